@@ -1,0 +1,78 @@
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install quickstart test test-long lint bench-peer
+
+VENV := .venv
+PEER := .venv-peer
+BIN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed$(addprefix -,$(EXTRA))
+comma := ,
+EXTRAS := dev$(addprefix $(comma),$(EXTRA))
+FIGURE := runs/digits/figures/quickstart.png
+PYTHON ?= python3
+CANDIDATES = $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.12 python3.11 python3.14)
+
+help:
+	@echo 'make install [EXTRA=tpu|cuda]  make .venv with everything in it (PYTHON=... picks the Python)'
+	@echo 'make quickstart                train a ViT on real digits, classify eight, draw the figure'
+	@echo 'make test                      the quick tests'
+	@echo 'make test-long                 all tests, those that take minutes too'
+	@echo 'make lint                      ruff check and ruff format --check'
+	@echo 'make bench-peer                make .venv-peer, timm in torch, for tools.benchmark --against'
+
+install: $(STAMP)
+
+# Every extra has its own stamp, and all leave the plain one: the other targets ask for that.
+$(STAMP): requirements.txt pyproject.toml
+	@$(call make_venv,$(VENV))
+	$(BIN) -m pip install -e '.[$(EXTRAS)]'
+	@touch $(VENV)/.installed $@
+	@echo 'installed; next: make quickstart, or . $(VENV)/bin/activate'
+
+ifneq ($(STAMP),$(VENV)/.installed)
+$(VENV)/.installed: $(STAMP) ;
+endif
+
+# Training saves as it goes and is resumed by the same command, so a half-done quickstart goes on.
+quickstart: $(FIGURE)
+	@echo 'done: $(FIGURE); to start afresh: rm -r runs/digits'
+
+$(FIGURE): | $(VENV)/.installed
+	$(BIN) -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
+	$(BIN) -m vit_jax.tools.predict --workdir=runs/digits --figure=$@ \
+	  test:0 test:1 test:2 test:3 test:4 test:5 test:6 test:7
+
+test: $(VENV)/.installed
+	$(BIN) -m pytest
+
+test-long: $(VENV)/.installed
+	$(BIN) -m pytest -m ''
+
+lint: $(VENV)/.installed
+	$(BIN) -m ruff check
+	$(BIN) -m ruff format --check
+
+bench-peer: $(PEER)/.installed
+
+# timm without its dependencies: it asks for torchvision, which the models do not need.
+$(PEER)/.installed:
+	@$(call make_venv,$(PEER))
+	$(PEER)/bin/python -m pip install torch==2.13.0 safetensors huggingface_hub pyyaml pillow numpy
+	$(PEER)/bin/python -m pip install --no-deps timm==1.0.31
+	$(PEER)/bin/python -c 'import torch'
+	@touch $@
+
+# The first Python that is new enough makes the folder, unless a working one is there already.
+define make_venv
+if ! $(1)/bin/python -m pip --version >/dev/null 2>&1; then \
+  for python in $(CANDIDATES); do \
+    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+      echo "making $(1) with $$($$python --version)"; \
+      exec $$python -m venv --clear $(1); \
+    fi; \
+  done; \
+  echo 'error: vit_jax needs Python 3.11 or newer, and "$(PYTHON)" is older or not there;' >&2; \
+  echo 'install one, or say which: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11' >&2; \
+  exit 1; \
+fi
+endef

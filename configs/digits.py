@@ -1,0 +1,22 @@
+"""scikit-learn's real 8x8 digits: 1,797 images, 10 classes. A ViT that trains in a minute on a CPU.
+
+  python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
+"""
+
+from configs import common
+
+
+def get_config():
+    c = common.defaults()
+    c.data.name, c.data.train, c.data.val, c.data.test = "digits", "train", "val", "test"
+    c.data.mean, c.data.std = (0.305,), (0.376,)
+    c.augment.crop, c.augment.flip = "none", 0.0
+    c.augment.rotate, c.augment.shift, c.augment.zoom, c.augment.shear = 10.0, 0.1, 0.1, 5.0
+    c.augment.eval_crop = 1.0
+    c.model.variant, c.model.image, c.model.channels, c.model.pool = "nano/2", 8, 1, "gap"
+    c.objective.ema = 0.98
+    c.batch_size, c.total_steps, c.optim.warmup = 64, "40ep", "4ep"
+    c.optim.lr = 5e-3
+    c.eval_every = c.checkpoint_every = "5ep"
+    c.log_every = "10"
+    return c

@@ -1,0 +1,254 @@
+"""Schedules, decay groups and steps against timm, MAE, DINO's rules and big_vision."""
+
+import json
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vit_jax import cli, optim
+
+GOLDEN = Path(__file__).parent / "golden"
+WIDTH, DEPTH = 6, 2
+SHAPES = {  # ours, without the axis of layers
+    "cls_token": (1, 1, WIDTH),
+    "dist_token": (1, 1, WIDTH),
+    "reg_token": (1, 4, WIDTH),
+    "pos_embed": (1, 5, WIDTH),
+    "patch_embed/kernel": (2, 2, 3, WIDTH),
+    "patch_embed/bias": (WIDTH,),
+    "blocks/norm1/scale": (WIDTH,),
+    "blocks/norm1/bias": (WIDTH,),
+    "blocks/attn/qkv/kernel": (WIDTH, 3, WIDTH),
+    "blocks/attn/qkv/bias": (3, WIDTH),
+    "blocks/attn/proj/kernel": (WIDTH, WIDTH),
+    "blocks/attn/proj/bias": (WIDTH,),
+    "blocks/ls1/gamma": (WIDTH,),
+    "blocks/norm2/scale": (WIDTH,),
+    "blocks/norm2/bias": (WIDTH,),
+    "blocks/mlp/fc1/kernel": (WIDTH, 8),
+    "blocks/mlp/fc1/bias": (8,),
+    "blocks/mlp/fc2/kernel": (8, WIDTH),
+    "blocks/mlp/fc2/bias": (WIDTH,),
+    "blocks/ls2/gamma": (WIDTH,),
+    "norm/scale": (WIDTH,),
+    "norm/bias": (WIDTH,),
+    "fc_norm/scale": (WIDTH,),
+    "fc_norm/bias": (WIDTH,),
+    "head/kernel": (WIDTH, 3),
+    "head/bias": (3,),
+    "head_dist/kernel": (WIDTH, 3),
+    "head_dist/bias": (3,),
+}
+
+
+def tree(make):
+    """make(path, shape with layers) at every leaf of a nested dict."""
+    params = {}
+    for path, shape in SHAPES.items():
+        *groups, leaf = path.split("/")
+        node = params
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[leaf] = make(path, (DEPTH, *shape) if groups[:1] == ["blocks"] else shape)
+    return params
+
+
+def by_path(params):
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in leaves}
+
+
+def ours(name):
+    """timm's name -> our path, index of the block or None."""
+    block = re.match(r"blocks\.(\d+)\.", name)
+    name = re.sub(r"^blocks\.\d+", "blocks", name).replace("patch_embed.proj", "patch_embed")
+    name = re.sub(r"(norm\d?)\.weight$", r"\1.scale", name).replace(".weight", ".kernel")
+    return name.replace(".", "/"), block and int(block[1])
+
+
+def make_config(**changes):
+    c = ConfigDict(dict(batch_size=8, total_steps="6"))
+    c.optim = dict(name="adamw", lr=1e-2, lr_batch=0, b1=0.9, b2=0.99, eps=1e-8, momentum=0.9)
+    c.optim.update(weight_decay=0.3, decay_rule="timm", decay_by="lr", warmup="2", end=1e-4)
+    c.optim.update(warmup_start=1e-3, warmup_prefix=False, clip=0.0, clip_by="global")
+    c.optim.update(layer_decay=1.0)
+    c.optim.update(changes)
+    return c
+
+
+def test_schedules_are_those_of_timm_and_mae():
+    golden = np.load(GOLDEN / "schedule/lr.npz")
+    meta = json.loads((GOLDEN / "schedule/meta.json").read_text())
+    for name, m in meta.items():
+        if name.startswith("mae"):
+            made = optim.cosine_schedule(
+                m["lr"], m["epochs"], warmup=m["warmup_epochs"], end=m["min_lr"], warmup_prefix=True
+            )(golden[f"{name}_epoch"])
+            expected = golden[name]
+        else:
+            made = optim.cosine_schedule(
+                m["scaled_lr"],
+                m["epochs"],
+                warmup=m["warmup_epochs"],
+                warmup_start=m["warmup_lr"],
+                end=m["min_lr"],
+            )(np.arange(m["epochs"] + 12))
+            expected = golden[f"{name}_sched_of_t"]
+        assert made.dtype == np.float64
+        np.testing.assert_allclose(made, expected, rtol=1e-12, atol=1e-18, err_msg=name)
+    prefix = dict(warmup=10, warmup_start=1e-3, end=1e-4, warmup_prefix=True)
+    made = [optim.cosine_schedule(0.8, 100, **prefix)(t) for t in range(110)]
+    np.testing.assert_allclose(made, golden["timm_warmup_prefix"], rtol=1e-12)
+
+
+def test_schedule_of_big_vision_and_of_jax_arrays():
+    golden = np.load(GOLDEN / "schedule/bv_cosine.npz")
+    total, warmup = int(golden["total"]), int(golden["warmup"])
+    schedule = optim.cosine_schedule(1.0, total, warmup=warmup, warmup_prefix=True)
+    # The reference computes in float32: 1e-7 is its rounding of a cosine near -1.
+    np.testing.assert_allclose(schedule(golden["step"]), golden["lr_mult"], rtol=1e-5, atol=1e-7)
+    traced = jax.jit(schedule)(golden["step"].astype(np.int32))
+    np.testing.assert_allclose(traced, schedule(golden["step"]), rtol=1e-5, atol=2e-7)
+    assert optim.cosine_schedule(0.5, 10)(0) == 0.5 and optim.cosine_schedule(0.5, 10)(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("timm_vit_cls", "timm"),
+        ("timm_vit_reg_ls_gap", "timm"),
+        ("timm_deit_distilled_current_timm", "timm"),
+        ("deit2020_distilled_timm0.3.2_skiplist", "deit"),
+        ("mae_layer_decay", "timm"),
+    ],
+)
+def test_groups_are_those_of_timm_deit_and_mae(name, rule):
+    params = tree(lambda _, shape: np.zeros(shape))
+    mask = by_path(optim.decay_mask(params, rule))
+    scales = by_path(optim.layer_scales(params, 0.75))
+    groups = json.loads((GOLDEN / "param_groups/groups.json").read_text())[name]
+    for group in groups:
+        for timm_name in group["names"]:
+            path, block = ours(timm_name)
+            assert mask[path] == (group["weight_decay"] > 0), timm_name
+            if name == "mae_layer_decay":
+                scale = scales[path] if block is None else scales[path][block].item()
+                assert scale == pytest.approx(group["lr_scale"], rel=1e-12), timm_name
+
+
+def test_rules_without_a_golden_file():
+    params = tree(lambda _, shape: np.zeros(shape))
+    rules = ("timm", "dino", "kernel", "all")
+    masks = {rule: by_path(optim.decay_mask(params, rule)) for rule in rules}
+    decayed = {rule: {k for k, v in masks[rule].items() if v} for rule in rules}
+    assert decayed["dino"] - decayed["timm"] == {
+        "cls_token",
+        "dist_token",
+        "reg_token",
+        "pos_embed",
+    }
+    assert decayed["kernel"] == {k for k in SHAPES if k.endswith("kernel")} == decayed["timm"]
+    assert decayed["all"] == set(SHAPES)
+    with pytest.raises(cli.UserError, match="'tim' is no decay rule"):
+        optim.decay_mask(params, "tim")
+    with pytest.raises(cli.UserError, match="needs a model with blocks"):
+        optim.layer_scales({"head": params["head"]}, 0.5)
+
+
+def test_steps_are_those_of_big_vision():
+    golden = np.load(GOLDEN / "train_steps_supervised/big_vision_optimizer/steps.npz")
+    meta = json.loads(
+        (GOLDEN / "train_steps_supervised/big_vision_optimizer/meta.json").read_text()
+    )
+    config = make_config(lr=meta["lr"], b2=meta["betas"][1], weight_decay=meta["wd"])
+    config.total_steps, config.optim.warmup = str(meta["total_steps"]), str(meta["warmup_steps"])
+    config.optim.update(decay_rule="kernel", decay_by="schedule", warmup_prefix=True, end=0.0)
+    config.optim.update(warmup_start=0.0, clip=meta["grad_clip_norm"])
+    tx, _ = optim.make(config, 1)
+
+    def read(letter, t):
+        keys = [k for k in golden.files if k.startswith(f"{letter}{t}/")]
+        return {k.split("/", 1)[1]: golden[k] for k in keys}
+
+    params = read("p", 0)
+    state = tx.init(params)
+    for t in range(5):
+        updates, state = jax.jit(tx.update)(read("g", t), state, params)
+        params = jax.tree.map(np.add, params, updates)
+        for name, expected in read("p", t + 1).items():
+            np.testing.assert_allclose(params[name], expected, rtol=2e-6, atol=2e-7, err_msg=name)
+
+
+def reference(c, schedule, params, grads, decays, scales):
+    """torch's AdamW and SGD, tensor by tensor, in float64: dicts of arrays -> params."""
+    first = {k: 0.0 for k in params}
+    second = {k: 0.0 for k in params}
+    for t, grad in enumerate(grads):
+        everything = np.sqrt(sum(np.sum(g**2) for g in grad.values()))
+        for k, g in grad.items():
+            if c.clip_by == "tensor":
+                g = g * min(c.clip / (np.sqrt(np.sum(g**2)) + 1e-6), 1)
+            elif everything > c.clip:
+                g = g * c.clip / everything
+            lr, decay, p = schedule(t) * scales[k], c.weight_decay * decays[k], params[k]
+            if c.name == "sgd":
+                first[k] = c.momentum * first[k] + g + decay * p
+                params[k] = p - lr * first[k]
+                continue
+            first[k] = c.b1 * first[k] + (1 - c.b1) * g
+            second[k] = c.b2 * second[k] + (1 - c.b2) * g**2
+            root = np.sqrt(second[k] / (1 - c.b2 ** (t + 1)))
+            p = p - lr * decay * p
+            params[k] = p - lr * first[k] / (1 - c.b1 ** (t + 1)) / (root + c.eps)
+    return params
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("clip_by", ["tensor", "global"])
+def test_stacked_blocks_take_the_steps_of_separate_tensors(name, clip_by):
+    config = make_config(name=name, clip_by=clip_by, clip=0.7, layer_decay=0.6, lr_batch=4)
+    tx, schedule = optim.make(config, 1)
+    assert schedule(2) == pytest.approx(1e-4 + (0.02 - 1e-4) * 0.75)
+    rng = np.random.default_rng(0)
+    params = tree(lambda _, shape: rng.normal(size=shape))
+    # Blocks of very different gradients, so that clipping them together would show.
+    sizes = np.array([0.05, 2.0])
+    grads = []
+    for _ in range(5):
+        grads.append(tree(lambda _, shape: rng.normal(size=shape)))
+        grads[-1]["blocks"] = jax.tree.map(
+            lambda g: g * sizes.reshape(-1, *[1] * (g.ndim - 1)), grads[-1]["blocks"]
+        )
+    decays, scales = {}, {}
+    for path in SHAPES:
+        kernel = path.endswith("kernel")
+        for i in range(DEPTH) if path.startswith("blocks") else [None]:
+            decays[path, i] = kernel
+            early = path.split("/")[0] in ("cls_token", "pos_embed", "patch_embed")
+            scales[path, i] = 0.6 ** (3 - (0 if early else 3 if i is None else i + 1))
+
+    def separate(nested):
+        flat = by_path(nested)
+        return {(k, i): np.asarray(flat[k] if i is None else flat[k][i]) for k, i in decays}
+
+    with np.errstate(all="raise"):
+        expected = reference(
+            config.optim, schedule, separate(params), [separate(g) for g in grads], decays, scales
+        )
+    params = jax.tree.map(lambda p: np.float32(p), params)
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    for g in grads:
+        updates, state = update(jax.tree.map(np.float32, g), state, params)
+        params = jax.tree.map(np.add, params, updates)
+    for key, made in separate(params).items():
+        np.testing.assert_allclose(made, expected[key], rtol=2e-5, atol=2e-6, err_msg=str(key))
+
+
+def test_durations_that_contradict_are_refused():
+    with pytest.raises(cli.UserError, match="longer than"):
+        optim.make(make_config(warmup="2ep"), 10)

@@ -1,0 +1,26 @@
+"""Vision Transformers in JAX: train, reproduce, look inside.
+
+Files are stages every image passes through; folders hold families you can add a member to.
+The life of an image:
+
+  data/*           one encoded or plain image and its label, by index
+  decode.py        any file or bytes -> uint8 h w c, safely
+  augment.py       a view of it: crop, resize, shift (host); flip, erase, normalise (device)
+  batch.py         views -> b h w c on the devices; batch k is a pure function of (seed, k)
+  mixing.py        mixup and CutMix: two images and their targets -> one
+  patch_embed.py   b h w c -> b n d, plus position
+  encoder.py       b n d, depth times attention and MLP
+  heads.py         b n d -> b d (pooling) -> b k (logits)
+  vit.py           all of that as one model with named outputs; variants.py has the sizes
+  objectives/*     a scalar loss, and what else moves with training
+  step.py          its gradient, and the optimizer's move (optim.py), on the mesh (sharding.py)
+  checkpoint.py    the state, on disk and back
+  evaluators/*     parameters -> numbers
+  train.py         the loop over all of this; cli.py reads the command line, log.py writes the curves
+  pretrained/*     weights from other projects, as tables of names
+  figures/*        arrays to figures
+  tools/*          what a person runs besides train
+
+Axes: b batch, v views, h w rows and columns, c channels, n tokens (q queries, m keys),
+d width, e one head's share of it, k classes, l layers.
+"""

@@ -1,0 +1,209 @@
+"""A view of an image: crop, resize and shift on the host, flip, normalise and erase on the device.
+
+Host functions take one uint8 image [h, w, c] and give one; they run in threads and in worker
+processes. Device functions take a batch [b, h, w, c] and a typed key for each image [b], so that
+an image's view depends neither on its batch nor on its device.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
+ERASE_AREA, ERASE_RATIO, ERASE_TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10  # timm's defaults
+
+
+def views(config):
+    """-> train_view(image, rng) and eval_view(image), as config.augment and config.model say."""
+    a = config.augment
+    common = {
+        "size": config.model.image,
+        "channels": config.model.channels,
+        "eval_crop": a.eval_crop,
+    }
+    names = ("crop", "scale", "ratio", "pad", "rotate", "shift", "zoom", "shear")
+    train = functools.partial(train_view, **common, **{name: a[name] for name in names})
+    return train, functools.partial(eval_view, **common)
+
+
+def train_view(
+    image,
+    rng,
+    *,
+    size,
+    channels,
+    crop="resized",
+    scale=(0.08, 1.0),
+    ratio=(3 / 4, 4 / 3),
+    pad=0,
+    rotate=0.0,
+    shift=0.0,
+    zoom=0.0,
+    shear=0.0,
+    eval_crop=0.875,
+):
+    """A random view, uint8 [size, size, channels]; `rng` is a numpy Generator.
+
+    crop: "resized" (random_resized_crop), "pad" (the eval view, shifted by up to `pad` pixels) or
+    "none" (the eval view). An affine map follows where rotate, shift, zoom or shear is not 0.
+    """
+    if crop == "resized":
+        image = to_channels(image, channels, before=True)
+        image = to_channels(random_resized_crop(image, rng, size, scale, ratio), channels)
+    else:
+        image = eval_view(image, size=size, channels=channels, eval_crop=eval_crop)
+        if crop == "pad":
+            image = pad_crop(image, rng, pad)
+    if rotate or shift or zoom or shear:
+        image = affine(image, rng, rotate, shift, zoom, shear)
+    return image
+
+
+def eval_view(image, *, size, channels, eval_crop):
+    """The deterministic view: short side to floor(size / eval_crop), bicubic, then the centre.
+
+    Rounding as torchvision: the long side is truncated, the centre's offset rounded half to even.
+    Returns uint8 [size, size, channels]; equals Resize and CenterCrop on PIL images.
+    """
+    image = to_channels(image, channels, before=True)
+    h, w = image.shape[:2]
+    short = math.floor(size / eval_crop)
+    if min(h, w) != short:
+        h, w = (short, short * w // h) if h <= w else (short * h // w, short)
+        image = _resize(image, w, h)
+    if (h, w) != (size, size):
+        y, x = round((h - size) / 2), round((w - size) / 2)
+        image = image[y : y + size, x : x + size]
+    return to_channels(image, channels)
+
+
+def to_channels(image, channels, before=False):
+    """uint8 [h, w, c] -> [h, w, channels]: grey repeated, or colour's luma (ITU-R 601, as PIL).
+
+    before: only what makes the work that follows less, from colour to grey.
+    """
+    if image.shape[2] == channels or (before and channels > 1):
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    luma = image @ np.array([19595, 38470, 7471], np.uint32) + 0x8000
+    return (luma >> 16).astype(np.uint8)[..., None]
+
+
+def random_resized_crop(image, rng, size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
+    """A box of random area and shape, resized to a square: uint8 [size, size, c].
+
+    Inception's crop (Szegedy et al. 2015, section 6) with the draws of torchvision's
+    RandomResizedCrop: up to ten boxes with area in `scale` and log-uniform width / height in
+    `ratio`, else the largest centred box within `ratio`.
+    """
+    y, x, h, w = _crop_box(image.shape[0], image.shape[1], rng, scale, ratio)
+    image = image[y : y + h, x : x + w]
+    return image if (h, w) == (size, size) else _resize(image, size, size)
+
+
+def _crop_box(height, width, rng, scale, ratio):
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            y, x = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            return int(y), int(x), h, w
+    w = min(width, round(height * ratio[1]))
+    h = min(height, round(width / ratio[0]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def pad_crop(image, rng, pad):
+    """The image shifted by up to `pad` pixels each way, black where it was not."""
+    y, x = rng.integers(2 * pad + 1, size=2)
+    h, w, c = image.shape
+    padded = np.zeros((h + 2 * pad, w + 2 * pad, c), image.dtype)  # np.pad takes 4 times as long
+    padded[pad : pad + h, pad : pad + w] = image
+    return padded[y : y + h, x : x + w]
+
+
+def affine(image, rng, rotate=0.0, shift=0.0, zoom=0.0, shear=0.0):
+    """Turned, sheared, scaled and moved about its centre in one bilinear step, black outside.
+
+    Each is drawn uniformly: degrees within +-rotate and +-shear (along x), scale within 1 +- zoom,
+    and shares of the side within +-shift, along x and y.
+    """
+    h, w, c = image.shape
+    turn, slant, grow, dx, dy = rng.uniform(-1, 1, 5)
+    angle, k = math.radians(turn * rotate), math.tan(math.radians(slant * shear))
+    s = 1 + grow * zoom
+    cos, sin = math.cos(angle), math.sin(angle)
+    # PIL wants the map from output to input: undo the shift, the turn, the shear, the scale.
+    matrix = np.array([[1, -k], [0, 1]]) @ np.array([[cos, sin], [-sin, cos]]) / s
+    centre = np.array([w / 2, h / 2])
+    offset = centre - matrix @ (centre + [dx * shift * w, dy * shift * h])
+    data = (*matrix[0], offset[0], *matrix[1], offset[1])
+    return _array(_pil(image).transform((w, h), Image.Transform.AFFINE, data, BILINEAR), c)
+
+
+def _resize(image, width, height):
+    return _array(_pil(image).resize((width, height), BICUBIC), image.shape[2])
+
+
+def _pil(image):
+    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+
+
+def _array(pil, channels):
+    array = np.asarray(pil)
+    return array[..., None] if channels == 1 else array
+
+
+def normalise(images, mean, std):
+    """uint8 [b, h, w, c], mean and std of images in [0, 1] with a value a channel -> float32."""
+    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def flip(images, keys, p):
+    """Left and right swapped, with probability p an image. [b, h, w, c], keys [b]."""
+    coins = jax.vmap(lambda key: jax.random.bernoulli(key, p))(keys)
+    return jnp.where(coins[:, None, None, None], images[:, :, ::-1], images)
+
+
+def erase(images, keys, p):
+    """A random box becomes noise N(0, 1), with probability p an image. Normalised [b, h, w, c].
+
+    Random erasing (Zhong et al. 2017) as timm's "pixel" mode: 2 to 33 % of the area, log-uniform
+    height / width in 0.3 to 3.3, the first of ten draws that is smaller than the image.
+    """
+    return jax.vmap(functools.partial(_erase_one, p=p))(images, keys)
+
+
+def _erase_one(image, key, p):
+    h, w = image.shape[:2]
+    coin, box, noise = jax.random.split(key, 3)
+    top, left, height, width = erase_box(box, h, w)
+    rows, columns = jnp.arange(h)[:, None, None], jnp.arange(w)[None, :, None]
+    inside = (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
+    noise = jax.random.normal(noise, image.shape, image.dtype)
+    return jnp.where(inside & jax.random.bernoulli(coin, p), noise, image)
+
+
+def erase_box(key, h, w):
+    """-> top, left, height, width of the box to erase in an image h x w; empty if none fits."""
+    area, aspect, top, left = jax.random.split(key, 4)
+    draws = (ERASE_TRIES,)
+    area = h * w * jax.random.uniform(area, draws, minval=ERASE_AREA[0], maxval=ERASE_AREA[1])
+    low, high = math.log(ERASE_RATIO[0]), math.log(ERASE_RATIO[1])
+    aspect = jnp.exp(jax.random.uniform(aspect, draws, minval=low, maxval=high))
+    height = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
+    width = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
+    fits = (height < h) & (width < w)
+    first = jnp.argmax(fits)
+    height, width = height[first] * fits[first], width[first] * fits[first]
+    top = jax.random.randint(top, (), 0, h - height + 1)
+    left = jax.random.randint(left, (), 0, w - width + 1)
+    return top, left, height, width

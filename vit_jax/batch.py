@@ -1,0 +1,105 @@
+"""Source -> views -> batches. Batch k is a pure function of (seed, k).
+
+Process p of P reads rows p*B/P to (p+1)*B/P of every global batch of B, and the views' randomness
+belongs to the row, so neither the number of processes nor of workers changes a pixel. The only
+state is k. A pass over the data is a new permutation; batches run across the ends of passes.
+"""
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+
+from vit_jax.cli import UserError
+
+
+def train_batches(
+    source,
+    view,
+    *,
+    seed,
+    batch_size,
+    start=0,
+    workers=0,
+    threads=4,
+    process_index=0,
+    process_count=1,
+):
+    """Iterator over this process's rows of global batches start, start + 1, ... without end.
+
+    view(image, rng) -> uint8 [s, s, c]. workers: processes that read and augment, started by
+    spawning, so a script needs `if __name__ == "__main__":`; with 0 it is `threads` threads.
+    Yields numpy {"image": uint8 [B/P, s, s, c], "label": int32 [B/P]}; call .close() at the end.
+    Raises UserError for sizes that cannot be, and whatever source and view raise.
+    """
+    local = _local_size(batch_size, process_count)
+    if len(source) < batch_size:
+        raise UserError(
+            f"the training split has {len(source)} images, config.batch_size is {batch_size}: "
+            f"set config.batch_size to {len(source)} or less"
+        )
+    rows = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
+    rows = rows.random_map(_TrainRow(view))
+    batches = rows.batch(local)[process_index::process_count][start:]
+    if not workers:
+        return _read(batches, threads)
+    if not flags.FLAGS.is_parsed():  # a notebook; grain reads its own flags
+        flags.FLAGS.mark_as_parsed()
+    # Each worker has a batch in the making and one ready.
+    batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
+    return iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+
+
+def eval_batches(source, view, *, batch_size, threads=4, process_index=0, process_count=1):
+    """Iterator over this process's rows of every global batch of one pass, in order.
+
+    view(image) -> uint8 [s, s, c]. Yields numpy dicts as train_batches, with "mask", bool [B/P]:
+    False in the black rows that fill up the last batch. Every image is in exactly one batch of one
+    process, and all processes get the same number of batches. Close it if you leave early.
+    """
+    local = _local_size(batch_size, process_count)
+    padded = -(-len(source) // batch_size) * batch_size
+    rows = grain.MapDataset.range(padded).map(_EvalRow(source, view))
+    return _read(rows.batch(local)[process_index::process_count], threads)
+
+
+def to_devices(batch, sharding):
+    """This process's rows, a tree of numpy arrays -> global jax arrays with that sharding."""
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+class _TrainRow:
+    def __init__(self, view):
+        self.view = view
+
+    def __call__(self, example, rng):
+        image = self.view(example["image"], rng)
+        return {"image": image, "label": np.int32(example["label"])}
+
+
+class _EvalRow:
+    def __init__(self, source, view):
+        self.source, self.view = source, view
+
+    def __call__(self, i):
+        real = i < len(self.source)
+        example = self.source[i if real else 0]
+        image = self.view(example["image"])
+        if not real:
+            return {"image": np.zeros_like(image), "label": np.int32(0), "mask": np.bool_(False)}
+        return {"image": image, "label": np.int32(example["label"]), "mask": np.bool_(True)}
+
+
+def _read(batches, threads):
+    # The buffer counts batches: one a thread.
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    return iter(batches.to_iter_dataset(options))
+
+
+def _local_size(batch_size, process_count):
+    if batch_size % process_count:
+        raise UserError(
+            f"a batch of {batch_size} images does not divide over {process_count} processes; "
+            f"make it a multiple of {process_count}"
+        )
+    return batch_size // process_count

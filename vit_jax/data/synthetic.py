@@ -1,0 +1,42 @@
+"""Images made of numbers: each class its own coarse pattern, under noise. For tests and timing.
+
+Example i of a split is always the same, and nothing is read from disk.
+"""
+
+import numpy as np
+
+from vit_jax.cli import UserError
+from vit_jax.data import unknown_split
+
+SPLITS = ("train", "val", "test")
+GRID = 4  # cells along each side of a class's pattern
+
+
+def make(split, config):
+    """config.data.synthetic.images examples a split, a little larger than the model's images."""
+    if split not in SPLITS:
+        raise unknown_split(split, SPLITS)
+    images, classes = config.data.synthetic.images, config.data.synthetic.classes
+    if images < 1 or classes < 1:
+        raise UserError("config.data.synthetic needs at least one image and one class")
+    side = config.model.image + max(config.model.image // 8, 2)
+    return Synthetic(SPLITS.index(split), images, classes, side, config.model.channels)
+
+
+class Synthetic:
+    """Source of images uint8 [side, side, channels] whose labels go 0, 1, 2, ... in turn."""
+
+    def __init__(self, split, images, classes, side, channels):
+        self.split, self.images, self.shape = split, images, (side, side, channels)
+        self.num_classes, self.class_names = classes, [f"pattern {k}" for k in range(classes)]
+        cells = np.arange(side) * GRID // side
+        grids = np.random.default_rng(0).integers(0, 256, (classes, GRID, GRID, channels), np.uint8)
+        self.patterns = grids[:, cells[:, None], cells]
+
+    def __len__(self):
+        return self.images
+
+    def __getitem__(self, i):
+        label = i % self.num_classes
+        noise = np.random.default_rng((self.split, i)).integers(0, 128, self.shape, np.uint8)
+        return {"image": self.patterns[label] // 2 + noise, "label": label}

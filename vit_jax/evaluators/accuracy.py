@@ -1,0 +1,54 @@
+"""How often the right class is first, or among the first five. Every image counts exactly once."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax import augment, batch, data, sharding
+
+
+def make(model, config, split, mesh):
+    """-> evaluate(params) -> {"acc1", "acc5" (with more than 5 classes), "loss", "images"}."""
+    size = config.eval_batch_size or config.batch_size
+    sharding.check_batch_size("eval_batch_size", size, mesh)
+    placement = sharding.batch_sharding(mesh)
+    source = data.make(config, config.data[split])
+    _, view = augment.views(config)
+
+    @jax.jit
+    def count(params, batch):
+        images = augment.normalise(batch["image"], config.data.mean, config.data.std)
+        logits = model.apply(params, images)["logits"]
+        label, mask = batch["label"], batch["mask"]
+        # The rank of the right class: how many others score at least as much. A model that gives
+        # every class the same score, or NaN, is never right.
+        right = jnp.take_along_axis(logits, label[:, None], axis=-1)
+        better = (~(logits < right)).sum(-1) - 1
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        sums = {"acc1": better < 1, "loss": loss, "images": jnp.ones_like(loss)}
+        if logits.shape[-1] > 5:
+            sums["acc5"] = better < 5
+        return {name: jnp.sum(jnp.where(mask, x, 0)) for name, x in sums.items()}
+
+    def evaluate(params):
+        totals = None
+        batches = batch.eval_batches(
+            source,
+            view,
+            batch_size=size,
+            threads=config.data.threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        for rows in batches:
+            sums = count(params, batch.to_devices(rows, placement))
+            # float32 counts to 2**24 images exactly; Python's own numbers count on.
+            totals = [sums] if totals is None else [*totals, sums]
+        totals = jax.device_get(totals)
+        totals = {name: sum(float(sums[name]) for sums in totals) for name in totals[0]}
+        images = int(totals.pop("images"))
+        if images != len(source):
+            raise RuntimeError(f"{images} of {len(source)} images were scored")
+        return {name: total / images for name, total in totals.items()} | {"images": images}
+
+    return evaluate

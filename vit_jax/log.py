@@ -1,0 +1,250 @@
+"""What a run says: metrics.jsonl, TensorBoard, the progress line, run.json.
+
+metrics.jsonl has one JSON object a line, `step` first; what is not finite is null. Lines are
+appended whole, and a reader passes over a line that was torn by a crash or a full disk.
+"""
+
+import errno
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets numpy pillow".split()
+SECRET = r"(?i)^(--?[\w.-]*(?:key|token|secret|password)[\w.-]*=).*"  # a flag not to write down
+
+
+class Log:
+    """The log of one (re)start of a run; a context manager.
+
+    workdir: exists. total_steps: of the whole run, for the time that is left. start: the step
+    that was restored; rows past it, of a part of the run that is now done again, are moved to
+    metrics.discarded.jsonl (all rows where it is 0). primary: whether this process is the one
+    that writes; the others' calls do nothing. stream: where the progress line goes; in place on
+    a terminal, else one line a row.
+    """
+
+    def __init__(self, workdir, total_steps, *, start=0, primary=True, stream=None):
+        self.workdir, self.total, self.start = Path(workdir), total_steps, start
+        self.stream = stream or sys.stdout
+        self._file = self._tensorboard = self._live = None
+        self._text, self._shown, self._mark = "", 0.0, (start, time.monotonic())
+        if primary:
+            _discard(self.workdir, start)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            self._file = os.open(self.workdir / "metrics.jsonl", flags, 0o644)
+
+    def write(self, step, metrics):
+        """A row: {"train/loss": number, ...} after `step` optimizer steps. Fetches JAX scalars.
+
+        Raises OSError (ENOSPC) where the disk is full; the file then still ends in a whole line.
+        """
+        if self._file is None:
+            return
+        row = {"step": int(step)} | {key: _plain(value) for key, value in metrics.items()}
+        _append(self._file, (json.dumps(row, allow_nan=False) + "\n").encode())
+        numbers = [(k, v) for k, v in row.items() if k != "step" and isinstance(v, (int, float))]
+        self._write_tensorboard(row["step"], numbers)
+        training = "train/loss" in row
+        text = self._describe(row) if training else "  ".join(f"{k} {v:.4g}" for k, v in numbers)
+        self._text = text if training else self._text
+        if training and self.stream.isatty():
+            self._show(row["step"])
+        else:
+            self.say(f"step {row['step']:,}/{self.total:,}  {text}")
+
+    def tick(self, step):
+        """Moves the progress line on a terminal. Cheap: call it after every step."""
+        if self._file is not None and self.stream.isatty() and time.monotonic() - self._shown > 0.2:
+            self._show(step)
+
+    def say(self, text):
+        """A line of its own, above the progress line."""
+        if self._file is None:
+            return
+        if self._live is None:
+            print(text, file=self.stream, flush=True)
+        else:
+            self._live.console.print(text, highlight=False, markup=False)
+
+    def close(self):
+        """Ends the progress line, closes the files. More calls do nothing."""
+        if self._live is not None:
+            self._live.stop()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._file is not None:
+            os.close(self._file)
+        self._file = self._tensorboard = self._live = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _show(self, step):
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        line = Text(f"step {step:,}/{self.total:,}  {self._text}", no_wrap=True, overflow="crop")
+        if self._live is None:
+            self._live = Live(line, console=Console(file=self.stream), auto_refresh=False)
+            self._live.start()
+        self._live.update(line, refresh=True)
+        self._shown = time.monotonic()
+
+    def _describe(self, row):
+        """What a person watches of a training row."""
+        (step, then), now = self._mark, time.monotonic()
+        self._mark = (row["step"], now)
+        left = (self.total - row["step"]) * (now - then) / max(row["step"] - step, 1)
+        loss, accuracy = row["train/loss"], row.get("train/acc1")
+        speed, wait = row.get("perf/images_per_s"), row.get("perf/data_wait_frac")
+        words = [f"loss {'not finite' if loss is None else format(loss, '.4f')}"]
+        words += [f"acc {accuracy:.1%}"] if accuracy is not None else []
+        words += [f"{speed:,.{0 if speed >= 100 else 1}f} images/s"] if speed is not None else []
+        words += [f"{_clock(left)} left"]
+        words += [f"data wait {wait:.0%}"] if wait is not None else []
+        return "  ".join(words)
+
+    def _write_tensorboard(self, step, numbers):
+        # Not SummaryWriter: its thread dies on a full disk, and then its queue blocks for ever.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        now = time.time()
+        if self._tensorboard is None:
+            (self.workdir / "tb").mkdir(exist_ok=True)
+            # Names hold seconds only: without more, a quick restart would overwrite a file.
+            prefix, suffix = str(self.workdir / "tb" / "events"), f".{time.time_ns()}"
+            self._tensorboard = EventsWriter(prefix, suffix)
+            # TensorBoard hides what an earlier start wrote from this step on.
+            again, mark = self.start + 1 if self.start else 0, SessionLog(status=SessionLog.START)
+            self._tensorboard.write_event(Event(wall_time=now, step=again, session_log=mark))
+        summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in numbers])
+        self._tensorboard.write_event(Event(wall_time=now, step=step, summary=summary))
+        self._tensorboard.flush()
+
+
+def read_metrics(workdir):
+    """The rows of workdir/metrics.jsonl, as dicts; [] where there are none."""
+    return [row for _, row in _lines(Path(workdir) / "metrics.jsonl") if row is not None]
+
+
+def write_run_json(workdir, *, step=0, mesh=None, **facts):
+    """Writes workdir/run.json: what ran, on what, when. Call it in one process, at every start.
+
+    step: the step that this start goes on from. mesh: jax.sharding.Mesh. facts: what the caller
+    knows, such as num_classes and class_names; facts of earlier starts stay unless given anew.
+    """
+    from importlib import metadata
+
+    import jax
+
+    path = Path(workdir) / "run.json"
+    try:
+        run = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        run = {}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    devices = jax.devices()
+    run |= {
+        "command": [re.sub(SECRET, r"\1***", word) for word in sys.argv],
+        "code": _revision(),
+        "python": sys.version.split()[0],
+        "versions": {d.name: d.version for d in metadata.distributions() if d.name in PACKAGES},
+        "platform": devices[0].platform,
+        "devices": [device.device_kind for device in devices],
+        "processes": jax.process_count(),
+        "mesh": dict(mesh.shape) if mesh is not None else None,
+        **facts,
+        "starts": [*run.get("starts", []), {"time": now, "step": int(step)}],
+    }
+    write_json(path, run)
+
+
+def write_json(path, value):
+    """Writes JSON so that a reader finds either the old file or the whole new one."""
+    part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _discard(workdir, start):
+    """Moves the rows past step `start`, and torn ones, out of metrics.jsonl."""
+    path = workdir / "metrics.jsonl"
+    keep, drop = [], []
+    for text, row in _lines(path):
+        (keep if row is not None and start and row["step"] <= start else drop).append(text)
+    if drop or keep and not path.read_bytes().endswith(b"\n"):
+        with open(workdir / "metrics.discarded.jsonl", "ab") as file:
+            file.write(b"".join(text + b"\n" for text in drop))
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        part.write_bytes(b"".join(text + b"\n" for text in keep))
+        os.replace(part, path)
+
+
+def _lines(path):
+    """[(line, row or None where it is torn)]"""
+    pairs = []
+    for text in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(text)
+        except ValueError:
+            row = None
+        pairs.append((text, row if isinstance(row, dict) and "step" in row else None))
+    return pairs
+
+
+def _append(file, line):
+    """One write for a whole line; what a full disk left of it is taken back."""
+    size = os.fstat(file).st_size
+    if os.write(file, line) != len(line):
+        os.ftruncate(file, size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
+
+
+def _plain(value):
+    """A number of any library as Python's; None where it is not finite."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _clock(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _revision():
+    """{"revision": commit, "changed": whether files differ from it}; None outside a checkout."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*words):
+        command = ["git", "-C", str(root), *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=20
+        ).stdout
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel").strip()) != root:
+            return None
+        changed = bool(git("status", "--porcelain", "--untracked-files=no").strip())
+        return {"revision": git("rev-parse", "HEAD").strip(), "changed": changed}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,49 @@
+"""FAMILY: what is minimised. A member module has `make(model, config) -> Objective`."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Objective(NamedTuple):
+    """Pure functions, in the order in which training calls them.
+
+    extra is what is neither trained nor thrown away: a teacher, a moving average, statistics.
+    aux is {"metrics": scalars to log, "carry": means over the batch that `update` needs}.
+    """
+
+    init: Callable  # rng -> params, extra
+    loss: Callable  # params, extra, batch, rng, step -> loss, aux
+    update: Callable  # extra, params (after the optimizer), aux, step -> extra
+    weights: Callable  # params, extra -> the params that evaluators, predict and features use
+
+
+def make(model, config):
+    """The objective config.objective.name, in a moving average if config.objective.ema says so."""
+    member = import_module(f"vit_jax.objectives.{config.objective.name}")
+    return member.make(model, config)
+
+
+def with_ema(objective, decay):
+    """Keep the exponential moving average of the weights and use it wherever weights are used.
+
+    average <- decay * average + (1 - decay) * params after every optimizer step, from the initial
+    parameters on (as timm's ModelEma).
+    """
+
+    def init(rng):
+        params, extra = objective.init(rng)
+        # Copies: the state is donated, so no two of its leaves may share a buffer.
+        return params, {"ema": jax.tree.map(jnp.copy, params), "inner": extra}
+
+    def loss(params, extra, *args):
+        return objective.loss(params, extra["inner"], *args)
+
+    def update(extra, params, aux, step):
+        ema = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), extra["ema"], params)
+        return {"ema": ema, "inner": objective.update(extra["inner"], params, aux, step)}
+
+    return Objective(init, loss, update, lambda _, extra: extra["ema"])

@@ -1,0 +1,62 @@
+"""Classification: cross-entropy with labels, smoothed and mixed."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vit_jax import augment, mixing
+from vit_jax.objectives import Objective, with_ema
+from vit_jax.vit import image_keys
+
+
+def make(model, config):
+    """The objective of a model with logits. Its batch: image uint8 [b, h, w, c], label [b]."""
+    c, mix = config.objective, config.augment
+
+    def init(rng):
+        return model.init(rng), {}
+
+    def loss(params, extra, batch, rng, step):  # noqa: ARG001  the same at every step
+        flips, erases, mixed, noise = jax.random.split(rng, 4)
+        images = batch["image"]
+        if mix.flip:
+            images = augment.flip(images, image_keys(flips, batch["row"]), mix.flip)
+        images = augment.normalise(images, config.data.mean, config.data.std)
+        if mix.erase:
+            images = augment.erase(images, image_keys(erases, batch["row"]), mix.erase)
+        num_classes = jax.eval_shape(model.apply, params, images)["logits"].shape[-1]
+        targets = smooth(jax.nn.one_hot(batch["label"], num_classes), c.label_smoothing)
+        images, targets = mixing.mix_batch(
+            mixed,
+            images,
+            targets,
+            mixup=mix.mixup,
+            cutmix=mix.cutmix,
+            prob=mix.mix_prob,
+            switch=mix.mix_switch,
+        )
+        keys = image_keys(noise, batch["row"])
+        logits = model.apply(params, images, train=True, rng=keys)["logits"]
+        acc1 = jnp.mean(logits.argmax(-1) == targets.argmax(-1))
+        return cross_entropy(logits, targets), {"metrics": {"acc1": acc1}, "carry": {}}
+
+    objective = Objective(
+        init, loss, update=lambda extra, *_: extra, weights=lambda params, _: params
+    )
+    return with_ema(objective, c.ema) if c.ema else objective
+
+
+def cross_entropy(logits, targets):
+    """Mean over the batch of -sum(targets * log softmax(logits)).
+
+    logits [b, k]; targets [b, k], distributions (soft targets), or integer labels [b]. -> scalar
+    """
+    if jnp.ndim(targets) == jnp.ndim(logits) - 1:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+    return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def smooth(targets, smoothing):
+    """Label smoothing: `smoothing` of each target [b, k] is spread over all classes, its own too
+    (arXiv:1512.00567, section 7)."""
+    return targets * (1 - smoothing) + smoothing / targets.shape[-1]

@@ -1,0 +1,182 @@
+"""Config -> optax: schedule, weight decay, layer-wise learning rates, clipping.
+
+What a reference does for each tensor is done for each block, although the blocks' tensors are
+stacked: leaves below `blocks` hold one tensor a layer along axis 0. What a leaf is follows from
+its path, since a stacked bias has as many axes as a kernel elsewhere.
+"""
+
+import jax
+import numpy as np
+import optax
+from jax import numpy as jnp
+
+from vit_jax.recipe import UserError, steps
+
+# Names that do not decay, beside biases and vectors (norm scales, LayerScale gammas). timm:
+# `no_weight_decay` of its ViTs. deit: DeiT's of 2020 forgot dist_token, which therefore decays.
+# dino: `get_params_groups` of facebookresearch/dino has no names.
+UNDECAYED = {
+    "timm": {"pos_embed", "cls_token", "dist_token", "reg_token"},
+    "deit": {"pos_embed", "cls_token", "reg_token"},
+    "dino": set(),
+}
+
+
+def make(config, steps_per_epoch):
+    """-> optax.GradientTransformation, schedule(step) -> learning rate.
+
+    config: the whole config. steps_per_epoch: optimizer steps a pass over the training split
+    takes; may be fractional. The update of step t, counted from 0, uses schedule(t).
+
+    AdamW is torch's: decay is decoupled, p -= lr * decay * p. SGD by `decay_by="lr"` is torch's
+    too: decay is coupled, it joins the gradient before the momentum. `decay_by="schedule"` is
+    big_vision's for both: p -= schedule / peak * decay * p, whatever the peak is.
+    Raises UserError.
+    """
+    c = config.optim
+    total, warmup = steps(config.total_steps, steps_per_epoch), steps(c.warmup, steps_per_epoch)
+    peak = c.lr * config.batch_size / c.lr_batch if c.lr_batch else c.lr
+    if warmup > total:
+        raise UserError(
+            f"config.optim.warmup = {c.warmup} ({warmup} steps) is longer than "
+            f"config.total_steps = {config.total_steps} ({total} steps)"
+        )
+    if not peak and c.decay_by == "schedule":
+        raise UserError("config.optim.lr = 0 leaves config.optim.decay_by = 'schedule' undefined")
+    schedule = cosine_schedule(
+        peak,
+        total,
+        warmup=warmup,
+        warmup_start=c.warmup_start,
+        end=c.end,
+        warmup_prefix=c.warmup_prefix,
+    )
+    weight_decay = c.weight_decay / peak if c.decay_by == "schedule" else c.weight_decay
+    decay = add_decay(weight_decay, c.decay_rule)
+    if c.name == "adamw":
+        rule = [optax.scale_by_adam(c.b1, c.b2, c.eps), decay]
+    else:
+        rule = [optax.trace(c.momentum)]
+        rule.insert(0 if c.decay_by == "lr" else 1, decay)
+    clip = {"global": optax.clip_by_global_norm, "tensor": clip_by_tensor_norm}[c.clip_by]
+    return optax.chain(
+        *([clip(c.clip)] if c.clip else []),
+        *rule,
+        *([scale_by_layer(c.layer_decay)] if c.layer_decay != 1 else []),
+        optax.scale_by_learning_rate(schedule),
+    ), schedule
+
+
+def cosine_schedule(peak, total, *, warmup=0, warmup_start=0.0, end=0.0, warmup_prefix=False):
+    """Linear warm-up, then half a cosine. -> schedule(t)
+
+    schedule(0) = warmup_start; schedule(t >= total) = end. t: numbers or NumPy arrays give
+    float64 NumPy; JAX arrays give JAX arrays. All durations in the unit of t, may be fractional.
+    warmup_prefix: the cosine runs from `warmup` to `total` (MAE, big_vision; timm's warmup_prefix
+    with t_initial = total - warmup). Else it runs from 0 and the warm-up hides its beginning
+    (timm's default, so DeiT), and the rate right after the warm-up is slightly below the peak.
+    """
+    start = warmup if warmup_prefix else 0
+
+    def schedule(t):
+        xp = jnp if isinstance(t, jax.Array) else np
+        t = xp.asarray(t, None if xp is jnp else np.float64)
+        progress = xp.clip((t - start) / max(total - start, 1e-9), 0, 1)
+        cosine = end + (peak - end) * 0.5 * (1 + xp.cos(np.pi * progress))
+        rate = xp.where(t < total, cosine, end)
+        if not warmup:
+            return rate[()]
+        return xp.where(t < warmup, warmup_start + t * ((peak - warmup_start) / warmup), rate)[()]
+
+    return schedule
+
+
+def decay_mask(params, rule):
+    """Which parameters decay. -> the same tree, of bool
+
+    rule: "timm", "deit" (timm 0.3.2), "dino": see UNDECAYED; "kernel" (big_vision): what is
+    called kernel; "all". Raises UserError for another one.
+    """
+    if rule not in (*UNDECAYED, "kernel", "all"):
+        raise UserError(
+            f"'{rule}' is no decay rule; say one of {', '.join(UNDECAYED)}, kernel, all"
+        )
+
+    def decays(path, leaf):
+        names = _names(path)
+        if rule in ("kernel", "all"):
+            return rule == "all" or names[-1] == "kernel"
+        vector = np.ndim(leaf) - _stacked(path) <= 1
+        return not (vector or names[-1] == "bias" or names[-1] in UNDECAYED[rule])
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def layer_scales(params, decay):
+    """Factors of the learning rate. -> the same tree, of float or, below `blocks`, array [l, 1...]
+
+    decay ** (depth + 1 - layer), where the embeddings are layer 0, block i is layer i + 1 and
+    everything after the blocks is layer depth + 1 (BEiT, arXiv:2106.08254; `lr_decay.py` of MAE).
+    Raises UserError where there are no blocks.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    depths = {leaf.shape[0] for path, leaf in leaves if _stacked(path)}
+    if len(depths) != 1:
+        raise UserError("config.optim.layer_decay needs a model with blocks; set it to 1")
+    depth = depths.pop()
+
+    def scale(path, leaf):
+        if _stacked(path):
+            return decay ** np.arange(depth, 0.0, -1).reshape(-1, *[1] * (leaf.ndim - 1))
+        embeds = {"cls_token", "pos_embed", "patch_embed"} & set(_names(path))
+        return decay ** (depth + 1.0) if embeds else 1.0
+
+    return jax.tree_util.tree_map_with_path(scale, params)
+
+
+def add_decay(weight, rule):
+    """optax: updates + weight * params, where `decay_mask(params, rule)`."""
+
+    def update(updates, params):
+        mask = decay_mask(params, rule)
+        return jax.tree.map(lambda u, p, m: u + weight * p if m else u, updates, params, mask)
+
+    return optax.stateless(update)
+
+
+def scale_by_layer(decay):
+    """optax: updates * `layer_scales(params, decay)`."""
+
+    def update(updates, params):
+        del params  # their shapes are those of the updates
+        scales = layer_scales(updates, decay)
+        return jax.tree.map(lambda u, s: u * jnp.asarray(s, u.dtype), updates, scales)
+
+    return optax.stateless(update)
+
+
+def clip_by_tensor_norm(most):
+    """optax: each tensor by itself, and each block's, to a norm of at most `most`.
+
+    `clip_gradients` of facebookresearch/dino, utils.py: times most / (norm + 1e-6) if below 1.
+    """
+
+    def clip(path, u):
+        axes = tuple(range(_stacked(path), u.ndim))
+        norm = jnp.sqrt(jnp.sum(jnp.square(u), axes, keepdims=True))
+        return u * jnp.minimum(most / (norm + 1e-6), 1)
+
+    def update(updates, params):
+        del params
+        return jax.tree_util.tree_map_with_path(clip, updates)
+
+    return optax.stateless(update)
+
+
+def _names(path):
+    return jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+
+
+def _stacked(path):
+    """Whether axis 0 of the leaf counts layers."""
+    return "blocks" in _names(path)

@@ -1,0 +1,81 @@
+"""FAMILY: weights of other projects, each member a table of names.
+
+A member module has `matches(tensors) -> bool`, `sizes(tensors) -> dict`, the arguments of `ViT`
+that keys and shapes tell, and `params(tensors, template) -> params`, the tensors in our layout.
+`tensors` is a flat dict of numpy arrays; `template` is our parameter tree, of which only shapes
+and paths are looked at.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+
+from vit_jax import variants
+from vit_jax.pretrained import timm
+
+FORMATS = (timm,)
+LARGEST_HEADER = 16 << 20  # bytes; the header of 20,000 tensors is 2 MB
+
+
+def load(spec, name=None, **overrides):
+    """Weights as a model: load("file.safetensors", "vit_small_patch16_224") -> vit.ViT.
+
+    spec is a safetensors file or the workdir of a run. What the file's keys and shapes tell
+    (depth, width, patch, classes, ...) need not be said and overrules the name: it is what there
+    is. `name` and the overrides settle the rest, such as the number of heads. Raises ValueError,
+    in one line, for a file that is no weights or weights of no known layout.
+    """
+    from vit_jax import vit  # here, so that reading a file's names needs no model
+
+    if Path(spec).is_dir():
+        from vit_jax import checkpoint
+
+        return checkpoint.load_model(spec)
+    tensors = read(spec)
+    member = next((m for m in FORMATS if m.matches(tensors)), None)
+    if member is None:
+        some = ", ".join(sorted(tensors)[:3])
+        raise ValueError(f"{spec} holds weights of no known layout; its keys begin {some}")
+    sizes = member.sizes(tensors)
+    if not name and "num_heads" not in overrides:
+        if sizes["width"] % 64:
+            raise ValueError(
+                f"{spec} does not tell the number of heads; name the model, as in "
+                "vit_tiny_patch16_224 or S/16,num_heads=3"
+            )
+        overrides["num_heads"] = sizes["width"] // 64
+    options = variants.parse(name or "S/16", **{**overrides, **sizes})
+    try:
+        # Abstract: no time goes into random numbers that would be overwritten.
+        model = nnx.eval_shape(lambda: vit.create("S/16", **options))
+        graph, template = nnx.split(model)
+        return nnx.merge(graph, member.params(tensors, nnx.to_pure_dict(template)))
+    except ValueError as error:
+        raise ValueError(f"{spec}: {error}") from error
+
+
+def read(path):
+    """The tensors of a safetensors file, a flat dict of numpy arrays in float32."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}; say a .safetensors file or the workdir of a run")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path.name}: weights are read from .safetensors files; convert it first")
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if not 0 < header <= min(LARGEST_HEADER, path.stat().st_size):
+        raise ValueError(f"{path} is no safetensors file, or it was cut off; fetch it again")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {key: _float32(file, key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no safetensors file, or it was cut off: {error}") from error
+
+
+def _float32(file, key):
+    value = file.get_tensor(key)
+    return value.astype(np.float32) if value.dtype.kind in "fV" else value

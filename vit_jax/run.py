@@ -1,0 +1,128 @@
+"""A config made real: data, model, objective, optimizer, and where everything lies on the mesh."""
+
+import jax
+
+from vit_jax import augment, batch, checkpoint, data, evaluators, objectives, optim, recipe
+from vit_jax import sharding, variants, vit
+from vit_jax.step import init_state, make_train_step
+
+
+class Run:
+    """What training needs of a config, built once. Nothing is allocated until `init`.
+
+    total: optimizer steps of the whole run. abstract: the TrainState as shapes with shardings.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        self.mesh = sharding.make_mesh(config.mesh)
+        sharding.check_batch_size(
+            "batch_size / accum_steps =", config.batch_size // config.accum_steps, self.mesh
+        )
+        self.source = data.make(config, config.data.train)
+        self.steps_per_epoch = len(self.source) / config.batch_size
+        self.total = self.steps("total_steps")
+        self.every = {key: self.steps(key) for key in ("log_every", "eval_every")}
+        self.every["checkpoint_every"] = self.steps("checkpoint_every")
+        self.model = vit.build(self.source.num_classes, **config.model)
+        self.objective = objectives.make(self.model, config)
+        tx, self.schedule = optim.make(config, self.steps_per_epoch)
+        self.init_rng, self.train_rng = jax.random.split(jax.random.key(config.seed))
+
+        def init(rng):
+            return init_state(self.objective, tx, rng)
+
+        self.abstract = checkpoint.abstract_state(lambda: init(self.init_rng), self.mesh)
+        state = jax.tree.map(lambda x: x.sharding, self.abstract)
+        over_data, everywhere = sharding.batch_sharding(self.mesh), sharding.replicated(self.mesh)
+        self._init = jax.jit(init, out_shardings=state)
+        self._step = jax.jit(
+            make_train_step(self.objective, tx, config.accum_steps),
+            in_shardings=(state, over_data, everywhere),
+            out_shardings=(state, everywhere),
+            donate_argnums=0,
+        )
+        self._evaluate = {}
+
+    def steps(self, key):
+        return recipe.steps(self.config[key], self.steps_per_epoch)
+
+    def due(self, step, key):
+        """Whether something that is done every config[key] is due after `step` steps."""
+        every = self.every[key]
+        return step == self.total or every > 0 and step % every == 0
+
+    def init(self):
+        """The TrainState of step 0, made where it belongs."""
+        return self._init(self.init_rng)
+
+    def batches(self, start):
+        """Global batches start, start + 1, ...: this process's rows, as numpy arrays."""
+        c = self.config
+        view, _ = augment.views(c)
+        return batch.train_batches(
+            self.source,
+            view,
+            seed=c.seed,
+            batch_size=c.batch_size,
+            start=start,
+            workers=c.data.workers,
+            threads=c.data.threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def step(self, state, rows):
+        """(state, this process's rows) -> (state, metrics). The state passed in is used up."""
+        rows = batch.to_devices(rows, sharding.batch_sharding(self.mesh))
+        return self._step(state, rows, self.train_rng)
+
+    def lr(self, step):
+        return float(self.schedule(step))
+
+    def weights(self, state):
+        return self.objective.weights(state.params, state.extra)
+
+    def evaluate(self, split, weights):
+        """All evaluators on a split -> {"eval/val/acc1": ...}."""
+        if split not in self._evaluate:
+            self._evaluate[split] = [
+                evaluators.make(name, self.model, self.config, split, self.mesh)
+                for name in self.config.evaluators
+            ]
+        scores = {}
+        for evaluate in self._evaluate[split]:
+            scores |= {f"eval/{split}/{key}": x for key, x in evaluate(weights).items()}
+        return scores
+
+    def facts(self):
+        """What run.json says of the data and the model."""
+        s = self.source
+        return {
+            "data": {
+                "num_classes": s.num_classes,
+                "class_names": list(s.class_names),
+                "train_images": len(s),
+            },
+            "model": self._sizes() | {"parameters": self._parameters()},
+            "steps_per_epoch": self.steps_per_epoch,
+        }
+
+    def describe(self):
+        """Two lines for a person."""
+        c, count = self.config, jax.device_count()
+        flops = variants.count_flops(**self._sizes(), num_classes=self.source.num_classes)
+        kind = jax.devices()[0].device_kind
+        return (
+            f"{c.model.variant}: {self._parameters():,} parameters, {flops / 1e9:.3g} GFLOPs an "
+            f"image; {count} x {kind}\n{len(self.source):,} images of {self.source.num_classes} "
+            f"classes, {self.total:,} steps of {c.batch_size} = "
+            f"{self.total / self.steps_per_epoch:.3g} epochs"
+        )
+
+    def _sizes(self):
+        options = self.config.model.to_dict()
+        return variants.parse(options.pop("variant"), **options)
+
+    def _parameters(self):
+        return sum(x.size for x in jax.tree.leaves(self.abstract.params))

@@ -1,0 +1,216 @@
+"""Train, and go on where training stopped: the same command does both.
+
+  python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
+"""
+
+import math
+import signal
+import time
+from pathlib import Path
+
+from absl import flags
+
+from vit_jax import cli, log, recipe
+
+# Keys that may differ when a run goes on: how long, how often, where the data lie, how it is run.
+FREE_KEYS = {"total_steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"}
+FREE_KEYS |= {"evaluators", "eval_batch_size", "compilation_cache", "data.dir", "data.workers"}
+FREE_KEYS |= {"data.threads", "data.cache", "mesh.data", "mesh.fsdp", "mesh.tensor"}
+FREE_KEYS |= {"model.remat", "model.scan", "model.attn"}
+
+
+def main(flags):
+    workdir = Path(flags.workdir).expanduser().absolute()
+    claim(workdir, flags.config)
+    with Stop() as stop:
+        train(flags.config, workdir, stop)
+
+
+def claim(workdir, config):
+    """Makes the folder of the run, or finds it with the same config. Raises UserError."""
+    if (workdir / "config.json").exists():
+        differing = recipe.config_diff(recipe.load_config(workdir), config)
+        fixed = [line for line in differing if line.split(":")[0] not in FREE_KEYS]
+        if fixed:
+            more = f" (and {len(fixed) - 1} more)" if len(fixed) > 1 else ""
+            raise cli.UserError(
+                f"{workdir} is a run with another config: {fixed[0]}{more}.\n"
+                "Take another --workdir, or the config that it was started with."
+            )
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        recipe.save_config(config, workdir / "config.json")
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise cli.UserError(f"--workdir={workdir} cannot be used: {error.strerror}") from None
+
+
+class Stop:
+    """True once SIGTERM, SIGUSR1 or the first Ctrl-C has come; a second one ends at once."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+    def __enter__(self):
+        self.asked = False
+        self.before = {s: signal.signal(s, self._ask) for s in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def __call__(self):
+        return self.asked
+
+    def _ask(self, number, _frame):
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+def train(config, workdir, stop=lambda: False):
+    """Trains to config.total_steps, from the newest checkpoint in workdir if there is one.
+
+    stop() -> True asks to save and leave. -> the row of evaluation on the test split.
+    Raises Diverged, Preempted, UserError.
+    """
+    # Late, so that --help and mistakes in the config are answered without them.
+    import jax
+
+    from vit_jax import checkpoint
+    from vit_jax.run import Run
+
+    if config.compilation_cache:
+        folder = Path(config.compilation_cache).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    run = Run(config)
+    with checkpoint.Checkpoints(
+        workdir, keep=config.keep_checkpoints, metric=config.best_metric
+    ) as saved:
+        start = saved.latest() or 0
+        finished = [r for r in log.read_metrics(workdir) if r["step"] == start and "eval/test/step" in r]
+        if start >= run.total and finished:
+            print(f"done: {workdir} is trained to step {start:,}; nothing to do")
+            return finished[-1]
+        primary = jax.process_index() == 0
+        with log.Log(workdir, run.total, start=start, primary=primary) as logged:
+            if primary:
+                log.write_run_json(workdir, step=start, mesh=run.mesh, **run.facts())
+            logged.say(run.describe())
+            logged.say(f"resuming from step {start:,}" if start else f"training in {workdir}")
+            state = saved.restore(run.abstract) if start else run.init()
+            state = _loop(run, state, start, saved, logged, stop)
+            saved.wait()
+            return _test(run, state, saved, logged)
+
+
+def _loop(run, state, start, saved, logged, stop):
+    """Steps, and what is due between them: a row, an evaluation, a checkpoint, in this order: a
+    checkpoint on disk means that the rows up to it are there."""
+    best = saved.best()
+    best = best[1] if best else -math.inf
+    batches = run.batches(start)
+    clock = Clock(run.config.batch_size)
+    try:
+        for step in range(start + 1, run.total + 1):
+            with clock.waiting:
+                rows = next(batches)
+            state, metrics = run.step(state, rows)
+            clock.step(metrics)
+            logged.tick(step)
+            if run.due(step, "log_every"):
+                row = {f"train/{name}": float(x) for name, x in metrics.items()}
+                _check_finite(step, row, saved)
+                row |= {"train/epoch": step / run.steps_per_epoch, "sched/lr": run.lr(step - 1)}
+                logged.write(step, row | clock.read())
+            scores = {}
+            if run.due(step, "eval_every"):
+                with clock.paused:
+                    scores = run.evaluate("val", run.weights(state))
+                logged.write(step, scores)
+            score = scores.get(run.config.best_metric, -math.inf)
+            if run.due(step, "checkpoint_every") or score > best or stop():
+                row = {f"train/{name}": float(metrics[name]) for name in ("loss", "grad_norm")}
+                _check_finite(step, row, saved)
+                with clock.paused:
+                    saved.save(step, state, scores)
+                best = max(best, score)
+            if stop():
+                saved.wait()
+                raise cli.Preempted(f"stopped and saved at step {step:,}; run me again to go on")
+    finally:
+        batches.close()
+    return state
+
+
+def _test(run, state, saved, logged):
+    """The test split, once, with the checkpoint that was best on val (the last, if none was)."""
+    best = saved.best()
+    step = best[0] if best else run.total
+    if step == run.total:
+        weights = run.weights(state)
+    else:
+        weights = run.objective.weights(*saved.restore_model(*run.abstract[1:3], step))
+    row = run.evaluate("test", weights) | {"eval/test/step": step}
+    logged.write(run.total, row)
+    return row
+
+
+def _check_finite(step, row, saved):
+    for name, value in row.items():
+        if not math.isfinite(value):
+            last = saved.latest()
+            kept = f"the checkpoint of step {last:,} is intact" if last else "nothing was saved yet"
+            raise cli.Diverged(
+                f"{name} is {value} at step {step:,}; {kept}.\n"
+                "Lower optim.lr, lengthen optim.warmup or set optim.clip=1, in a new workdir."
+            )
+
+
+class Clock:
+    """Times the steps between two rows; waiting for data is counted, pauses are not."""
+
+    def __init__(self, batch_size):
+        self.batch_size, self.steps, self.began = batch_size, 0, None
+        self.waiting, self.paused = Watch(), Watch()
+
+    def step(self, metrics):
+        """After every step. The first is compilation, and is not counted."""
+        if self.began is None:
+            float(metrics["loss"])
+            self._restart()
+        else:
+            self.steps += 1
+
+    def read(self):
+        """The numbers since the last call; call it when the step's metrics have been fetched."""
+        if not self.steps:
+            return {}
+        seconds = time.perf_counter() - self.began - self.paused.seconds
+        numbers = {
+            "perf/images_per_s": self.batch_size * self.steps / seconds,
+            "perf/step_ms": 1e3 * seconds / self.steps,
+            "perf/data_wait_frac": self.waiting.seconds / seconds,
+        }
+        self._restart()
+        return numbers
+
+    def _restart(self):
+        self.began, self.steps = time.perf_counter(), 0
+        self.waiting.seconds = self.paused.seconds = 0.0
+
+
+class Watch:
+    """Adds up the seconds spent inside `with watch:`."""
+
+    seconds = 0.0
+
+    def __enter__(self):
+        self.began = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.seconds += time.perf_counter() - self.began
+
+
+if __name__ == "__main__":
+    cli.define_config()
+    flags.DEFINE_string("workdir", None, "folder of the run, made if need be", required=True)
+    cli.run(main)
