@@ -22,6 +22,7 @@ CHOICES = {
     "model.remat": ("none", "dots", "full"),
     "model.scan": ("auto", "on", "off"),
     "model.attn": ("auto", "matmul", "xla", "cudnn"),
+    "model.init": ("deit", "big_vision"),
     "model.dtype": ("float32", "bfloat16"),
     "optim.name": ("adamw", "sgd"),
     "optim.decay_rule": ("timm", "deit", "dino", "kernel", "all"),
@@ -98,6 +99,7 @@ def defaults():
     c.model.remat = "none"  # recompute in the backward pass: nothing, all but matmuls, whole blocks
     c.model.scan = "auto"  # one compiled block for all; auto: off up to 12 blocks on CPU
     c.model.attn = "auto"  # kernel of attention; auto: matmul on CPU, xla elsewhere
+    c.model.init = "deit"  # normal(0.02), or xavier and a zero classifier as big_vision has it
     c.model.dtype = "float32"  # of activations; parameters are float32
 
     c.objective = supervised()

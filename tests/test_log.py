@@ -94,11 +94,13 @@ def test_progress_is_a_line_a_row_without_a_terminal(tmp_path, monkeypatch):
     stream, now = io.StringIO(), iter([100.0, 110.0])
     clock = SimpleNamespace(monotonic=lambda: next(now), time=time.time, time_ns=time.time_ns)
     monkeypatch.setattr(log, "time", clock)
-    with log.Log(tmp_path, 1000, start=100, stream=stream) as out:
+    with log.Log(tmp_path, 1000, start=50, stream=stream) as out:
+        out.write(100, ROW | {"perf/step_ms": 20.0})  # 900 steps of 20 ms
         out.write(200, ROW)  # 100 steps in 10 s: 800 more take 80 s
         out.write(200, {"eval/val/acc1": 0.75})
     assert stream.getvalue().splitlines() == [
-        "step 200/1,000  loss 1.2500  acc 50.0%  1,234 images/s  1:20 left  data wait 3%",
+        "step 100/1,000  loss 1.2500  acc 50.0%  1,234 images/s  0:00:18 left  data wait 3%",
+        "step 200/1,000  loss 1.2500  acc 50.0%  1,234 images/s  0:01:20 left  data wait 3%",
         "step 200/1,000  eval/val/acc1 0.75",
     ]
 

@@ -249,6 +249,13 @@ def test_stacked_blocks_take_the_steps_of_separate_tensors(name, clip_by):
         np.testing.assert_allclose(made, expected[key], rtol=2e-5, atol=2e-6, err_msg=str(key))
 
 
-def test_durations_that_contradict_are_refused():
-    with pytest.raises(cli.UserError, match="longer than"):
-        optim.make(make_config(warmup="2ep"), 10)
+def test_durations_are_steps_or_epochs():
+    config = make_config(warmup="2ep", warmup_start=0.0, warmup_prefix=True)
+    config.total_steps = "10ep"
+    _, schedule = optim.make(config, 12.5)
+    assert np.argmax(schedule(np.arange(126))) == 25 and schedule(125) == pytest.approx(1e-4)
+    # A recipe tried for a few steps is still on its way up at the end.
+    config.total_steps = "10"
+    for config.optim.warmup_prefix in (False, True):
+        _, schedule = optim.make(config, 12.5)
+        assert [schedule(t) for t in range(10)] == pytest.approx([1e-2 * t / 25 for t in range(10)])

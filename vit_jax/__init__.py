@@ -16,7 +16,9 @@ The life of an image:
   step.py          its gradient, and the optimizer's move (optim.py), on the mesh (sharding.py)
   checkpoint.py    the state, on disk and back
   evaluators/*     parameters -> numbers
-  train.py         the loop over all of this; cli.py reads the command line, log.py writes the curves
+  run.py           a config made real: all of the above, built and placed
+  train.py         the loop; cli.py and recipe.py read and check the command line and the config,
+                   log.py writes the curves
   pretrained/*     weights from other projects, as tables of names
   figures/*        arrays to figures
   tools/*          what a person runs besides train

@@ -56,7 +56,7 @@ class Checkpoints:
         return self.manager.latest_step()
 
     def best(self):
-        """(step, metric) of the best checkpoint that was evaluated, or None. The later of equals."""
+        """(step, metric) of the best evaluated checkpoint, the later of equals; None if none was."""
         scored = [
             (metrics[self.metric], step)
             for step in self.manager.all_steps()

@@ -10,7 +10,7 @@ import os
 import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 89_000_000  # 267 MB once decoded to RGB; compressed it may be 10 kB
@@ -51,6 +51,8 @@ def _to_array(im, mode):
     elif im.has_transparency_data:
         white = Image.new("RGBA", im.size, "white")
         im = Image.alpha_composite(white, im.convert("RGBA")).convert("RGB")
+    elif im.mode == "CMYK" and "adobe" not in im.info:
+        im = ImageChops.invert(im)  # Pillow takes every CMYK JPEG for Adobe's, which are inverted
     if im.mode != mode:
         im = im.convert(mode)
     if turn is not None:

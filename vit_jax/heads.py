@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from vit_jax.encoder import INIT, Linear, Mlp, attend, layer_norm
+from vit_jax.encoder import Linear, Mlp, attend, layer_norm
 
 
 def pool_tokens(tokens, how, prefix):
@@ -17,13 +17,13 @@ class AttentionPool(nnx.Module):
     Set Transformer's PMA (arXiv:1810.00825) as in arXiv:2106.04560; the names are timm's.
     """
 
-    def __init__(self, width, num_heads, mlp_dim, *, act, dtype, rngs):
-        self.latent = nnx.Param(INIT(rngs.params(), (1, 1, width), jnp.float32))
-        self.q = Linear(width, width, dtype=dtype, rngs=rngs)
-        self.kv = Linear(width, 2, width, dtype=dtype, rngs=rngs)
-        self.proj = Linear(width, width, dtype=dtype, rngs=rngs)
+    def __init__(self, width, num_heads, mlp_dim, *, act, init, dtype, rngs):
+        self.latent = nnx.Param(init(rngs.params(), (1, 1, width), jnp.float32))
+        self.q = Linear(width, width, init=init, dtype=dtype, rngs=rngs)
+        self.kv = Linear(width, 2, width, init=init, dtype=dtype, rngs=rngs)
+        self.proj = Linear(width, width, init=init, dtype=dtype, rngs=rngs)
         self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(width, mlp_dim, act=act, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, mlp_dim, act=act, init=init, dtype=dtype, rngs=rngs)
         self.num_heads = num_heads
 
     def __call__(self, tokens):

@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets numpy pillow".split()
@@ -33,11 +33,11 @@ class Log:
         self.workdir, self.total, self.start = Path(workdir), total_steps, start
         self.stream = stream or sys.stdout
         self._file = self._tensorboard = self._live = None
-        self._text, self._shown, self._mark = "", 0.0, (start, time.monotonic())
+        self._text, self._shown, self._mark = "", 0.0, None
         if primary:
             _discard(self.workdir, start)
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            self._file = os.open(self.workdir / "metrics.jsonl", flags, 0o644)
+            path, flags = self.workdir / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            self._file = os.open(path, flags, 0o644)
 
     def write(self, step, metrics):
         """A row: {"train/loss": number, ...} after `step` optimizer steps. Fetches JAX scalars.
@@ -50,9 +50,10 @@ class Log:
         _append(self._file, (json.dumps(row, allow_nan=False) + "\n").encode())
         numbers = [(k, v) for k, v in row.items() if k != "step" and isinstance(v, (int, float))]
         self._write_tensorboard(row["step"], numbers)
-        training = "train/loss" in row
-        text = self._describe(row) if training else "  ".join(f"{k} {v:.4g}" for k, v in numbers)
-        self._text = text if training else self._text
+        if training := "train/loss" in row:
+            text = self._text = self._describe(row)
+        else:
+            text = "  ".join(f"{k} {v:.4g}" for k, v in numbers)
         if training and self.stream.isatty():
             self._show(row["step"])
         else:
@@ -102,15 +103,17 @@ class Log:
 
     def _describe(self, row):
         """What a person watches of a training row."""
-        (step, then), now = self._mark, time.monotonic()
+        pace, now = row.get("perf/step_ms", 0) / 1e3, time.monotonic()
+        if self._mark is not None:  # pauses count too, but not the compilation before the first row
+            pace = (now - self._mark[1]) / max(row["step"] - self._mark[0], 1)
         self._mark = (row["step"], now)
-        left = (self.total - row["step"]) * (now - then) / max(row["step"] - step, 1)
+        left = timedelta(seconds=round(pace * (self.total - row["step"])))
         loss, accuracy = row["train/loss"], row.get("train/acc1")
         speed, wait = row.get("perf/images_per_s"), row.get("perf/data_wait_frac")
         words = [f"loss {'not finite' if loss is None else format(loss, '.4f')}"]
         words += [f"acc {accuracy:.1%}"] if accuracy is not None else []
         words += [f"{speed:,.{0 if speed >= 100 else 1}f} images/s"] if speed is not None else []
-        words += [f"{_clock(left)} left"]
+        words += [f"{left} left"] if pace else []
         words += [f"data wait {wait:.0%}"] if wait is not None else []
         return "  ".join(words)
 
@@ -223,12 +226,6 @@ def _plain(value):
     """A number of any library as Python's; None where it is not finite."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _clock(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def _revision():

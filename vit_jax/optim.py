@@ -26,7 +26,8 @@ def make(config, steps_per_epoch):
     """-> optax.GradientTransformation, schedule(step) -> learning rate.
 
     config: the whole config. steps_per_epoch: optimizer steps a pass over the training split
-    takes; may be fractional. The update of step t, counted from 0, uses schedule(t).
+    takes; may be fractional. The update of step t, counted from 0, uses schedule(t). A run that is
+    shortened to less than its warm-up ends on the way up.
 
     AdamW is torch's: decay is decoupled, p -= lr * decay * p. SGD by `decay_by="lr"` is torch's
     too: decay is coupled, it joins the gradient before the momentum. `decay_by="schedule"` is
@@ -36,11 +37,6 @@ def make(config, steps_per_epoch):
     c = config.optim
     total, warmup = steps(config.total_steps, steps_per_epoch), steps(c.warmup, steps_per_epoch)
     peak = c.lr * config.batch_size / c.lr_batch if c.lr_batch else c.lr
-    if warmup > total:
-        raise UserError(
-            f"config.optim.warmup = {c.warmup} ({warmup} steps) is longer than "
-            f"config.total_steps = {config.total_steps} ({total} steps)"
-        )
     if not peak and c.decay_by == "schedule":
         raise UserError("config.optim.lr = 0 leaves config.optim.decay_by = 'schedule' undefined")
     schedule = cosine_schedule(

@@ -34,8 +34,10 @@ class PatchEmbed(nnx.Module):
             raise ValueError(f"{h}x{w} pixels do not divide into patches of {p}x{p}")
         images = images.astype(self.dtype)
         if self.how == "conv":
-            dims = ("NHWC", "HWIO", "NHWC")
-            x = jax.lax.conv_general_dilated(images, kernel, (p, p), "VALID", dimension_numbers=dims)
+            layout = ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(
+                images, kernel, (p, p), "VALID", dimension_numbers=layout
+            )
             return x.reshape(b, -1, d) + bias
         return unfold(images, p) @ kernel.reshape(p * p * c, d) + bias
 

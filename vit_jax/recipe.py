@@ -27,7 +27,8 @@ RANGES = {  # least and most value: the keys
     "augment.mixup augment.cutmix optim.lr optim.lr_batch optim.eps optim.warmup_start optim.end "
     "optim.clip optim.weight_decay",
     (0, 1): "augment.flip augment.erase augment.mix_prob augment.mix_switch augment.shift "
-    "augment.zoom objective.label_smoothing objective.ema optim.b1 optim.b2 optim.momentum",
+    "augment.zoom objective.label_smoothing",
+    (0, 0.9999999): "objective.ema optim.b1 optim.b2 optim.momentum",
     (0, 0.999): "model.drop_path model.dropout",
     (1e-6, 1): "augment.eval_crop optim.layer_decay",
     (-1, inf): "mesh.data mesh.fsdp mesh.tensor",

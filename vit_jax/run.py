@@ -2,20 +2,32 @@
 
 import jax
 
-from vit_jax import augment, batch, checkpoint, data, evaluators, objectives, optim, recipe
-from vit_jax import sharding, variants, vit
+from vit_jax import (
+    augment,
+    batch,
+    checkpoint,
+    data,
+    evaluators,
+    objectives,
+    optim,
+    recipe,
+    sharding,
+    variants,
+    vit,
+)
 from vit_jax.step import init_state, make_train_step
 
 
 class Run:
     """What training needs of a config, built once. Nothing is allocated until `init`.
 
-    total: optimizer steps of the whole run. abstract: the TrainState as shapes with shardings.
+    devices: what the mesh is made of; None: all. total: optimizer steps of the whole run.
+    abstract: the TrainState as shapes with shardings.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, devices=None):
         self.config = config
-        self.mesh = sharding.make_mesh(config.mesh)
+        self.mesh = sharding.make_mesh(config.mesh, devices)
         sharding.check_batch_size(
             "batch_size / accum_steps =", config.batch_size // config.accum_steps, self.mesh
         )
@@ -110,7 +122,7 @@ class Run:
 
     def describe(self):
         """Two lines for a person."""
-        c, count = self.config, jax.device_count()
+        c, count = self.config, self.mesh.size
         flops = variants.count_flops(**self._sizes(), num_classes=self.source.num_classes)
         kind = jax.devices()[0].device_kind
         return (

@@ -26,17 +26,17 @@ TENSOR_RULES = (
 SMALLEST = 4096  # elements; splitting smaller arrays costs more in messages than it saves
 
 
-def make_mesh(config):
-    """config.mesh -> the mesh of all devices. An axis of -1 takes the devices that are left."""
-    shape = [config[axis] for axis in AXES]
-    count = jax.device_count()
+def make_mesh(config, devices=None):
+    """config.mesh -> a mesh of these devices (None: all). An axis of -1 takes what is left."""
+    devices = jax.devices() if devices is None else devices
+    shape, count = [config[axis] for axis in AXES], len(devices)
     if -1 in shape:
         rest = int(np.prod([n for n in shape if n != -1]))
         shape[shape.index(-1)] = max(count // rest, 1)
     if int(np.prod(shape)) != count:
         sizes = " x ".join(f"{axis} {n}" for axis, n in zip(AXES, shape, strict=True))
         raise UserError(f"the mesh is {sizes}, but there are {count} devices; set mesh.data=-1")
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def batch_sharding(mesh: Mesh):

@@ -45,7 +45,7 @@ def make_train_step(objective, tx, accum_steps=1):
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         extra = objective.update(state.extra, params, aux, state.step)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads), **aux["metrics"]}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **aux["metrics"]}
         return TrainState(state.step + 1, params, extra, opt_state), metrics
 
     return train_step

@@ -1,6 +1,6 @@
 """Train, and go on where training stopped: the same command does both.
 
-  python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
+python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
 """
 
 import math
@@ -86,7 +86,9 @@ def train(config, workdir, stop=lambda: False):
         workdir, keep=config.keep_checkpoints, metric=config.best_metric
     ) as saved:
         start = saved.latest() or 0
-        finished = [r for r in log.read_metrics(workdir) if r["step"] == start and "eval/test/step" in r]
+        finished = [
+            r for r in log.read_metrics(workdir) if r["step"] == start and "eval/test/step" in r
+        ]
         if start >= run.total and finished:
             print(f"done: {workdir} is trained to step {start:,}; nothing to do")
             return finished[-1]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax import variants
-from vit_jax.encoder import INIT, Linear, encode, layer_norm, make_blocks
+from vit_jax.encoder import INITS, Linear, encode, layer_norm, make_blocks
 from vit_jax.heads import AttentionPool, pool_tokens
 from vit_jax.patch_embed import PatchEmbed, resize_positions, sincos2d
 from vit_jax.variants import VARIANTS  # noqa: F401  the table of sizes, where people look for it
@@ -48,6 +48,7 @@ class ViT(nnx.Module):
         remat="none",
         scan="auto",
         attn="auto",
+        init="deit",
         dtype="float32",
         rngs,
     ):
@@ -61,10 +62,14 @@ class ViT(nnx.Module):
         self.patch_embed = PatchEmbed(
             patch, channels, width, how=patch_embed, dtype=dtype, rngs=rngs
         )
-        normal = lambda *shape: nnx.Param(INIT(rngs.params(), shape, jnp.float32))  # noqa: E731
+        std = {"deit": 0.02, "big_vision": width**-0.5}[init]  # of the learned positions
+
+        def normal(std, *shape):
+            return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
+
         tokens = self.prefix + (image // patch) ** 2
-        self.cls_token = normal(1, 1, width) if class_token else None
-        self.pos_embed = normal(1, tokens, width) if pos_embed == "learned" else None
+        self.cls_token = normal(std, 1, 1, width) if class_token else None
+        self.pos_embed = normal(std, 1, tokens, width) if pos_embed == "learned" else None
         self.blocks = make_blocks(
             depth,
             width,
@@ -75,6 +80,7 @@ class ViT(nnx.Module):
             qkv_bias=qkv_bias,
             dropout=dropout,
             attn=attn,
+            init=init,
             dtype=dtype,
             rngs=rngs,
         )
@@ -83,11 +89,17 @@ class ViT(nnx.Module):
         self.norm = None if fc_norm else layer_norm(width, dtype=dtype, rngs=rngs)
         self.fc_norm = layer_norm(width, dtype=dtype, rngs=rngs) if fc_norm else None
         self.attn_pool = (
-            AttentionPool(width, num_heads, mlp_dim, act=act, dtype=dtype, rngs=rngs)
+            AttentionPool(
+                width, num_heads, mlp_dim, act=act, init=INITS[init], dtype=dtype, rngs=rngs
+            )
             if pool == "map"
             else None
         )
-        self.head = Linear(width, num_classes, dtype=dtype, rngs=rngs) if num_classes else None
+        # big_vision's classifier starts at zero: all classes alike, whatever the features.
+        head = {"deit": INITS["deit"], "big_vision": nnx.initializers.zeros}[init]
+        self.head = (
+            Linear(width, num_classes, init=head, dtype=dtype, rngs=rngs) if num_classes else None
+        )
 
     def embed(self, images):
         """b h w c, normalised -> tokens b n d with [CLS] and positions."""
@@ -160,7 +172,7 @@ def pure(make):
 
 
 def build(num_classes, *, variant, **options):
-    """The model of a config: build(1000, **config.model). Options that are None are the variant's."""
+    """The model of a config: build(1000, **config.model). What is None is as the variant says."""
     options = _arguments(variants.parse(variant, **options))
     return pure(lambda rngs: ViT(num_classes=num_classes, **options, rngs=rngs))
 

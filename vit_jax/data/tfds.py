@@ -1,6 +1,6 @@
 """Data sets that TFDS prepared as ArrayRecord, read at random and without TensorFlow.
 
-  <data_dir>/<name>[/<config>]/<version>/{dataset_info.json, features.json, *.array_record-*}
+<data_dir>/<name>[/<config>]/<version>/{dataset_info.json, features.json, *.array_record-*}
 """
 
 import os
@@ -31,7 +31,8 @@ def make(split, config):
     ):
         raise UserError(f"{folder} has {', '.join(features)}; an image and a label are needed")
     try:
-        data = builder.as_data_source(split, deserialize_method="raw_bytes").data_source
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        data = builder.as_data_source(split, deserialize_method=raw).data_source
     except NotImplementedError:
         raise UserError(
             f"{folder} is stored for reading in sequence; prepare it again with TFDS and "

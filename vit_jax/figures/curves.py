@@ -10,13 +10,14 @@ STYLES = ((ORANGE, "o"), (GREEN, "s"), (PURPLE, "D"), ("#E69F00", "^"))
 
 
 def curves(rows, title=""):
-    """-> matplotlib Figure, with a panel for each of loss, accuracy and learning rate that is there.
+    """-> matplotlib Figure: a panel for each of loss, accuracy and learning rate that is there.
 
     rows: dicts as `vit_jax.log.read_metrics` gives them: "step", "train/loss", "train/acc1",
     "eval/SPLIT/...acc1" (fractions), "sched/lr". What is missing or None is left out of its line.
     Raises ValueError where the rows hold nothing to draw.
     """
-    evaluated = sorted({k for row in rows for k in row if k.startswith("eval/") and "acc" in k})
+    keys = dict.fromkeys(key for row in rows for key in row)  # val appears before test
+    evaluated = [key for key in keys if key.startswith("eval/") and "acc" in key]
     losses = [key for key in ("train/loss", "eval/val/loss") if _line(rows, key)[0].size]
     accuracies = [key for key in ("train/acc1", *evaluated) if _line(rows, key)[0].size]
     rates = [key for key in ("sched/lr",) if _line(rows, key)[0].size]
@@ -43,15 +44,14 @@ def curves(rows, title=""):
 
 
 def smooth(values, span):
-    """Mean of a sequence weighted exponentially over about `span` values, without lag at the start.
+    """Mean around every value of a sequence, weighted by a bell `span` values wide. -> same length
 
-    The weights of what came before the first value are divided out (Adam's bias correction).
+    Centred, so that a falling curve does not lag; at the ends the bell is cut and scaled anew.
     """
-    keep, mean, made = 1 - 1 / max(span, 1), 0.0, []
-    for i, value in enumerate(values):
-        mean = keep * mean + (1 - keep) * value
-        made.append(mean / (1 - keep ** (i + 1)))
-    return np.array(made)
+    bell = np.hanning(2 * (int(span) // 2) + 3)[1:-1]
+    pad = len(bell) // 2
+    sums, weights = (np.convolve(v, bell) for v in (values, np.ones(len(values))))
+    return (sums / weights)[pad : pad + len(values)]
 
 
 def _draw_loss(axis, rows, keys):
@@ -88,17 +88,17 @@ def _draw_rate(axis, rows, keys):
 def _draw_trained(axis, steps, values, name):
     """What is measured on single batches: as it is, pale, and smoothed."""
     if len(values) < 20:
-        axis.plot(steps, values, color=BLUE, linewidth=1.5, label=name)
+        axis.plot(steps, values, color=BLUE, linewidth=1.5, marker=".", label=name)
         return
     axis.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
-    axis.plot(steps, smooth(values, len(values) / 40), color=BLUE, label=f"{name}, smoothed")
+    axis.plot(steps, smooth(values, len(values) / 12), color=BLUE, label=f"{name}, smoothed")
 
 
 def _draw_evaluated(axis, steps, values, name, style):
     color, marker = style
     if len(steps) == 1:  # such as the test split, looked at once, at the end
-        axis.plot(steps, values, marker="*", markersize=13, color=color, label=name, linestyle="",
-                  markeredgecolor="white", zorder=5, clip_on=False)  # fmt: skip
+        star = dict(marker="*", markersize=13, markeredgecolor="white", linestyle="", zorder=5)
+        axis.plot(steps, values, color=color, label=name, clip_on=False, **star)
     else:
         size = 4 if len(steps) < 60 else 0
         axis.plot(steps, values, color=color, marker=marker, markersize=size, label=name)

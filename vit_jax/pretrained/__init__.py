@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax import variants
+from vit_jax.cli import UserError
 from vit_jax.pretrained import timm
 
 FORMATS = (timm,)
@@ -24,7 +25,7 @@ def load(spec, name=None, **overrides):
 
     spec is a safetensors file or the workdir of a run. What the file's keys and shapes tell
     (depth, width, patch, classes, ...) need not be said and overrules the name: it is what there
-    is. `name` and the overrides settle the rest, such as the number of heads. Raises ValueError,
+    is. `name` and the overrides settle the rest, such as the number of heads. Raises UserError,
     in one line, for a file that is no weights or weights of no known layout.
     """
     from vit_jax import vit  # here, so that reading a file's names needs no model
@@ -37,23 +38,30 @@ def load(spec, name=None, **overrides):
     member = next((m for m in FORMATS if m.matches(tensors)), None)
     if member is None:
         some = ", ".join(sorted(tensors)[:3])
-        raise ValueError(f"{spec} holds weights of no known layout; its keys begin {some}")
-    sizes = member.sizes(tensors)
+        raise UserError(f"{spec} holds weights of no known layout; its keys begin {some}")
+    try:
+        sizes = member.sizes(tensors)
+    except KeyError as error:
+        raise UserError(f"{spec}: there is no tensor {error}") from error
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{spec}: its tensors do not have the shapes of a ViT's") from error
     if not name and "num_heads" not in overrides:
-        if sizes["width"] % 64:
-            raise ValueError(
+        # Of published sizes alone: H, g and G do not have heads of 64.
+        heads = {width: heads for width, _, heads, _ in variants.VARIANTS.values() if width >= 192}
+        if sizes["width"] not in heads:
+            raise UserError(
                 f"{spec} does not tell the number of heads; name the model, as in "
                 "vit_tiny_patch16_224 or S/16,num_heads=3"
             )
-        overrides["num_heads"] = sizes["width"] // 64
-    options = variants.parse(name or "S/16", **{**overrides, **sizes})
+        overrides["num_heads"] = heads[sizes["width"]]
     try:
+        options = variants.parse(name or "S/16", **{**overrides, **sizes})
         # Abstract: no time goes into random numbers that would be overwritten.
         model = nnx.eval_shape(lambda: vit.create("S/16", **options))
         graph, template = nnx.split(model)
         return nnx.merge(graph, member.params(tensors, nnx.to_pure_dict(template)))
     except ValueError as error:
-        raise ValueError(f"{spec}: {error}") from error
+        raise UserError(f"{spec}: {error}") from error
 
 
 def read(path):
@@ -62,18 +70,18 @@ def read(path):
 
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"no weights at {path}; say a .safetensors file or the workdir of a run")
+        raise UserError(f"no weights at {path}; say a .safetensors file or the workdir of a run")
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path.name}: weights are read from .safetensors files; convert it first")
+        raise UserError(f"{path.name}: weights are read from .safetensors files; convert it first")
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if not 0 < header <= min(LARGEST_HEADER, path.stat().st_size):
-        raise ValueError(f"{path} is no safetensors file, or it was cut off; fetch it again")
+        raise UserError(f"{path} is no safetensors file, or it was cut off; fetch it again")
     try:
         with safe_open(path, framework="numpy") as file:
             return {key: _float32(file, key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is no safetensors file, or it was cut off: {error}") from error
+        raise UserError(f"{path} is no safetensors file, or it was cut off: {error}") from error
 
 
 def _float32(file, key):

@@ -1,0 +1,97 @@
+"""vit_jax.tools.benchmark and vit_jax.turns: what is printed, and what is compared with what."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from vit_jax import turns
+from vit_jax.cli import UserError
+from vit_jax.tools import benchmark
+
+TINY = ["--model=mu/8,image=16,num_classes=10", "--batch_size=2", "--pairs=2", "--steps=2"]
+
+
+def run(*words):
+    command = [sys.executable, "-m", "vit_jax.tools.benchmark", *words]
+    return subprocess.run(command, cwd=turns.ROOT, capture_output=True, text=True)
+
+
+def test_train_step_prints_one_json_object_and_needs_no_input_pipeline():
+    code = "import sys; sys.modules['grain'] = sys.modules['tensorflow_datasets'] = None\n"
+    code += "import vit_jax.tools.benchmark as b; b.define_flags(); b.cli.run(b.main)"
+    command = [sys.executable, "-c", code, "--what=train_step", "--json", *TINY]
+    done = subprocess.run(command, cwd=turns.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["what"] == "train_step" and result["batch_size"] == 2
+    assert len(result["pairs"]) == 2 and result["steps"] == 2 and result["versions"]["jax"]
+    rate, ms = result["images_per_s"], result["step_ms"]
+    assert 0 < rate["min"] <= rate["median"] <= rate["max"]
+    assert 2e3 / ms["max"] == pytest.approx(rate["min"], rel=1e-3)
+    assert result["flops_per_s"] > 0 and result["peak_rss_mb"] > 0 and "ratio_against" not in result
+
+
+def test_a_peer_that_is_not_installed_is_the_users_mistake(tmp_path, monkeypatch):
+    monkeypatch.setattr(turns, "ROOT", tmp_path)
+    with pytest.raises(UserError, match="make bench-peer"):
+        turns.Peer("timm", {})
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--model=mu/8,widt=3"], "did you mean width"),
+        (["--what=input", "--against=timm"], "train_step"),
+        (["--threads=100000"], "cores"),
+        (["--what=step"], "--what"),
+    ],
+)
+def test_mistakes_end_in_2_and_one_line(words, says):
+    done = run(*words)
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_peer_is_given_the_same_model_batch_and_optimizer():
+    config, sizes = benchmark.make_config("S/16,depth=2,pool=gap,image=32", 4, "float32")
+    job = turns.peer_job(config, sizes, "train_step", 1, "cpu")
+    assert job["options"] == {
+        "embed_dim": 384,
+        "depth": 2,
+        "num_heads": 6,
+        "patch_size": 16,
+        "img_size": 32,
+        "num_classes": 1000,
+        "mlp_ratio": 4.0,
+        "global_pool": "avg",
+        "class_token": False,
+    }
+    assert (job["batch_size"], job["lr"], job["weight_decay"]) == (4, config.optim.lr, 0.05)
+    config, sizes = benchmark.make_config("S/16,norm=post", 4, "float32")
+    with pytest.raises(UserError, match="norm"):
+        turns.peer_job(config, sizes, "train_step", 1, "cpu")
+
+
+def test_turns_alternate_and_the_ratio_is_of_pairs():
+    order = []
+
+    class Runner:
+        name, facts = "peer", {}
+
+        def __init__(self, label, seconds):
+            self.label, self.seconds = label, seconds
+
+        def run(self, steps):
+            order.append(self.label)
+            seconds = self.seconds[min(order.count(self.label), len(self.seconds)) - 1] * steps
+            return {"seconds": seconds, "peak_rss_mb": 1, "cpu": [0.0, 0.0]}
+
+    # Two runs of each come first: compiling, and one step that is timed to size the turns.
+    ours, peer = Runner("ours", [9, 1, 1, 2, 4]), Runner("peer", [9, 2, 3, 4, 4])
+    result = turns.summarise(turns.take(ours, peer, pairs=3, seconds=4), 8, 10, peer)
+    assert order == ["ours", "ours", "peer", "peer"] + ["ours", "peer"] * 3
+    assert (result["steps"], result["peer"]["steps"]) == (4, 2)
+    assert result["pairs"] == [[8, 2.6667], [4, 2], [2, 2]]
+    assert result["ratio_against"] == 2 and result["ratio_spread"] == {"min": 1, "max": 3}
+    assert result["flops_per_s"] == 40

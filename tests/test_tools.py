@@ -1,0 +1,242 @@
+"""The commands beside train, on a run of a few steps."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import digits
+from experiments import seeds
+from vit_jax import checkpoint, cli, data, log, recipe, train
+from vit_jax.figures.predictions import predictions
+from vit_jax.tools import evaluate, features, predict, summary
+
+ROOT = Path(__file__).parents[1]
+PREDICT = dict(weights=None, model=None, topk=3, json=True, figure=None, checkpoint="best")
+PREDICT |= dict(raw=False, mean=None, std=None, crop=None, class_names=None)
+WEIGHTS = Path(__file__).parent / "golden/vit/vit_cls/state_dict.safetensors"
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run on the digits, 8 steps of the smallest model."""
+    folder = tmp_path_factory.mktemp("run")
+    c = digits.get_config()
+    c.model.depth, c.model.width, c.model.mlp_dim = 1, 16, 32
+    c.total_steps = c.eval_every = c.checkpoint_every = c.log_every = "8"
+    c.optim.warmup, c.compilation_cache, c.objective.ema = "1", "", 0.5
+    train.claim(folder, c)
+    train.train(c, folder)
+    return folder
+
+
+def run_predict(capsys, words, **changes):
+    """-> exit code, printed objects, lines of errors."""
+    code = predict.main(SimpleNamespace(**PREDICT | changes), [str(w) for w in words])
+    out, err = capsys.readouterr()
+    return code, [json.loads(line) for line in out.splitlines()], err.splitlines()
+
+
+def probabilities(workdir, images):
+    """What the model says of uint8 images, step by step."""
+    c = cli.load_config(workdir)
+    x = (np.float32(images) / 255 - np.float32(c.data.mean)) / np.float32(c.data.std)
+    return np.asarray(jax.nn.softmax(checkpoint.load_model(workdir)(x)["logits"]))
+
+
+def test_predict_says_what_the_model_says(workdir, capsys, tmp_path):
+    source = data.make(cli.load_config(workdir), "test")
+    image = source[0]["image"]
+    Image.fromarray(image[..., 0]).save(tmp_path / "upright.png")
+    turned = Image.fromarray(image[..., 0]).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter to the right to see it
+    turned.save(tmp_path / "turned.png", exif=exif)
+    (tmp_path / "page.jpg").write_text("<html>404</html>")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "upright.png").read_bytes()[:60])
+    files = [tmp_path / name for name in ("page.jpg", "upright.png", "turned.png", "cut.png")]
+    words = ["test:0", *files, "test:360", "test:3"]
+    code, rows, errors = run_predict(capsys, words, workdir=str(workdir))
+
+    assert code == 2 and len(errors) == 3 and all(e.startswith("error: ") for e in errors)
+    assert "page.jpg: not an image but a page of text" in errors[0] and "cut.png" in errors[1]
+    assert "test:360: there are 360 images" in errors[2]
+    assert [row["image"] for row in rows] == ["test:0", str(files[1]), str(files[2]), "test:3"]
+    assert [row.get("label") for row in rows] == [
+        source[0]["label"],
+        None,
+        None,
+        source[3]["label"],
+    ]
+    expected = probabilities(workdir, np.stack([image, image, image, source[3]["image"]]))
+    for row, p in zip(rows, expected, strict=True):
+        assert [t["class"] for t in row["top"]] == np.argsort(-p)[:3].tolist()
+        assert [t["name"] for t in row["top"]] == [str(t["class"]) for t in row["top"]]
+        np.testing.assert_allclose(
+            [t["probability"] for t in row["top"]], -np.sort(-p)[:3], atol=1e-5
+        )
+
+
+def test_predict_for_a_person_with_a_figure(workdir, capsys, tmp_path):
+    flags = SimpleNamespace(
+        **PREDICT | dict(workdir=str(workdir), json=False, topk=99, figure=str(tmp_path / "p.png"))
+    )
+    assert predict.main(flags, ["val:0", "val:1"]) == 0
+    text = capsys.readouterr().out
+    assert f"{workdir}, step 8" in text and text.count("%") == 20 and text.count("<- right") == 2
+    with Image.open(tmp_path / "p.png") as picture:
+        assert min(picture.size) > 400
+
+
+def test_predict_with_a_file_of_weights(capsys, tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (36, 50, 3), np.uint8)
+    Image.fromarray(x).save(tmp_path / "x.png")
+    (tmp_path / "names").write_text("\n".join("abcdefghij"))
+    flags = dict(workdir=None, weights=str(WEIGHTS), model="vit_tiny_patch16_224")
+    _, (plain,), _ = run_predict(capsys, [tmp_path / "x.png"], **flags)
+    assert plain["top"][0]["name"] == f"class {plain['top'][0]['class']}" and "label" not in plain
+    flags |= dict(class_names=str(tmp_path / "names"))
+    flags |= dict(mean=["0.485", "0.456", "0.406"], std=["0.229", "0.224", "0.225"])
+    _, (named,), _ = run_predict(capsys, [tmp_path / "x.png"], **flags)
+    assert named["top"][0]["name"] == "abcdefghij"[named["top"][0]["class"]]
+    assert named["top"] != plain["top"]
+    deit = flags | dict(model="deit_tiny_patch16_224", mean=None, std=None)
+    assert run_predict(capsys, [tmp_path / "x.png"], **deit)[1] == [named]
+    code, rows, errors = run_predict(capsys, ["test:0"], **flags)
+    assert code == 2 and not rows and "go with --workdir" in errors[0]
+    for wrong in (dict(mean=["a"]), dict(std=["0"]), dict(crop=2.0), dict(mean=["1", "2"])):
+        with pytest.raises(cli.UserError):
+            run_predict(capsys, [tmp_path / "x.png"], **flags | wrong)
+
+
+def test_evaluate_repeats_what_training_said(workdir, capsys):
+    flags = dict(workdir=str(workdir), evaluator="accuracy", split="test", checkpoint="best")
+    evaluate.main(SimpleNamespace(**flags, raw=False))
+    scores = json.loads(capsys.readouterr().out)
+    row = log.read_metrics(workdir)[-1]
+    assert scores["step"] == 8 and scores["images"] == 360
+    assert scores["acc1"] == row["eval/test/acc1"]
+    assert scores["loss"] == pytest.approx(row["eval/test/loss"], rel=1e-5)
+    evaluate.main(SimpleNamespace(**flags, raw=True))
+    assert json.loads(capsys.readouterr().out)["loss"] != scores["loss"]
+    with pytest.raises(cli.UserError, match="must be one of accuracy"):
+        evaluate.main(SimpleNamespace(**flags | dict(evaluator="acuracy"), raw=False))
+    with pytest.raises(cli.UserError, match="no checkpoint '7'"):
+        evaluate.main(SimpleNamespace(**flags | dict(checkpoint="7"), raw=False))
+
+
+def test_features_of_a_run(workdir):
+    average, raw = (features.load(str(workdir), None, raw) for raw in (False, True))
+    x = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
+    a, b = (features.compute(model, x, 2) for model in (average, raw))
+    assert a["tokens"].shape == (3, 16, 16) and a["logits"].shape == (3, 10)
+    assert np.abs(a["logits"] - b["logits"]).max() > 1e-4
+    with pytest.raises(cli.UserError, match="--raw goes with"):
+        features.load(str(WEIGHTS), None, raw=True)
+    with pytest.raises(cli.UserError, match="patches of 2x2"):
+        features.check(x[:, :7], average)
+
+
+def test_features_names_what_is_wrong_with_its_input(tmp_path):
+    path, x = tmp_path / "x.npy", np.zeros((2, 8, 8, 3), np.float32)
+    cases = [(x.astype(np.uint8), "uint8"), (x[0], "shape"), (x[:0], "shape"), (x > 0, "bool")]
+    cases += [(np.array([{}], object), "no .npy file")]
+    for array, message in cases:
+        np.save(path, array)
+        with pytest.raises(cli.UserError, match=message):
+            features.read(path)
+    for content in (b"", b"no array", (path.read_bytes() + b"x" * 99)[:70]):
+        path.write_bytes(content)
+        with pytest.raises(cli.UserError, match="no .npy file"):
+            features.read(path)
+    with pytest.raises(cli.UserError, match="No such file"):
+        features.read(tmp_path / "none.npy")
+    with open(path, "wb") as file:
+        np.savez(file, x=x)
+    with pytest.raises(cli.UserError, match="an archive"):
+        features.read(path)
+
+
+def table(text):
+    """The rows of a summary: {stage: (shape, parameters)}, the first of a name."""
+    rows = {}
+    for line in text.splitlines():
+        words = [word for word in line.strip().split("  ") if word.strip()]
+        if len(words) > 1:
+            rows.setdefault(words[0], tuple(word.strip() for word in words[1:]))
+    return rows
+
+
+def test_summary_is_the_drawing(capsys):
+    summary.main(SimpleNamespace(model="B/16", config=None, num_classes=None))
+    rows = table(text := capsys.readouterr().out)
+    assert rows["196 patches of 16x16 (convolution)"] == ("[196x768]", "590,592")
+    assert rows["[CLS] + position, learned"] == ("[197x768]", "152,064")
+    assert rows["12 heads of 64: attention"] == ("[12x197x197]", "21,261,312")
+    assert rows["MLP 768 -> 3072 -> 768"] == ("[197x768]", "56,669,184")
+    assert rows["CLS"] == ("[768]",) and rows["head"] == ("[1000]", "769,000")
+    assert rows["total"] == ("86,567,656",)
+    assert "35.13 GFLOPs" in text and "17.56 GMACs" in text and "346.3 MB" in text
+
+
+def test_summary_of_other_models(capsys):
+    c = digits.get_config()
+    c.model.norm, c.model.pool, c.model.pos_embed = "post", "map", "sincos2d"
+    summary.main(SimpleNamespace(model=None, config=c, num_classes=None))
+    text = capsys.readouterr().out
+    rows, stages = (
+        table(text),
+        [line.split("  ")[1] for line in text.splitlines() if line[:2] == "  "],
+    )
+    assert stages[0].startswith("4 heads") and stages[3] == stages[-1] == "LayerNorm"
+    assert rows["position, fixed 2-D sin-cos"] == ("[16x48]",) and rows["head"] == ("[10]", "490")
+    assert rows["attention pooling (MAP)"] == ("[48]", "28,224")
+    summary.main(SimpleNamespace(model="H/14,pool=gap", config=None, num_classes=0))
+    rows = table(capsys.readouterr().out)
+    assert rows["mean of the patches"] == ("[1280]",) and "head" not in rows
+    for name in ("B/17", "B/16,dpth=3"):
+        with pytest.raises(cli.UserError):
+            summary.main(SimpleNamespace(model=name, config=None, num_classes=None))
+
+
+def test_mistakes_end_with_2_and_a_plain_line(workdir, tmp_path):
+    def call(tool, *words):
+        command = [sys.executable, "-m", f"vit_jax.tools.{tool}", *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    cases = [call("predict", "x.png"), call("predict", f"--workdir={workdir}")]
+    cases += [call("predict", f"--workdir={tmp_path}", "x.png"), call("evaluate", "--split=test")]
+    cases += [call("summary"), call("features", "--input=x")]
+    for done in cases:
+        assert done.returncode == 2 and done.stderr.startswith("error: ")
+        assert len(done.stderr.splitlines()) <= 2 and not done.stdout
+
+
+def test_the_figure_marks_right_and_wrong_without_colour():
+    image = np.zeros((8, 8, 1), np.uint8)
+    tops = [[("seven", 0.9), ("one", 0.1)]] * 3
+    figure = predictions([image] * 3, tops, labels=["seven", "one", None])
+    axes = [axis for part in figure.subfigs for axis in part.axes]
+    assert [axis.get_xlabel() for axis in axes[::2]] == ["✓ seven", "✗ is one", ""]
+    hatched = [[bar.get_hatch() for bar in axis.patches] for axis in axes[1::2]]
+    assert hatched == [["///", None], [None, "///"], [None, None]]
+    assert [bar.get_width() for bar in axes[1].patches] == [0.9, 0.1]
+
+
+def test_seeds_reports_the_chosen_checkpoint_and_honest_times(workdir):
+    rows, run = log.read_metrics(workdir), json.loads((workdir / "run.json").read_text())
+    row = seeds.result(rows, run, 3, {"1": 2.5})
+    assert row["seed"] == 3 and row["step"] == 8 and row["seconds"] == 2.5
+    assert row["eval/test/acc1"] == rows[-1]["eval/test/acc1"]
+    assert row["eval/val/acc1"] == next(r["eval/val/acc1"] for r in rows if "eval/val/acc1" in r)
+    assert seeds.result(rows, run | {"starts": [1, 2]}, 3, {"2": 2.5})["seconds"] is None
+    text = seeds.describe([row, row | {"eval/test/acc1": row["eval/test/acc1"] + 0.1}])
+    mean = row["eval/test/acc1"] + 0.05
+    assert f"{mean:.2%} +- 7.07%" in text and "2 seeds" in text
+    assert recipe.load_config(workdir).seed == 0

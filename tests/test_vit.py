@@ -1,0 +1,354 @@
+"""The model: its sizes, its parts against golden numbers, and what must not change its outputs."""
+
+import functools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vit_jax import encoder, heads, variants, vit
+from vit_jax.patch_embed import resize_positions, sincos2d
+
+GOLDEN = Path(__file__).parent / "golden"
+PARAMETERS = {  # with 1000 classes, as published where somebody did
+    "mu/16": 76_712,
+    "nano/16": 180_328,
+    "micro/16": 426_920,
+    "mini/16": 861_064,
+    "midi/16": 1_442_664,
+    "Ti/16": 5_717_416,
+    "S/16": 22_050_664,
+    "B/16": 86_567_656,
+    "L/16": 304_326_632,
+    "H/14": 632_045_800,
+    "g/14": 1_012_611_432,
+    "G/14": 1_844_440_680,
+}
+TINY = dict(variant="mu/8", image=32, depth=2)
+
+
+@functools.cache
+def build(**options):
+    """A tiny model of 10 classes and 4 x 4 patches -> vit.Model, compiled, and parameters.
+
+    Not the initial ones: no bias is 0, no scale is 1, and drawing these takes no compilation.
+    """
+    model = vit.build(10, **TINY | options)
+    rng = np.random.default_rng(1)
+
+    def fill(path, leaf):
+        values = rng.normal(size=leaf.shape) * (0.3 if leaf.ndim > 2 else 0.1)
+        return jnp.asarray(values + (path[-1].key == "scale"), jnp.float32)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(1))
+    apply = jax.jit(model.apply, static_argnames=("train", "attention", "blocks"))
+    bound = SimpleNamespace(apply=apply, bind=model.bind)
+    return bound, jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def close(a, b, atol=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=atol), a, b)
+
+
+def test_every_size_has_a_row():
+    assert [name.split("/")[0] for name in PARAMETERS] == list(variants.VARIANTS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_as_published(name):
+    model = vit.build(1000, variant=name)
+    shapes = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
+    assert sum(x.size for x in shapes) == PARAMETERS[name]
+    assert variants.count_params(**variants.parse(name)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(pool="gap"),
+        dict(pool="gap", class_token=True),
+        dict(pool="map"),
+        dict(pos_embed="sincos2d", qkv_bias=False),
+    ],
+)
+def test_parameters_of_options_are_counted(options):
+    _, params = build(**options)
+    options = variants.parse("mu/8", image=32, depth=2, num_classes=10, **options)
+    assert sum(x.size for x in jax.tree.leaves(params)) == variants.count_params(**options)
+
+
+def test_parameters_and_flops_equal_timms():
+    rows = json.loads((GOLDEN / "counts.json").read_text())
+    ours = {n: r for n, r in rows.items() if variants.TIMM_NAME.fullmatch(n)}
+    assert len(ours) == 14
+    for name, row in ours.items():
+        options = variants.parse(name, num_classes=row["num_classes"])
+        assert variants.count_params(**options) == row["params"]
+        assert variants.count_flops(**options) == row["flops"]
+
+
+def test_a_wrong_name_or_option_is_named():
+    for name in (
+        "S",
+        "XXL/16",
+        "vit_enormous_patch16_224",
+        "S/16,depth",
+        "S/15",
+        "S/16,num_heads=5",
+    ):
+        with pytest.raises(ValueError):
+            vit.create(name)
+    with pytest.raises(ValueError, match="no option 'widht'"):
+        vit.create("mu/8", widht=3)
+    with pytest.raises(ValueError, match="class_token"):
+        vit.create("mu/8", image=32, pool="cls", class_token=False)
+
+
+def test_the_seed_decides_the_weights():
+    a, b, c = (nnx.state(vit.create("mu/8", image=32, seed=seed)) for seed in (0, 0, 1))
+    close(a, b, atol=0)
+    assert not np.allclose(a["pos_embed"], c["pos_embed"])
+
+
+def test_patch_embedding_as_convolution_and_as_unfold_is_the_same_function():
+    conv, params = build(patch_embed="conv")
+    linear, _ = build(patch_embed="linear")
+    images = draw(2, 32, 48, 3)
+    close(conv.bind(params).patch_embed(images), linear.bind(params).patch_embed(images))
+    # Row by row: token 6 of a 4 x 6 grid is the first patch of the second row.
+    x = images[:, 8:16, :8].reshape(2, -1) @ params["patch_embed"]["kernel"].reshape(-1, 32)
+    close(x + params["patch_embed"]["bias"], conv.bind(params).patch_embed(images)[:, 6])
+
+
+def test_fixed_positions_equal_big_visions():
+    tables = np.load(GOLDEN / "vit/bv_sincos2d/tables.npz")
+    close(sincos2d((14, 14), 64), tables["h14_w14_d64"], atol=1e-6)
+    close(sincos2d((4, 6), 24), tables["h4_w6_d24"], atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", [(16, 16), (7, 7), (20, 12)])
+def test_resized_positions_equal_timms(grid):
+    folder = GOLDEN / "dino/pos_embed_dinov2_timm"
+    table = jnp.asarray(np.load(folder / "pos_embed.npy"))
+    expected = np.load(folder / "interpolated.npz")[f"timm_{grid[0]}x{grid[1]}_bicubic_aa"]
+    close(resize_positions(table, (37, 37), grid, 1), expected, atol=2e-6)
+    assert resize_positions(table, (37, 37), (37, 37), 1) is table
+
+
+@pytest.mark.parametrize("pos_embed", ["learned", "sincos2d"])
+def test_other_image_sizes(pos_embed):
+    model, params = build(pos_embed=pos_embed)
+    out = model.apply(params, draw(2, 48, 24, 3), attention=True)
+    assert out["tokens"].shape == (2, 1 + 6 * 3, 32)
+    assert out["attention"].shape == (2, 2, 2, 19, 19)
+    with pytest.raises(ValueError, match="36x32 pixels do not divide into patches of 8x8"):
+        model.apply(params, draw(2, 36, 32, 3))
+    with pytest.raises(ValueError, match="1 channels, the model 3"):
+        model.apply(params, draw(2, 32, 32, 1))
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_mean_pooling_leaves_out_the_class_token(prefix):
+    model, params = build(pool="gap", class_token=bool(prefix))
+    out = model.apply(params, draw(2, 32, 32, 3))
+    assert out["tokens"].shape == (2, prefix + 16, 32)
+    x, norm = np.asarray(out["tokens"])[:, prefix:].mean(1), params["fc_norm"]
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    close(out["pooled"], x * norm["scale"] + norm["bias"])
+
+
+def test_attention_pooling_equals_big_visions():
+    folder = GOLDEN / "vit/bv_map_learn"
+    golden = np.load(folder / "params.npz")
+
+    def take(name, *shape):
+        return jnp.asarray(golden[f"params/MAPHead_0/{name}"].reshape(shape))
+
+    def linear(name, d, *features):
+        return {
+            "kernel": take(f"{name}/kernel", d, *features),
+            "bias": take(f"{name}/bias", *features),
+        }
+
+    query, key, value, out = (
+        linear(f"MultiHeadDotProductAttention_0/{n}", 48, 48)
+        for n in ("query", "key", "value", "out")
+    )
+    params = {
+        "latent": take("probe", 1, 1, 48),
+        "q": query,
+        "kv": jax.tree.map(lambda k, v: jnp.stack([k, v], axis=-2), key, value),
+        "proj": out,
+        "norm": {n: take(f"LayerNorm_0/{n}", 48) for n in ("scale", "bias")},
+        "mlp": {
+            "fc1": linear("MlpBlock_0/Dense_0", 48, 96),
+            "fc2": linear("MlpBlock_0/Dense_1", 96, 48),
+        },
+    }
+    options = dict(act="gelu_tanh", init=encoder.INITS["deit"], dtype=jnp.float32)
+    pool = vit.pure(lambda rngs: heads.AttentionPool(48, 3, 96, **options, rngs=rngs))
+    pooled = jax.jit(pool.apply)(params, jnp.asarray(np.load(folder / "encoded.npy")))
+    close(pooled, np.load(folder / "pre_logits.npy"))
+
+
+def test_layer_norm_has_eps_1e_6():
+    x = 1e-3 * np.random.default_rng(0).normal(size=(4, 32))
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    norm = encoder.layer_norm(32, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    close(norm(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)  # eps 1e-5 gives a third
+
+
+def test_post_norm_normalises_the_output_of_every_block():
+    images = draw(2, 32, 32, 3)
+    (pre, params), (post, _) = build(norm="pre"), build(norm="post")
+    norm = params["blocks"]["norm2"]
+    outputs = [model.apply(params, images, blocks=True)["blocks"] for model in (pre, post)]
+    before, after = ((x - norm["bias"][:, None, None]) for x in outputs)
+    after = np.asarray(after / norm["scale"][:, None, None])
+    np.testing.assert_allclose(after.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(after.std(-1), 1, atol=1e-4)
+    assert np.abs(np.asarray(before).std(-1) - 1).mean() > 0.1
+
+
+HOW = [("on", "none"), ("on", "full"), ("off", "dots")]
+NOISE = [(dict(norm="post"), HOW[:1]), (dict(drop_path=0.5, dropout=0.2), HOW[1:])]
+
+
+@pytest.mark.parametrize(("options", "ways"), NOISE, ids=["quiet", "noise"])
+def test_scanned_unrolled_and_rematerialised_are_the_same(options, ways):
+    """Outputs and gradients, noise included: how blocks are run is a matter of speed alone."""
+    images, rng = draw(4, 32, 32, 3), jax.random.key(7)
+    plain, params = build(**options, scan="off")
+
+    def gradient(model):
+        def loss(params):
+            logits = model.apply(params, images, train=True, rng=rng)["logits"]
+            return jnp.sum(jnp.sin(logits)), logits
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    expected = gradient(plain)
+    for scan, remat in ways:
+        model = vit.build(10, **TINY, **options, scan=scan, remat=remat)
+        close(gradient(model), expected, atol=2e-5)
+    quiet = plain.apply(params, images)["logits"]
+    assert np.allclose(expected[0][1], quiet, atol=1e-4) == ("dropout" not in options)
+
+
+def test_noise_belongs_to_the_image_not_to_its_batch():
+    model, params = build(drop_path=0.5, dropout=0.2)
+    images, keys = draw(3, 32, 32, 3), jax.random.split(jax.random.key(0), 3)
+    order = jnp.array([2, 0, 1])
+    one = model.apply(params, images, train=True, rng=keys)["logits"]
+    other = model.apply(params, images[order], train=True, rng=keys[order])["logits"]
+    close(one[order], other)
+    assert (
+        np.abs(model.apply(params, images, train=True, rng=keys[order])["logits"] - one).min() > 0
+    )
+
+
+def test_drop_path_keeps_the_mean_and_spares_the_first_block():
+    model, params = build(drop_path=0.5)
+    images = jnp.broadcast_to(draw(1, 32, 32, 3), (512, 32, 32, 3))
+    first, second = model.apply(params, images[:1], blocks=True)["blocks"]
+    noisy = model.apply(params, images, train=True, rng=jax.random.key(0), blocks=True)["blocks"]
+    close(noisy[0], jnp.broadcast_to(first, noisy[0].shape))
+    # The second block's rate is 0.5; it has two branches, each there in half of the images.
+    untouched = jnp.all(noisy[1] == noisy[0], axis=(1, 2))
+    assert 0.19 < float(untouched.mean()) < 0.31
+    ratio = jnp.vdot(noisy[1].mean(0) - first[0], second[0] - first[0])
+    assert abs(float(ratio / jnp.sum((second[0] - first[0]) ** 2)) - 1) < 0.15
+
+
+def test_training_needs_a_key():
+    model, params = build()
+    with pytest.raises(ValueError, match="rng=jax.random.key"):
+        model.apply(params, draw(1, 32, 32, 3), train=True)
+
+
+def test_groups_of_tokens_do_not_see_each_other():
+    model, params = build()
+    blocks = model.bind(params).blocks
+    run = dict(drop_path=0.0, remat="none", scan="on", attention=True, outputs=True)
+    encode = jax.jit(lambda groups: encoder.encode(blocks, groups, **run))
+    groups = [draw(2, 2, 5, 32, seed=1), draw(2, 3, 9, 32, seed=2)]
+    together, named = encode(groups)
+    for i, group in enumerate(groups):
+        (alone,), of_group = encode([group])
+        close(together[i], alone)
+        close([named["attention"][i], named["blocks"][i]], [x[0] for x in of_group.values()])
+        b, v, n, d = group.shape
+        assert named["attention"][i].shape == (2, b * v, 2, n, n)
+        close(named["blocks"][i][-1].reshape(b, v, n, d), together[i])
+    # Nor do the views of one group.
+    changed, _ = encode([groups[0].at[:, 0].add(1.0), groups[1]])
+    close(changed[0][:, 1], together[0][:, 1])
+    assert np.abs(changed[0][:, 0] - together[0][:, 0]).max() > 0.1
+
+
+@pytest.mark.parametrize("scan", ["on", "off"])
+def test_attention_maps_cost_nothing_unless_asked_for(scan):
+    model, params = build(scan=scan)
+    images = draw(5, 32, 32, 3)
+
+    def compiled(keys, **options):
+        def apply(params, images):
+            out = model.apply(params, images, **options)
+            return {key: out[key] for key in keys}
+
+        return jax.jit(apply).lower(params, images).compile()
+
+    plain = compiled(["logits"])
+    unused = compiled(["logits"], attention=True, blocks=True)
+    asked = compiled(["logits", "attention"], attention=True)
+    flops = [x.cost_analysis()["flops"] for x in (plain, unused, asked)]
+    memory = [x.memory_analysis().temp_size_in_bytes for x in (plain, unused)]
+    assert flops[0] == flops[1] <= flops[2]
+    assert memory[0] == memory[1]
+    assert "f32[2,5,2,17,17]" in asked.as_text() and "[2,5,2,17,17]" not in plain.as_text()
+
+
+@pytest.mark.parametrize("kernel", ["matmul", "xla"])
+def test_attention_is_a_softmax_and_kernels_agree(kernel):
+    images = draw(2, 32, 32, 3)
+    model, params = build(attn=kernel)
+    out = model.apply(params, images, attention=True)
+    maps = np.asarray(out["attention"])
+    np.testing.assert_allclose(maps.sum(-1), 1, atol=1e-5)
+    assert maps.max() > 2 / 17
+    close(model.apply(params, images)["logits"], out["logits"], atol=1e-4)
+    close(build()[0].apply(params, images)["logits"], out["logits"], atol=1e-4)
+
+
+def test_bfloat16_is_close_and_its_logits_are_float32():
+    images = draw(2, 32, 32, 3)
+    model, params = build()
+    half, _ = build(dtype="bfloat16")
+    exact, rounded = model.apply(params, images), half.apply(params, images)
+    assert rounded["tokens"].dtype == jnp.bfloat16 and rounded["logits"].dtype == jnp.float32
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+    difference = np.abs(exact["logits"] - rounded["logits"]).max()
+    assert 0 < difference < 0.05 * np.abs(exact["logits"]).max()
+
+
+def test_pooling_reads_what_it_says():
+    tokens = draw(2, 5, 4)
+    close(heads.pool_tokens(tokens, "cls", 1), tokens[:, 0])
+    close(heads.pool_tokens(tokens, "gap", 2), tokens[:, 2:].mean(1))
+
+
+def test_without_classes_there_is_no_classifier():
+    model = vit.build(0, **TINY)
+    out = jax.eval_shape(
+        model.apply, jax.eval_shape(model.init, jax.random.key(0)), draw(1, 32, 32, 3)
+    )
+    assert set(out) == {"tokens", "pooled"}

@@ -1,0 +1,249 @@
+"""Measure speed, alone or in turns with timm (`make bench-peer` installs it, in .venv-peer).
+
+python -m vit_jax.tools.benchmark --what=train_step --model=S/16 --batch_size=8 --against=timm
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+
+from absl import flags
+
+from vit_jax import cli, log, recipe, turns, variants
+from vit_jax.cli import UserError
+
+IMPORTS = "import vit_jax.vit, vit_jax.objectives.supervised, vit_jax.optim, vit_jax.step"
+
+
+def define_flags():
+    cli.define_config(required=False)
+    whats = ["train_step", "forward", "input", "startup"]
+    flags.DEFINE_enum("what", "train_step", whats, "what is timed")
+    flags.DEFINE_string("model", "vit_tiny_patch16_224", "its name, with overrides: S/16,depth=4")
+    flags.DEFINE_integer("batch_size", 8, "images a step", lower_bound=1)
+    flags.DEFINE_enum("against", None, list(turns.PEERS), "the peer to take turns with: timm")
+    flags.DEFINE_integer("pairs", 5, "turns of each", lower_bound=1)
+    flags.DEFINE_float("seconds", 5.0, "about so long is a turn", lower_bound=0)
+    flags.DEFINE_integer("steps", 0, "steps a turn; 0: as --seconds says", lower_bound=0)
+    flags.DEFINE_integer("threads", 0, "cores for each; 0: all it may use", lower_bound=0)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of activations")
+    flags.DEFINE_bool("json", False, "print one JSON object as the last line, and no table")
+
+
+def main(flags):
+    """The command: prints a table, or with --json one object whose keys experiments/benchmarks
+    explains. Raises UserError."""
+    if flags.against and flags.what not in ("train_step", "forward"):
+        raise UserError(f"--against={flags.against} goes with --what=train_step or forward only")
+    if flags.config and flags.what != "input":
+        raise UserError("--config says where images come from; it goes with --what=input only")
+    found = {d.name: d.version for d in metadata.distributions() if d.name in log.PACKAGES}
+    found["python"] = platform.python_version()
+    load = round(os.getloadavg()[0], 2)  # what else the machine does
+    result = {"what": flags.what, "model": flags.model, "batch_size": flags.batch_size}
+    result |= {"dtype": flags.dtype, "threads": pin(flags.threads), "versions": found, "load": load}
+    if flags.what == "startup":
+        result["seconds"] = startup(flags.model, flags.batch_size, flags.pairs)
+    else:
+        if flags.config:
+            config, num_classes, cost = flags.config, None, 0
+            result |= {"model": config.model.variant, "batch_size": config.batch_size}
+        else:
+            config, sizes = make_config(flags.model, flags.batch_size, flags.dtype)
+            num_classes = sizes["num_classes"]
+            cost = {"train_step": 3, "forward": 1, "input": 0}[flags.what]
+            cost *= variants.count_flops(**sizes)
+        import jax
+
+        result["device"] = jax.devices()[0].device_kind if flags.what != "input" else "host"
+        peer = None
+        if flags.against:
+            job = turns.peer_job(
+                config, sizes, flags.what, result["threads"], jax.default_backend()
+            )
+            peer = turns.Peer(flags.against, job)
+        try:
+            ours = turns.Ours(BUILD[flags.what](config, num_classes))
+            taken = turns.take(ours, peer, flags.pairs, flags.seconds, flags.steps)
+        finally:
+            if peer:
+                peer.close()
+        result |= turns.summarise(taken, config.batch_size, cost, peer)
+    print(json.dumps(result) if flags.json else table(result))
+
+
+def pin(threads):
+    """Keeps this process, and those it starts, to `threads` cores. -> how many it may use
+
+    Before JAX is imported: XLA starts a thread for each core that it may use.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        if threads:
+            raise UserError("--threads cannot be kept to on this system; leave it out")
+        return os.cpu_count()
+    cores = sorted(os.sched_getaffinity(0))
+    if threads > len(cores):
+        raise UserError(f"--threads={threads}, but this process may use {len(cores)} cores")
+    os.sched_setaffinity(0, cores[: threads or len(cores)])
+    return threads or len(cores)
+
+
+def make_config(name, batch_size, dtype):
+    """-> a config without augmentation, on synthetic images; the sizes as variants.parse gives"""
+    config = recipe.common().defaults()
+    try:
+        sizes = {"num_classes": 1000} | variants.parse(name)
+    except ValueError as e:
+        raise UserError(f"--model: {e}") from None
+    config.model.variant = f"{name.split(',')[0]},patch={sizes['patch']}"
+    for key in sizes.keys() - {"patch", "num_classes"}:
+        if key not in config.model:
+            raise UserError(f"--model: no option '{key}'; {recipe.near(key, config.model)}")
+        config.model[key] = sizes[key]
+    config.model.dtype, config.batch_size = dtype, batch_size
+    config.data.name, config.data.train = "synthetic", "train"
+    config.data.synthetic.images = max(512, batch_size)
+    config.augment.flip = 0.0
+    config.optim.lr, config.total_steps, config.optim.warmup = 1e-4, "1000k", "0"
+    return config, sizes
+
+
+def one_batch(config, num_classes):
+    """Random images uint8 [b, h, w, c] and labels int32 [b]; peer_*.py draw the same."""
+    import numpy as np
+
+    rng, side = np.random.default_rng(0), config.model.image
+    shape = (config.batch_size, side, side, config.model.channels)
+    images = rng.integers(0, 256, shape, np.uint8)
+    labels = rng.integers(0, num_classes, config.batch_size, np.int64)
+    return {"image": images, "label": labels.astype(np.int32)}
+
+
+def build_train_step(config, num_classes):
+    """-> step() -> (state, loss): what train.py does in a step, on one device."""
+    import jax
+
+    from vit_jax import objectives, optim, step, vit
+
+    model = vit.build(num_classes, **config.model)
+    objective = objectives.make(model, config)
+    tx, _ = optim.make(config, steps_per_epoch=1000)
+    rng, batch = jax.random.key(0), jax.device_put(one_batch(config, num_classes))
+    state = jax.jit(lambda rng: step.init_state(objective, tx, rng))(rng)
+    train_step = jax.jit(step.make_train_step(objective, tx), donate_argnums=0)
+
+    def advance():
+        nonlocal state
+        state, metrics = train_step(state, batch, rng)
+        return state, metrics["loss"]
+
+    return advance
+
+
+def build_forward(config, num_classes):
+    """-> step() -> (logits, their mean): normalise and classify, on one device."""
+    import jax
+
+    from vit_jax import augment, vit
+
+    model = vit.build(num_classes, **config.model)
+    params = jax.jit(model.init)(jax.random.key(0))
+    images = jax.device_put(one_batch(config, num_classes)["image"])
+
+    @jax.jit
+    def forward(params, images):
+        images = augment.normalise(images, config.data.mean, config.data.std)
+        logits = model.apply(params, images)["logits"]
+        return logits, logits.mean()
+
+    return lambda: forward(params, images)
+
+
+def build_input(config, _):
+    """-> step() -> (batch, a label): batches as train.py reads them, on the host alone."""
+    from vit_jax import augment, batch, data
+
+    read, (view, _) = config.data, augment.views(config)
+    batches = batch.train_batches(
+        data.make(config, read.train),
+        view,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        workers=read.workers,
+        threads=read.threads,
+    )
+
+    def advance():
+        rows = next(batches)
+        return rows, rows["label"][0]
+
+    return advance
+
+
+BUILD = {"train_step": build_train_step, "forward": build_forward, "input": build_input}
+
+
+BUILD = {"train_step": build_train_step, "forward": build_forward, "input": build_input}
+
+
+def startup(model, batch_size, repeats):
+    """Seconds from the start of Python until each is done. -> {name: {"median", "min", "max"}}
+
+    first_step compiles everything; first_step_cached finds what the last one compiled.
+    """
+    first = f"from vit_jax.tools import benchmark; benchmark.first_step({model!r}, {batch_size})"
+    commands = {
+        "help": ["-m", "vit_jax.train", "--help"],
+        "import": ["-c", IMPORTS],
+        "first_step": ["-c", first],
+        "first_step_cached": ["-c", first],
+    }
+    seconds = {name: [] for name in commands}
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as cache:
+            environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
+            for name, words in commands.items():
+                start = time.perf_counter()
+                run = [sys.executable, *words]
+                subprocess.run(run, env=environment, check=True, stdout=subprocess.DEVNULL)
+                seconds[name].append(time.perf_counter() - start)
+    return {name: turns.spread(values) for name, values in seconds.items()}
+
+
+def first_step(model, batch_size):
+    config, sizes = make_config(model, batch_size, "float32")
+    turns.Ours(build_train_step(config, sizes["num_classes"])).run(1)
+
+
+def table(result):
+    """What a person reads: a row for each of those that took turns."""
+    title = "{what}, {model}, batch {batch_size}, {dtype}, {threads} cores".format(**result)
+    title += "; median (least to most)"
+    if result["what"] == "startup":
+        rows = [f"  {name:18}{_range(values)} s" for name, values in result["seconds"].items()]
+        return "\n".join([title, *rows])
+    title += f" of {len(result['pairs'])} turns on {result['device']}"
+    rows = [f"  {'':9}{'images/s':28}{'ms a step':28}{'GFLOP/s':10}peak MB"]
+    sides = {"vit_jax": result} | ({result["against"]: result["peer"]} if "peer" in result else {})
+    for name, row in sides.items():
+        rate = f"{row['flops_per_s'] / 1e9:.0f}" if row["flops_per_s"] else ""
+        rows += [f"  {name:9}{_range(row['images_per_s']):28}{_range(row['step_ms']):28}{rate:10}"]
+        rows[-1] += f"{row['peak_rss_mb']:.0f}"
+    if "ratio_against" in result:
+        ratio = _range({"median": result["ratio_against"]} | result["ratio_spread"])
+        rows += [f"  vit_jax / {result['against']}, images/s, pair by pair: {ratio}"]
+    return "\n".join([title, *rows])
+
+
+def _range(values):
+    return "{median:.4g} ({min:.4g} to {max:.4g})".format(**values)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,142 @@
+"""What a model computes of images: logits, tokens, every block, attention; arrays in, arrays out.
+
+python -m vit_jax.tools.features --weights=FILE.safetensors --model=vit_small_patch16_224 \\
+    --input=images.npy --output=out.npz
+"""
+
+import os
+from pathlib import Path
+
+from absl import flags
+
+from vit_jax import cli
+from vit_jax.cli import UserError
+
+
+def define_flags():
+    flags.DEFINE_string("weights", None, "file.safetensors, or the workdir of a run", required=True)
+    flags.DEFINE_string(
+        "model", None, "its name, such as vit_small_patch16_224; a run knows its own"
+    )
+    flags.DEFINE_string(
+        "input", None, ".npy, float32 [batch, height, width, channels], normalised", required=True
+    )
+    flags.DEFINE_string("output", None, ".npz to write", required=True)
+    flags.DEFINE_bool("attention", False, "add attention [layer, batch, head, query, key]")
+    flags.DEFINE_bool("blocks", False, "add block_00, block_01, ...: tokens after each block")
+    flags.DEFINE_integer("batch_size", 32, "images at a time", lower_bound=1)
+    flags.DEFINE_bool("raw", False, "of a run: the trained weights, not their average")
+
+
+def main(flags):
+    images = read(flags.input)
+    output = Path(flags.output).expanduser()
+    if output.is_dir() or not output.parent.is_dir():
+        raise UserError(f"--output={output} is not a file in a folder that exists")
+
+    import jax
+
+    # In full float32: accelerators round the operands of a product otherwise.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    model = load(flags.weights, flags.model, raw=flags.raw)
+    check(images, model)
+    arrays = compute(model, images, flags.batch_size, flags.attention, flags.blocks)
+    write(output, arrays)
+    for name, array in arrays.items():
+        print(f"{name:10} {list(array.shape)}")
+
+
+def read(path):
+    """The array of a .npy file, float32 of rank 4, not yet read from disk. Raises UserError."""
+    import numpy as np
+
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"--input={path}: {error.strerror or error}") from None
+    except (ValueError, EOFError, SyntaxError):
+        raise UserError(f"--input={path} is no .npy file, or it was cut off") from None
+    if not isinstance(images, np.ndarray):
+        raise UserError(f"--input={path} is an archive; it must be a .npy file with one array")
+    if images.dtype != np.float32:
+        raise UserError(
+            f"--input={path} holds {images.dtype}; it must be float32, already normalised"
+        )
+    if images.ndim != 4 or not images.size:
+        raise UserError(
+            f"--input={path} has shape {list(images.shape)}; it must be [batch, height, width, "
+            "channels]"
+        )
+    return images
+
+
+def load(weights, name, raw=False):
+    """A model with its weights, from a file or a run. Raises UserError."""
+    from vit_jax import checkpoint, pretrained
+
+    if Path(weights).is_dir():
+        return checkpoint.load_model(weights, raw=raw)
+    if raw:
+        raise UserError(f"--raw goes with the workdir of a run; {weights} has one set of weights")
+    return pretrained.load(weights, name)
+
+
+def check(images, model):
+    """UserError unless images b h w c can be put into the model."""
+    _, h, w, c = shape = images.shape
+    if c != model.channels:
+        hint = ""
+        if shape[1] == model.channels:
+            hint = "; it looks like channels first: transpose it by (0, 2, 3, 1)"
+        raise UserError(
+            f"--input has shape {list(shape)}, but the model's images have {model.channels} "
+            f"channels, last{hint}"
+        )
+    if h % model.patch or w % model.patch:
+        raise UserError(
+            f"--input has images of {h}x{w} pixels, which do not divide into patches of "
+            f"{model.patch}x{model.patch}"
+        )
+
+
+def compute(model, images, batch_size, attention=False, blocks=False):
+    """images [b, h, w, c] -> {"logits", "pooled", "tokens", ...}, numpy float32."""
+    import jax
+    import numpy as np
+
+    from vit_jax import vit
+
+    apply, params = vit.functional(model)
+    apply = jax.jit(apply, static_argnames=("attention", "blocks"))
+    size, parts = min(batch_size, len(images)), []
+    for start in range(0, len(images), size):
+        rows = np.asarray(images[start : start + size])
+        rows = np.pad(rows, [(0, size - len(rows)), *[(0, 0)] * 3])  # one size, one compilation
+        parts.append(jax.device_get(apply(params, rows, attention=attention, blocks=blocks)))
+
+    def join(name):
+        axis = 1 if name in ("attention", "blocks") else 0  # of the images; layers come first
+        array = np.concatenate([part[name] for part in parts], axis)
+        return array[(slice(None),) * axis + (slice(len(images)),)].astype(np.float32)
+
+    arrays = {name: join(name) for name in parts[0]}
+    layers = arrays.pop("blocks", ())
+    return arrays | {f"block_{i:02}": layer for i, layer in enumerate(layers)}
+
+
+def write(path, arrays):
+    """An .npz file, whole or not at all."""
+    import numpy as np
+
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(part, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,155 @@
+"""The stages of a model with their shapes, parameters, FLOPs and memory. Allocates no weights.
+
+python -m vit_jax.tools.summary --model=B/16
+"""
+
+from absl import flags
+
+from vit_jax import cli, variants
+from vit_jax.cli import UserError
+
+
+def define_flags():
+    cli.define_config(required=False)
+    flags.DEFINE_string(
+        "model", None, "a name, with overrides: B/16 or vit_base_patch16_224,depth=4"
+    )
+    flags.DEFINE_integer("num_classes", None, "classes (default: the data's; 1000 for --model)")
+
+
+def main(flags):
+    if (flags.model is None) == (flags.config is None):
+        raise UserError("say either --model=NAME or --config=FILE; see --help")
+    try:
+        if flags.config is None:
+            name, options = flags.model, variants.parse(flags.model)
+            options.setdefault("num_classes", 1000)
+        else:
+            name, options = flags.config.model.variant, flags.config.model.to_dict()
+            options = variants.parse(options.pop("variant"), **options)
+            options["num_classes"] = 0
+            if flags.num_classes is None:
+                options["num_classes"] = count_classes(flags.config)
+        if flags.num_classes is not None:
+            options["num_classes"] = flags.num_classes
+        print(describe(name, options))
+    except UserError:
+        raise
+    except ValueError as error:  # an option that the model does not have, or sizes that clash
+        raise UserError(str(error)) from error
+
+
+def count_classes(config):
+    """The classes of the data of a config. Raises UserError where the data are not here."""
+    from vit_jax import data
+
+    try:
+        return data.make(config, config.data.train).num_classes
+    except UserError as error:
+        raise UserError(f"{error}\nOr say how many classes there are: --num_classes=1000") from None
+
+
+def describe(name, options):
+    """A table of the stages, as text. options: the arguments of `vit.ViT`."""
+    import jax
+
+    from vit_jax import vit
+
+    options = dict(options)
+    num_classes = options.pop("num_classes")
+    heads, patch = options["num_heads"], options["patch"]
+    model = vit.build(num_classes, variant=f"mu/{patch}", **options)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    rows = stages(model, params, options)
+    total = sum(x.size for x in jax.tree.leaves(params))
+    stray = total - sum(count for _, _, count in rows if count)
+    if stray:
+        raise AssertionError(f"{stray:,} parameters belong to no stage")
+    wide = max(len(stage) for stage, _, _ in rows) + 2
+    lines = [f"{name}: width {options['width']}, depth {options['depth']}, {heads} heads", ""]
+    lines += [f"{'stage':{wide}}{'shape of an image':20}{'parameters':>14}"]
+    for stage, shape, count in rows:
+        lines.append(f"{stage:{wide}}{shape:20}{f'{count:,}' if count else '':>14}".rstrip())
+    flops = variants.count_flops(**options, num_classes=num_classes)
+    lines += [f"{'total':{wide}}{'':20}{total:>14,}", ""]
+    lines += [
+        f"{flops / 1e9:.4g} GFLOPs an image forward ({flops / 2e9:.4g} GMACs: one multiply-add"
+    ]
+    lines[-1] += " is 2 FLOPs); a training step takes 3 times as many"
+    lines += [f"{4 * total / 1e6:,.4g} MB of weights in float32; AdamW's state is twice that again"]
+    return "\n".join(lines)
+
+
+def stages(model, params, options):
+    """[(stage, shape for one image, parameters)], from the outside in."""
+    import jax
+
+    image, channels = options["image"], options.get("channels", 3)
+    images = jax.ShapeDtypeStruct((1, image, image, channels), "float32")
+    named = {"attention": True, "blocks": True}
+    out = jax.eval_shape(lambda p, x: model.apply(p, x, **named), params, images)
+    patches = jax.eval_shape(lambda p, x: model.bind(p).patch_embed(x), params, images)
+    patch, (_, n, d) = options["patch"], out["tokens"].shape
+    depth, _, heads, _, _ = out["attention"].shape
+
+    def size(*path):
+        node = params
+        for key in path:
+            node = node.get(key, {})
+        return sum(x.size for x in jax.tree.leaves(node))
+
+    def shape(x):
+        return f"[{'x'.join(map(str, x))}]"
+
+    how = {"conv": "convolution", "linear": "unfold and linear"}
+    how = how[options.get("patch_embed", "conv")]
+    rows = [("image", shape(images.shape[1:]), 0)]
+    count = patches.shape[1]
+    rows += [
+        (
+            f"{count} patches of {patch}x{patch} ({how})",
+            shape(patches.shape[1:]),
+            size("patch_embed"),
+        )
+    ]
+    position = {"learned": "position, learned", "sincos2d": "position, fixed 2-D sin-cos"}
+    position = position[options.get("pos_embed", "learned")]
+    extra = "[CLS] + " if "cls_token" in params else ""
+    rows += [(extra + position, shape((n, d)), size("cls_token") + size("pos_embed"))]
+    rows += [(f"{depth} encoder blocks of", shape(out["blocks"].shape[2:]), 0)]
+    rows += [(f"  {stage}", *rest) for stage, *rest in block(options, n, size, shape, heads)]
+    pools = {"cls": "CLS", "gap": "mean of the patches", "map": "attention pooling (MAP)"}
+    pool = pools[options.get("pool", "cls")]
+    if "norm" in params:
+        rows += [("LayerNorm", shape((n, d)), size("norm"))]
+    rows += [(pool, shape(out["pooled"].shape[1:]), size("attn_pool"))]
+    if "fc_norm" in params:
+        rows += [("LayerNorm", shape((d,)), size("fc_norm"))]
+    if "logits" in out:
+        rows += [("head", shape(out["logits"].shape[1:]), size("head"))]
+    return rows
+
+
+def block(options, n, size, shape, heads):
+    """The stages of the encoder blocks; parameters are those of all blocks together."""
+    d, m = options["width"], options["mlp_dim"]
+    tokens = shape((n, d))
+    norms = [("LayerNorm", tokens, size("blocks", f"norm{i}")) for i in (1, 2)]
+    attention = [
+        (
+            f"{heads} heads of {d // heads}: attention",
+            shape((heads, n, n)),
+            size("blocks", "attn", "qkv"),
+        ),
+        ("heads joined, linear", tokens, size("blocks", "attn", "proj")),
+    ]
+    mlp = [(f"MLP {d} -> {m} -> {d}", tokens, size("blocks", "mlp"))]
+    add = [("+ what came in", tokens, 0)]
+    if options.get("norm", "pre") == "post":
+        return attention + add + norms[:1] + mlp + add + norms[1:]
+    return norms[:1] + attention + add + norms[1:] + mlp + add
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
