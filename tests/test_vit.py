@@ -219,8 +219,10 @@ def test_post_norm_normalises_the_output_of_every_block():
     assert np.abs(np.asarray(before).std(-1) - 1).mean() > 0.1
 
 
-HOW = [("on", "none"), ("on", "full"), ("off", "dots")]
-NOISE = [(dict(norm="post"), HOW[:1]), (dict(drop_path=0.5, dropout=0.2), HOW[1:])]
+NOISE = [
+    (dict(norm="post"), [("on", "none"), ("off", "dots")]),
+    (dict(drop_path=0.5, dropout=0.2), [("on", "full")]),
+]
 
 
 @pytest.mark.parametrize(("options", "ways"), NOISE, ids=["quiet", "noise"])

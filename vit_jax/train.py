@@ -153,7 +153,7 @@ def _test(run, state, saved, logged):
         weights = run.objective.weights(*saved.restore_model(*run.abstract[1:3], step))
     row = run.evaluate("test", weights) | {"eval/test/step": step}
     logged.write(run.total, row)
-    return row
+    return {"step": run.total} | row
 
 
 def _check_finite(step, row, saved):
