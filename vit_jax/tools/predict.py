@@ -15,8 +15,7 @@ from absl import flags
 from vit_jax import cli
 from vit_jax.cli import UserError
 
-MAX_PIXELS = 50_000_000  # of an image file; what a stranger sends is decoded here
-MAX_FIGURE = 48  # images
+MAX_PIXELS, MAX_FIGURE = 50_000_000, 48  # of a file, which may be a stranger's; images
 BATCH, BAR = 64, 24  # images at a time; characters of a bar at probability 1
 
 
