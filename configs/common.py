@@ -1,7 +1,7 @@
 """Every key of a config, once: its default, its unit, what it does. Recipes override what differs.
 
 A recipe imports this module and nothing else. Durations are strings: "1000" or "10k" or "1e3"
-optimizer steps, "3ep" passes over the training split. `None` in `model` means "as the variant says".
+optimizer steps, "3ep" passes over the training split. `None` in `model`: as the variant says.
 """
 
 from ml_collections import ConfigDict

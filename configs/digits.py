@@ -1,6 +1,6 @@
 """scikit-learn's real 8x8 digits: 1,797 images, 10 classes. A ViT that trains in a minute on a CPU.
 
-  python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
+python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
 """
 
 from configs import common

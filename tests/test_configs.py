@@ -46,7 +46,8 @@ def reads():
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_two_steps(name, tmp_path, monkeypatch, reads):
-    monkeypatch.setattr(jax, "devices", lambda *_, devices=jax.devices()[:1]: devices)
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: devices)
     module = importlib.import_module(f"configs.{name}")
     recipe.check(module.get_config())
     assert f"--config=configs/{name}.py" in module.__doc__  # a recipe opens with its command

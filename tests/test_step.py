@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from configs import common, digits
 
+from configs import common, digits
 from vit_jax import objectives, pretrained, vit
 from vit_jax.objectives.supervised import cross_entropy, smooth
 from vit_jax.optim import add_decay

@@ -36,7 +36,8 @@ def recipe(**over):
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """Eight simulated devices cost a minute of compilation; what is tested here needs one."""
-    monkeypatch.setattr(jax, "devices", lambda *_, devices=jax.devices()[:1]: devices)
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: devices)
 
 
 def rows(workdir):

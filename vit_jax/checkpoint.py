@@ -56,7 +56,7 @@ class Checkpoints:
         return self.manager.latest_step()
 
     def best(self):
-        """(step, metric) of the best evaluated checkpoint, the later of equals; None if none was."""
+        """(step, metric) of the best evaluated checkpoint, the later of equals; or None."""
         scored = [
             (metrics[self.metric], step)
             for step in self.manager.all_steps()

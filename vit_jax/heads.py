@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from vit_jax.encoder import Linear, Mlp, attend, layer_norm
+from vit_jax.encoder import LayerNorm, Linear, Mlp, attend
 
 
 def pool_tokens(tokens, how, prefix):
@@ -22,7 +22,7 @@ class AttentionPool(nnx.Module):
         self.q = Linear(width, width, init=init, dtype=dtype, rngs=rngs)
         self.kv = Linear(width, 2, width, init=init, dtype=dtype, rngs=rngs)
         self.proj = Linear(width, width, init=init, dtype=dtype, rngs=rngs)
-        self.norm = layer_norm(width, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(width, dtype=dtype)
         self.mlp = Mlp(width, mlp_dim, act=act, init=init, dtype=dtype, rngs=rngs)
         self.num_heads = num_heads
 

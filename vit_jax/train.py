@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from vit_jax import cli, log, recipe
+from vit_jax import cli, log, memory, recipe
 
 # Keys that may differ when a run goes on: how long, how often, where the data lie, how it is run.
 FREE_KEYS = {"total_steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"}
@@ -72,6 +72,7 @@ def train(config, workdir, stop=lambda: False):
     stop() -> True asks to save and leave. -> the row of evaluation on the test split.
     Raises Diverged, Preempted, UserError.
     """
+    memory.keep()
     # Late, so that --help and mistakes in the config are answered without them.
     import jax
 

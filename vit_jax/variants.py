@@ -38,7 +38,7 @@ TIMM_NAME = re.compile(r"(vit|deit)_(?P<size>[a-z]+)_patch(?P<patch>\d+)_(?P<ima
 
 
 def parse(name, **overrides):
-    """"S/16" or "vit_small_patch16_224,depth=4" -> keyword arguments of `vit.ViT`.
+    """ "S/16" or "vit_small_patch16_224,depth=4" -> keyword arguments of `vit.ViT`.
 
     Overrides that are None count as absent. Another width without another mlp_dim keeps the
     variant's ratio of the two. Raises ValueError, in one line, for a name that is neither.

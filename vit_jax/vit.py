@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax import variants
-from vit_jax.encoder import INITS, Linear, encode, layer_norm, make_blocks
+from vit_jax.encoder import INITS, LayerNorm, Linear, encode, make_blocks
 from vit_jax.heads import AttentionPool, pool_tokens
 from vit_jax.patch_embed import PatchEmbed, resize_positions, sincos2d
 from vit_jax.variants import VARIANTS  # noqa: F401  the table of sizes, where people look for it
@@ -86,8 +86,8 @@ class ViT(nnx.Module):
         )
         self.run = dict(drop_path=drop_path, remat=remat, scan=scan)
         fc_norm = pool == "gap" if fc_norm is None else fc_norm
-        self.norm = None if fc_norm else layer_norm(width, dtype=dtype, rngs=rngs)
-        self.fc_norm = layer_norm(width, dtype=dtype, rngs=rngs) if fc_norm else None
+        self.norm = None if fc_norm else LayerNorm(width, dtype=dtype)
+        self.fc_norm = LayerNorm(width, dtype=dtype) if fc_norm else None
         self.attn_pool = (
             AttentionPool(
                 width, num_heads, mlp_dim, act=act, init=INITS[init], dtype=dtype, rngs=rngs

@@ -14,7 +14,7 @@ from importlib import metadata
 
 from absl import flags
 
-from vit_jax import cli, log, recipe, turns, variants
+from vit_jax import cli, log, memory, recipe, turns, variants
 from vit_jax.cli import UserError
 
 IMPORTS = "import vit_jax.vit, vit_jax.objectives.supervised, vit_jax.optim, vit_jax.step"
@@ -42,6 +42,7 @@ def main(flags):
         raise UserError(f"--against={flags.against} goes with --what=train_step or forward only")
     if flags.config and flags.what != "input":
         raise UserError("--config says where images come from; it goes with --what=input only")
+    memory.keep()
     found = {d.name: d.version for d in metadata.distributions() if d.name in log.PACKAGES}
     found["python"] = platform.python_version()
     load = round(os.getloadavg()[0], 2)  # what else the machine does
@@ -221,7 +222,7 @@ def first_step(model, batch_size):
 
 
 def table(result):
-    """What a person reads: a row for each of those that took turns."""
+    """What a person reads: a row a side."""
     title = "{what}, {model}, batch {batch_size}, {dtype}, {threads} cores".format(**result)
     title += "; median (least to most)"
     if result["what"] == "startup":
