@@ -59,7 +59,7 @@ def test_timms_weights_give_timms_numbers(name):
 
 @pytest.mark.parametrize(
     ("module", "attribute", "value"),
-    [(None, "", 0), ("norm1", "epsilon", 1e-5), ("mlp", "act", "gelu_tanh")],
+    [(None, "", 0), ("norm1", "eps", 1e-5), ("mlp", "act", "gelu_tanh")],
 )
 def test_eps_and_gelu_are_told_apart(module, attribute, value):
     """Against float64, because eps 1e-5 in place of 1e-6 moves the logits by 2e-5 only."""

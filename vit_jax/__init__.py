@@ -9,7 +9,7 @@ The life of an image:
   batch.py         views -> b h w c on the devices; batch k is a pure function of (seed, k)
   mixing.py        mixup and CutMix: two images and their targets -> one
   patch_embed.py   b h w c -> b n d, plus position
-  encoder.py       b n d, depth times attention and MLP
+  encoder.py       b n d, depth times attention and MLP; noise.py drops, kernels.py computes
   heads.py         b n d -> b d (pooling) -> b k (logits)
   vit.py           all of that as one model with named outputs; variants.py has the sizes
   objectives/*     a scalar loss, and what else moves with training
@@ -18,10 +18,10 @@ The life of an image:
   evaluators/*     parameters -> numbers
   run.py           a config made real: all of the above, built and placed
   train.py         the loop; cli.py and recipe.py read and check the command line and the config,
-                   log.py writes the curves
+                   log.py writes the curves, memory.py keeps the memory of a CPU
   pretrained/*     weights from other projects, as tables of names
   figures/*        arrays to figures
-  tools/*          what a person runs besides train
+  tools/*          what a person runs besides train; turns.py takes turns with a peer
 
 Axes: b batch, v views, h w rows and columns, c channels, n tokens (q queries, m keys),
 d width, e one head's share of it, k classes, l layers.

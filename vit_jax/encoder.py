@@ -13,10 +13,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from vit_jax import kernels
+from vit_jax.noise import Noise, Silence
 
 
 def xavier(key, shape, dtype=jnp.float32):
@@ -56,15 +56,15 @@ class Linear(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Over the last axis, added up in float32."""
+    """Over the last axis, added up in float32. The eps of every ViT up to DINOv2 is 1e-6."""
 
-    def __init__(self, width, *, dtype):
+    def __init__(self, width, *, eps=1e-6, dtype):
         self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
-        self.dtype = dtype
+        self.eps, self.dtype = eps, dtype
 
     def __call__(self, x):
         x = x.astype(kernels.wide(self.dtype))
-        return kernels.normalise(x, self.scale[...], self.bias[...]).astype(self.dtype)
+        return kernels.normalise(x, self.scale[...], self.bias[...], self.eps).astype(self.dtype)
 
 
 def attend(q, k, v, *, kernel, maps=False):
@@ -157,48 +157,6 @@ class Block(nnx.Module):
         branch, probabilities = attention(self.norm1(x))
         x = x + branch
         return x + mlp(self.norm2(x)), probabilities
-
-
-class Silence:
-    """The noise of evaluation: none."""
-
-    def drop(self, x, site):  # noqa: ARG002
-        return x
-
-    drop_path = drop
-
-
-class Noise:
-    """Dropout and drop path of one block, drawn from one key an image, keys [b].
-
-    An image's noise depends on its own key alone, not on what else is in the batch, how it is
-    sharded, or whether the blocks are scanned. `site` tells apart the places in a block.
-    """
-
-    def __init__(self, keys, shapes, dropout, rate):
-        self.keys, self.shapes, self.dropout, self.rate = keys, shapes, dropout, rate
-
-    def drop(self, x, site):
-        """Zero a share of the elements of x [t, d] and scale up the rest."""
-        if not self.dropout:
-            return x
-        mask = self._mask(site, 1 - self.dropout, (x.size // len(self.keys),))
-        return x * mask.astype(x.dtype).reshape(x.shape)
-
-    def drop_path(self, x, site):
-        """Drop the branch x [t, d] of whole views (stochastic depth, arXiv:1603.09382)."""
-        if isinstance(self.rate, float) and not self.rate:
-            return x
-        lengths = [n for _, v, n in self.shapes for _ in range(v)]
-        mask = self._mask(site, 1 - self.rate, (len(lengths),))  # b v
-        tokens = jnp.repeat(mask, np.array(lengths), axis=1, total_repeat_length=sum(lengths))
-        return x * tokens.astype(x.dtype).reshape(-1, 1)
-
-    def _mask(self, site, keep, shape):
-        def draw(key):
-            return jax.random.uniform(jax.random.fold_in(key, site), shape) < keep
-
-        return jax.vmap(draw)(self.keys) / keep
 
 
 def make_blocks(depth, *args, rngs, **options):
