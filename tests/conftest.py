@@ -1,9 +1,16 @@
-"""Eight simulated devices, so that sharding is tested on any machine."""
+"""Eight simulated devices, and one cache of compiled programs for all tests of a session."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
-# Before the first import of jax. Also inherited by the commands that tests start.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Before the first import of jax; the commands that tests start inherit it.
+CACHE = tempfile.mkdtemp(prefix="vit_jax-tests-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax  # noqa: E402
 

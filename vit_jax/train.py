@@ -4,6 +4,7 @@ python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
 """
 
 import math
+import os
 import signal
 import time
 from pathlib import Path
@@ -79,7 +80,7 @@ def train(config, workdir, stop=lambda: False):
     from vit_jax import checkpoint
     from vit_jax.run import Run
 
-    if config.compilation_cache:
+    if config.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         folder = Path(config.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(folder))
     run = Run(config)
@@ -130,13 +131,14 @@ def _loop(run, state, start, saved, logged, stop):
                     scores = run.evaluate("val", run.weights(state))
                 logged.write(step, scores)
             score = scores.get(run.config.best_metric, -math.inf)
-            if run.due(step, "checkpoint_every") or score > best or stop():
+            stopping = stop()  # once: what is saved for and what is left for must be the same
+            if run.due(step, "checkpoint_every") or score > best or stopping:
                 row = {f"train/{name}": float(metrics[name]) for name in ("loss", "grad_norm")}
                 _check_finite(step, row, saved)
                 with clock.paused:
                     saved.save(step, state, scores)
                 best = max(best, score)
-            if stop():
+            if stopping:
                 saved.wait()
                 raise cli.Preempted(f"stopped and saved at step {step:,}; run me again to go on")
     finally:
