@@ -10,6 +10,8 @@ comma := ,
 EXTRAS := dev$(addprefix $(comma),$(EXTRA))
 FIGURE := runs/digits/figures/quickstart.png
 PYTHON ?= python3
+# One process a core; a file stays in one process, so that its fixtures are made once.
+PARALLEL := -n auto --dist loadfile
 CANDIDATES = $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.12 python3.11 python3.14)
 
 help:
@@ -43,10 +45,10 @@ $(FIGURE): | $(VENV)/.installed
 	  test:0 test:1 test:2 test:3 test:4 test:5 test:6 test:7
 
 test: $(VENV)/.installed
-	$(BIN) -m pytest
+	$(BIN) -m pytest $(PARALLEL)
 
 test-long: $(VENV)/.installed
-	$(BIN) -m pytest -m ''
+	$(BIN) -m pytest $(PARALLEL) -m ''
 
 lint: $(VENV)/.installed
 	$(BIN) -m ruff check

@@ -6,10 +6,12 @@ import shutil
 import tempfile
 
 # Before the first import of jax; the commands that tests start inherit it.
-CACHE = tempfile.mkdtemp(prefix="vit_jax-tests-")
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+# With several test processes the first one makes the cache, and removes it at the end.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = tempfile.mkdtemp(prefix="vit_jax-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax  # noqa: E402

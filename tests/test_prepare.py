@@ -30,7 +30,8 @@ def load(target, split, channels=3):
 
 def write_idx(path, array):
     header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    (gzip.open if path.suffix == ".gz" else open)(path, "wb").write(header + array.tobytes())
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wb") as file:
+        file.write(header + array.tobytes())
 
 
 @pytest.fixture

@@ -203,7 +203,7 @@ def test_attention_pooling_equals_big_visions():
 def test_layer_norm_has_eps_1e_6():
     x = 1e-3 * np.random.default_rng(0).normal(size=(4, 32))
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    norm = encoder.layer_norm(32, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    norm = encoder.LayerNorm(32, dtype=jnp.float32)
     close(norm(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)  # eps 1e-5 gives a third
 
 
@@ -306,7 +306,7 @@ def test_attention_maps_cost_nothing_unless_asked_for(scan):
         return jax.jit(apply).lower(params, images).compile()
 
     plain = compiled(["logits"])
-    unused = compiled(["logits"], attention=True, blocks=True)
+    unused = compiled(["logits"], blocks=True)
     asked = compiled(["logits", "attention"], attention=True)
     flops = [x.cost_analysis()["flops"] for x in (plain, unused, asked)]
     memory = [x.memory_analysis().temp_size_in_bytes for x in (plain, unused)]
