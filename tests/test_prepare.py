@@ -87,7 +87,7 @@ def test_sets_of_another_kind_are_refused(idx, tmp_path):
     info, features = (tmp_path / "tiny/1.0.0" / f"{x}.json" for x in ("dataset_info", "features"))
     whole = features.read_text()
     features.write_text(whole.replace('"label"', '"digit"'))
-    with pytest.raises(UserError, match="has image, digit; an image and a label are needed"):
+    with pytest.raises(UserError, match="has digit, image; an image and a label are needed"):
         load(tmp_path, "train")
     features.write_text(whole)
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
