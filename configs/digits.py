@@ -19,7 +19,7 @@ def get_config():
     c.model.variant, c.model.image, c.model.channels, c.model.pool = "nano/2", 8, 1, "gap"
     c.objective.ema = 0.98
     c.batch_size, c.total_steps, c.optim.warmup = 64, "60ep", "4ep"
-    c.optim.lr = 5e-3
-    c.eval_every = c.checkpoint_every = "5ep"
+    c.optim.lr, c.optim.weight_decay = 5e-3, 0.5
+    c.eval_every = c.checkpoint_every = "20ep"
     c.log_every = "10"
     return c

@@ -139,12 +139,12 @@ def affine(image, rng, rotate=0.0, shift=0.0, zoom=0.0, shear=0.0):
     turn, slant, grow, dx, dy = rng.uniform(-1, 1, 5)
     angle, k = math.radians(turn * rotate), math.tan(math.radians(slant * shear))
     s = 1 + grow * zoom
-    cos, sin = math.cos(angle), math.sin(angle)
-    # PIL wants the map from output to input: undo the shift, the turn, the shear, the scale.
-    matrix = np.array([[1, -k], [0, 1]]) @ np.array([[cos, sin], [-sin, cos]]) / s
-    centre = np.array([w / 2, h / 2])
-    offset = centre - matrix @ (centre + [dx * shift * w, dy * shift * h])
-    data = (*matrix[0], offset[0], *matrix[1], offset[1])
+    cos, sin = math.cos(angle) / s, math.sin(angle) / s
+    # PIL wants the map from output to input: undo the shift, the turn, the shear, the scale. In
+    # plain floats: NumPy's overhead on 2 x 2 would be half of the whole.
+    xx, xy, yx, yy = cos + k * sin, sin - k * cos, -sin, cos
+    x, y = w / 2 + dx * shift * w, h / 2 + dy * shift * h
+    data = (xx, xy, w / 2 - xx * x - xy * y, yx, yy, h / 2 - yx * x - yy * y)
     return _array(_pil(image).transform((w, h), Image.Transform.AFFINE, data, BILINEAR), c)
 
 
