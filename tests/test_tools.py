@@ -85,12 +85,13 @@ def test_predict_says_what_the_model_says(workdir, capsys, tmp_path):
 
 def test_predict_for_a_person_with_a_figure(workdir, capsys, tmp_path):
     flags = SimpleNamespace(
-        **PREDICT | dict(workdir=str(workdir), json=False, topk=99, figure=str(tmp_path / "p.png"))
+        **PREDICT
+        | dict(workdir=str(workdir), json=False, topk=99, figure=str(tmp_path / "a/b/p.png"))
     )
     assert predict.main(flags, ["val:0", "val:1"]) == 0
     text = capsys.readouterr().out
     assert f"{workdir}, step 8" in text and text.count("%") == 20 and text.count("<- right") == 2
-    with Image.open(tmp_path / "p.png") as picture:
+    with Image.open(tmp_path / "a/b/p.png") as picture:
         assert min(picture.size) > 400
 
 

@@ -29,7 +29,9 @@ def make(split, config):
     if not isinstance(features.get("image"), tfds.features.Image) or not isinstance(
         features.get("label"), tfds.features.ClassLabel
     ):
-        raise UserError(f"{folder} has {', '.join(sorted(features))}; an image and a label are needed")
+        raise UserError(
+            f"{folder} has {', '.join(sorted(features))}; an image and a label are needed"
+        )
     try:
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         data = builder.as_data_source(split, deserialize_method=raw).data_source

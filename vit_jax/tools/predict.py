@@ -224,8 +224,12 @@ def as_table(picture, model):
 
 def check_figure(path, count):
     path = Path(path)
-    if path.suffix not in (".png", ".pdf", ".svg") or not path.parent.is_dir():
-        raise UserError(f"--figure={path} must be a .png, .pdf or .svg in a folder that exists")
+    if path.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--figure={path} must be a .png, .pdf or .svg")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--figure={path} cannot be written: {error.strerror}") from None
     if count > MAX_FIGURE:
         raise UserError(f"--figure has room for {MAX_FIGURE} images, not {count}")
 
