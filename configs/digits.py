@@ -1,6 +1,10 @@
 """scikit-learn's real 8x8 digits: 1,797 images, 10 classes. A ViT that trains in a minute on a CPU.
 
 python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
+
+Two CPU cores: 31 to 56 s. Test accuracy 98.3 %, the mean of five seeds (97.8 to 98.9 %);
+experiments/quickstart/results has them. Chosen by cross-validation on what is not test, but for
+the best checkpoint of a run, which the 180 images of val choose.
 """
 
 from configs import common

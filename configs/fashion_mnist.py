@@ -1,6 +1,8 @@
 """Fashion-MNIST, 70,000 grey 28x28 images of clothes in 10 classes (arXiv:1708.07747), on a CPU.
 
 python -m vit_jax.train --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
+
+Two CPU cores: 29 minutes. Test accuracy 88.9 %; experiments/fashion_mnist says what was tried.
 """
 
 from configs import common
