@@ -139,6 +139,7 @@ def test_every_leaf_of_the_state_owns_its_buffer():
 
 def test_sgd_and_post_norm_learn_one_batch():
     c = tiny(optim__name="sgd", optim__lr=0.05, model__norm="post", optim__warmup="0")
+    c.optim.weight_decay = 0.05
     c.total_steps = "60"
     run = Run(c, jax.devices()[:1])
     state, batches = run.init(), run.batches(0)
