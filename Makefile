@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-long lint bench-peer
+.PHONY: help install quickstart quickstart-dino test test-long lint bench-peer
 
 VENV := .venv
 PEER := .venv-peer
@@ -9,6 +9,7 @@ STAMP := $(VENV)/.installed$(addprefix -,$(EXTRA))
 comma := ,
 EXTRAS := dev$(addprefix $(comma),$(EXTRA))
 FIGURE := runs/digits/figures/quickstart.png
+SEEN := runs/dino_digits/figures/seen.png
 PYTHON ?= python3
 # One process a core; a file stays in one process, so that its fixtures are made once.
 PARALLEL := -n auto --dist loadfile
@@ -17,6 +18,7 @@ CANDIDATES = $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.1
 help:
 	@echo 'make install [EXTRA=tpu|cuda]  make .venv with everything in it (PYTHON=... picks the Python)'
 	@echo 'make quickstart                train a ViT on real digits, classify eight, draw the figure'
+	@echo 'make quickstart-dino           train DINO on the same digits without labels, draw what it sees'
 	@echo 'make test                      the quick tests'
 	@echo 'make test-long                 all tests, those that take minutes too'
 	@echo 'make lint                      ruff check and ruff format --check'
@@ -43,6 +45,14 @@ $(FIGURE): | $(VENV)/.installed
 	$(BIN) -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
 	$(BIN) -m vit_jax.tools.predict --workdir=runs/digits --figure=$@ \
 	  test:0 test:1 test:2 test:3 test:4 test:5 test:6 test:7
+
+quickstart-dino: $(SEEN)
+	@echo 'done: $(SEEN); to start afresh: rm -r runs/dino_digits'
+
+$(SEEN): | $(VENV)/.installed
+	$(BIN) -m vit_jax.train --config=configs/dino_digits.py --workdir=runs/dino_digits
+	$(BIN) -m vit_jax.tools.attend --workdir=runs/dino_digits --output=$@ \
+	  test:0 test:1 test:2 test:3 test:4 test:5
 
 test: $(VENV)/.installed
 	$(BIN) -m pytest $(PARALLEL)

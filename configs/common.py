@@ -13,9 +13,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # The values a key may take, where it is one of a few. Families (data.name, objective.name,
 # evaluators) are checked against the modules that are there.
 CHOICES = {
-    "augment.crop": ("resized", "pad", "none"),
+    "augment.crop": ("resized", "pad", "none", "multi"),
     "model.pool": ("cls", "gap", "map"),
     "model.pos_embed": ("learned", "sincos2d"),
+    "model.pos_resize": ("timm", "dino"),
     "model.patch_embed": ("conv", "linear"),
     "model.norm": ("pre", "post"),
     "model.act": ("gelu", "gelu_tanh"),
@@ -63,15 +64,23 @@ def defaults():
     c.data.synthetic.classes = 10  # synthetic: classes
 
     c.augment = ConfigDict()
-    c.augment.crop = "resized"  # random resized crop, crop from a padded image, or the eval crop
-    c.augment.scale = (0.08, 1.0)  # resized: least and most share of the area
+    c.augment.crop = "resized"  # random resized crop, from a padded image, the eval crop, or many
+    c.augment.scale = (0.08, 1.0)  # resized, multi (the global crops): least and most of the area
     c.augment.ratio = (3 / 4, 4 / 3)  # resized: least and most width / height
     c.augment.pad = 0  # pad: pixels on every side
     c.augment.rotate = 0.0  # random affine: at most so many degrees either way
     c.augment.shift = 0.0  # random affine: at most this share of the side, either way
     c.augment.zoom = 0.0  # random affine: scale within 1 - zoom .. 1 + zoom
     c.augment.shear = 0.0  # random affine: at most so many degrees, either way
+    c.augment.local_views = 8  # multi: small crops beside the two global ones; 0: none
+    c.augment.local_size = 96  # multi: side of the small crops, pixels
+    c.augment.local_scale = (0.05, 0.4)  # multi: least and most share of the area of the small ones
     c.augment.flip = 0.5  # probability of a left-right flip
+    c.augment.jitter = (0.0, 0.0, 0.0, 0.0)  # most change of brightness, contrast, saturation, hue
+    c.augment.jitter_prob = 1.0  # probability of that
+    c.augment.grey = 0.0  # probability of taking the colour away
+    c.augment.blur = (0.0, 0.0, 0.0)  # its probability in both global views and the small ones
+    c.augment.solarize = (0.0, 0.0, 0.0)  # likewise
     c.augment.erase = 0.0  # random erasing: probability an image
     c.augment.mixup = 0.0  # mixup: alpha of Beta(alpha, alpha); 0: off
     c.augment.cutmix = 0.0  # CutMix: likewise
@@ -87,9 +96,11 @@ def defaults():
     c.model.width = placeholder(int)  # of a token
     c.model.num_heads = placeholder(int)
     c.model.mlp_dim = placeholder(int)  # hidden units of the MLP
+    c.model.num_classes = placeholder(int)  # None: as many as the data have; 0: no classifier
     c.model.pool = "cls"  # the [CLS] token, the mean of the patches, or attention pooling
     c.model.class_token = placeholder(bool)  # None: only where pool is cls
     c.model.pos_embed = "learned"  # or fixed 2-D sin-cos
+    c.model.pos_resize = "timm"  # how learned positions become those of another image size
     c.model.patch_embed = "conv"  # strided convolution, or unfold + linear: the same function
     c.model.norm = "pre"  # LayerNorm before attention and MLP, or after them
     c.model.act = "gelu"  # exact (erf); gelu_tanh is big_vision's approximation
@@ -113,14 +124,18 @@ def defaults():
     c.optim.eps = 1e-8  # adamw
     c.optim.momentum = 0.9  # sgd
     c.optim.weight_decay = 0.05
+    c.optim.weight_decay_end = placeholder(float)  # it goes there by half a cosine; None: it stays
     c.optim.decay_rule = "timm"  # which parameters decay: see vit_jax.optim.decay_mask
     c.optim.decay_by = "lr"  # decay times the learning rate, or (big_vision) the schedule alone
     c.optim.warmup = "5ep"  # duration of the linear rise
     c.optim.warmup_start = 0.0  # learning rate at step 0
     c.optim.warmup_prefix = False  # True: the cosine starts after the warm-up, not beside it
+    c.optim.warmup_reaches = False  # True: the last step of the warm-up has the peak already (DINO)
     c.optim.end = 0.0  # learning rate at the end
     c.optim.clip = 0.0  # largest norm of the gradient; 0: no clipping
     c.optim.clip_by = "global"  # the norm of everything, or (DINO) of each tensor by itself
+    c.optim.freeze = "head/last_layer"  # path of parameters that start to learn later
+    c.optim.freeze_for = "0"  # duration until then; "0": nothing waits
     c.optim.layer_decay = 1.0  # learning rate of each layer / that of the next one
 
     c.mesh = ConfigDict()  # devices along each axis; -1: what is left
@@ -139,6 +154,23 @@ def supervised():
     return c
 
 
+def dino():
+    """Keys of vit_jax/objectives/dino.py; the values are the reference's (arXiv:2104.14294)."""
+    c = ConfigDict()
+    c.name = "dino"
+    c.out_dim = 65536  # prototypes, outputs of the projection head
+    c.hidden_dim = 2048  # of the head's MLP
+    c.bottleneck_dim = 256  # of the head's MLP's output
+    c.norm_last_layer = True  # the prototypes' norms stay 1; False: they are learned
+    c.student_temp = 0.1
+    c.teacher_temp = 0.04  # after the warm-up
+    c.warmup_teacher_temp = 0.04  # at its beginning
+    c.teacher_temp_warmup = "0"  # duration of the linear rise, in whole epochs
+    c.momentum = 0.996  # of the teacher; rises to 1 by half a cosine
+    c.center_momentum = 0.9
+    return c
+
+
 def tiny(c):
     """The same recipe in seconds: 2 steps on synthetic images with the smallest model."""
     c = c.copy_and_resolve_references()
@@ -146,10 +178,13 @@ def tiny(c):
     c.model.variant = f"mu/{patch}"
     c.model.depth, c.model.width, c.model.num_heads, c.model.mlp_dim = 2, None, None, None
     c.model.image = 2 * int(patch)
+    c.augment.local_views, c.augment.local_size = 2, int(patch)
     c.data.name, c.data.train, c.data.val, c.data.test = "synthetic", "train", "val", "test"
     c.data.workers = 0
     c.data.synthetic.images = 16
     c.batch_size, c.eval_batch_size = 8 * c.accum_steps, 8
     c.total_steps = c.log_every = c.eval_every = c.checkpoint_every = "2"
     c.optim.warmup = "1"
+    if c.objective.name == "dino":
+        c.objective.out_dim, c.objective.hidden_dim, c.objective.bottleneck_dim = 64, 32, 16
     return c

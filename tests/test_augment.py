@@ -56,6 +56,37 @@ def test_train_view_has_its_shape_and_follows_its_rng(crop, channels):
     assert (a != other).any()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("local_views", [0, 3])
+def test_multi_crop_has_its_shapes_and_areas_and_follows_its_rng(channels, local_views):
+    c = common.defaults()
+    c.model.image, c.model.channels, c.augment.crop = 24, channels, "multi"
+    c.augment.scale, c.augment.local_scale = (0.4, 1.0), (0.05, 0.4)
+    c.augment.local_size, c.augment.local_views = 12, local_views
+    train, evaluation = augment.views(c)
+    image = noise(40, 60)
+    a, b, other = (train(image, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    shapes = {"global": (2, 24, 24, channels)}
+    if local_views:
+        shapes["local"] = (3, 12, 12, channels)
+    assert {key: view.shape for key, view in a.items()} == shapes
+    assert all(view.dtype == np.uint8 for view in a.values())
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert (a["global"] != other["global"]).any() and (a["global"][0] != a["global"][1]).any()
+    assert evaluation(image).shape == (24, 24, channels)
+    # Where an image's value is the column, a crop spans as many values as it is wide.
+    ramp = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None], (200, 200, channels))
+    ramp = np.swapaxes(ramp, 0, 1) if channels == 3 else ramp
+    crops = [train(np.ascontiguousarray(ramp), np.random.default_rng(seed)) for seed in range(60)]
+    for key, (low, high) in {"global": (0.4, 1.0), "local": (0.05, 0.4)}.items():
+        if key in shapes:
+            spans = np.concatenate([np.ptp(crop[key].astype(int), (1, 2, 3)) for crop in crops])
+            # The sides of a share of the area, in shapes of 3 : 4 to 4 : 3.
+            assert spans.min() > 190 * (low * 3 / 4) ** 0.5 - 5
+            assert spans.max() < 200 * min(1, (high * 4 / 3) ** 0.5) + 5
+            assert np.ptp(spans) > 40
+
+
 def test_resized_crop_boxes_have_the_asked_area_and_ratio():
     rng = np.random.default_rng(0)
     boxes = np.array(

@@ -52,6 +52,28 @@ def test_shapes_and_types():
     np.testing.assert_array_equal(first["label"], first["image"][:, 0, 0, 0] % 10)
 
 
+def several(image, rng):
+    return {"global": np.stack([stamp(image, rng)] * 2), "local": stamp(image, rng)[None]}
+
+
+def test_a_view_may_be_several_arrays():
+    def take(n, **keys):
+        it = batch.train_batches(Numbers(20), several, seed=1, batch_size=8, **keys)
+        found = list(itertools.islice(it, n))
+        it.close()
+        return found
+
+    whole = take(4)
+    assert {key: x.shape for key, x in whole[0].items()} == {
+        "global": (8, 2, 1, 2, 1),
+        "local": (8, 1, 1, 2, 1),
+        "label": (8,),
+    }
+    for views in (whole[0]["global"], whole[0]["local"]):
+        np.testing.assert_array_equal(whole[0]["label"], views[:, 0, 0, 0, 0] % 10)
+    equal(take(2, start=2, threads=0), whole[2:])
+
+
 def test_starting_at_k_is_having_come_to_k():
     whole = take(9)
     for start in (0, 1, 5):

@@ -6,9 +6,8 @@ import sys
 
 import pytest
 
-from vit_jax import turns
+from vit_jax import turns, workloads
 from vit_jax.cli import UserError
-from vit_jax.tools import benchmark
 
 TINY = ["--model=mu/8,image=16,num_classes=10", "--batch_size=2", "--pairs=2", "--steps=2"]
 
@@ -33,6 +32,18 @@ def test_train_step_prints_one_json_object_and_needs_no_input_pipeline():
     assert result["flops_per_s"] > 0 and result["peak_rss_mb"] > 0 and "ratio_against" not in result
 
 
+def test_dino_step_prints_the_same_keys():
+    head = "hidden_dim=32,bottleneck_dim=16,out_dim=64"
+    words = ["--what=dino_step", "--json", f"--model=mu/4,image=16,{head}", "--batch_size=2"]
+    done = run(*words, "--pairs=1", "--steps=1")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["what"] == "dino_step" and result["steps"] == 1
+    assert result["flops_per_s"] > 0
+    rate, ms = result["images_per_s"]["median"], result["step_ms"]["median"]
+    assert 2e3 / ms == pytest.approx(rate, rel=1e-3)
+
+
 def test_a_peer_that_is_not_installed_is_the_users_mistake(tmp_path, monkeypatch):
     monkeypatch.setattr(turns, "ROOT", tmp_path)
     with pytest.raises(UserError, match="make bench-peer"):
@@ -46,6 +57,7 @@ def test_a_peer_that_is_not_installed_is_the_users_mistake(tmp_path, monkeypatch
         (["--what=input", "--against=timm"], "train_step"),
         (["--threads=100000"], "cores"),
         (["--what=step"], "--what"),
+        (["--what=dino_step", "--model=mu/8,num_classes=10"], "no classifier"),
     ],
 )
 def test_mistakes_end_in_2_and_one_line(words, says):
@@ -54,7 +66,7 @@ def test_mistakes_end_in_2_and_one_line(words, says):
 
 
 def test_the_peer_is_given_the_same_model_batch_and_optimizer():
-    config, sizes = benchmark.make_config("S/16,depth=2,pool=gap,image=32", 4, "float32")
+    config, sizes = workloads.make_config("S/16,depth=2,pool=gap,image=32", 4, "float32")
     job = turns.peer_job(config, sizes, "train_step", 1, "cpu")
     assert job["options"] == {
         "embed_dim": 384,
@@ -68,9 +80,26 @@ def test_the_peer_is_given_the_same_model_batch_and_optimizer():
         "class_token": False,
     }
     assert (job["batch_size"], job["lr"], job["weight_decay"]) == (4, config.optim.lr, 0.05)
-    config, sizes = benchmark.make_config("S/16,norm=post", 4, "float32")
+    config, sizes = workloads.make_config("S/16,norm=post", 4, "float32")
     with pytest.raises(UserError, match="norm"):
         turns.peer_job(config, sizes, "train_step", 1, "cpu")
+
+
+def test_the_peer_of_a_dino_step_is_given_the_recipe():
+    config, sizes = workloads.make_config("Ti/16", 2, "float32", "dino_step")
+    job = turns.peer_job(config, sizes, "dino_step", 1, "cpu")
+    batch = workloads.one_batch(config, 0)
+    assert batch["global"].shape == (2, 2, 224, 224, 3)
+    assert batch["local"].shape == (2, 8, 96, 96, 3)
+    assert job["head"] == [(192, 2048), (2048, 2048), (2048, 256), (256, 65536)]
+    assert (job["clip"], job["momentum"], job["weight_decay"]) == (3.0, 0.996, 0.04)
+    assert job["options"]["num_classes"] == 0 and job["options"]["drop_path_rate"] == 0.1
+    # The published 5,717,416 without their classifier, and the head without biases in its last.
+    head = 193 * 2048 + 2049 * 2048 + 2049 * 256 + 256 * 65536
+    assert job["parameters"] == 5_717_416 - 193 * 1000 + head
+    # Ti/16 is 1.26 GMACs (DeiT, with its classifier); 36 tokens and [CLS] instead of 197: 0.208.
+    macs = 1.26e9 * 8 + 0.208e9 * 24 + 32 * head
+    assert workloads.count_flops("dino_step", config, sizes) == pytest.approx(2 * macs, rel=0.01)
 
 
 def test_turns_alternate_and_the_ratio_is_of_pairs():

@@ -8,8 +8,9 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, dino
 from vit_jax import data, log, optim, recipe, train
+from vit_jax.check import check
 
 FOLDER = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(p.stem for p in FOLDER.glob("[!_]*.py") if p.stem != "common")
@@ -49,15 +50,22 @@ def test_a_recipe_trains_two_steps(name, tmp_path, monkeypatch, reads):
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: devices)
     module = importlib.import_module(f"configs.{name}")
-    recipe.check(module.get_config())
+    check(module.get_config())
     assert f"--config=configs/{name}.py" in module.__doc__  # a recipe opens with its command
     config = common.tiny(module.get_config())
-    recipe.check(config)
+    check(config)
     train.claim(tmp_path, config)
     with recording(config, reads):
         train.train(config, tmp_path)
     rows = log.read_metrics(tmp_path)
     assert rows[-1]["step"] == 2 and rows[-1]["eval/test/images"] == 16
+
+
+@pytest.mark.parametrize("run", dino.RUNS)
+def test_the_runs_of_dino(run):
+    check(dino.get_config(run))
+    assert f"\n{run} " in dino.__doc__
+    check(common.tiny(dino.get_config(run)))
 
 
 def test_something_reads_every_key(reads):
@@ -70,7 +78,10 @@ def test_something_reads_every_key(reads):
         for name in ("adamw", "sgd"):
             config.optim.name = name
             optim.make(config, 10)
-    assert set(recipe.flat(common.defaults())) - reads == set()
+    expected = common.defaults()
+    assert set(recipe.flat(expected)) - reads == set()
+    expected.objective = common.dino()
+    assert set(recipe.flat(expected)) - reads == set()
 
 
 def test_an_unread_key_would_be_noticed():

@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
+from configs import common
 from vit_jax import cli, optim
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -71,11 +71,9 @@ def ours(name):
 
 
 def make_config(**changes):
-    c = ConfigDict(dict(batch_size=8, total_steps="6"))
-    c.optim = dict(name="adamw", lr=1e-2, lr_batch=0, b1=0.9, b2=0.99, eps=1e-8, momentum=0.9)
-    c.optim.update(weight_decay=0.3, decay_rule="timm", decay_by="lr", warmup="2", end=1e-4)
-    c.optim.update(warmup_start=1e-3, warmup_prefix=False, clip=0.0, clip_by="global")
-    c.optim.update(layer_decay=1.0)
+    c = common.defaults()
+    c.batch_size, c.total_steps = 8, "6"
+    c.optim.update(lr=1e-2, b2=0.99, weight_decay=0.3, warmup="2", end=1e-4, warmup_start=1e-3)
     c.optim.update(changes)
     return c
 

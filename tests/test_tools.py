@@ -14,6 +14,7 @@ from PIL import Image
 from configs import digits
 from experiments import seeds
 from vit_jax import checkpoint, cli, data, log, recipe, train
+from vit_jax.evaluators import knn, linear_probe
 from vit_jax.figures.predictions import predictions
 from vit_jax.tools import evaluate, features, predict, summary
 
@@ -132,6 +133,17 @@ def test_evaluate_repeats_what_training_said(workdir, capsys):
         evaluate.main(SimpleNamespace(**flags | dict(checkpoint="7"), raw=False))
 
 
+def test_evaluate_reads_out_features(workdir, capsys):
+    flags = dict(workdir=str(workdir), split="test", checkpoint="latest", raw=False)
+    bank, queries = (features.of_split(workdir, split, "latest") for split in ("train", "test"))
+    for name, read_out in (("knn", knn.read_out), ("linear_probe", linear_probe.read_out)):
+        evaluate.main(SimpleNamespace(**flags, evaluator=name))
+        scores = json.loads(capsys.readouterr().out)
+        assert scores["evaluators"] == [name] and scores["images"] == 360
+        expected = read_out(bank, queries)
+        assert {key: scores[key] for key in expected} == pytest.approx(expected, abs=1 / 360)
+
+
 def test_features_of_a_run(workdir):
     average, raw = (features.load(str(workdir), None, raw) for raw in (False, True))
     x = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
@@ -142,6 +154,30 @@ def test_features_of_a_run(workdir):
         features.load(str(WEIGHTS), None, raw=True)
     with pytest.raises(cli.UserError, match="patches of 2x2"):
         features.check(x[:, :7], average)
+
+
+def test_features_of_a_split(workdir, tmp_path, capsys):
+    names = "weights model input workdir split attention blocks batch_size raw".split()
+    base = dict.fromkeys(names) | dict(checkpoint="best", output=str(tmp_path / "out.npz"))
+    features.main(SimpleNamespace(**base | dict(workdir=str(workdir), split="val")))
+    assert "pooled     [180, 16]" in capsys.readouterr().out
+    found = np.load(tmp_path / "out.npz")
+    assert set(found) == {"pooled", "logits", "label"}
+    source = data.make(cli.load_config(workdir), "val")
+    examples = [source[i] for i in range(len(source))]
+    assert found["label"].tolist() == [x["label"] for x in examples]
+    expected = probabilities(workdir, np.stack([x["image"] for x in examples]))
+    np.testing.assert_allclose(jax.nn.softmax(found["logits"]), expected, atol=1e-5)
+    other = features.of_split(workdir, "val", raw=True, batch_size=24)
+    assert other["pooled"].shape == (180, 16)
+    assert np.abs(other["pooled"] - found["pooled"]).max() > 1e-4
+    cases = [(dict(workdir="w"), "--split=... is missing"), (dict(split="val"), "--workdir=")]
+    cases += [(dict(input="x"), "--weights=... is missing"), (dict(weights="w"), "--input=")]
+    cases += [(dict(workdir="w", split="val", blocks=True), "--blocks does not go with")]
+    cases += [(dict(weights="w", input="x", checkpoint="7"), "--checkpoint goes with")]
+    for flags, message in cases:
+        with pytest.raises(cli.UserError, match=message):
+            features.main(SimpleNamespace(**base | flags))
 
 
 def test_features_names_what_is_wrong_with_its_input(tmp_path):

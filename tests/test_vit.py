@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from vit_jax import encoder, heads, variants, vit
-from vit_jax.patch_embed import resize_positions, sincos2d
+from vit_jax.patch_embed import sincos2d
 
 GOLDEN = Path(__file__).parent / "golden"
 PARAMETERS = {  # with 1000 classes, as published where somebody did
@@ -133,15 +133,6 @@ def test_fixed_positions_equal_big_visions():
     tables = np.load(GOLDEN / "vit/bv_sincos2d/tables.npz")
     close(sincos2d((14, 14), 64), tables["h14_w14_d64"], atol=1e-6)
     close(sincos2d((4, 6), 24), tables["h4_w6_d24"], atol=1e-6)
-
-
-@pytest.mark.parametrize("grid", [(16, 16), (7, 7), (20, 12)])
-def test_resized_positions_equal_timms(grid):
-    folder = GOLDEN / "dino/pos_embed_dinov2_timm"
-    table = jnp.asarray(np.load(folder / "pos_embed.npy"))
-    expected = np.load(folder / "interpolated.npz")[f"timm_{grid[0]}x{grid[1]}_bicubic_aa"]
-    close(resize_positions(table, (37, 37), grid, 1), expected, atol=2e-6)
-    assert resize_positions(table, (37, 37), (37, 37), 1) is table
 
 
 @pytest.mark.parametrize("pos_embed", ["learned", "sincos2d"])

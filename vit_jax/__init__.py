@@ -8,6 +8,7 @@ The life of an image:
   augment.py       a view of it: crop, resize, shift (host); flip, erase, normalise (device)
   batch.py         views -> b h w c on the devices; batch k is a pure function of (seed, k)
   mixing.py        mixup and CutMix: two images and their targets -> one
+  photometry.py    colours, blur, solarisation of many views (device)
   patch_embed.py   b h w c -> b n d, plus position
   encoder.py       b n d, depth times attention and MLP; noise.py drops, kernels.py computes
   heads.py         b n d -> b d (pooling) -> b k (logits)
@@ -15,13 +16,14 @@ The life of an image:
   objectives/*     a scalar loss, and what else moves with training
   step.py          its gradient, and the optimizer's move (optim.py), on the mesh (sharding.py)
   checkpoint.py    the state, on disk and back
-  evaluators/*     parameters -> numbers
+  evaluators/*     parameters -> numbers; extract.py makes features of a whole split
   run.py           a config made real: all of the above, built and placed
-  train.py         the loop; cli.py and recipe.py read and check the command line and the config,
+  train.py         the loop; cli.py, recipe.py and check.py read the command line and config,
                    log.py writes the curves, memory.py keeps the memory of a CPU
   pretrained/*     weights from other projects, as tables of names
   figures/*        arrays to figures
-  tools/*          what a person runs besides train; turns.py takes turns with a peer
+  attention.py     maps, masks and principal components, from a model's named outputs
+  tools/*          what a person runs besides train; workloads.py and turns.py time them
 
 Axes: b batch, v views, h w rows and columns, c channels, n tokens (q queries, m keys),
 d width, e one head's share of it, k classes, l layers.

@@ -18,16 +18,23 @@ ERASE_AREA, ERASE_RATIO, ERASE_TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10  # timm
 
 
 def views(config):
-    """-> train_view(image, rng) and eval_view(image), as config.augment and config.model say."""
+    """-> view(image, rng) for training, train_view or multi_crop, and eval_view(image), as
+    config.augment and config.model say."""
     a = config.augment
     common = {
         "size": config.model.image,
         "channels": config.model.channels,
         "eval_crop": a.eval_crop,
     }
-    names = ("crop", "scale", "ratio", "pad", "rotate", "shift", "zoom", "shear")
-    train = functools.partial(train_view, **common, **{name: a[name] for name in names})
-    return train, functools.partial(eval_view, **common)
+    evaluation = functools.partial(eval_view, **common)
+    names = ("scale", "ratio")
+    if a.crop == "multi":
+        names += ("local_views", "local_size", "local_scale")
+        options = {name: a[name] for name in names}
+        size, channels = config.model.image, config.model.channels
+        return functools.partial(multi_crop, size=size, channels=channels, **options), evaluation
+    names += ("crop", "pad", "rotate", "shift", "zoom", "shear")
+    return functools.partial(train_view, **common, **{name: a[name] for name in names}), evaluation
 
 
 def train_view(
@@ -61,6 +68,27 @@ def train_view(
     if rotate or shift or zoom or shear:
         image = affine(image, rng, rotate, shift, zoom, shear)
     return image
+
+
+def multi_crop(
+    image, rng, *, size, channels, scale, local_views, local_size, local_scale, ratio=(3 / 4, 4 / 3)
+):
+    """Two random crops of most of the image, and small ones of little of it (arXiv:2006.09882,
+    section 3.3), from the image in full resolution.
+
+    -> {"global": uint8 [2, size, size, channels], "local": [local_views, local_size, ...]}, without
+    "local" where local_views is 0.
+    """
+    image = to_channels(image, channels, before=True)
+
+    def crops(count, size, scale):
+        views = (random_resized_crop(image, rng, size, scale, ratio) for _ in range(count))
+        return np.stack([to_channels(view, channels) for view in views])
+
+    found = {"global": crops(2, size, scale)}
+    if local_views:
+        found["local"] = crops(local_views, local_size, local_scale)
+    return found
 
 
 def eval_view(image, *, size, channels, eval_crop):
@@ -162,9 +190,11 @@ def _array(pil, channels):
 
 
 def normalise(images, mean, std):
-    """uint8 [b, h, w, c], mean and std of images in [0, 1] with a value a channel -> float32."""
+    """uint8 or float in [0, 1] [..., c], mean and std with a value a channel -> float32."""
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    if jnp.issubdtype(images.dtype, jnp.integer):
+        images = images.astype(jnp.float32) / 255
+    return (images - mean) / std
 
 
 def flip(images, keys, p):

@@ -27,9 +27,10 @@ def train_batches(
 ):
     """Iterator over this process's rows of global batches start, start + 1, ... without end.
 
-    view(image, rng) -> uint8 [s, s, c]. workers: processes that read and augment, started by
-    spawning, so a script needs `if __name__ == "__main__":`; with 0 it is `threads` threads.
-    Yields numpy {"image": uint8 [B/P, s, s, c], "label": int32 [B/P]}; call .close() at the end.
+    view(image, rng) -> uint8 [s, s, c], or several as a dict. workers: processes that read and
+    augment, started by spawning, so a script needs `if __name__ == "__main__":`; with 0 it is
+    `threads` threads. Yields numpy {"image": uint8 [B/P, s, s, c], "label": int32 [B/P]}, with the
+    keys of the dict in the place of "image"; call .close() at the end.
     Raises UserError for sizes that cannot be, and whatever source and view raise.
     """
     local = _local_size(batch_size, process_count)
@@ -73,8 +74,9 @@ class _TrainRow:
         self.view = view
 
     def __call__(self, example, rng):
-        image = self.view(example["image"], rng)
-        return {"image": image, "label": np.int32(example["label"])}
+        view = self.view(example["image"], rng)
+        views = view if isinstance(view, dict) else {"image": view}
+        return views | {"label": np.int32(example["label"])}
 
 
 class _EvalRow:

@@ -130,11 +130,11 @@ def load_weights(workdir, which="best", raw=False):
     path = Path(workdir) / "run.json"
     try:
         run = json.loads(path.read_text())
-        num_classes = run["data"]["num_classes"]
+        num_classes, steps_per_epoch = run["data"]["num_classes"], run["steps_per_epoch"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is not the record of a run ({error}); train first") from error
     model = vit.build(num_classes, **config.model)
-    objective = objectives.make(model, config)
+    objective = objectives.make(model, config, steps_per_epoch)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     params, extra = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
@@ -143,7 +143,7 @@ def load_weights(workdir, which="best", raw=False):
     with Checkpoints(workdir, metric=config.best_metric) as checkpoints:
         step = pick(checkpoints, which)
         params, extra = checkpoints.restore_model(params, extra, step)
-    weights = params if raw else objective.weights(params, extra)
+    weights = (objective.raw if raw else objective.weights)(params, extra)
     return config, run, model, weights, step
 
 

@@ -19,7 +19,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from vit_jax import recipe
-from vit_jax.recipe import UserError, check, config_diff, load_config, save_config, steps
+from vit_jax.check import check
+from vit_jax.recipe import UserError, config_diff, load_config, save_config, steps
 
 __all__ = ["check", "config_diff", "define_config", "load_config", "run", "save_config", "steps"]
 __all__ += ["Diverged", "Preempted", "UserError"]
@@ -32,6 +33,18 @@ class Diverged(Exception):
 
 class Preempted(Exception):
     """Stopped from outside, and saved: the same command goes on from there. Exit code 75."""
+
+
+def figure_path(flag, text):
+    """--flag=text as the Path of a figure to write, whose folder is made. Raises UserError."""
+    path = Path(text).expanduser()
+    if path.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"--{flag}={path} must be a .png, .pdf or .svg")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--{flag}={path} cannot be written: {error.strerror}") from None
+    return path
 
 
 def define_config(required=True):

@@ -46,24 +46,39 @@ def make(config, steps_per_epoch):
         warmup_start=c.warmup_start,
         end=c.end,
         warmup_prefix=c.warmup_prefix,
+        warmup_reaches=c.warmup_reaches,
     )
-    weight_decay = c.weight_decay / peak if c.decay_by == "schedule" else c.weight_decay
+    unit = 1 / peak if c.decay_by == "schedule" else 1
+    weight_decay = c.weight_decay * unit
+    if c.weight_decay_end is not None:
+        weight_decay = cosine_schedule(weight_decay, total, end=c.weight_decay_end * unit)
     decay = add_decay(weight_decay, c.decay_rule)
-    if c.name == "adamw":
-        rule = [optax.scale_by_adam(c.b1, c.b2, c.eps), decay]
-    else:
-        rule = [optax.trace(c.momentum)]
-        rule.insert(0 if c.decay_by == "lr" else 1, decay)
+    freeze_for = steps(c.freeze_for, steps_per_epoch)
+    moments = (
+        optax.scale_by_adam(c.b1, c.b2, c.eps) if c.name == "adamw" else optax.trace(c.momentum)
+    )
+    rule = [freeze_moments(moments, c.freeze, freeze_for)]
+    rule.insert(0 if c.name == "sgd" and c.decay_by == "lr" else 1, decay)
     clip = {"global": optax.clip_by_global_norm, "tensor": clip_by_tensor_norm}[c.clip_by]
     return optax.chain(
         *([clip(c.clip)] if c.clip else []),
         *rule,
         *([scale_by_layer(c.layer_decay)] if c.layer_decay != 1 else []),
         optax.scale_by_learning_rate(schedule),
+        freeze(c.freeze, freeze_for),
     ), schedule
 
 
-def cosine_schedule(peak, total, *, warmup=0, warmup_start=0.0, end=0.0, warmup_prefix=False):
+def cosine_schedule(
+    peak,
+    total,
+    *,
+    warmup=0,
+    warmup_start=0.0,
+    end=0.0,
+    warmup_prefix=False,
+    warmup_reaches=False,
+):
     """Linear warm-up, then half a cosine. -> schedule(t)
 
     schedule(0) = warmup_start; schedule(t >= total) = end. t: numbers or NumPy arrays give
@@ -71,8 +86,10 @@ def cosine_schedule(peak, total, *, warmup=0, warmup_start=0.0, end=0.0, warmup_
     warmup_prefix: the cosine runs from `warmup` to `total` (MAE, big_vision; timm's warmup_prefix
     with t_initial = total - warmup). Else it runs from 0 and the warm-up hides its beginning
     (timm's default, so DeiT), and the rate right after the warm-up is slightly below the peak.
+    warmup_reaches: the last of its steps has the peak already (DINO, with warmup_prefix).
     """
     start = warmup if warmup_prefix else 0
+    slope = (peak - warmup_start) / max(warmup - warmup_reaches, 1)
 
     def schedule(t):
         xp = jnp if isinstance(t, jax.Array) else np
@@ -82,7 +99,7 @@ def cosine_schedule(peak, total, *, warmup=0, warmup_start=0.0, end=0.0, warmup_
         rate = xp.where(t < total, cosine, end)
         if not warmup:
             return rate[()]
-        return xp.where(t < warmup, warmup_start + t * ((peak - warmup_start) / warmup), rate)[()]
+        return xp.where(t < warmup, warmup_start + t * slope, rate)[()]
 
     return schedule
 
@@ -131,13 +148,61 @@ def layer_scales(params, decay):
 
 
 def add_decay(weight, rule):
-    """optax: updates + weight * params, where `decay_mask(params, rule)`."""
+    """optax: updates + weight * params, where `decay_mask(params, rule)`.
 
-    def update(updates, params):
+    weight: a number, or a function of the step.
+    """
+
+    def add(updates, params, weight):
         mask = decay_mask(params, rule)
         return jax.tree.map(lambda u, p, m: u + weight * p if m else u, updates, params, mask)
 
-    return optax.stateless(update)
+    if not callable(weight):
+        return optax.stateless(lambda updates, params: add(updates, params, weight))
+
+    def update(updates, state, params):
+        updates = add(updates, params, weight(state.count))
+        return updates, optax.ScaleByScheduleState(state.count + 1)
+
+    return optax.GradientTransformation(
+        lambda _: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)), update
+    )
+
+
+def freeze_moments(inner, what, steps):
+    """optax: `inner`, whose moments and step count stand still in the first `steps` steps for the
+    parameters below the path `what`, such as "head/last_layer"."""
+    if not steps:
+        return inner
+
+    def frozen(params):
+        return _below(params, what)
+
+    def others(params):
+        return jax.tree.map(lambda is_frozen: not is_frozen, frozen(params))
+
+    return optax.chain(
+        optax.masked(inner, others),
+        optax.conditionally_transform(optax.masked(inner, frozen), lambda step: step >= steps),
+    )
+
+
+def freeze(what, steps):
+    """optax: no update in the first `steps` steps for the parameters below the path `what`."""
+    if not steps:
+        return optax.identity()
+    zero = optax.masked(optax.set_to_zero(), lambda params: _below(params, what))
+    return optax.conditionally_transform(zero, lambda step: step < steps)
+
+
+def _below(params, what):
+    """A tree of bool. Raises UserError where there is nothing below the path `what`."""
+    mask = jax.tree_util.tree_map_with_path(
+        lambda path, _: f"{'/'.join(_names(path))}/".startswith(f"{what}/"), params
+    )
+    if not any(jax.tree.leaves(mask)):
+        raise UserError(f"config.optim.freeze = '{what}' is the path of no parameter")
+    return mask
 
 
 def scale_by_layer(decay):

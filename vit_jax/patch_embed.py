@@ -4,6 +4,8 @@ An image of h x w pixels becomes n = (h / p) (w / p) tokens, one a patch of p x 
 row (arXiv:2010.11929, equation 1).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,14 +66,54 @@ def sincos2d(grid, width):
     return jnp.asarray(table[None], jnp.float32)
 
 
-def resize_positions(table, old_grid, new_grid, prefix):
+# How the code that trained the weights resizes positions: parameter a of the cubic kernel, whether
+# the kernel is stretched over all the rows that become one (antialiasing), and what is added to
+# the new side before its rows are placed.
+RESIZE = {
+    "timm": (-0.5, True, 0.0),  # `resample_abs_pos_embed`; DINOv2 with registers
+    "dino": (-0.75, False, 0.1),  # `interpolate_pos_encoding`; DINOv2 without registers
+}
+
+
+def resize_positions(table, old_grid, new_grid, prefix, rule="timm"):
     """Learned positions [1, prefix + h*w, d] for another grid, the prefix rows untouched.
 
-    Bicubic (a = -0.5) with antialiasing, as timm's `resample_abs_pos_embed`.
+    Bicubic, by one of the rules in RESIZE: a network has learned with one of them, so that it
+    belongs to the weights. Both sides are a fixed matrix, applied in full float32.
     """
     if tuple(old_grid) == tuple(new_grid):
         return table
     d = table.shape[-1]
-    rows = table[:, prefix:].reshape(1, *old_grid, d)
-    rows = jax.image.resize(rows, (1, *new_grid, d), "cubic", antialias=True)
-    return jnp.concatenate([table[:, :prefix], rows.reshape(1, -1, d)], axis=1)
+    rows, columns = (
+        jnp.asarray(cubic_matrix(old, new, rule), table.dtype)
+        for old, new in zip(old_grid, new_grid, strict=True)
+    )
+    grid = table[0, prefix:].reshape(*old_grid, d)
+    grid = jnp.einsum("Hh,Ww,hwd->HWd", rows, columns, grid, precision="highest")
+    return jnp.concatenate([table[:, :prefix], grid.reshape(1, -1, d)], axis=1)
+
+
+@functools.cache
+def cubic_matrix(old, new, rule):
+    """Bicubic interpolation along one side as a matrix [new, old], float64; each row adds up to 1.
+
+    Pixels are squares: row i is centred at (i + 1/2) old / new - 1/2. Beyond the edge, "dino" sees
+    the edge again and "timm" nothing.
+    """
+    a, antialias, extra = RESIZE[rule]
+    centre = (np.arange(new)[:, None] + 0.5) * old / (new + extra) - 0.5
+    if antialias:
+        weights = cubic((np.arange(old) - centre) / max(old / new, 1), a)
+        return weights / weights.sum(1, keepdims=True)
+    taps = np.floor(centre).astype(int) + np.arange(-1, 3)
+    matrix = np.zeros((new, old))
+    np.add.at(matrix, (np.arange(new)[:, None], taps.clip(0, old - 1)), cubic(taps - centre, a))
+    return matrix
+
+
+def cubic(x, a):
+    """The cubic convolution kernel: 1 at 0, 0 at the other whole numbers and beyond 2."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0))

@@ -9,30 +9,14 @@ import importlib
 import json
 import re
 import sys
-from math import inf, isfinite
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from vit_jax import log, variants
+from vit_jax import log
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 KINDS |= {tuple: "a list such as (1, 2)", ConfigDict: "a group of keys"}
-FAMILIES = {"data.name": "data", "objective.name": "objectives", "evaluators": "evaluators"}
-RANGES = {  # least and most value: the keys
-    (1, inf): "batch_size accum_steps keep_checkpoints data.threads data.synthetic.images "
-    "data.synthetic.classes model.image model.channels model.depth model.width model.num_heads "
-    "model.mlp_dim",
-    (0, inf): "seed eval_batch_size data.workers augment.pad augment.rotate augment.shear "
-    "augment.mixup augment.cutmix optim.lr optim.lr_batch optim.eps optim.warmup_start optim.end "
-    "optim.clip optim.weight_decay",
-    (0, 1): "augment.flip augment.erase augment.mix_prob augment.mix_switch augment.shift "
-    "augment.zoom objective.label_smoothing",
-    (0, 0.9999999): "objective.ema optim.b1 optim.b2 optim.momentum",
-    (0, 0.999): "model.drop_path model.dropout",
-    (1e-6, 1): "augment.eval_crop optim.layer_decay",
-    (-1, inf): "mesh.data mesh.fsdp mesh.tensor",
-}
 
 
 class UserError(ValueError):
@@ -56,71 +40,6 @@ def steps(duration, steps_per_epoch):
     if not amount.is_integer():
         raise UserError(f'"{duration}" is not a whole number of steps; epochs are written "3ep"')
     return int(amount)
-
-
-def check(config):
-    """Raises UserError for a key, a type or a value that cannot work. See configs/common.py."""
-    shared = common()
-    values, known = flat(config), shared.defaults()
-    members = {key: _members(folder) for key, folder in FAMILIES.items()}
-    objective = values.get("objective.name", "supervised")
-    _choice("objective.name", objective, members["objective.name"])
-    if hasattr(shared, objective):  # the keys of an objective are the function of its name
-        known.objective = getattr(shared, objective)()
-    defaults = flat(known)
-    for key, value in values.items():
-        if key not in defaults:
-            raise UserError(f"config has no key '{key}'; {near(key, defaults)}")
-        kind = _kind(known, key)
-        if not _fits(value, defaults[key], kind):
-            like = f", such as {defaults[key]}" if defaults[key] not in (None, "") else ""
-            raise UserError(f"config.{key} is {KINDS.get(kind, kind)}{like}; not {value!r}")
-    if missing := [key for key in defaults if key not in values]:
-        raise UserError(f"config lacks the key '{missing[0]}'; start from common.defaults()")
-    for key, choices in (shared.CHOICES | members).items():
-        for value in values[key] if isinstance(values[key], tuple) else [values[key]]:
-            _choice(key, value, choices)
-    for (least, most), keys in RANGES.items():
-        for key in keys.split():
-            if values.get(key) is not None and not least <= values[key] <= most:
-                limits = f"at least {least}" if most == inf else f"within {least} and {most}"
-                raise UserError(f"config.{key} = {values[key]} must be {limits}")
-    for key, default in defaults.items():
-        if isinstance(default, str) and re.fullmatch(r"[\d.]+(k|ep)?", default):
-            try:
-                count = steps(values[key], 1)
-            except UserError as e:
-                raise UserError(f"config.{key}: {e}") from None
-            if not count and key in ("total_steps", "log_every", "checkpoint_every"):
-                raise UserError(f"config.{key} = {values[key]} must be more than nothing")
-    _check_together(config)
-
-
-def _check_together(c):
-    """Values that must agree with each other."""
-    if c.batch_size % c.accum_steps:
-        raise UserError(
-            f"config.batch_size = {c.batch_size} does not divide by "
-            f"config.accum_steps = {c.accum_steps}"
-        )
-    mesh = [c.mesh[axis] for axis in ("data", "fsdp", "tensor")]
-    if 0 in mesh or mesh.count(-1) > 1:
-        raise UserError(f"config.mesh = {tuple(mesh)}: each is 1 or more; -1, the rest, only once")
-    for key, low in (("mean", -inf), ("std", 1e-12)):
-        if len(c.data[key]) != c.model.channels or min(c.data[key]) < low:
-            raise UserError(
-                f"config.data.{key} = {c.data[key]} needs config.model.channels = "
-                f"{c.model.channels} numbers{', all above 0' if key == 'std' else ''}"
-            )
-    for key, most in (("scale", 1), ("ratio", inf)):
-        pair = c.augment[key]
-        if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= most:
-            raise UserError(f"config.augment.{key} = {pair} must be two: 0 < least <= most")
-    try:
-        sizes = ("image", "depth", "width", "num_heads", "mlp_dim")
-        variants.parse(c.model.variant, **{key: c.model[key] for key in sizes})
-    except ValueError as e:
-        raise UserError(f"config.model: {e}") from None
 
 
 def line(e):
@@ -195,38 +114,6 @@ def config_diff(old, new):
     old, new = _tuples(flat(old)), _tuples(flat(new))
     pairs = {key: (old.get(key, "absent"), new.get(key, "absent")) for key in old | new}
     return [f"{key}: {a} -> {b}" for key, (a, b) in pairs.items() if a != b]
-
-
-def _fits(value, default, kind):
-    """Whether a value can stand where this default, of this type, stands."""
-    if value is None or default is None and kind is type(None):
-        return default is None
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    if kind is float:
-        return isinstance(value, (int, float)) and isfinite(value)
-    if kind is tuple and isinstance(value, tuple) and default:
-        return all(_fits(v, default[0], type(default[0])) for v in value)
-    return isinstance(value, kind)
-
-
-def _kind(config, key):
-    *groups, leaf = key.split(".")
-    for group in groups:
-        config = config[group]
-    return config.get_type(leaf)
-
-
-def _members(family):
-    """The names of the modules in a folder of vit_jax."""
-    return sorted(path.stem for path in (Path(__file__).parent / family).glob("[!_]*.py"))
-
-
-def _choice(key, value, choices):
-    if value is not None and value not in choices:
-        near = difflib.get_close_matches(str(value), choices, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"config.{key} = {value!r} must be one of {', '.join(choices)}{hint}")
 
 
 def _tuples(value):

@@ -37,7 +37,7 @@ class Run:
         self.every = {key: self.steps(key) for key in ("log_every", "eval_every")}
         self.every["checkpoint_every"] = self.steps("checkpoint_every")
         self.model = vit.build(self.source.num_classes, **config.model)
-        self.objective = objectives.make(self.model, config)
+        self.objective = objectives.make(self.model, config, self.steps_per_epoch)
         tx, self.schedule = optim.make(config, self.steps_per_epoch)
         self.init_rng, self.train_rng = jax.random.split(jax.random.key(config.seed))
 
@@ -98,14 +98,11 @@ class Run:
     def evaluate(self, split, weights):
         """All evaluators on a split -> {"eval/val/acc1": ...}."""
         if split not in self._evaluate:
-            self._evaluate[split] = [
-                evaluators.make(name, self.model, self.config, split, self.mesh)
-                for name in self.config.evaluators
-            ]
-        scores = {}
-        for evaluate in self._evaluate[split]:
-            scores |= {f"eval/{split}/{key}": x for key, x in evaluate(weights).items()}
-        return scores
+            self._evaluate[split] = evaluators.make(
+                self.config.evaluators, self.model, self.config, split, self.mesh
+            )
+        scores = self._evaluate[split](weights)
+        return {f"eval/{split}/{key}": x for key, x in scores.items()}
 
     def facts(self):
         """What run.json says of the data and the model."""
@@ -123,7 +120,8 @@ class Run:
     def describe(self):
         """Two lines for a person."""
         c, count = self.config, self.mesh.size
-        flops = variants.count_flops(**self._sizes(), num_classes=self.source.num_classes)
+        num_classes = self.model.module.num_classes
+        flops = variants.count_flops(**self._sizes() | {"num_classes": num_classes})
         kind = jax.devices()[0].device_kind
         return (
             f"{c.model.variant}: {self._parameters():,} parameters, {flops / 1e9:.3g} GFLOPs an "

@@ -22,6 +22,9 @@ TENSOR_RULES = (
     (r"mlp/fc1/(kernel|bias)$", -1),
     (r"mlp/fc2/kernel$", -2),
     (r"(^|/)head/(kernel|bias)$", -1),
+    (r"(^|/)head/fc[12]/(kernel|bias)$", -1),
+    (r"(^|/)last_layer/(kernel|scale)$", -1),
+    (r"(^|/)center$", -1),
 )
 SMALLEST = 4096  # elements; splitting smaller arrays costs more in messages than it saves
 

@@ -111,7 +111,7 @@ def _loop(run, state, start, saved, logged, stop):
     checkpoint on disk means that the rows up to it are there."""
     best = saved.best()
     best = best[1] if best else -math.inf
-    batches = run.batches(start)
+    batches, warned = run.batches(start), None
     clock = Clock(run.config.batch_size)
     try:
         for step in range(start + 1, run.total + 1):
@@ -121,8 +121,12 @@ def _loop(run, state, start, saved, logged, stop):
             clock.step(metrics)
             logged.tick(step)
             if run.due(step, "log_every"):
-                row = {f"train/{name}": float(x) for name, x in metrics.items()}
+                numbers = {name: float(x) for name, x in metrics.items()}
+                row = {f"train/{name}": x for name, x in numbers.items()}
                 _check_finite(step, row, saved)
+                warned, before = run.objective.alarm(numbers), warned
+                if warned and warned != before:
+                    logged.say(f"step {step:,}  warning: {warned}")
                 row |= {"train/epoch": step / run.steps_per_epoch, "sched/lr": run.lr(step - 1)}
                 logged.write(step, row | clock.read())
             scores = {}

@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from vit_jax import variants
+from vit_jax import workloads
 from vit_jax.cli import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,11 +94,11 @@ def peer_job(config, sizes, what, threads, backend):
     pool = sizes.get("pool", "cls")
     options = {theirs: sizes[ours] for ours, theirs in PEER_OPTIONS.items() if ours in sizes}
     options |= {"mlp_ratio": sizes["mlp_dim"] / sizes["width"], "global_pool": POOLS[pool]}
-    return {
+    job = {
         "what": what,
         "model": config.model.variant.split(",")[0].split(".")[0],
         "options": options | {"class_token": pool == "cls"},
-        "parameters": variants.count_params(**sizes),
+        "parameters": workloads.count_params(what, config, sizes),
         "batch_size": config.batch_size,
         "image": config.model.image,
         "channels": config.model.channels,
@@ -112,6 +112,13 @@ def peer_job(config, sizes, what, threads, backend):
         "threads": threads,
         "device": {"cpu": "cpu", "gpu": "cuda"}[backend],
     }
+    if what == "dino_step":
+        o, a, p = config.objective, config.augment, config.optim
+        keys = ("student_temp", "teacher_temp", "momentum", "center_momentum", "norm_last_layer")
+        job |= {key: o[key] for key in keys} | {"clip": p.clip, "freeze_for": int(p.freeze_for)}
+        job |= {"local_views": a.local_views, "local_size": a.local_size}
+        job |= {"head": workloads.head_sizes(config, sizes)}
+    return job
 
 
 def take(ours, peer, pairs, seconds, steps=0):

@@ -39,6 +39,7 @@ class ViT(nnx.Module):
         class_token=None,
         fc_norm=None,
         pos_embed="learned",
+        pos_resize="timm",
         patch_embed="conv",
         norm="pre",
         act="gelu",
@@ -54,7 +55,7 @@ class ViT(nnx.Module):
     ):
         self.dtype = dtype = jnp.dtype(dtype)
         self.pool, self.patch, self.image, self.channels = pool, patch, image, channels
-        self.num_classes, self.width = num_classes, width
+        self.num_classes, self.width, self.pos_resize = num_classes, width, pos_resize
         class_token = pool == "cls" if class_token is None else class_token
         if pool == "cls" and not class_token:
             raise ValueError("pool=cls needs the class token; set class_token=True or pool=gap")
@@ -113,7 +114,9 @@ class ViT(nnx.Module):
             x = jnp.concatenate([cls, x], axis=1)
         if self.pos_embed is not None:
             side = self.image // self.patch
-            table = resize_positions(self.pos_embed[...], (side, side), grid, self.prefix)
+            table = resize_positions(
+                self.pos_embed[...], (side, side), grid, self.prefix, self.pos_resize
+            )
             x = x + table.astype(self.dtype)
         return x
 
@@ -125,30 +128,53 @@ class ViT(nnx.Module):
         blocks [l, b, n, d], the output of each block, and attention [l, b, h, q, m], its softmax.
         train=True switches dropout and drop path on; rng is then one key, or one an image [b].
         """
-        if images.shape[-1] != self.channels:
-            raise ValueError(f"images have {images.shape[-1]} channels, the model {self.channels}")
+        (x,), named = self.encode(
+            [images[:, None]], train=train, rng=rng, attention=attention, outputs=blocks
+        )
+        out = {name: groups[0] for name, groups in named.items()}
+        out["tokens"], out["pooled"] = self.read(x[:, 0])
+        if self.head is not None:
+            out["logits"] = self.head(out["pooled"]).astype(jnp.float32)
+        return out
+
+    def views(self, groups, *, train=False, rng=None):
+        """Several views of each image, of several sizes, in one pass: a list of arrays b v h w c,
+        one a size -> pooled [b, V, d], V all views in order. train and rng as in a plain call."""
+        groups, _ = self.encode(groups, train=train, rng=rng)
+        if self.pool == "cls":  # the last norm needs to be taken of this one token alone
+            groups = [x[:, :, :1] for x in groups]
+        pooled = [self.read(x.reshape(-1, *x.shape[2:]))[1] for x in groups]
+        pooled = [x.reshape(*g.shape[:2], -1) for x, g in zip(pooled, groups, strict=True)]
+        return jnp.concatenate(pooled, axis=1)
+
+    def encode(self, groups, *, train=False, rng=None, attention=False, outputs=False):
+        """Arrays b v h w c -> tokens b v n d after the last block, and what else was asked for."""
+        channels = groups[0].shape[-1]
+        if channels != self.channels:
+            raise ValueError(f"images have {channels} channels, the model {self.channels}")
         keys = None
         if train:
             if rng is None:
                 raise ValueError("train=True draws noise: pass rng=jax.random.key(...)")
-            keys = rng if rng.ndim else image_keys(rng, jnp.arange(images.shape[0]))
-        x = self.embed(images)
-        (x,), named = encode(
-            self.blocks, [x[:, None]], attention=attention, outputs=blocks, keys=keys, **self.run
+            keys = rng if rng.ndim else image_keys(rng, jnp.arange(groups[0].shape[0]))
+        tokens = []
+        for group in groups:
+            b, v = group.shape[:2]
+            x = self.embed(group.reshape(b * v, *group.shape[2:]))
+            tokens.append(x.reshape(b, v, *x.shape[1:]))
+        return encode(
+            self.blocks, tokens, attention=attention, outputs=outputs, keys=keys, **self.run
         )
-        x = x[:, 0]
+
+    def read(self, x):
+        """Tokens b n d after the last block -> tokens after the last norm, pooled [b, d]."""
         tokens = x if self.norm is None else self.norm(x)
-        out = {name: groups[0] for name, groups in named.items()}
-        out["tokens"] = tokens
         pooled = (
             self.attn_pool(tokens)
             if self.attn_pool is not None
             else pool_tokens(tokens, self.pool, self.prefix)
         )
-        out["pooled"] = pooled if self.fc_norm is None else self.fc_norm(pooled)
-        if self.head is not None:
-            out["logits"] = self.head(out["pooled"]).astype(jnp.float32)
-        return out
+        return tokens, pooled if self.fc_norm is None else self.fc_norm(pooled)
 
 
 class Model(NamedTuple):
@@ -156,6 +182,7 @@ class Model(NamedTuple):
 
     init: Callable  # key -> params
     bind: Callable  # params -> the module with these weights, to be called
+    module: nnx.Module  # with shapes in the place of weights
 
     def apply(self, params, images, **options):
         return self.bind(params)(images, **options)
@@ -163,16 +190,21 @@ class Model(NamedTuple):
 
 def pure(make):
     """make(rngs) -> nnx.Module, as a Model. Allocates nothing."""
-    graph = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))))[0]
+    module = nnx.eval_shape(lambda: make(nnx.Rngs(params=0)))
+    graph = nnx.split(module)[0]
 
     def init(rng):
         return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(params=rng))))
 
-    return Model(init, lambda params: nnx.merge(graph, params))
+    return Model(init, lambda params: nnx.merge(graph, params), module)
 
 
-def build(num_classes, *, variant, **options):
-    """The model of a config: build(1000, **config.model). What is None is as the variant says."""
+def build(classes, *, variant, num_classes=None, **options):
+    """The model of a config: build(1000, **config.model). What is None is as the variant says.
+
+    classes: of the data; num_classes, if it is not None, overrides it, 0 for no classifier.
+    """
+    num_classes = classes if num_classes is None else num_classes
     options = _arguments(variants.parse(variant, **options))
     return pure(lambda rngs: ViT(num_classes=num_classes, **options, rngs=rngs))
 

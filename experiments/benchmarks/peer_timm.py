@@ -1,5 +1,7 @@
 """The peer of `vit_jax.tools.benchmark --against=timm`: timm's ViT and AdamW in PyTorch.
 
+Here are classification and a forward pass; peer_dino.py has DINO's training step.
+
 It runs in .venv-peer (`make bench-peer`), a process of its own that vit_jax never imports. On
 stdin and stdout it speaks JSON, a line each: first a job, answered by what was built and where;
 then {"steps": n}, answered by the seconds that n steps took. It ends with its stdin.
@@ -17,6 +19,7 @@ import time
 import types
 
 import numpy as np
+import peer_dino
 import torch
 
 
@@ -62,7 +65,7 @@ def import_timm():
 
 
 def build(job):
-    """The model, on the GPU if there is one. -> model, run(steps) -> seconds, losses"""
+    """The model, on the GPU if there is one. -> model, run(steps) -> seconds, loss; versions"""
     timm = import_timm()
     torch.manual_seed(0)
     torch.set_num_threads(job["threads"])
@@ -72,18 +75,46 @@ def build(job):
         torch.backends.cudnn.allow_tf32 = True
     # The options say every size, so any ViT of timm's will do for a name that it does not have.
     name = job["model"] if timm.is_model(job["model"]) else "vit_base_patch16_224"
-    model = timm.create_model(name, **job["options"]).to(device)
+    mean, std = (torch.tensor(job[k], device=device).view(1, -1, 1, 1) for k in ("mean", "std"))
+
+    def vit(**changes):
+        return timm.create_model(name, **job["options"] | changes).to(device)
+
+    def normalise(images):
+        return (images.float() / 255 - mean) / std
+
+    def precision():
+        return torch.autocast(device.type, torch.bfloat16, enabled=job["dtype"] == "bfloat16")
+
+    if job["what"] == "dino_step":
+        model, step = peer_dino.build(job, vit, normalise, precision, device)
+    else:
+        model, step = build_classifier(job, vit, normalise, precision, device)
+
+    def run(steps):
+        start = time.perf_counter()
+        for _ in range(steps):
+            result = step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start, float(result.detach().float().mean())
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return model, run, versions | {"timm": timm.__version__}
+
+
+def build_classifier(job, vit, normalise, precision, device):
+    """-> model, step(): a training step's loss, or a forward pass's logits."""
+    model = vit()
     images, labels = (torch.from_numpy(x).to(device) for x in batch(job))
     images = images.permute(0, 3, 1, 2).contiguous()
-    mean, std = (torch.tensor(job[k], device=device).view(1, -1, 1, 1) for k in ("mean", "std"))
-    low = job["dtype"] == "bfloat16"
 
     def logits():
-        x = (images.float() / 255 - mean) / std
-        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+        x = normalise(images)
+        with precision():
             return model(x)
 
-    optimizer = timm.optim.create_optimizer_v2(
+    optimizer = sys.modules["timm"].optim.create_optimizer_v2(
         model, "adamw", lr=job["lr"], weight_decay=job["weight_decay"], eps=job["eps"]
     )
     criterion = torch.nn.CrossEntropyLoss()
@@ -99,23 +130,12 @@ def build(job):
     def forward():
         return logits()
 
-    step = {"train_step": train_step, "forward": forward}[job["what"]]
     model.train(job["what"] == "train_step")
-
-    def run(steps):
-        start = time.perf_counter()
-        for _ in range(steps):
-            result = step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start, float(result.detach().float().mean())
-
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    return model, run, versions | {"timm": timm.__version__}
+    return model, {"train_step": train_step, "forward": forward}[job["what"]]
 
 
 def batch(job):
-    """The images and labels that vit_jax.tools.benchmark makes: the same seed, the same draws."""
+    """The images and labels that vit_jax.workloads makes: the same seed, the same draws."""
     rng = np.random.default_rng(0)
     size, side, channels = job["batch_size"], job["image"], job["channels"]
     images = rng.integers(0, 256, (size, side, side, channels), np.uint8)
@@ -131,7 +151,7 @@ def main():
         answers.write(json.dumps(values) + "\n")
 
     model, run, versions = build(json.loads(sys.stdin.readline()))
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     answer(parameters=parameters, versions=versions, threads=torch.get_num_threads())
     for line in sys.stdin:
         cpu = time.process_time()

@@ -4,16 +4,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import augment, batch, data, sharding
+from vit_jax import augment, extract
+from vit_jax.cli import UserError
 
 
 def make(model, config, split, mesh):
     """-> evaluate(params) -> {"acc1", "acc5" (with more than 5 classes), "loss", "images"}."""
-    size = config.eval_batch_size or config.batch_size
-    sharding.check_batch_size("eval_batch_size", size, mesh)
-    placement = sharding.batch_sharding(mesh)
-    source = data.make(config, config.data[split])
-    _, view = augment.views(config)
+    if not model.module.num_classes:
+        raise UserError("accuracy needs a classifier, which this model lacks; knn does without")
+    source, read = extract.reader(config, split, mesh)
 
     @jax.jit
     def count(params, batch):
@@ -31,20 +30,8 @@ def make(model, config, split, mesh):
         return {name: jnp.sum(jnp.where(mask, x, 0)) for name, x in sums.items()}
 
     def evaluate(params):
-        totals = None
-        batches = batch.eval_batches(
-            source,
-            view,
-            batch_size=size,
-            threads=config.data.threads,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        for rows in batches:
-            sums = count(params, batch.to_devices(rows, placement))
-            # float32 counts to 2**24 images exactly; Python's own numbers count on.
-            totals = [sums] if totals is None else [*totals, sums]
-        totals = jax.device_get(totals)
+        # float32 counts to 2**24 images exactly; Python's own numbers count on.
+        totals = jax.device_get([count(params, rows) for rows in read()])
         totals = {name: sum(float(sums[name]) for sums in totals) for name in totals[0]}
         images = int(totals.pop("images"))
         if images != len(source):

@@ -1,5 +1,7 @@
 """The course of a run: loss, accuracy and learning rate against optimizer steps."""
 
+import re
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
@@ -13,11 +15,12 @@ def curves(rows, title=""):
     """-> matplotlib Figure: a panel for each of loss, accuracy and learning rate that is there.
 
     rows: dicts as `vit_jax.log.read_metrics` gives them: "step", "train/loss", "train/acc1",
-    "eval/SPLIT/...acc1" (fractions), "sched/lr". What is missing or None is left out of its line.
+    accuracies as "eval/SPLIT/...acc1" or "eval/SPLIT/knn20" (fractions), "sched/lr". What is
+    missing or None is left out of its line.
     Raises ValueError where the rows hold nothing to draw.
     """
     keys = dict.fromkeys(key for row in rows for key in row)  # val appears before test
-    evaluated = [key for key in keys if key.startswith("eval/") and "acc" in key]
+    evaluated = [key for key in keys if re.match("eval/.*(acc|knn)", key)]
     losses = [key for key in ("train/loss", "eval/val/loss") if _line(rows, key)[0].size]
     accuracies = [key for key in ("train/acc1", *evaluated) if _line(rows, key)[0].size]
     rates = [key for key in ("sched/lr",) if _line(rows, key)[0].size]

@@ -1,4 +1,4 @@
-"""FAMILY: what is minimised. A member module has `make(model, config) -> Objective`."""
+"""FAMILY: what is minimised. A member has `make(model, config, steps_per_epoch) -> Objective`."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -19,12 +19,15 @@ class Objective(NamedTuple):
     loss: Callable  # params, extra, batch, rng, step -> loss, aux
     update: Callable  # extra, params (after the optimizer), aux, step -> extra
     weights: Callable  # params, extra -> the params that evaluators, predict and features use
+    raw: Callable = lambda params, _: params  # likewise, where what was trained itself is asked for
+    alarm: Callable = lambda _: None  # a step's metrics, floats -> a warning or None
 
 
-def make(model, config):
-    """The objective config.objective.name, in a moving average if config.objective.ema says so."""
+def make(model, config, steps_per_epoch):
+    """The objective config.objective.name. steps_per_epoch, which may be fractional, is what
+    durations among its keys are counted with."""
     member = import_module(f"vit_jax.objectives.{config.objective.name}")
-    return member.make(model, config)
+    return member.make(model, config, steps_per_epoch)
 
 
 def with_ema(objective, decay):
@@ -46,4 +49,6 @@ def with_ema(objective, decay):
         ema = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), extra["ema"], params)
         return {"ema": ema, "inner": objective.update(extra["inner"], params, aux, step)}
 
-    return Objective(init, loss, update, lambda _, extra: extra["ema"])
+    return objective._replace(
+        init=init, loss=loss, update=update, weights=lambda _, extra: extra["ema"]
+    )

@@ -9,7 +9,7 @@ from vit_jax.objectives import Objective, with_ema
 from vit_jax.vit import image_keys
 
 
-def make(model, config):
+def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every step
     """The objective of a model with logits. Its batch: image uint8 [b, h, w, c], label [b]."""
     c, mix = config.objective, config.augment
 

@@ -14,9 +14,9 @@ from flax import nnx
 
 from vit_jax import variants
 from vit_jax.cli import UserError
-from vit_jax.pretrained import timm
+from vit_jax.pretrained import dino, timm
 
-FORMATS = (timm,)
+FORMATS = (timm, dino)
 LARGEST_HEADER = 16 << 20  # bytes; the header of 20,000 tensors is 2 MB
 
 

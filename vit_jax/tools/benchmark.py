@@ -1,6 +1,9 @@
 """Measure speed, alone or in turns with timm (`make bench-peer` installs it, in .venv-peer).
 
 python -m vit_jax.tools.benchmark --what=train_step --model=S/16 --batch_size=8 --against=timm
+
+--what: a training step with labels or with DINO (2 + 8 crops an image), a forward pass, the input
+pipeline alone, or the time until a first step is done.
 """
 
 import json
@@ -14,7 +17,7 @@ from importlib import metadata
 
 from absl import flags
 
-from vit_jax import cli, log, memory, recipe, turns, variants
+from vit_jax import cli, log, memory, turns, workloads
 from vit_jax.cli import UserError
 
 IMPORTS = "import vit_jax.vit, vit_jax.objectives.supervised, vit_jax.optim, vit_jax.step"
@@ -22,7 +25,7 @@ IMPORTS = "import vit_jax.vit, vit_jax.objectives.supervised, vit_jax.optim, vit
 
 def define_flags():
     cli.define_config(required=False)
-    whats = ["train_step", "forward", "input", "startup"]
+    whats = ["train_step", "dino_step", "forward", "input", "startup"]
     flags.DEFINE_enum("what", "train_step", whats, "what is timed")
     flags.DEFINE_string("model", "vit_tiny_patch16_224", "its name, with overrides: S/16,depth=4")
     flags.DEFINE_integer("batch_size", 8, "images a step", lower_bound=1)
@@ -38,8 +41,8 @@ def define_flags():
 def main(flags):
     """The command: prints a table, or with --json one object whose keys experiments/benchmarks
     explains. Raises UserError."""
-    if flags.against and flags.what not in ("train_step", "forward"):
-        raise UserError(f"--against={flags.against} goes with --what=train_step or forward only")
+    if flags.against and flags.what in ("input", "startup"):
+        raise UserError(f"--against={flags.against} goes with train_step, dino_step and forward")
     if flags.config and flags.what != "input":
         raise UserError("--config says where images come from; it goes with --what=input only")
     memory.keep()
@@ -55,10 +58,10 @@ def main(flags):
             config, num_classes, cost = flags.config, None, 0
             result |= {"model": config.model.variant, "batch_size": config.batch_size}
         else:
-            config, sizes = make_config(flags.model, flags.batch_size, flags.dtype)
+            words = flags.model, flags.batch_size, flags.dtype, flags.what
+            config, sizes = workloads.make_config(*words)
             num_classes = sizes["num_classes"]
-            cost = {"train_step": 3, "forward": 1, "input": 0}[flags.what]
-            cost *= variants.count_flops(**sizes)
+            cost = workloads.count_flops(flags.what, config, sizes)
         import jax
 
         result["device"] = jax.devices()[0].device_kind if flags.what != "input" else "host"
@@ -69,7 +72,7 @@ def main(flags):
             )
             peer = turns.Peer(flags.against, job)
         try:
-            ours = turns.Ours(BUILD[flags.what](config, num_classes))
+            ours = turns.Ours(workloads.BUILD[flags.what](config, num_classes))
             taken = turns.take(ours, peer, flags.pairs, flags.seconds, flags.steps)
         finally:
             if peer:
@@ -92,104 +95,6 @@ def pin(threads):
         raise UserError(f"--threads={threads}, but this process may use {len(cores)} cores")
     os.sched_setaffinity(0, cores[: threads or len(cores)])
     return threads or len(cores)
-
-
-def make_config(name, batch_size, dtype):
-    """-> a config without augmentation, on synthetic images; the sizes as variants.parse gives"""
-    config = recipe.common().defaults()
-    try:
-        sizes = {"num_classes": 1000} | variants.parse(name)
-    except ValueError as e:
-        raise UserError(f"--model: {e}") from None
-    config.model.variant = f"{name.split(',')[0]},patch={sizes['patch']}"
-    for key in sizes.keys() - {"patch", "num_classes"}:
-        if key not in config.model:
-            raise UserError(f"--model: no option '{key}'; {recipe.near(key, config.model)}")
-        config.model[key] = sizes[key]
-    config.model.dtype, config.batch_size = dtype, batch_size
-    config.data.name, config.data.train = "synthetic", "train"
-    config.data.synthetic.images = max(512, batch_size)
-    config.augment.flip = 0.0
-    config.optim.lr, config.total_steps, config.optim.warmup = 1e-4, "1000k", "0"
-    return config, sizes
-
-
-def one_batch(config, num_classes):
-    """Random images uint8 [b, h, w, c] and labels int32 [b]; peer_*.py draw the same."""
-    import numpy as np
-
-    rng, side = np.random.default_rng(0), config.model.image
-    shape = (config.batch_size, side, side, config.model.channels)
-    images = rng.integers(0, 256, shape, np.uint8)
-    labels = rng.integers(0, num_classes, config.batch_size, np.int64)
-    return {"image": images, "label": labels.astype(np.int32)}
-
-
-def build_train_step(config, num_classes):
-    """-> step() -> (state, loss): what train.py does in a step, on one device."""
-    import jax
-
-    from vit_jax import objectives, optim, step, vit
-
-    model = vit.build(num_classes, **config.model)
-    objective = objectives.make(model, config)
-    tx, _ = optim.make(config, steps_per_epoch=1000)
-    rng, batch = jax.random.key(0), jax.device_put(one_batch(config, num_classes))
-    state = jax.jit(lambda rng: step.init_state(objective, tx, rng))(rng)
-    train_step = jax.jit(step.make_train_step(objective, tx), donate_argnums=0)
-
-    def advance():
-        nonlocal state
-        state, metrics = train_step(state, batch, rng)
-        return state, metrics["loss"]
-
-    return advance
-
-
-def build_forward(config, num_classes):
-    """-> step() -> (logits, their mean): normalise and classify, on one device."""
-    import jax
-
-    from vit_jax import augment, vit
-
-    model = vit.build(num_classes, **config.model)
-    params = jax.jit(model.init)(jax.random.key(0))
-    images = jax.device_put(one_batch(config, num_classes)["image"])
-
-    @jax.jit
-    def forward(params, images):
-        images = augment.normalise(images, config.data.mean, config.data.std)
-        logits = model.apply(params, images)["logits"]
-        return logits, logits.mean()
-
-    return lambda: forward(params, images)
-
-
-def build_input(config, _):
-    """-> step() -> (batch, a label): batches as train.py reads them, on the host alone."""
-    from vit_jax import augment, batch, data
-
-    read, (view, _) = config.data, augment.views(config)
-    batches = batch.train_batches(
-        data.make(config, read.train),
-        view,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        workers=read.workers,
-        threads=read.threads,
-    )
-
-    def advance():
-        rows = next(batches)
-        return rows, rows["label"][0]
-
-    return advance
-
-
-BUILD = {"train_step": build_train_step, "forward": build_forward, "input": build_input}
-
-
-BUILD = {"train_step": build_train_step, "forward": build_forward, "input": build_input}
 
 
 def startup(model, batch_size, repeats):
@@ -217,8 +122,8 @@ def startup(model, batch_size, repeats):
 
 
 def first_step(model, batch_size):
-    config, sizes = make_config(model, batch_size, "float32")
-    turns.Ours(build_train_step(config, sizes["num_classes"])).run(1)
+    config, sizes = workloads.make_config(model, batch_size, "float32")
+    turns.Ours(workloads.build_train_step(config, sizes["num_classes"])).run(1)
 
 
 def table(result):

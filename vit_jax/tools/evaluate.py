@@ -16,7 +16,9 @@ EVALUATORS = Path(__file__).parents[1] / "evaluators"
 
 def define_flags():
     flags.DEFINE_string("workdir", None, "folder of the run", required=True)
-    flags.DEFINE_string("evaluator", "accuracy", "module of vit_jax/evaluators")
+    flags.DEFINE_string(
+        "evaluator", None, "module of vit_jax/evaluators; if not said: the run's own"
+    )
     flags.DEFINE_enum("split", "test", ["train", "val", "test"], "train, val or test")
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step")
     flags.DEFINE_bool("raw", False, "the trained weights, not their average")
@@ -24,24 +26,32 @@ def define_flags():
 
 def main(flags):
     known = sorted(path.stem for path in EVALUATORS.glob("[!_]*.py"))
-    if flags.evaluator not in known:
+    if flags.evaluator not in (None, *known):
         raise UserError(f"--evaluator={flags.evaluator} must be one of {', '.join(known)}")
     cli.load_config(flags.workdir)  # before the wait for jax
+    names = (flags.evaluator,) if flags.evaluator else ()
+    print(json.dumps(score(flags.workdir, flags.split, names, flags.checkpoint, flags.raw)))
 
+
+def score(workdir, split, names=(), checkpoint="best", raw=False):
+    """-> {"workdir", "step", "split", "evaluators", "raw", and their numbers}. Raises UserError.
+
+    names: modules of vit_jax/evaluators; none: those of the run. checkpoint: best, latest, a step.
+    """
     import jax
     from ml_collections import ConfigDict
 
-    from vit_jax import checkpoint, evaluators, sharding
+    from vit_jax import checkpoint as checkpoints
+    from vit_jax import evaluators, sharding
 
-    config, _, model, params, step = checkpoint.load_weights(
-        flags.workdir, flags.checkpoint, flags.raw
-    )
+    config, _, model, params, step = checkpoints.load_weights(workdir, checkpoint, raw)
     # All devices of this machine, whatever the run was trained on.
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
-    evaluate = evaluators.make(flags.evaluator, model, config, flags.split, mesh)
+    names = list(names or config.evaluators)
+    evaluate = evaluators.make(names, model, config, split, mesh)
     scores = evaluate(jax.device_put(params, sharding.replicated(mesh)))
-    head = {"workdir": flags.workdir, "step": step, "split": flags.split}
-    print(json.dumps(head | {"evaluator": flags.evaluator, "raw": flags.raw} | scores))
+    head = {"workdir": str(workdir), "step": step, "split": split, "evaluators": names}
+    return head | {"raw": raw} | scores
 
 
 if __name__ == "__main__":

@@ -39,8 +39,7 @@ def main(flags, words):
         raise UserError("name one image or more: a file, or test:0 with --workdir")
     if (flags.workdir is None) == (flags.weights is None):
         raise UserError("say either --workdir=DIR or --weights=FILE; see --help")
-    if flags.figure:
-        check_figure(flags.figure, len(words))
+    figure = flags.figure and check_figure(flags.figure, len(words))
     model = load_run(flags) if flags.workdir else load_file(flags)
     override(model, flags)
     pictures, broken = open_images(words, model)
@@ -52,8 +51,8 @@ def main(flags, words):
         lines = [] if flags.json else [model.title]
         lines += [(as_json if flags.json else as_table)(p, model) for p in pictures]
         print("\n".join(lines))
-        if flags.figure:
-            write_figure(flags.figure, pictures, model, flags.workdir)
+        if figure:
+            write_figure(figure, pictures, model, flags.workdir)
     return 2 if broken else 0
 
 
@@ -223,15 +222,9 @@ def as_table(picture, model):
 
 
 def check_figure(path, count):
-    path = Path(path)
-    if path.suffix not in (".png", ".pdf", ".svg"):
-        raise UserError(f"--figure={path} must be a .png, .pdf or .svg")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--figure={path} cannot be written: {error.strerror}") from None
     if count > MAX_FIGURE:
         raise UserError(f"--figure has room for {MAX_FIGURE} images, not {count}")
+    return cli.figure_path("figure", path)
 
 
 def write_figure(path, pictures, model, workdir):

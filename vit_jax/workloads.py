@@ -1,0 +1,183 @@
+"""What tools/benchmark.py times: configs without augmentation, random batches, steps to call.
+
+A workload is `step() -> (arrays, scalar)` on one device. JAX is imported where it is needed:
+the number of cores must be set before.
+"""
+
+import importlib
+
+from vit_jax import recipe, variants
+from vit_jax.cli import UserError
+
+STEPS_PER_EPOCH = 1000  # durations in epochs are counted with it; nothing else depends on it
+HEAD = ("hidden_dim", "bottleneck_dim", "out_dim", "norm_last_layer")
+
+
+def make_config(name, batch_size, dtype, what="train_step"):
+    """-> a config without augmentation, on synthetic images; the sizes as variants.parse gives
+
+    what: "dino_step" takes configs/dino.py, and in the name also overrides of the head's widths
+    ("S/16,out_dim=4096"); for anything else it is configs/common.py. Raises UserError.
+    """
+    common = recipe.common()
+    if what == "dino_step":
+        config = importlib.import_module("configs.dino").base()
+        defaults = {"num_classes": 0, "drop_path": config.model.drop_path}
+    else:
+        config, defaults = common.defaults(), {"num_classes": 1000}
+    try:
+        sizes = defaults | variants.parse(name)
+    except ValueError as e:
+        raise UserError(f"--model: {e}") from None
+    if what == "dino_step":
+        config.objective.update({key: sizes.pop(key) for key in HEAD if key in sizes})
+    config.model.variant = f"{name.split(',')[0]},patch={sizes['patch']}"
+    for key in sizes.keys() - {"patch", "num_classes"}:
+        if key not in config.model:
+            raise UserError(f"--model: no option '{key}'; {recipe.near(key, config.model)}")
+        config.model[key] = sizes[key]
+    config.model.dtype, config.batch_size = dtype, batch_size
+    config.data.name, config.data.train = "synthetic", "train"
+    config.data.synthetic.images = max(512, batch_size)
+    config.augment.flip = 0.0
+    config.optim.lr, config.total_steps, config.optim.warmup = 1e-4, "1000k", "0"
+    if what == "dino_step":
+        if sizes["num_classes"]:
+            raise UserError("--what=dino_step trains no classifier; leave num_classes out")
+        _tune_dino(config, sizes["patch"])
+    return config, sizes
+
+
+def _tune_dino(config, patch):
+    """The colours off, small crops of 3/7 of the image's side, the last layer free after step 1."""
+    a = config.augment
+    a.jitter_prob, a.grey, a.blur, a.solarize = 0.0, 0.0, (0.0,) * 3, (0.0,) * 3
+    a.local_size = max(round(config.model.image * 3 / 7 / patch), 1) * patch  # 96 of 224
+    config.optim.lr_batch = 0
+    config.optim.freeze_for = "1"  # what is timed is not the first epoch, but all the others
+
+
+def one_batch(config, num_classes):
+    """Random images uint8 [b, h, w, c] and labels int32 [b], or crops; peer_*.py draw the same."""
+    import numpy as np
+
+    rng, b, side = np.random.default_rng(0), config.batch_size, config.model.image
+    channels, a = config.model.channels, config.augment
+    if a.crop == "multi":
+        views = {"global": (2, side), "local": (a.local_views, a.local_size)}
+        shapes = {name: (b, v, s, s, channels) for name, (v, s) in views.items()}
+        return {name: rng.integers(0, 256, shape, np.uint8) for name, shape in shapes.items()}
+    images = rng.integers(0, 256, (b, side, side, channels), np.uint8)
+    labels = rng.integers(0, num_classes, b, np.int64)
+    return {"image": images, "label": labels.astype(np.int32)}
+
+
+def count_flops(what, config, sizes):
+    """FLOPs of a step, for one image, as variants.count_flops counts. -> int
+
+    A training step costs three forward passes. One of DINO is that for all crops, and one forward
+    pass more, the teacher's, for the two global ones; the head counts as often as the backbone.
+    """
+    if what == "input":
+        return 0
+    if what == "forward":
+        return variants.count_flops(**sizes)
+    if what == "train_step":
+        return 3 * variants.count_flops(**sizes)
+    a, large = config.augment, variants.count_flops(**sizes)
+    small = variants.count_flops(**sizes | {"image": a.local_size})
+    head = 2 * sum(n * m for n, m in head_sizes(config, sizes))
+    return (3 + 1) * 2 * (large + head) + 3 * a.local_views * (small + head)
+
+
+def count_params(what, config, sizes):
+    """Parameters that train. -> int"""
+    count = variants.count_params(**sizes)
+    if what == "dino_step":
+        *mlp, (n, k) = head_sizes(config, sizes)
+        count += sum((a + 1) * b for a, b in mlp) + n * k
+        count += 0 if config.objective.norm_last_layer else k
+    return count
+
+
+def head_sizes(config, sizes):
+    """Inputs and outputs of the four linear layers of heads.DinoHead."""
+    o = config.objective
+    widths = [sizes["width"], o.hidden_dim, o.hidden_dim, o.bottleneck_dim, o.out_dim]
+    return list(zip(widths, widths[1:], strict=False))
+
+
+def prepare(config, num_classes):
+    """-> TrainState, train_step(state, batch, rng), jitted: as train.py has them."""
+    import jax
+
+    from vit_jax import objectives, optim, step, vit
+
+    model = vit.build(num_classes, **config.model)
+    objective = objectives.make(model, config, STEPS_PER_EPOCH)
+    tx, _ = optim.make(config, STEPS_PER_EPOCH)
+    state = jax.jit(lambda rng: step.init_state(objective, tx, rng))(jax.random.key(0))
+    return state, jax.jit(step.make_train_step(objective, tx), donate_argnums=0)
+
+
+def build_train_step(config, num_classes):
+    """-> step() -> (state, loss): what train.py does in a step."""
+    import jax
+
+    state, train_step = prepare(config, num_classes)
+    rng, batch = jax.random.key(0), jax.device_put(one_batch(config, num_classes))
+
+    def advance():
+        nonlocal state
+        state, metrics = train_step(state, batch, rng)
+        return state, metrics["loss"]
+
+    return advance
+
+
+def build_forward(config, num_classes):
+    """-> step() -> (logits, their mean): normalise and classify."""
+    import jax
+
+    from vit_jax import augment, vit
+
+    model = vit.build(num_classes, **config.model)
+    params = jax.jit(model.init)(jax.random.key(0))
+    images = jax.device_put(one_batch(config, num_classes)["image"])
+
+    @jax.jit
+    def forward(params, images):
+        images = augment.normalise(images, config.data.mean, config.data.std)
+        logits = model.apply(params, images)["logits"]
+        return logits, logits.mean()
+
+    return lambda: forward(params, images)
+
+
+def build_input(config, _):
+    """-> step() -> (batch, a label): batches as train.py reads them, on the host alone."""
+    from vit_jax import augment, batch, data
+
+    read, (view, _) = config.data, augment.views(config)
+    batches = batch.train_batches(
+        data.make(config, read.train),
+        view,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        workers=read.workers,
+        threads=read.threads,
+    )
+
+    def advance():
+        rows = next(batches)
+        return rows, rows["label"][0]
+
+    return advance
+
+
+BUILD = {
+    "train_step": build_train_step,
+    "dino_step": build_train_step,
+    "forward": build_forward,
+    "input": build_input,
+}
