@@ -72,6 +72,8 @@ def defaults():
     c.augment.shift = 0.0  # random affine: at most this share of the side, either way
     c.augment.zoom = 0.0  # random affine: scale within 1 - zoom .. 1 + zoom
     c.augment.shear = 0.0  # random affine: at most so many degrees, either way
+    c.augment.repeats = 1  # views of an image in a batch; an epoch has as many fewer images
+    c.augment.randaugment = ""  # after crop and affine map, such as rand-m9-mstd0.5-inc1; "": none
     c.augment.local_views = 8  # multi: small crops beside the two global ones; 0: none
     c.augment.local_size = 96  # multi: side of the small crops, pixels
     c.augment.local_scale = (0.05, 0.4)  # multi: least and most share of the area of the small ones

@@ -52,6 +52,26 @@ def test_shapes_and_types():
     np.testing.assert_array_equal(first["label"], first["image"][:, 0, 0, 0] % 10)
 
 
+def test_repeated_views_lie_side_by_side():
+    """20 images, 3 views of each: a pass of 20 rows has the 7 first of a new permutation."""
+    batches = take(10, repeats=3, batch_size=10)
+    passes = np.concatenate([b["image"] for b in batches]).reshape(5, 20, 2)
+    firsts = passes[:, ::3, 0]
+    np.testing.assert_array_equal(passes[..., 0], np.repeat(firsts, 3, axis=1)[:, :20])
+    assert all(len(set(row)) == 7 for row in firsts)
+    assert len({tuple(row) for row in firsts}) == 5
+    plain = take(10, batch_size=10)
+    order = np.concatenate([b["image"] for b in plain]).reshape(5, 20, 2)[..., 0]
+    np.testing.assert_array_equal(firsts, order[:, :7])
+    views = passes[0, :18, 1].reshape(6, 3)
+    assert all(len(set(row)) > 1 for row in views)  # each copy has its own view
+    equal(take(8, repeats=3, start=2, batch_size=10), batches[2:])
+    equal(take(2, repeats=3, workers=1, batch_size=10), batches[:2])
+    halves = [take(10, repeats=3, process_index=i, process_count=2, batch_size=10) for i in (0, 1)]
+    joined = [np.concatenate([a["image"], b["image"]]) for a, b in zip(*halves, strict=True)]
+    np.testing.assert_array_equal(joined, [b["image"] for b in batches])
+
+
 def several(image, rng):
     return {"global": np.stack([stamp(image, rng)] * 2), "local": stamp(image, rng)[None]}
 

@@ -13,6 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from vit_jax import recipe
+from vit_jax.randaugment import apply_op as apply_op
+from vit_jax.randaugment import rand_augment, to_array, to_pil
+
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 ERASE_AREA, ERASE_RATIO, ERASE_TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10  # timm's defaults
 
@@ -34,7 +38,11 @@ def views(config):
         size, channels = config.model.image, config.model.channels
         return functools.partial(multi_crop, size=size, channels=channels, **options), evaluation
     names += ("crop", "pad", "rotate", "shift", "zoom", "shear")
-    return functools.partial(train_view, **common, **{name: a[name] for name in names}), evaluation
+    options = {name: a[name] for name in names}
+    if policy := recipe.rand_augment(a.randaugment):
+        fill = tuple(min(255, round(255 * x)) for x in config.data.mean)
+        options["policy"] = functools.partial(rand_augment, **policy, fill=fill)
+    return functools.partial(train_view, **common, **options), evaluation
 
 
 def train_view(
@@ -51,12 +59,15 @@ def train_view(
     shift=0.0,
     zoom=0.0,
     shear=0.0,
+    policy=None,
     eval_crop=0.875,
 ):
     """A random view, uint8 [size, size, channels]; `rng` is a numpy Generator.
 
     crop: "resized" (random_resized_crop), "pad" (the eval view, shifted by up to `pad` pixels) or
-    "none" (the eval view). An affine map follows where rotate, shift, zoom or shear is not 0.
+    "none" (the eval view). An affine map follows where rotate, shift, zoom or shear is not 0, then
+    policy(image, rng), such as randaugment.rand_augment: it is even in left and right, so that it
+    does not matter that the device flips afterwards.
     """
     if crop == "resized":
         image = to_channels(image, channels, before=True)
@@ -67,7 +78,7 @@ def train_view(
             image = pad_crop(image, rng, pad)
     if rotate or shift or zoom or shear:
         image = affine(image, rng, rotate, shift, zoom, shear)
-    return image
+    return policy(image, rng) if policy else image
 
 
 def multi_crop(
@@ -163,7 +174,7 @@ def affine(image, rng, rotate=0.0, shift=0.0, zoom=0.0, shear=0.0):
     Each is drawn uniformly: degrees within +-rotate and +-shear (along x), scale within 1 +- zoom,
     and shares of the side within +-shift, along x and y.
     """
-    h, w, c = image.shape
+    h, w = image.shape[:2]
     turn, slant, grow, dx, dy = rng.uniform(-1, 1, 5)
     angle, k = math.radians(turn * rotate), math.tan(math.radians(slant * shear))
     s = 1 + grow * zoom
@@ -173,20 +184,11 @@ def affine(image, rng, rotate=0.0, shift=0.0, zoom=0.0, shear=0.0):
     xx, xy, yx, yy = cos + k * sin, sin - k * cos, -sin, cos
     x, y = w / 2 + dx * shift * w, h / 2 + dy * shift * h
     data = (xx, xy, w / 2 - xx * x - xy * y, yx, yy, h / 2 - yx * x - yy * y)
-    return _array(_pil(image).transform((w, h), Image.Transform.AFFINE, data, BILINEAR), c)
+    return to_array(to_pil(image).transform((w, h), Image.Transform.AFFINE, data, BILINEAR))
 
 
 def _resize(image, width, height):
-    return _array(_pil(image).resize((width, height), BICUBIC), image.shape[2])
-
-
-def _pil(image):
-    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-
-
-def _array(pil, channels):
-    array = np.asarray(pil)
-    return array[..., None] if channels == 1 else array
+    return to_array(to_pil(image).resize((width, height), BICUBIC))
 
 
 def normalise(images, mean, std):

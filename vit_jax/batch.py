@@ -20,12 +20,17 @@ def train_batches(
     seed,
     batch_size,
     start=0,
+    repeats=1,
     workers=0,
     threads=4,
     process_index=0,
     process_count=1,
 ):
     """Iterator over this process's rows of global batches start, start + 1, ... without end.
+
+    repeats: views of an image that lie side by side in a batch, as in repeated augmentation
+    (arXiv:1901.09335). A pass over the data stays as long: it is 1 / repeats of the images, drawn
+    anew for each pass, as DeiT's sampler has it.
 
     view(image, rng) -> uint8 [s, s, c], or several as a dict. workers: processes that read and
     augment, started by spawning, so a script needs `if __name__ == "__main__":`; with 0 it is
@@ -40,6 +45,7 @@ def train_batches(
             f"set config.batch_size to {len(source)} or less"
         )
     rows = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
+    rows = _Repeated(rows, len(source), repeats) if repeats > 1 else rows
     rows = rows.random_map(_TrainRow(view))
     batches = rows.batch(local)[process_index::process_count][start:]
     if not workers:
@@ -67,6 +73,23 @@ def eval_batches(source, view, *, batch_size, threads=4, process_index=0, proces
 def to_devices(batch, sharding):
     """This process's rows, a tree of numpy arrays -> global jax arrays with that sharding."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+class _Repeated(grain.MapDataset):
+    """Rows of the first images of each pass of `length`, each `repeats` times."""
+
+    def __init__(self, parent, length, repeats):
+        super().__init__(parent)
+        self.length, self.repeats = length, repeats
+
+    def __len__(self):
+        return len(self._parent)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        epoch, row = divmod(index, self.length)
+        return self._parent[epoch * self.length + row // self.repeats]
 
 
 class _TrainRow:

@@ -6,13 +6,13 @@ from math import inf, isfinite
 from pathlib import Path
 
 from vit_jax import variants
-from vit_jax.recipe import KINDS, UserError, common, flat, near, steps
+from vit_jax.recipe import KINDS, UserError, common, flat, near, rand_augment, steps
 
 FAMILIES = {"data.name": "data", "objective.name": "objectives", "evaluators": "evaluators"}
 RANGES = {  # least and most value: the keys
     (1, inf): "batch_size accum_steps keep_checkpoints data.threads data.synthetic.images "
     "data.synthetic.classes model.image model.channels model.depth model.width model.num_heads "
-    "model.mlp_dim augment.local_size objective.out_dim objective.hidden_dim "
+    "model.mlp_dim augment.local_size augment.repeats objective.out_dim objective.hidden_dim "
     "objective.bottleneck_dim",
     (0, inf): "seed eval_batch_size data.workers model.num_classes augment.local_views augment.pad "
     "augment.rotate augment.shear augment.mixup augment.cutmix optim.lr "
@@ -91,6 +91,8 @@ def _check_together(c):
         values = c.augment[key]
         if len(values) != count or not 0 <= min(values) <= max(values) <= 1:
             raise UserError(f"config.augment.{key} = {values} must be {count} numbers from 0 to 1")
+    if rand_augment(c.augment.randaugment) and c.augment.crop == "multi":
+        raise UserError("config.augment.randaugment does not go with augment.crop = 'multi'")
     _check_objective(c)
     try:
         names = ("image", "depth", "width", "num_heads", "mlp_dim")

@@ -42,6 +42,30 @@ def steps(duration, steps_per_epoch):
     return int(amount)
 
 
+def rand_augment(text):
+    """ "rand-m9-mstd0.5-inc1" -> {"magnitude", "std", "layers", "p"}, as timm reads it; "" -> None.
+
+    m: magnitude, 0 to 10; mstd: standard deviation of it; n: operations an image; p: probability
+    of each; inc1: the operations that grow with the magnitude, the only ones here.
+    Raises UserError.
+    """
+    if not text:
+        return None
+    values = {"m": 10.0, "mstd": 0.0, "n": 2.0, "p": 0.5, "inc": 0.0}  # timm's defaults
+    kind, *parts = text.split("-")
+    matches = [re.fullmatch(r"(mstd|inc|m|n|p)(\d+(?:\.\d+)?)", part) for part in parts]
+    if all(matches):
+        values |= {match[1]: float(match[2]) for match in matches}
+    fits = values["m"] <= 10 and values["p"] <= 1 and values["n"] >= 1 and values["inc"] == 1
+    if kind != "rand" or not all(matches) or not fits or not values["n"].is_integer():
+        raise UserError(
+            f"config.augment.randaugment = '{text}' must be like rand-m9-mstd0.5-inc1: m at most "
+            "10, n at least 1, p at most 1, and inc1"
+        )
+    magnitude, std, layers, p = (values[key] for key in ("m", "mstd", "n", "p"))
+    return {"magnitude": magnitude, "std": std, "layers": int(layers), "p": p}
+
+
 def line(e):
     """An exception of somebody else's code in one plain line."""
     text = " ".join(str(e).split())

@@ -78,6 +78,7 @@ class Run:
             seed=c.seed,
             batch_size=c.batch_size,
             start=start,
+            repeats=c.augment.repeats,
             workers=c.data.workers,
             threads=c.data.threads,
             process_index=jax.process_index(),

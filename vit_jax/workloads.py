@@ -164,6 +164,7 @@ def build_input(config, _):
         view,
         seed=config.seed,
         batch_size=config.batch_size,
+        repeats=config.augment.repeats,
         workers=read.workers,
         threads=read.threads,
     )

@@ -1,0 +1,99 @@
+"""RandAugment's operations pixel for pixel, and its draws in distribution."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import common
+from vit_jax import augment, randaugment, recipe
+from vit_jax.cli import UserError
+
+GOLDEN = np.load(Path(__file__).parent / "golden/augment/randaugment.npz")
+CASES = sorted(set(GOLDEN.files) - {"input"})
+
+
+def test_all_operations_are_there():
+    assert {case.split("_")[1] for case in CASES} == set(randaugment.NAMES)
+    assert len(randaugment.NAMES) == 15
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_operation_is_timms(case):
+    level, name, sign = re.fullmatch(r"m(\d+)_(\w+?)(_neg|_pos)?", case).groups()
+    magnitude = -int(level) if sign == "_neg" else int(level)
+    found = augment.apply_op(name, GOLDEN["input"], magnitude)
+    np.testing.assert_array_equal(found[::4, ::4], GOLDEN[case])
+
+
+def test_posterize_to_no_bits_is_black():
+    assert not augment.apply_op("PosterizeIncreasing", GOLDEN["input"], 10).any()
+
+
+def test_draws(monkeypatch):
+    seen = []
+
+    def record(name):
+        return lambda pil, level, fill: seen.append((name, level, fill)) or pil
+
+    fakes = {name: record(name) for name in randaugment.NAMES}
+    monkeypatch.setattr(randaugment, "OPERATIONS", fakes)
+    options = recipe.rand_augment("rand-m9-mstd0.5-inc1")
+    rng, count = np.random.default_rng(0), 6000
+    image = np.zeros((8, 8, 3), np.uint8)
+    for _ in range(count):
+        randaugment.rand_augment(image, rng, **options, fill=(1, 2, 3))
+    # Two draws an image, each applied with probability 1 / 2.
+    assert abs(len(seen) - count) < 5 * (2 * count / 4) ** 0.5
+    names, levels, fills = zip(*seen, strict=True)
+    counts = np.unique(names, return_counts=True)[1]
+    assert len(counts) == 15 and np.abs(counts - count / 15).max() < 5 * (count / 15) ** 0.5
+    levels = np.array(levels)
+    assert abs((levels < 0).mean() - 0.5) < 0.04 and np.abs(levels).max() == 10
+    assert abs(np.median(np.abs(levels)) - 9) < 0.03 and abs(np.abs(levels).std() - 0.49) < 0.03
+    assert set(fills) == {(1, 2, 3)}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_either_kind_follow_their_rng(channels):
+    image = np.random.default_rng(0).integers(0, 256, (20, 24, channels), np.uint8)
+    before = image.copy()
+    for name in randaugment.NAMES:
+        assert augment.apply_op(name, image, 5).shape == image.shape
+    options = recipe.rand_augment("rand-m9-mstd0.5-inc1")
+
+    def draw(seed):
+        return randaugment.rand_augment(image, np.random.default_rng(seed), **options)
+
+    assert any((draw(seed) != image).any() for seed in range(8))
+    for seed in range(8):
+        np.testing.assert_array_equal(draw(seed), draw(seed))
+    np.testing.assert_array_equal(image, before)
+
+
+def test_what_is_written():
+    expected = {"magnitude": 9, "std": 0.5, "layers": 2, "p": 0.5}
+    assert recipe.rand_augment("rand-m9-mstd0.5-inc1") == expected
+    assert recipe.rand_augment("rand-m7-n3-p1-inc1") == {
+        "magnitude": 7,
+        "std": 0.0,
+        "layers": 3,
+        "p": 1,
+    }
+    assert recipe.rand_augment("") is None
+    for text in ("rand-m9-mstd0.5", "augmix-m3-inc1", "rand-m11-inc1", "rand-x9-inc1", "m9"):
+        with pytest.raises(UserError, match="augment.randaugment"):
+            recipe.rand_augment(text)
+
+
+def test_a_training_view_is_changed_by_it_as_the_config_says():
+    c = common.defaults()
+    c.model.image, c.augment.crop = 24, "none"
+    image = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
+    plain, _ = augment.views(c)
+    c.augment.randaugment = "rand-m9-p1-inc1"
+    train, evaluation = augment.views(c)
+    assert train.keywords["policy"].keywords["fill"] == (124, 116, 104)  # the mean
+    assert (train(image, np.random.default_rng(0)) != plain(image, None)).any()
+    np.testing.assert_array_equal(evaluation(image), plain(image, None))

@@ -1,0 +1,120 @@
+"""RandAugment (arXiv:1909.13719) on the host, as timm has it and DeiT uses it.
+
+The fifteen operations are timm's "increasing" ones, by timm's names: a larger magnitude, from 0 to
+10, changes the image more. They are Pillow's, and what Pillow rounds away is part of them.
+"""
+
+import functools
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+MOST = 10  # magnitude
+DEGREES, SHEAR, SHARE, CHANGE = 30.0, 0.3, 0.45, 0.9  # at magnitude 10
+BICUBIC, AFFINE = Image.Resampling.BICUBIC, Image.Transform.AFFINE
+
+
+def rand_augment(image, rng, *, magnitude, std=0.0, layers=2, p=0.5, fill=(128,)):
+    """`layers` operations, drawn with replacement, each applied with probability p.
+
+    image: uint8 [h, w, 1 or 3]; rng: a numpy Generator; magnitude: of each N(magnitude, std), kept
+    within 0 to 10, its sign even; fill: what is outside of the image, a level a channel.
+    """
+    names = [NAMES[i] for i in rng.integers(len(NAMES), size=layers)]
+    applied, negative = rng.random(layers) < p, rng.random(layers) < 0.5
+    sizes = np.clip(rng.normal(magnitude, std, layers), 0, MOST)
+    pil = None
+    for name, wanted, minus, size in zip(names, applied, negative, sizes, strict=True):
+        if wanted:
+            pil = to_pil(image) if pil is None else pil
+            pil = OPERATIONS[name](pil, float(-size if minus else size), _fill(fill, pil))
+    return image if pil is None else to_array(pil)
+
+
+def apply_op(name, image, magnitude, fill=(124, 116, 104)):
+    """One operation, by timm's name: uint8 [h, w, c] -> the same. Raises KeyError.
+
+    magnitude: -10 to 10. For what has two directions, such as Rotate or BrightnessIncreasing, the
+    sign is the direction; the others take its absolute value.
+    """
+    pil = to_pil(image)
+    return to_array(OPERATIONS[name](pil, float(magnitude), _fill(fill, pil)))
+
+
+def _posterize(pil, level, _):
+    bits = 4 - int(abs(level) / MOST * 4)
+    # Pillow refuses 0 bits since version 13; it was, and is, a black image.
+    return ImageOps.posterize(pil, bits) if bits else pil.point(lambda _: 0)
+
+
+def _solarize(pil, level, _):
+    return ImageOps.solarize(pil, 256 - min(256, int(abs(level) / MOST * 256)))
+
+
+def _solarize_add(pil, level, _):
+    added = min(128, int(abs(level) / MOST * 110))
+    table = [min(255, i + added) if i < 128 else i for i in range(256)]
+    return pil.point(table * len(pil.getbands()))
+
+
+def _enhance(kind, pil, level, _):
+    return kind(pil).enhance(max(0.1, 1 + level / MOST * CHANGE))
+
+
+def _rotate(pil, level, fill):
+    return pil.rotate(level / MOST * DEGREES, BICUBIC, fillcolor=fill)
+
+
+def _affine(pil, map_, fill):
+    return pil.transform(pil.size, AFFINE, map_, BICUBIC, fillcolor=fill)
+
+
+def _shear_x(pil, level, fill):
+    return _affine(pil, (1, level / MOST * SHEAR, 0, 0, 1, 0), fill)
+
+
+def _shear_y(pil, level, fill):
+    return _affine(pil, (1, 0, 0, level / MOST * SHEAR, 1, 0), fill)
+
+
+def _translate_x(pil, level, fill):
+    return _affine(pil, (1, 0, level / MOST * SHARE * pil.size[0], 0, 1, 0), fill)
+
+
+def _translate_y(pil, level, fill):
+    return _affine(pil, (1, 0, 0, 0, 1, level / MOST * SHARE * pil.size[1]), fill)
+
+
+OPERATIONS = {
+    "AutoContrast": lambda pil, *_: ImageOps.autocontrast(pil),
+    "Equalize": lambda pil, *_: ImageOps.equalize(pil),
+    "Invert": lambda pil, *_: ImageOps.invert(pil),
+    "Rotate": _rotate,
+    "PosterizeIncreasing": _posterize,
+    "SolarizeIncreasing": _solarize,
+    "SolarizeAdd": _solarize_add,
+    "ColorIncreasing": functools.partial(_enhance, ImageEnhance.Color),
+    "ContrastIncreasing": functools.partial(_enhance, ImageEnhance.Contrast),
+    "BrightnessIncreasing": functools.partial(_enhance, ImageEnhance.Brightness),
+    "SharpnessIncreasing": functools.partial(_enhance, ImageEnhance.Sharpness),
+    "ShearX": _shear_x,
+    "ShearY": _shear_y,
+    "TranslateXRel": _translate_x,
+    "TranslateYRel": _translate_y,
+}
+NAMES = tuple(OPERATIONS)
+
+
+def _fill(fill, pil):
+    return tuple(fill) if pil.mode == "RGB" else round(sum(fill) / len(fill))
+
+
+def to_pil(image):
+    """uint8 [h, w, 1 or 3] -> PIL image, grey or RGB."""
+    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+
+
+def to_array(pil):
+    """PIL image, grey or RGB -> uint8 [h, w, 1 or 3]."""
+    array = np.asarray(pil)
+    return array[..., None] if array.ndim == 2 else array
