@@ -29,6 +29,7 @@ CHOICES = {
     "optim.decay_rule": ("timm", "deit", "dino", "kernel", "all"),
     "optim.decay_by": ("lr", "schedule"),
     "optim.clip_by": ("global", "tensor"),
+    "optim.schedule_by": ("step", "epoch"),
 }
 
 
@@ -134,6 +135,7 @@ def defaults():
     c.optim.warmup_prefix = False  # True: the cosine starts after the warm-up, not beside it
     c.optim.warmup_reaches = False  # True: the last step of the warm-up has the peak already (DINO)
     c.optim.end = 0.0  # learning rate at the end
+    c.optim.schedule_by = "step"  # when it moves; epoch: once in each, one late (DeiT)
     c.optim.clip = 0.0  # largest norm of the gradient; 0: no clipping
     c.optim.clip_by = "global"  # the norm of everything, or (DINO) of each tensor by itself
     c.optim.freeze = "head/last_layer"  # path of parameters that start to learn later

@@ -8,7 +8,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common, dino
+from configs import common, deit, dino
 from vit_jax import data, log, optim, recipe, train
 from vit_jax.check import check
 
@@ -66,6 +66,13 @@ def test_the_runs_of_dino(run):
     check(dino.get_config(run))
     assert f"\n{run} " in dino.__doc__
     check(common.tiny(dino.get_config(run)))
+
+
+@pytest.mark.parametrize("size", deit.SIZES)
+def test_the_sizes_of_deit(size):
+    c = deit.get_config(size)
+    check(c)
+    assert f"\n{size} " in deit.__doc__ and c.model.variant == f"{size}/16"
 
 
 def test_something_reads_every_key(reads):

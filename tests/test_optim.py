@@ -257,3 +257,19 @@ def test_durations_are_steps_or_epochs():
     for config.optim.warmup_prefix in (False, True):
         _, schedule = optim.make(config, 12.5)
         assert [schedule(t) for t in range(10)] == pytest.approx([1e-2 * t / 25 for t in range(10)])
+
+
+@pytest.mark.parametrize("batch", [1024, 4096])
+def test_the_schedule_of_deits_script(batch):
+    """Its rates stand still for an epoch, and come an epoch late."""
+    c, steps = common.defaults(), 1251
+    p = c.optim
+    c.batch_size, c.total_steps = batch, "300ep"
+    p.lr, p.lr_batch, p.warmup, p.warmup_start, p.end = 5e-4, 512, "5ep", 1e-6, 1e-5
+    p.schedule_by = "epoch"
+    _, schedule = optim.make(c, steps)
+    expected = np.load(GOLDEN / "schedule/lr.npz")[f"deit_300ep_b{batch}_used_in_epoch"]
+    for at in (0, steps // 2, steps - 1):
+        np.testing.assert_allclose(schedule(np.arange(300) * steps + at), expected, rtol=1e-9)
+    traced = jax.jit(schedule)(jax.numpy.arange(0, 300 * steps, steps))
+    np.testing.assert_allclose(traced, expected, rtol=1e-5)

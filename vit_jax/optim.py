@@ -48,6 +48,8 @@ def make(config, steps_per_epoch):
         warmup_prefix=c.warmup_prefix,
         warmup_reaches=c.warmup_reaches,
     )
+    if c.schedule_by == "epoch":
+        schedule = by_epoch(schedule, steps_per_epoch)
     unit = 1 / peak if c.decay_by == "schedule" else 1
     weight_decay = c.weight_decay * unit
     if c.weight_decay_end is not None:
@@ -102,6 +104,17 @@ def cosine_schedule(
         return xp.where(t < warmup, warmup_start + t * slope, rate)[()]
 
     return schedule
+
+
+def by_epoch(schedule, steps_per_epoch):
+    """The schedule as DeiT's main.py uses timm's: it moves after an epoch, and then to the value of
+    that one's start, so that the first two epochs are alike."""
+
+    def moved(t):
+        epoch = (jnp if isinstance(t, jax.Array) else np).floor(t / steps_per_epoch + 1e-6)
+        return schedule((epoch - (epoch > 0)) * steps_per_epoch)
+
+    return moved
 
 
 def decay_mask(params, rule):
