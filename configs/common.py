@@ -175,6 +175,17 @@ def dino():
     return c
 
 
+def for_dino(c):
+    """What every recipe of DINO shares, whatever its model, data and length; changes c."""
+    c.objective = dino()
+    c.model.num_classes, c.model.pos_resize, c.augment.crop = 0, "dino", "multi"
+    p = c.optim
+    p.warmup_prefix, p.warmup_reaches = True, True
+    p.weight_decay, p.weight_decay_end, p.decay_rule = 0.04, 0.4, "dino"
+    p.clip, p.clip_by, p.freeze_for = 3.0, "tensor", "1ep"
+    c.evaluators, c.best_metric = ("knn",), "eval/val/knn20"
+
+
 def tiny(c):
     """The same recipe in seconds: 2 steps on synthetic images with the smallest model."""
     c = c.copy_and_resolve_references()

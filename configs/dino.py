@@ -51,22 +51,15 @@ def get_config(run="s16_100"):
 def base():
     """main_dino.py's defaults with 8 GPUs of 64 images, which the README's first command has."""
     c = common.defaults()
-    c.objective = common.dino()
-    c.objective.norm_last_layer = True
+    common.for_dino(c)
     c.data.name, c.data.dataset = "tfds", "imagenet2012"
     c.data.train, c.data.val, c.data.test = "train[:99%]", "train[99%:]", "validation"
     multi_crop(c)
     m = c.model
-    m.variant, m.image, m.num_classes = "S/16", 224, 0
-    m.pos_resize, m.drop_path, m.dtype = "dino", 0.1, "bfloat16"
+    m.variant, m.image, m.drop_path, m.dtype = "S/16", 224, 0.1, "bfloat16"
     c.batch_size, c.total_steps = 512, "100ep"
     p = c.optim
-    p.lr, p.lr_batch, p.end = 5e-4, 256, 1e-6
-    p.warmup, p.warmup_prefix, p.warmup_reaches = "10ep", True, True
-    p.weight_decay, p.weight_decay_end, p.decay_rule = 0.04, 0.4, "dino"
-    p.clip, p.clip_by = 3.0, "tensor"
-    p.freeze, p.freeze_for = "head/last_layer", "1ep"
-    c.evaluators, c.best_metric = ("knn",), "eval/val/knn20"
+    p.lr, p.lr_batch, p.end, p.warmup = 5e-4, 256, 1e-6, "10ep"
     c.eval_every, c.checkpoint_every = "10ep", "1ep"
     return c
 
@@ -74,7 +67,7 @@ def base():
 def multi_crop(c):
     """DataAugmentationDINO: two global crops, small ones, colours that differ in their strength."""
     a = c.augment
-    a.crop, a.scale = "multi", (0.4, 1.0)
+    a.scale = (0.4, 1.0)
     a.local_views, a.local_size, a.local_scale = 8, 96, (0.05, 0.4)
     a.flip = 0.5
     a.jitter, a.jitter_prob, a.grey = (0.4, 0.4, 0.2, 0.1), 0.8, 0.2

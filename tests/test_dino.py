@@ -138,17 +138,15 @@ def test_four_steps_of_the_reference(monkeypatch):
 
 def reference_config(meta):
     c = common.defaults()
-    c.objective = common.dino()
+    common.for_dino(c)
     m, o, p = c.model, c.objective, c.optim
-    m.variant, m.image, m.num_classes, m.pos_resize = "mu/8", 32, 0, "dino"
+    m.variant, m.image = "mu/8", 32
     m.width, m.depth = meta["config"]["embed_dim"], meta["config"]["depth"]
     m.num_heads, m.mlp_dim = meta["config"]["num_heads"], 4 * meta["config"]["embed_dim"]
     o.out_dim, o.norm_last_layer = meta["out_dim"], meta["norm_last_layer"]
     o.hidden_dim, o.bottleneck_dim = meta["head"]["hidden_dim"], meta["head"]["bottleneck_dim"]
     o.momentum, o.teacher_temp, o.teacher_temp_warmup = 0.9, 0.07, "2ep"
-    p.lr, p.end, p.warmup, p.warmup_prefix, p.warmup_reaches = 2e-3, 1e-5, "1ep", True, True
-    p.weight_decay, p.weight_decay_end, p.decay_rule = 0.04, 0.4, "dino"
-    p.clip, p.clip_by, p.freeze_for = meta["clip_grad"], "tensor", "1ep"
+    p.lr, p.end, p.warmup, p.clip = 2e-3, 1e-5, "1ep", meta["clip_grad"]
     c.batch_size, c.total_steps = meta["batch"], f"{meta['epochs']}ep"
     return c
 

@@ -15,7 +15,8 @@ The life of an image:
   heads.py         b n d -> b d (pooling) -> b k (logits)
   vit.py           all of that as one model with named outputs; variants.py has the sizes
   objectives/*     a scalar loss, and what else moves with training
-  step.py          its gradient, and the optimizer's move (optim.py), on the mesh (sharding.py)
+  step.py          its gradient, and the optimizer's move (optim.py, by schedules.py), on the mesh
+                   (sharding.py)
   checkpoint.py    the state, on disk and back
   evaluators/*     parameters -> numbers; extract.py makes features of a whole split
   run.py           a config made real: all of the above, built and placed

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from vit_jax import augment, photometry
 from vit_jax.heads import DinoHead
 from vit_jax.objectives import Objective
-from vit_jax.optim import cosine_schedule
 from vit_jax.recipe import steps
+from vit_jax.schedules import cosine_schedule
 from vit_jax.vit import image_keys, pure
 
 GLOBAL = 2  # views that the teacher sees
@@ -66,16 +66,8 @@ def make(model, config, steps_per_epoch):
         temp = temperature(step)
         targets = teacher_targets(teacher, extra["center"], temp)
         value = cross_entropy(student, targets, c.student_temp)
-        entropy = entropy_of(targets)
-        metrics = {
-            "teacher_entropy": entropy / math.log(c.out_dim),
-            "mean_entropy": entropy_of(targets.mean((0, 1))) / math.log(c.out_dim),
-            "kl": value - entropy,
-            "center_norm": jnp.linalg.norm(extra["center"]),
-            "feature_std": spread(features),
-            "teacher_temp": temp,
-            "momentum": momentum(step),
-        }
+        metrics = health(features, targets, value, extra["center"])
+        metrics |= {"teacher_temp": temp, "momentum": momentum(step)}
         return value, {"metrics": metrics, "carry": {"center": teacher.mean((0, 1))}}
 
     def update(extra, params, aux, step):
@@ -163,6 +155,19 @@ def temperature_schedule(start, end, warmup, steps_per_epoch):
         return start + (end - start) * share
 
     return schedule
+
+
+def health(features, targets, loss, center):
+    """What tells a collapse, from the teacher's features b g d and targets b g k, and the centre
+    before this step. Entropies are shares of log(k)."""
+    entropy, most = entropy_of(targets), math.log(targets.shape[-1])
+    return {
+        "teacher_entropy": entropy / most,
+        "mean_entropy": entropy_of(targets.mean((0, 1))) / most,
+        "kl": loss - entropy,
+        "center_norm": jnp.linalg.norm(center),
+        "feature_std": spread(features),
+    }
 
 
 def entropy_of(distributions):
