@@ -46,6 +46,7 @@ def defaults():
     c.best_metric = "eval/val/acc1"  # what "best" is measured by; larger is better
     c.evaluators = ("accuracy",)  # modules of vit_jax/evaluators
     c.eval_batch_size = 0  # images a batch of evaluation, over all devices; 0: batch_size
+    c.model_init = ""  # weights to begin with: a run's workdir or a file; "": random ones
     c.compilation_cache = "~/.cache/vit_jax/xla"  # of programs, unless the environment says
 
     c.data = ConfigDict()

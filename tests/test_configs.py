@@ -8,7 +8,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common, deit, dino
+from configs import common
 from vit_jax import data, log, optim, recipe, train
 from vit_jax.check import check
 
@@ -61,18 +61,20 @@ def test_a_recipe_trains_two_steps(name, tmp_path, monkeypatch, reads):
     assert rows[-1]["step"] == 2 and rows[-1]["eval/test/images"] == 16
 
 
-@pytest.mark.parametrize("run", dino.RUNS)
-def test_the_runs_of_dino(run):
-    check(dino.get_config(run))
-    assert f"\n{run} " in dino.__doc__
-    check(common.tiny(dino.get_config(run)))
+def arguments():
+    for name in RECIPES:
+        module = importlib.import_module(f"configs.{name}")
+        yield from ((name, word) for word in getattr(module, "SIZES", getattr(module, "RUNS", ())))
 
 
-@pytest.mark.parametrize("size", deit.SIZES)
-def test_the_sizes_of_deit(size):
-    c = deit.get_config(size)
-    check(c)
-    assert f"\n{size} " in deit.__doc__ and c.model.variant == f"{size}/16"
+@pytest.mark.parametrize(("name", "word"), list(arguments()))
+def test_every_argument_of_a_recipe(name, word):
+    module = importlib.import_module(f"configs.{name}")
+    check(module.get_config(word))
+    check(common.tiny(module.get_config(word)))
+    assert f"\n{word} " in module.__doc__  # in its table
+    with pytest.raises(ValueError, match=f"say one of .*{word}"):
+        module.get_config("none_such")
 
 
 def test_something_reads_every_key(reads):

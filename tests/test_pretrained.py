@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from vit_jax import pretrained, vit
+from configs import common, deit
+from vit_jax import pretrained, train, vit
+from vit_jax.cli import UserError
+from vit_jax.patch_embed import resize_positions
+from vit_jax.run import Run
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "vit"
@@ -169,3 +173,26 @@ def test_meta_says_what_the_golden_models_are():
         assert (model.width, model.patch) == (config["embed_dim"], config["patch_size"])
         assert model.pool == ("gap" if config.get("global_pool") == "avg" else "cls")
         assert model.prefix == config.get("class_token", True)
+
+
+def test_a_run_begins_with_the_weights_of_another(tmp_path, monkeypatch):
+    """Fine-tuning: another image size, other classes; the copies in `extra` begin there too."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: devices)
+    c = common.tiny(deit.get_config("Ti"))
+    train.claim(tmp_path, c)
+    train.train(c, tmp_path)
+    source = vit.functional(pretrained.load(tmp_path))[1]
+    c.model_init, c.model.image, c.data.synthetic.classes = str(tmp_path), 48, 7
+    c.objective.ema, lines = 0.9, []
+    state = Run(c).init(lines.append)
+    assert lines == [f"beginning with the weights of {tmp_path}; new: head"]
+    jax.tree.map(np.testing.assert_array_equal, state.params, state.extra["ema"])
+    table = resize_positions(source.pop("pos_embed"), (2, 2), (3, 3), 1)
+    np.testing.assert_allclose(state.params["pos_embed"], table, atol=1e-6)
+    assert state.params["head"]["bias"].shape == (7,) and source.pop("head")
+    for name, part in source.items():
+        jax.tree.map(np.testing.assert_array_equal, part, state.params[name])
+    c.model.width = 64
+    with pytest.raises(UserError, match=r"does not fit config.model: blocks/attn/proj/bias is of"):
+        Run(c).init()

@@ -10,6 +10,7 @@ from vit_jax import (
     evaluators,
     objectives,
     optim,
+    pretrained,
     recipe,
     sharding,
     variants,
@@ -41,10 +42,12 @@ class Run:
         tx, self.schedule = optim.make(config, self.steps_per_epoch)
         self.init_rng, self.train_rng = jax.random.split(jax.random.key(config.seed))
 
-        def init(rng):
-            return init_state(self.objective, tx, rng)
+        def init(rng, begin):
+            model = self.model._replace(init=lambda rng: _overlay(self.model.init(rng), begin))
+            objective = objectives.make(model, config, self.steps_per_epoch)
+            return init_state(objective, tx, rng)
 
-        self.abstract = checkpoint.abstract_state(lambda: init(self.init_rng), self.mesh)
+        self.abstract = checkpoint.abstract_state(lambda: init(self.init_rng, {}), self.mesh)
         state = jax.tree.map(lambda x: x.sharding, self.abstract)
         over_data, everywhere = sharding.batch_sharding(self.mesh), sharding.replicated(self.mesh)
         self._init = jax.jit(init, out_shardings=state)
@@ -64,9 +67,14 @@ class Run:
         every = self.every[key]
         return step == self.total or every > 0 and step % every == 0
 
-    def init(self):
-        """The TrainState of step 0, made where it belongs."""
-        return self._init(self.init_rng)
+    def init(self, say=lambda _: None):
+        """The TrainState of step 0, made where it belongs: random, or from config.model_init."""
+        c, begin = self.config, {}
+        if c.model_init:
+            begin, fresh = pretrained.begin(c.model_init, self.model.module, c.model)
+            new = f"; new: {', '.join(fresh)}" if fresh else ""
+            say(f"beginning with the weights of {c.model_init}{new}")
+        return self._init(self.init_rng, begin)
 
     def batches(self, start):
         """Global batches start, start + 1, ...: this process's rows, as numpy arrays."""
@@ -137,3 +145,10 @@ class Run:
 
     def _parameters(self):
         return sum(x.size for x in jax.tree.leaves(self.abstract.params))
+
+
+def _overlay(tree, over):
+    """Nested dicts, with the leaves of `over` in the place of the tree's."""
+    if not isinstance(tree, dict):
+        return over
+    return {k: _overlay(v, over[k]) if k in over else v for k, v in tree.items()}

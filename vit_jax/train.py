@@ -100,7 +100,7 @@ def train(config, workdir, stop=lambda: False):
                 log.write_run_json(workdir, step=start, mesh=run.mesh, **run.facts())
             logged.say(run.describe())
             logged.say(f"resuming from step {start:,}" if start else f"training in {workdir}")
-            state = saved.restore(run.abstract) if start else run.init()
+            state = saved.restore(run.abstract) if start else run.init(logged.say)
             state = _loop(run, state, start, saved, logged, stop)
             saved.wait()
             return _test(run, state, saved, logged)

@@ -64,6 +64,47 @@ def load(spec, name=None, **overrides):
         raise UserError(f"{spec}: {error}") from error
 
 
+def begin(spec, module, config):
+    """Weights to begin training with: those of `spec` for the model `module`, a `vit.ViT`.
+
+    -> nested dict of numpy arrays, the parameters of the module or a part of them, and the names of
+    those that stay new: a classifier for another number of classes; a last norm that moves from
+    before the pooling to after it. Positions are resized to the module's grid. config:
+    config.model, which settles what a file does not tell. Raises UserError for any other misfit.
+    """
+    import jax
+
+    from vit_jax import patch_embed, vit
+
+    heads = {"num_heads": config.num_heads} if config.num_heads else {}
+    source = load(Path(spec).expanduser(), config.variant, **heads)
+    found, wanted = jax.device_get(vit.functional(source)[1]), nnx.to_pure_dict(nnx.state(module))
+    grids = [(m.image // m.patch,) * 2 for m in (source, module)]
+    if "pos_embed" in found.keys() & wanted.keys() and source.prefix == module.prefix:
+        table = patch_embed.resize_positions(
+            found["pos_embed"], *grids, module.prefix, module.pos_resize
+        )
+        found["pos_embed"] = np.asarray(table)
+    fresh = {n for n in ("norm", "fc_norm", "head") if _shapes(found, n) != _shapes(wanted, n)}
+    found = {name: part for name, part in found.items() if name not in fresh}
+    theirs, ours = _shapes(found), _shapes({n: x for n, x in wanted.items() if n not in fresh})
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key):
+            raise UserError(
+                f"config.model_init = '{spec}' does not fit config.model: {key} is of the shape "
+                f"{theirs.get(key, 'none')}, and should be {ours.get(key, 'none')}"
+            )
+    return found, sorted(fresh & wanted.keys())
+
+
+def _shapes(params, name=""):
+    """{"blocks/norm1/scale": (12, 192), ...} of the parameters, or of those called `name`."""
+    import jax
+
+    leaves = jax.tree_util.tree_leaves_with_path(params.get(name, {}) if name else params)
+    return {jax.tree_util.keystr(k, simple=True, separator="/"): v.shape for k, v in leaves}
+
+
 def read(path):
     """The tensors of a safetensors file, a flat dict of numpy arrays in float32."""
     from safetensors import SafetensorError, safe_open
