@@ -141,6 +141,7 @@ def defaults():
     c.optim.clip_by = "global"  # the norm of everything, or (DINO) of each tensor by itself
     c.optim.freeze = "head/last_layer"  # path of parameters that start to learn later
     c.optim.freeze_for = "0"  # duration until then; "0": nothing waits
+    c.optim.only = ""  # path of the only parameters that learn, such as head; "": all do
     c.optim.layer_decay = 1.0  # learning rate of each layer / that of the next one
 
     c.mesh = ConfigDict()  # devices along each axis; -1: what is left

@@ -150,3 +150,22 @@ def test_sgd_and_post_norm_learn_one_batch():
         seen.append(float(metrics["loss"]))
     batches.close()
     assert seen[-1] < 0.5 * seen[0]
+
+
+def test_a_linear_probe_learns_the_head_alone_and_computes_no_more():
+    one, over = jax.devices()[:1], {"optim__warmup": "0", "optim__weight_decay": 0.1}
+    costs = {}
+    for only in ("", "head"):
+        run = Run(tiny(optim__only=only, **over), one)
+        state, batches = run.init(), run.batches(0)
+        before, rows = jax.device_get(state.params), next(batches)
+        rng = jax.random.key(0)
+        costs[only] = run._step.lower(state, rows, rng).compile().cost_analysis()["flops"]
+        after = jax.device_get(run.step(state, rows)[0].params)
+        batches.close()
+        moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, after)
+        assert all(jax.tree.leaves(moved.pop("head")))
+        assert all(jax.tree.leaves(moved)) != bool(only) and any(jax.tree.leaves(moved)) != bool(
+            only
+        )
+    assert costs["head"] < 0.5 * costs[""]  # a forward pass is a third

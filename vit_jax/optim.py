@@ -5,6 +5,8 @@ stacked: leaves below `blocks` hold one tensor a layer along axis 0. What a leaf
 its path, since a stacked bias has as many axes as a kernel elsewhere.
 """
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -62,6 +64,7 @@ def make(config, steps_per_epoch):
     )
     rule = [freeze_moments(moments, c.freeze, freeze_for)]
     rule.insert(0 if c.name == "sgd" and c.decay_by == "lr" else 1, decay)
+    held = functools.partial(_others, what=c.only, key="only")
     clip = {"global": optax.clip_by_global_norm, "tensor": clip_by_tensor_norm}[c.clip_by]
     return optax.chain(
         *([clip(c.clip)] if c.clip else []),
@@ -69,7 +72,15 @@ def make(config, steps_per_epoch):
         *([scale_by_layer(c.layer_decay)] if c.layer_decay != 1 else []),
         optax.scale_by_learning_rate(schedule),
         freeze(c.freeze, freeze_for),
+        *([optax.masked(optax.set_to_zero(), held)] if c.only else []),
     ), schedule
+
+
+def hold(params, only):
+    """The parameters, through which no gradient flows but to those below the path `only`: what is
+    computed for the others is left out of the backward pass."""
+    held = _others(params, only, "only")
+    return jax.tree.map(lambda h, p: jax.lax.stop_gradient(p) if h else p, held, params)
 
 
 def decay_mask(params, rule):
@@ -143,15 +154,10 @@ def freeze_moments(inner, what, steps):
     if not steps:
         return inner
 
-    def frozen(params):
-        return _below(params, what)
-
-    def others(params):
-        return jax.tree.map(lambda is_frozen: not is_frozen, frozen(params))
-
+    frozen = optax.masked(inner, lambda params: _below(params, what))
     return optax.chain(
-        optax.masked(inner, others),
-        optax.conditionally_transform(optax.masked(inner, frozen), lambda step: step >= steps),
+        optax.masked(inner, lambda params: _others(params, what)),
+        optax.conditionally_transform(frozen, lambda step: step >= steps),
     )
 
 
@@ -163,14 +169,18 @@ def freeze(what, steps):
     return optax.conditionally_transform(zero, lambda step: step < steps)
 
 
-def _below(params, what):
+def _below(params, what, key="freeze"):
     """A tree of bool. Raises UserError where there is nothing below the path `what`."""
     mask = jax.tree_util.tree_map_with_path(
         lambda path, _: f"{'/'.join(_names(path))}/".startswith(f"{what}/"), params
     )
     if not any(jax.tree.leaves(mask)):
-        raise UserError(f"config.optim.freeze = '{what}' is the path of no parameter")
+        raise UserError(f"config.optim.{key} = '{what}' is the path of no parameter")
     return mask
+
+
+def _others(params, what, key="freeze"):
+    return jax.tree.map(lambda below: not below, _below(params, what, key))
 
 
 def scale_by_layer(decay):

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vit_jax.optim import hold
+
 
 class Objective(NamedTuple):
     """Pure functions, in the order in which training calls them.
@@ -27,7 +29,10 @@ def make(model, config, steps_per_epoch):
     """The objective config.objective.name. steps_per_epoch, which may be fractional, is what
     durations among its keys are counted with."""
     member = import_module(f"vit_jax.objectives.{config.objective.name}")
-    return member.make(model, config, steps_per_epoch)
+    objective, only = member.make(model, config, steps_per_epoch), config.optim.only
+    if not only:
+        return objective
+    return objective._replace(loss=lambda params, *rest: objective.loss(hold(params, only), *rest))
 
 
 def with_ema(objective, decay):
