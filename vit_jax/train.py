@@ -5,13 +5,12 @@ python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
 
 import math
 import os
-import signal
 import time
 from pathlib import Path
 
 from absl import flags
 
-from vit_jax import cli, log, memory, recipe
+from vit_jax import cli, distributed, log, memory, recipe
 
 # Keys that may differ when a run goes on: how long, how often, where the data lie, how it is run.
 FREE_KEYS = {"total_steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"}
@@ -23,7 +22,8 @@ FREE_KEYS |= {"model.remat", "model.scan", "model.attn"}
 def main(flags):
     workdir = Path(flags.workdir).expanduser().absolute()
     claim(workdir, flags.config)
-    with Stop() as stop:
+    together = distributed.start()
+    with distributed.Stop(together) as stop:
         train(flags.config, workdir, stop)
 
 
@@ -43,28 +43,6 @@ def claim(workdir, config):
         recipe.save_config(config, workdir / "config.json")
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise cli.UserError(f"--workdir={workdir} cannot be used: {error.strerror}") from None
-
-
-class Stop:
-    """True once SIGTERM, SIGUSR1 or the first Ctrl-C has come; a second one ends at once."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-    def __enter__(self):
-        self.asked = False
-        self.before = {s: signal.signal(s, self._ask) for s in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def __call__(self):
-        return self.asked
-
-    def _ask(self, number, _frame):
-        self.asked = True
-        signal.signal(number, signal.SIG_DFL)
 
 
 def train(config, workdir, stop=lambda: False):

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from absl import flags
 
-from vit_jax import cli
+from configs import common
+from vit_jax import cli, recipe
 from vit_jax.figures.curves import BLUE, GREEN, ORANGE, PURPLE
 
 FOLDER = Path(__file__).parent
@@ -54,6 +55,7 @@ def take(workdir, name):
     rates = [row["perf/images_per_s"] for row in rows if "perf/images_per_s" in row]
     record = {
         "command": "python -m vit_jax.train --config=configs/dino_fashion_mnist.py --workdir=W",
+        "config": chosen(config),
         "versions": run["versions"],
         "device": "2 CPU cores",
         "steps": rows[-1]["step"],
@@ -64,6 +66,14 @@ def take(workdir, name):
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (RESULTS / f"{name}_curve.jsonl").write_text(lines)
+
+
+def chosen(config):
+    """The keys of a config that differ from the defaults of DINO: {"optim.lr": 0.001, ...}."""
+    defaults = common.defaults()
+    common.for_dino(defaults)
+    known, values = recipe.flat(defaults), recipe.flat(config)
+    return {key: x for key, x in values.items() if known.get(key) != x and key != "data.dir"}
 
 
 def table(runs, baselines):
@@ -89,7 +99,7 @@ def draw(runs, baselines):
     for name, color in (("pixels", ORANGE), ("untrained", PURPLE)):
         score = baselines[name]["val"]["knn20"]
         top.axhline(score, color=color, linestyle="--", label=f"{name} {score:.1%}")
-    for name, color in zip(runs, (BLUE, GREEN), strict=False):
+    for name, color in zip(runs, (BLUE, GREEN, "#E69F00", "#56B4E9", "0.3"), strict=False):
         rows = [json.loads(line) for line in (RESULTS / f"{name}_curve.jsonl").open()]
         found = [(row["step"], row["eval/val/knn20"]) for row in rows if "eval/val/knn20" in row]
         top.plot(*zip(*found, strict=True), color=color, marker="o", markersize=4, label=name)
