@@ -7,7 +7,6 @@ What is done stays done: the same command goes on where it was stopped.
 """
 
 import json
-import os
 import shlex
 import statistics
 import subprocess
@@ -48,10 +47,7 @@ def main(flags):
     rows = []
     for seed in range(flags.seeds):
         rows.append(train(words, root / str(seed), seed))
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        part = output.with_name(f".{output.name}.{os.getpid()}")
-        part.write_text(text)
-        os.replace(part, output)
+        log.write_text(output, "".join(json.dumps(row) + "\n" for row in rows))
     print(describe(rows))
 
 

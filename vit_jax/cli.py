@@ -5,6 +5,7 @@ NumPy, and entry points import them inside `main`, so that --help and mistakes a
 """
 
 import ast
+import contextlib
 import difflib
 import errno
 import inspect
@@ -103,16 +104,19 @@ def _parse(argv):
     if overrides and spec is None:
         raise UserError(f"--config.{overrides[0][0]} needs --config=FILE before it")
     if spec is not None:
-        config = _load(spec)
+        config = load_recipe(spec)
         for key, text in overrides:
-            _override(config, key, text)
+            override(config, key, text)
         check(config)
         FLAGS.config = config.lock()
     return words
 
 
-def _load(spec):
-    """FILE or FILE:ARG -> the ConfigDict that get_config(ARG) in it makes."""
+def recipe_module(spec):
+    """FILE or FILE:ARG -> the recipe's names as a module, and ARG, None where there is none.
+
+    Raises UserError, with the line where the file went wrong.
+    """
     name, colon, arg = (spec, "", "") if os.path.isfile(spec) else spec.partition(":")
     path = Path(name).expanduser()
     try:
@@ -124,16 +128,30 @@ def _load(spec):
     recipe.common(beside=path.resolve().parents[1])
     module = types.ModuleType(path.stem)
     module.__file__ = str(path)
-    try:
+    with _blaming(path):
         exec(compile(source, str(path), "exec"), module.__dict__)
         if not callable(module.__dict__.get("get_config")):
             raise UserError("defines no get_config()")
         if colon and not inspect.signature(module.get_config).parameters:
             raise UserError(f"get_config() takes no argument, so ':{arg}' means nothing")
-        config = module.get_config(*([arg] if colon else []))
+    return module, arg if colon else None
+
+
+def load_recipe(spec):
+    """FILE or FILE:ARG -> the ConfigDict that get_config(ARG) in it makes. Raises UserError."""
+    module, arg = recipe_module(spec)
+    with _blaming(Path(module.__file__)):
+        config = module.get_config(*([] if arg is None else [arg]))
         if not isinstance(config, ConfigDict):
             raise UserError("get_config() must return a ConfigDict; start from common.defaults()")
         return config
+
+
+@contextlib.contextmanager
+def _blaming(path):
+    """What goes wrong inside becomes a UserError that names the file and the line in it."""
+    try:
+        yield
     except Exception as e:
         lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
         number = e.lineno if isinstance(e, SyntaxError) and e.filename == str(path) else None
@@ -141,7 +159,7 @@ def _load(spec):
         raise UserError(f"{path}{at}: {recipe.line(e)}") from e
 
 
-def _override(config, key, text):
+def override(config, key, text):
     """Sets one key to what the text says, read as the type that is there."""
     values, flag = recipe.flat(config), f"--config.{key}"
     if key not in values:

@@ -175,12 +175,16 @@ def write_run_json(workdir, *, step=0, mesh=None, **facts):
 
 
 def write_json(path, value):
-    """Writes JSON so that a reader finds either the old file or the whole new one."""
+    """Writes JSON, as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path, text):
+    """Writes a file so that a reader finds either the old one or the whole new one."""
     part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     try:
         with open(part, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

@@ -8,12 +8,12 @@ between the marks in README.md and knn.png. Without --workdir only the latter tw
 
 import json
 import re
-import statistics
 from pathlib import Path
 
 from absl import flags
 
 from configs import common
+from experiments import tables
 from vit_jax import cli, recipe
 from vit_jax.figures.curves import BLUE, GREEN, ORANGE, PURPLE
 
@@ -52,7 +52,6 @@ def take(workdir, name):
     last = {key: row[key] for row in rows for key in row if key.startswith("eval/")}
     linear = evaluate.score(workdir, "test", ("linear_probe",))
     last["eval/test/linear_acc1"] = linear["linear_acc1"]
-    rates = [row["perf/images_per_s"] for row in rows if "perf/images_per_s" in row]
     record = {
         "command": "python -m vit_jax.train --config=configs/dino_fashion_mnist.py --workdir=W",
         "config": chosen(config),
@@ -60,7 +59,7 @@ def take(workdir, name):
         "device": "2 CPU cores",
         "steps": rows[-1]["step"],
         "total_steps": config.total_steps,
-        "images_per_s_median": round(statistics.median(rates)),
+        "images_per_s_median": tables.speed(rows),
         "scores": {key: last.get(f"eval/{key}") for key in SCORES},
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
