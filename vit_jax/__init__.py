@@ -20,7 +20,8 @@ The life of an image:
   checkpoint.py    the state, on disk and back
   evaluators/*     parameters -> numbers; extract.py makes features of a whole split
   run.py           a config made real: all of the above, built and placed
-  train.py         the loop; cli.py, recipe.py and check.py read the command line and config,
+  train.py         the loop; distributed.py finds the other processes; cli.py, recipe.py and
+                   check.py read the command line and config,
                    log.py writes the curves, memory.py keeps the memory of a CPU
   pretrained/*     weights from other projects, as tables of names
   figures/*        arrays to figures

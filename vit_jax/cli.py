@@ -48,6 +48,15 @@ def figure_path(flag, text):
     return path
 
 
+def check_folder(flag, text):
+    """UserError for --flag=text that is an address and no folder, such as gs://bucket/run."""
+    if "://" in text:
+        raise UserError(
+            f"--{flag}={text} is no folder: a bucket has to be mounted, as gcsfuse does it, and "
+            "named by its path"
+        )
+
+
 def define_config(required=True):
     """Declares --config. `FLAGS.config` is then a checked, locked ConfigDict, or None."""
     flags.DEFINE_string("config", None, "recipe: FILE.py, or FILE.py:ARG", required=required)

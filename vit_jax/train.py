@@ -20,6 +20,7 @@ FREE_KEYS |= {"model.remat", "model.scan", "model.attn"}
 
 
 def main(flags):
+    cli.check_folder("workdir", flags.workdir)
     workdir = Path(flags.workdir).expanduser().absolute()
     claim(workdir, flags.config)
     together = distributed.start()
