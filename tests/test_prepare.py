@@ -1,15 +1,19 @@
 import gzip
+import io
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
+from scipy.io import savemat
 
 from configs import common
 from vit_jax import data
 from vit_jax.cli import UserError
+from vit_jax.decode import decode
 from vit_jax.tools import prepare
 
 
@@ -149,3 +153,68 @@ def test_a_broken_image_stops_it_by_name(tmp_path):
     with pytest.raises(ValueError, match=r"dog/a\.png: not an image but a page"):
         prepare.main(Args(tmp_path, tmp_path / "sets"))
     assert not list((tmp_path / "sets").rglob("*.*"))
+
+
+def add(tar, name, content):
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture
+def archives(tmp_path):
+    """ILSVRC's three, with three classes. -> folder, {bytes of a JPEG: its class}"""
+    rng, found = np.random.default_rng(0), {"train": {}, "validation": {}}
+
+    def jpeg():
+        out = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8)).save(out, "JPEG")
+        return out.getvalue()
+
+    names = ["n02", "n03", "n01"]  # in the devkit's order, which is not that of the labels
+    with tarfile.open(tmp_path / "ILSVRC2012_img_train.tar", "w") as outer:
+        for name in names:
+            buffer = io.BytesIO()
+            with tarfile.open(fileobj=buffer, mode="w") as inner:
+                for i in range(4):
+                    found["train"][content := jpeg()] = name
+                    add(inner, f"{name}_{i}.JPEG", content)
+            add(outer, f"{name}.tar", buffer.getvalue())
+    with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w") as tar:
+        for i in (2, 1, 3, 5, 4):
+            found["validation"][content := jpeg()] = names[i % 3]
+            add(tar, f"ILSVRC2012_val_{i:08d}.JPEG", content)
+    kinds = [("ILSVRC2012_ID", object), ("WNID", object), ("num_children", object)]
+    rows = [(i + 1, name, 0) for i, name in enumerate(names)] + [(4, "n00", 3)]
+    savemat(meta := io.BytesIO(), {"synsets": np.array(rows, kinds)})
+    truth = "".join(f"{i % 3 + 1}\n" for i in range(1, 6)).encode()
+    with tarfile.open(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
+        add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
+        add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth)
+    return tmp_path, found
+
+
+def test_imagenets_archives(archives, tmp_path):
+    """Read where they lie, and prepared: every image under its class."""
+    root, found = archives
+    prepare.main(Args(root, tmp_path / "sets"))
+    raw = tfds.decode.SkipDecoding()
+    theirs = tfds.data_source(
+        "tiny", data_dir=tmp_path / "sets", download=False, decoders={"image": raw}
+    )
+    c = common.defaults()
+    c.data.name, c.data.dir = "ilsvrc", str(root)
+    for split, images in found.items():
+        source = data.make(c, split)
+        assert source.class_names == ["n01", "n02", "n03"] and len(source) == len(images)
+        labels = {content: source.class_names.index(name) for content, name in images.items()}
+        assert {x["image"]: int(x["label"]) for x in theirs[split]} == labels
+        ours = {source[i]["image"].tobytes(): source[i]["label"] for i in range(len(source))}
+        assert ours == {decode(content).tobytes(): label for content, label in labels.items()}
+    (root / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    with pytest.raises(UserError, match="no ILSVRC2012_devkit_t12.tar.gz in .*image-net.org"):
+        data.make(c, "validation")
+    cut = (root / "ILSVRC2012_img_val.tar").read_bytes()[:600]
+    (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(cut)
+    with pytest.raises(UserError, match="is broken or cut off"):
+        data.make(c, "validation")

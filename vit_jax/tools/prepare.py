@@ -1,9 +1,11 @@
 """Image files -> a TFDS data set that is read at random: ArrayRecord, without TensorFlow.
 
   python -m vit_jax.tools.prepare --input=~/imagenet --name=my_imagenet
+  python -m vit_jax.tools.prepare --input=~/ilsvrc2012 --name=imagenet2012
   python -m vit_jax.tools.prepare --input=~/fashion --name=fashion_mnist --version=3.0.1
 
---input is a folder of <split>/<class>/<image>, or of the four idx files of the MNIST family
+--input is a folder of <split>/<class>/<image>, or of ImageNet's archives (ILSVRC2012_img_train.tar,
+ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz), or of the four idx files of the MNIST family
 (train-images-idx3-ubyte, ..., t10k-labels-idx1-ubyte, with .gz or without). Every image is decoded
 once to check it. JPEGs are kept byte for byte, all else becomes PNG; a split called val becomes
 validation. Train on it with --config.data.name=tfds --config.data.dataset=NAME (and
@@ -61,24 +63,26 @@ def main(args):
 
 
 def read_folder(root):
-    """-> {split: iterator of (encoded image, label)}, class names, shape of an image.
+    """-> {split: iterator of (encoded image, label)}, class names, shape of an image. Of the
+    archives of ImageNet too.
 
     The images come in a fixed random order. Raises UserError, or DecodeError at a broken image.
     """
     import numpy as np
 
-    from vit_jax.data import folder
+    from vit_jax.data import folder, ilsvrc
 
     splits, classes = {}, None
-    for split in folder.splits(root):
-        paths, labels, class_names = folder.scan(root, split)
+    kind = ilsvrc if ilsvrc.splits(root) else folder
+    for split in kind.splits(root):
+        places, labels, class_names = kind.scan(root, split)
         if classes is not None and class_names != classes:
             odd = sorted(set(classes) ^ set(class_names))
             raise UserError(f"{root}/{split} has other classes than the split before: {odd[:5]}")
         classes = class_names
-        order = np.random.default_rng(0).permutation(len(paths))
+        order = np.random.default_rng(0).permutation(len(places))
         splits["validation" if split == "val" else split] = _encoded(
-            [(paths[i], labels[i]) for i in order]
+            [(places[i], labels[i]) for i in order]
         )
     if not splits:
         raise UserError(f"{root} has neither <split>/<class>/<image> nor idx files")
@@ -176,22 +180,28 @@ def _example(image, label):
 
 
 def _encoded(files):
-    """(path, label) -> (bytes, label), checked, on all cores, a chunk at a time."""
+    """(place, label) -> (bytes, label), checked, on all cores, a chunk at a time."""
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(files), CHUNK):
             chunk = files[start : start + CHUNK]
-            images = pool.map(_checked, [path for path, _ in chunk])
+            images = pool.map(_checked, [place for place, _ in chunk])
             yield from zip(images, [label for _, label in chunk], strict=True)
 
 
-def _checked(path):
+def _checked(place):
+    """A path, or a place in an archive -> the bytes to keep. Raises DecodeError."""
+    from vit_jax.data import ilsvrc
     from vit_jax.decode import decode
 
-    with open(path, "rb") as f:
-        data = f.read()
-    image = decode(data, name=path)
+    if isinstance(place, tuple):
+        data, name = ilsvrc.read(place), f"{place[0]} at byte {place[1]}"
+    else:
+        name = place
+        with open(place, "rb") as f:
+            data = f.read()
+    image = decode(data, name=name)
     return data if data.startswith(b"\xff\xd8") else _png(image)
 
 
