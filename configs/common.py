@@ -103,6 +103,9 @@ def defaults():
     c.model.num_classes = placeholder(int)  # None: as many as the data have; 0: no classifier
     c.model.pool = "cls"  # the [CLS] token, the mean of the patches, or attention pooling
     c.model.class_token = placeholder(bool)  # None: only where pool is cls
+    c.model.fc_norm = placeholder(
+        bool
+    )  # last norm after pooling; None: where it is gap, as in timm
     c.model.pos_embed = "learned"  # or fixed 2-D sin-cos
     c.model.pos_resize = "timm"  # how learned positions become those of another image size
     c.model.patch_embed = "conv"  # strided convolution, or unfold + linear: the same function

@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 
 def test_members_are_the_modules():
-    assert data.names() == ["digits", "folder", "synthetic", "tfds"]
+    assert data.names() == ["digits", "folder", "ilsvrc", "synthetic", "tfds"]
 
 
 @pytest.mark.parametrize(

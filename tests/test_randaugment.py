@@ -82,7 +82,15 @@ def test_what_is_written():
         "p": 1,
     }
     assert recipe.rand_augment("") is None
-    for text in ("rand-m9-mstd0.5", "augmix-m3-inc1", "rand-m11-inc1", "rand-x9-inc1", "m9"):
+    for text in (
+        "rand-m9-mstd0.5",
+        "augmix-m3-inc1",
+        "rand-m11-inc1",
+        "rand-x9-inc1",
+        "m9",
+        "big_vision-m31",
+        "big_vision-p1",
+    ):
         with pytest.raises(UserError, match="augment.randaugment"):
             recipe.rand_augment(text)
 
@@ -97,3 +105,56 @@ def test_a_training_view_is_changed_by_it_as_the_config_says():
     assert train.keywords["policy"].keywords["fill"] == (124, 116, 104)  # the mean
     assert (train(image, np.random.default_rng(0)) != plain(image, None)).any()
     np.testing.assert_array_equal(evaluation(image), plain(image, None))
+
+
+def test_big_visions_operations():
+    """Each at magnitude 10 against plain arithmetic, on an image with all levels."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (240, 230, 3), np.uint8)
+    pil, wide = randaugment.to_pil(image), image.astype(int)
+
+    def at(i, share=1.0, centre=(0.5, 0.5)):
+        found = randaugment.BIG_VISION[i](pil, abs(share), share, np.array(centre))
+        return randaugment.to_array(found).astype(int)
+
+    assert len(randaugment.BIG_VISION) == 16
+    np.testing.assert_array_equal(at(4), wide // 16 * 16)  # 4 bits
+    np.testing.assert_array_equal(at(5), wide)  # a threshold of 256
+    np.testing.assert_array_equal(at(5, 0.5), np.where(wide < 128, wide, 255 - wide))
+    np.testing.assert_array_equal(at(8), np.clip(wide * 1.9, 0, 255).astype(int))
+    np.testing.assert_array_equal(at(15), np.where(wide < 128, wide + 110, wide).clip(0, 255))
+    for sign in (1, -1):  # 100 pixels to the left or right
+        moved = np.full_like(wide, 128)
+        kept, came = (np.s_[:, :-100], np.s_[:, 100:])[::sign]
+        moved[kept] = wide[came]
+        np.testing.assert_array_equal(at(12, sign), moved)
+        np.testing.assert_array_equal(at(13, sign).swapaxes(0, 1).shape, (230, 240, 3))
+    cut = at(14, centre=(0.1, 0.5))  # about x 23, y 120: cut off at the left
+    assert (cut[80:160, :63] == 128).all()
+    cut[80:160, :63] = wide[80:160, :63]
+    np.testing.assert_array_equal(cut, wide)
+    turned = at(3)
+    assert (turned[0, 0] == 128).all() and (turned[120, 115] == wide[120, 115]).all()
+
+
+def test_big_visions_draws(monkeypatch):
+    seen = []
+    fakes = [
+        lambda pil, *args, i=i: seen.append((i, *args)) or pil
+        for i in range(len(randaugment.BIG_VISION))
+    ]
+    monkeypatch.setattr(randaugment, "BIG_VISION", fakes)
+    options = recipe.rand_augment("big_vision-n2-m15")
+    assert options == {"magnitude": 15, "layers": 2}
+    rng, image = np.random.default_rng(0), np.zeros((8, 8, 1), np.uint8)
+    for _ in range(2000):
+        randaugment.big_vision(image, rng, **options)
+    assert len(seen) == 4000  # none is left out
+    counts = np.unique([i for i, *_ in seen], return_counts=True)[1]
+    assert len(counts) == 16 and np.abs(counts - 250).max() < 5 * 250**0.5
+    assert {share for _, share, *_ in seen} == {1.5}
+    assert abs(np.mean([signed < 0 for _, _, signed, _ in seen]) - 0.5) < 0.04
+    c = common.defaults()
+    c.augment.randaugment = "big_vision-n2-m10"
+    train, _ = augment.views(c)
+    assert train.keywords["policy"].func is randaugment.big_vision

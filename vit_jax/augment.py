@@ -15,7 +15,7 @@ from PIL import Image
 
 from vit_jax import recipe
 from vit_jax.randaugment import apply_op as apply_op
-from vit_jax.randaugment import rand_augment, to_array, to_pil
+from vit_jax.randaugment import big_vision, rand_augment, to_array, to_pil
 
 BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
 ERASE_AREA, ERASE_RATIO, ERASE_TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10  # timm's defaults
@@ -40,8 +40,11 @@ def views(config):
     names += ("crop", "pad", "rotate", "shift", "zoom", "shear")
     options = {name: a[name] for name in names}
     if policy := recipe.rand_augment(a.randaugment):
-        fill = tuple(min(255, round(255 * x)) for x in config.data.mean)
-        options["policy"] = functools.partial(rand_augment, **policy, fill=fill)
+        if a.randaugment.startswith("rand-"):
+            fill = tuple(min(255, round(255 * x)) for x in config.data.mean)
+            options["policy"] = functools.partial(rand_augment, **policy, fill=fill)
+        else:
+            options["policy"] = functools.partial(big_vision, **policy)
     return functools.partial(train_view, **common, **options), evaluation
 
 

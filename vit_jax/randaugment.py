@@ -1,6 +1,6 @@
-"""RandAugment (arXiv:1909.13719) on the host, as timm has it and DeiT uses it.
+"""RandAugment (arXiv:1909.13719) on the host, as timm has it and DeiT uses it, and big_vision's.
 
-The fifteen operations are timm's "increasing" ones, by timm's names: a larger magnitude, from 0 to
+timm's fifteen operations are the "increasing" ones, by timm's names: a larger magnitude, from 0 to
 10, changes the image more. They are Pillow's, and what Pillow rounds away is part of them.
 """
 
@@ -11,7 +11,8 @@ from PIL import Image, ImageEnhance, ImageOps
 
 MOST = 10  # magnitude
 DEGREES, SHEAR, SHARE, CHANGE = 30.0, 0.3, 0.45, 0.9  # at magnitude 10
-BICUBIC, AFFINE = Image.Resampling.BICUBIC, Image.Transform.AFFINE
+BICUBIC, NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
+AFFINE = Image.Transform.AFFINE
 
 
 def rand_augment(image, rng, *, magnitude, std=0.0, layers=2, p=0.5, fill=(128,)):
@@ -103,6 +104,73 @@ OPERATIONS = {
     "TranslateYRel": _translate_y,
 }
 NAMES = tuple(OPERATIONS)
+
+
+def big_vision(image, rng, *, magnitude, layers=2):
+    """`layers` of big_vision's sixteen operations, drawn with replacement, all of them applied.
+
+    Its randaug(layers, magnitude), pp/archive/autoaugment.py at 3925d42: what turns or moves does
+    so either way, to the nearest pixel; the rest goes one way, so that at 10 colours, contrast,
+    brightness and sharpness are all times 1.9 and Solarize does nothing; grey (128) comes in from
+    outside. image: uint8 [h, w, 1 or 3].
+    """
+    pil, share = to_pil(image), magnitude / MOST
+    for i in rng.integers(len(BIG_VISION), size=layers):
+        sign, centre = 1 - 2 * rng.integers(2), rng.random(2)
+        pil = BIG_VISION[i](pil, share, share * sign, centre)
+    return to_array(pil)
+
+
+def _nearest(map_):
+    """An operation from share -> the affine map from output to input."""
+
+    def transform(pil, _, share, __):
+        fill = _fill((128,) * 3, pil)
+        return pil.transform(pil.size, AFFINE, map_(share), NEAREST, fillcolor=fill)
+
+    return transform
+
+
+def _factor(kind):
+    return lambda pil, share, *_: kind(pil).enhance(share * 1.8 + 0.1)
+
+
+def _posterize_to(pil, share, *_):
+    bits = min(8, int(share * 4))
+    return ImageOps.posterize(pil, bits) if bits else pil.point(lambda _: 0)
+
+
+def _add_below(pil, share, *_):
+    table = [min(255, i + int(share * 110)) if i < 128 else i for i in range(256)]
+    return pil.point(table * len(pil.getbands()))
+
+
+def _cutout(pil, share, _, centre):
+    """A grey square of 80 pixels, at 10, about any pixel (arXiv:1708.04552)."""
+    pil, half = pil.copy(), int(share * 40)
+    x, y = (int(c * size) for c, size in zip(centre, pil.size, strict=True))
+    pil.paste(_fill((128,) * 3, pil), (x - half, y - half, x + half, y + half))
+    return pil
+
+
+BIG_VISION = (
+    lambda pil, *_: ImageOps.autocontrast(pil),
+    lambda pil, *_: ImageOps.equalize(pil),
+    lambda pil, *_: ImageOps.invert(pil),
+    lambda pil, _, share, __: pil.rotate(share * 30, NEAREST, fillcolor=_fill((128,) * 3, pil)),
+    _posterize_to,
+    lambda pil, share, *_: ImageOps.solarize(pil, int(share * 256)),
+    _factor(ImageEnhance.Color),
+    _factor(ImageEnhance.Contrast),
+    _factor(ImageEnhance.Brightness),
+    _factor(ImageEnhance.Sharpness),
+    _nearest(lambda share: (1, share * 0.3, 0, 0, 1, 0)),
+    _nearest(lambda share: (1, 0, 0, share * 0.3, 1, 0)),
+    _nearest(lambda share: (1, 0, share * 100, 0, 1, 0)),
+    _nearest(lambda share: (1, 0, 0, 0, 1, share * 100)),
+    _cutout,
+    _add_below,
+)
 
 
 def _fill(fill, pil):

@@ -47,21 +47,25 @@ def rand_augment(text):
 
     m: magnitude, 0 to 10; mstd: standard deviation of it; n: operations an image; p: probability
     of each; inc1: the operations that grow with the magnitude, the only ones here.
-    Raises UserError.
+    "big_vision-n2-m10", there randaug(2,10) -> {"magnitude", "layers"}; m to 30. Raises UserError.
     """
     if not text:
         return None
     values = {"m": 10.0, "mstd": 0.0, "n": 2.0, "p": 0.5, "inc": 0.0}  # timm's defaults
     kind, *parts = text.split("-")
-    matches = [re.fullmatch(r"(mstd|inc|m|n|p)(\d+(?:\.\d+)?)", part) for part in parts]
+    names, most = ("mstd|inc|m|n|p", 10) if kind == "rand" else ("m|n", 30)
+    matches = [re.fullmatch(rf"({names})(\d+(?:\.\d+)?)", part) for part in parts]
     if all(matches):
         values |= {match[1]: float(match[2]) for match in matches}
-    fits = values["m"] <= 10 and values["p"] <= 1 and values["n"] >= 1 and values["inc"] == 1
-    if kind != "rand" or not all(matches) or not fits or not values["n"].is_integer():
+    fits = values["m"] <= most and values["p"] <= 1 and values["n"] >= 1
+    fits = fits and kind in ("rand", "big_vision") and (values["inc"] == 1) == (kind == "rand")
+    if not all(matches) or not fits or not values["n"].is_integer():
         raise UserError(
             f"config.augment.randaugment = '{text}' must be like rand-m9-mstd0.5-inc1: m at most "
-            "10, n at least 1, p at most 1, and inc1"
+            "10, n at least 1, p at most 1, and inc1; or like big_vision-n2-m10, m at most 30"
         )
+    if kind == "big_vision":
+        return {"magnitude": values["m"], "layers": int(values["n"])}
     magnitude, std, layers, p = (values[key] for key in ("m", "mstd", "n", "p"))
     return {"magnitude": magnitude, "std": std, "layers": int(layers), "p": p}
 
