@@ -39,10 +39,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FINAL = (0, 2, 3, 4)  # exit codes after which starting again would change nothing
 LOST = ("PREEMPTED", "TERMINATED", "STOPPED", "SUSPENDED", "FAILED")
 RUNTIMES = {"v6e": "v2-alpha-tpuv6e", "v5p": "v2-alpha-tpuv5", "v5litepod": "v2-alpha-tpuv5-lite"}
+# A process for each GPU: that is how JAX shares them out under SLURM.
 SLURM = """#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
-#SBATCH --ntasks-per-node=1
+#SBATCH --ntasks-per-node={gpus}
 #SBATCH --gpus-per-node={gpus}
 #SBATCH --time={hours}:00:00
 #SBATCH --output={workdir}/slurm-%j.log

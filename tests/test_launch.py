@@ -104,7 +104,12 @@ def test_a_dry_run_prints_and_does_nothing(call):
     assert "--config.optim.lr=1e-4" in process.stdout
     process, _ = call("--target=slurm", "--dry_run", "--nodes=2")
     assert process.stdout.startswith("sbatch <<'EOF'\n#!/bin/bash\n#SBATCH --job-name=deit-s\n")
-    for line in ("#SBATCH --nodes=2", "#SBATCH --requeue", "#SBATCH --signal=TERM@120"):
+    for line in (
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks-per-node=8",
+        "#SBATCH --requeue",
+        "#SBATCH --signal=TERM@120",
+    ):
         assert line in process.stdout.splitlines()
     assert "scontrol requeue" in process.stdout
     process, _ = call("--target=tpu-vm", "--workdir=gs://bucket/run")
