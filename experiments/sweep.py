@@ -114,7 +114,8 @@ def choices(spec, flags):
     grids = [dict(zip(grid, values, strict=True)) for values in products]
     rng = random.Random(0)  # the same draws when the command is said again
     drawn = [{k: _draw(rng, k, text) for k, text in draw.items()} for _ in range(flags.draws)]
-    return [a | b for b in (drawn if draw else [{}]) for a in grids]
+    drawn = {str(each): each for each in drawn}.values() if draw else [{}]  # each of them once
+    return [a | b for b in drawn for a in grids]
 
 
 def _split(word):
