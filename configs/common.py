@@ -83,7 +83,7 @@ def defaults():
     c.augment.jitter = (0.0, 0.0, 0.0, 0.0)  # most change of brightness, contrast, saturation, hue
     c.augment.jitter_prob = 1.0  # probability of that
     c.augment.grey = 0.0  # probability of taking the colour away
-    c.augment.blur = (0.0, 0.0, 0.0)  # its probability in both global views and the small ones
+    c.augment.blur = (0.0, 0.0, 0.0)  # probability in a view; DINO's second one; its small ones
     c.augment.solarize = (0.0, 0.0, 0.0)  # likewise
     c.augment.erase = 0.0  # random erasing: probability an image
     c.augment.mixup = 0.0  # mixup: alpha of Beta(alpha, alpha); 0: off

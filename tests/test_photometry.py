@@ -1,5 +1,6 @@
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from configs import common
 from vit_jax import augment, photometry
+from vit_jax.objectives import supervised
 
 GOLDEN = np.load(Path(__file__).parent / "golden/dino/augment/pil_ops.npz")
 KEYS = jax.random.split(jax.random.key(0), 3000)
@@ -205,3 +207,22 @@ def test_what_is_off_costs_nothing():
         augment.normalise(images, mean, std),
         atol=1e-6,
     )
+
+
+def test_supervised_training_has_them_too():
+    c = common.defaults()
+    c.augment.flip, c.augment.grey, c.augment.solarize = 0.0, 1.0, (1.0, 0.0, 0.0)
+    seen, coloured = [], smooth(3)
+
+    def apply(params, images, **_):  # noqa: ARG001
+        seen.append(images)
+        return {"logits": jnp.zeros((len(images), 10))}
+
+    objective = supervised.make(SimpleNamespace(apply=apply), c, 1)
+    batch = {"image": coloured, "label": jnp.zeros(len(coloured), jnp.int32)}
+    batch["row"] = jnp.arange(len(coloured))
+    objective.loss({}, {}, batch, jax.random.key(0), 0)
+    levels = seen[-1] * np.array(c.data.std) + np.array(c.data.mean)
+    luma = np.asarray(Image.fromarray(coloured[0]).convert("L")).astype(np.float32)
+    expected = np.where(luma >= 128, 255 - luma, luma) / 255
+    np.testing.assert_allclose(levels[0], np.repeat(expected[..., None], 3, 2), atol=1e-5)

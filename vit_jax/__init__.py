@@ -5,11 +5,11 @@ The life of an image:
 
   data/*           one encoded or plain image and its label, by index
   decode.py        any file or bytes -> uint8 h w c, safely
-  augment.py       a view of it: crop, resize, shift (host); flip, erase, normalise (device);
+  augment.py       a view of it: crop, resize, shift (host); erase, normalise (device);
                    randaugment.py changes its colours and shape (host)
   batch.py         views -> b h w c on the devices; batch k is a pure function of (seed, k)
   mixing.py        mixup and CutMix: two images and their targets -> one
-  photometry.py    colours, blur, solarisation of many views (device)
+  photometry.py    flip, colours, blur, solarisation of one or many views (device)
   patch_embed.py   b h w c -> b n d, plus position
   encoder.py       b n d, depth times attention and MLP; noise.py drops, kernels.py computes
   heads.py         b n d -> b d (pooling) -> b k (logits)

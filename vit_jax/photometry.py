@@ -1,4 +1,4 @@
-"""The colours of a view, on the device: jitter, grey, blur, solarise, as DINO applies them.
+"""The colours of a view, on the device: flip, jitter, grey, blur, solarise, as DINO applies them.
 
 Functions take float images in [0, 1], [n, h, w, c] with c 3 or 1, and a typed key an image [n], so
 that an image's view depends on its own key alone. `p`, a probability or one an image [n], is a
@@ -24,11 +24,12 @@ SIGMA = (0.1, 2.0)  # of the blur, pixels
 
 
 def views(images, keys, config, kinds):
-    """What DINO does to the colours of its crops, and the flip: uint8 -> float32 in [0, 1].
+    """What config.augment does to colours, and the flip: uint8 -> float32 in [0, 1].
 
     images [b, v, h, w, c]; keys [b]; config: config.augment; kinds: for each of the v views 0 or
-    1, the global ones, or 2, a local one: where its probability lies in config.blur and
-    config.solarize. A view's draws depend on its image's key, its kind and its place among the v.
+    1, the global ones of DINO, or 2, a local one: where its probability lies in config.blur and
+    config.solarize. The one view of supervised training is of kind 0. A view's draws depend on its
+    image's key, its kind and its place among the v.
     """
     shape, count = images.shape, images.shape[0] * len(kinds)
     kind, place = jnp.array(kinds), jnp.arange(len(kinds))

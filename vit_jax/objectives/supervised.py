@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import augment, mixing
+from vit_jax import augment, mixing, photometry
 from vit_jax.objectives import Objective, with_ema
 from vit_jax.vit import image_keys
 
@@ -17,10 +17,9 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every ste
         return model.init(rng), {}
 
     def loss(params, extra, batch, rng, step):  # noqa: ARG001  the same at every step
-        flips, erases, mixed, noise = jax.random.split(rng, 4)
-        images = batch["image"]
-        if mix.flip:
-            images = augment.flip(images, image_keys(flips, batch["row"]), mix.flip)
+        colours, erases, mixed, noise = jax.random.split(rng, 4)
+        keys = image_keys(colours, batch["row"])
+        images = photometry.views(batch["image"][:, None], keys, mix, kinds=(0,))[:, 0]
         images = augment.normalise(images, config.data.mean, config.data.std)
         if mix.erase:
             images = augment.erase(images, image_keys(erases, batch["row"]), mix.erase)
