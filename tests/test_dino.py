@@ -281,7 +281,7 @@ def test_two_processes_make_the_same_steps():
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "XLA_FLAGS": ""}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", TWO, address, str(i)],

@@ -39,7 +39,7 @@ def start(workdir, count):
     command += [f"--workdir={workdir}", "--config.total_steps=60", "--config.log_every=5"]
     command += ["--config.checkpoint_every=10", "--config.model.depth=1"]
     command += [f"--config.compilation_cache={workdir}-cache"]
-    environment = os.environ | {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "XLA_FLAGS": ""}
+    environment = os.environ | {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
     return [
         subprocess.Popen(
             command,
