@@ -271,16 +271,17 @@ def test_groups_of_tokens_do_not_see_each_other():
     encode = jax.jit(lambda groups: encoder.encode(blocks, groups, **run))
     groups = [draw(2, 2, 5, 32, seed=1), draw(2, 3, 9, 32, seed=2)]
     together, named = encode(groups)
+    near = functools.partial(close, atol=1e-4)  # values reach 10
     for i, group in enumerate(groups):
         (alone,), of_group = encode([group])
-        close(together[i], alone)
-        close([named["attention"][i], named["blocks"][i]], [x[0] for x in of_group.values()])
+        near(together[i], alone)
+        near([named["attention"][i], named["blocks"][i]], [x[0] for x in of_group.values()])
         b, v, n, d = group.shape
         assert named["attention"][i].shape == (2, b * v, 2, n, n)
-        close(named["blocks"][i][-1].reshape(b, v, n, d), together[i])
+        near(named["blocks"][i][-1].reshape(b, v, n, d), together[i])
     # Nor do the views of one group.
     changed, _ = encode([groups[0].at[:, 0].add(1.0), groups[1]])
-    close(changed[0][:, 1], together[0][:, 1])
+    near(changed[0][:, 1], together[0][:, 1])
     assert np.abs(changed[0][:, 0] - together[0][:, 0]).max() > 0.1
 
 
