@@ -2,7 +2,7 @@
 
 python -m vit_jax.train --config=configs/dino_fashion_mnist.py --workdir=runs/dino_fashion_mnist
 
-Two CPU cores: 34 minutes. Test k-NN (20) 84.5 %, untrained 73.2 %, raw pixels 85.6 %;
+Two CPU cores: 52 minutes. Test k-NN (20) 86.0 %, untrained 73.2 %, raw pixels 85.6 %;
 experiments/dino_fashion_mnist has the curve, and what falls short.
 """
 
