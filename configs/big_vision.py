@@ -25,14 +25,12 @@ def get_config(run="s16_90"):
     if run not in RUNS:
         raise ValueError(f"there is no run '{run}'; say one of {', '.join(RUNS)}")
     c = common.defaults()
-    c.data.name, c.data.dataset, c.data.workers = "tfds", "imagenet2012", 8
-    c.data.train, c.data.val, c.data.test = "train[:99%]", "train[99%:]", "validation"
+    common.for_imagenet(c)
     c.data.mean = c.data.std = (0.5, 0.5, 0.5)
     m, a, p = c.model, c.augment, c.optim
-    m.variant, m.image, m.pool, m.fc_norm, m.pos_embed = "S/16", 224, "gap", False, "sincos2d"
-    m.act, m.init, m.dtype = "gelu_tanh", "big_vision", "bfloat16"
-    a.crop, a.scale, a.flip, a.eval_crop = "resized", (0.05, 1.0), 0.5, 0.875
-    a.randaugment, a.mixup = "big_vision-n2-m10", 0.2
+    m.variant, m.pool, m.fc_norm, m.pos_embed = "S/16", "gap", False, "sincos2d"
+    m.act, m.init = "gelu_tanh", "big_vision"
+    a.scale, a.randaugment, a.mixup = (0.05, 1.0), "big_vision-n2-m10", 0.2
     c.batch_size, c.total_steps = 1024, RUNS[run]
     p.lr, p.warmup, p.warmup_prefix, p.clip = 1e-3, "10k", True, 1.0
     p.weight_decay, p.decay_by, p.decay_rule = 1e-4, "schedule", "kernel"

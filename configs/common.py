@@ -180,6 +180,22 @@ def dino():
     return c
 
 
+def for_imagenet(c):
+    """What the supervised recipes on ImageNet-1k share; changes c."""
+    c.data.name, c.data.dataset, c.data.workers = "tfds", "imagenet2012", 8
+    c.model.image, c.model.dtype = 224, "bfloat16"
+    a = c.augment
+    a.crop, a.scale, a.flip, a.eval_crop = "resized", (0.08, 1.0), 0.5, 0.875
+
+
+def for_mixing(c):
+    """DeiT's strong augmentation, which MAE's recipes took over; changes c."""
+    a = c.augment
+    a.randaugment = "rand-m9-mstd0.5-inc1"
+    a.mixup, a.cutmix, a.mix_prob, a.mix_switch = 0.8, 1.0, 1.0, 0.5
+    c.objective.label_smoothing = 0.1
+
+
 def for_dino(c):
     """What every recipe of DINO shares, whatever its model, data and length; changes c."""
     c.objective = dino()

@@ -26,17 +26,13 @@ def get_config(size="S"):
     if size not in SIZES:
         raise ValueError(f"there is no size '{size}'; say one of {', '.join(SIZES)}")
     c = common.defaults()
-    c.data.name, c.data.dataset = "tfds", "imagenet2012"
-    c.data.train, c.data.val, c.data.test = "train[:99%]", "train[99%:]", "validation"
-    m, a, o, p = c.model, c.augment, c.objective, c.optim
-    m.variant, m.image, m.pool, m.drop_path, m.dtype = f"{size}/16", 224, "cls", 0.1, "bfloat16"
-    a.crop, a.scale, a.flip, a.eval_crop = "resized", (0.08, 1.0), 0.5, 0.875
-    a.randaugment, a.repeats, a.erase = "rand-m9-mstd0.5-inc1", 3, 0.25
-    a.mixup, a.cutmix, a.mix_prob, a.mix_switch = 0.8, 1.0, 1.0, 0.5
-    o.label_smoothing, o.ema = 0.1, 0.0
+    common.for_imagenet(c)
+    common.for_mixing(c)
+    m, a, p = c.model, c.augment, c.optim
+    m.variant, m.pool, m.drop_path = f"{size}/16", "cls", 0.1
+    a.repeats, a.erase = 3, 0.25
     c.batch_size, c.total_steps = 1024, "300ep"
     p.lr, p.lr_batch, p.warmup, p.warmup_start, p.end = 5e-4, 512, "5ep", 1e-6, 1e-5
     p.schedule_by, p.weight_decay, p.decay_rule = "epoch", 0.05, "deit"
     c.eval_every = c.checkpoint_every = "5ep"
-    c.data.workers = 8
     return c

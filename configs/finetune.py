@@ -46,15 +46,11 @@ def deit_b384():
 
 def mae(variant, epochs, lr, layer_decay, drop_path):
     c = common.defaults()
-    c.data.name, c.data.dataset, c.data.workers = "tfds", "imagenet2012", 8
-    c.data.train, c.data.val, c.data.test = "train[:99%]", "train[99%:]", "validation"
-    m, a, p = c.model, c.augment, c.optim
-    m.variant, m.image, m.drop_path, m.dtype = variant, 224, drop_path, "bfloat16"
+    common.for_imagenet(c)
+    common.for_mixing(c)
+    m, p = c.model, c.optim
+    m.variant, m.drop_path, c.augment.erase = variant, drop_path, 0.25
     m.pool, m.class_token, m.remat = "gap", True, "none" if variant == "B/16" else "full"
-    a.crop, a.scale, a.flip, a.erase, a.eval_crop = "resized", (0.08, 1.0), 0.5, 0.25, 0.875
-    a.randaugment = "rand-m9-mstd0.5-inc1"
-    a.mixup, a.cutmix, a.mix_prob, a.mix_switch = 0.8, 1.0, 1.0, 0.5
-    c.objective.label_smoothing = 0.1
     c.batch_size, c.total_steps = 1024, epochs
     p.lr, p.lr_batch, p.layer_decay, p.weight_decay = lr, 256, layer_decay, 0.05
     p.warmup, p.warmup_prefix, p.end = "5ep", True, 1e-6

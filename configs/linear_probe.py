@@ -20,11 +20,9 @@ from configs import common
 
 def get_config():
     c = common.defaults()
-    c.data.name, c.data.dataset, c.data.workers = "tfds", "imagenet2012", 8
-    c.data.train, c.data.val, c.data.test = "train[:99%]", "train[99%:]", "validation"
-    m, a, p = c.model, c.augment, c.optim
-    m.variant, m.image, m.pool, m.pos_resize, m.dtype = "S/16", 224, "cls", "dino", "bfloat16"
-    a.crop, a.scale, a.flip, a.eval_crop = "resized", (0.08, 1.0), 0.5, 0.875
+    common.for_imagenet(c)
+    m, p = c.model, c.optim
+    m.variant, m.pool, m.pos_resize = "S/16", "cls", "dino"
     c.batch_size, c.total_steps = 1024, "100ep"
     p.name, p.only, p.lr, p.lr_batch = "sgd", "head", 1e-3, 256
     p.momentum, p.weight_decay, p.warmup = 0.9, 0.0, "0"

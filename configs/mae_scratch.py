@@ -29,19 +29,15 @@ def get_config(size="L"):
     if size not in SIZES:
         raise ValueError(f"there is no size '{size}'; say one of {', '.join(SIZES)}")
     c = common.defaults()
-    c.data.name, c.data.dataset = "tfds", "imagenet2012"
-    c.data.train, c.data.val, c.data.test = "train[:99%]", "train[99%:]", "validation"
-    m, a, o, p = c.model, c.augment, c.objective, c.optim
+    common.for_imagenet(c)
+    common.for_mixing(c)
+    m, p = c.model, c.optim
     m.variant, c.total_steps, m.drop_path = SIZES[size]
-    m.image, m.pool, m.class_token, m.init, m.dtype = 224, "gap", True, "big_vision", "bfloat16"
+    m.pool, m.class_token, m.init = "gap", True, "big_vision"
     m.remat = "none" if size == "B" else "full"
-    a.crop, a.scale, a.flip, a.eval_crop = "resized", (0.08, 1.0), 0.5, 0.875
-    a.randaugment = "rand-m9-mstd0.5-inc1"
-    a.mixup, a.cutmix, a.mix_prob, a.mix_switch = 0.8, 1.0, 1.0, 0.5
-    o.label_smoothing, o.ema = 0.1, 0.9999
+    c.objective.ema = 0.9999
     c.batch_size = 4096
     p.lr, p.lr_batch, p.b1, p.b2, p.weight_decay = 1e-4, 256, 0.9, 0.95, 0.3
     p.warmup, p.warmup_prefix = "20ep", True
     c.eval_every = c.checkpoint_every = "5ep"
-    c.data.workers = 8
     return c

@@ -117,14 +117,9 @@ def main(flags):
         return shell(["sbatch"], text=script)
     if not flags.zone:
         raise UserError(f"--target={flags.target} needs --zone, such as --zone=us-west4-a")
-    slice_ = Slice(shell, name, flags)
     archive, digest = snapshot(write=not flags.dry_run)
-    slice_.job = JOB.format(
-        folder=f"vit_jax-{digest}",
-        archive=archive.name,
-        train=shlex.join([".venv/bin/python", *words]),
-    )
-    slice_.archive = archive
+    train = shlex.join([".venv/bin/python", *words])
+    slice_ = Slice(shell, name, flags, archive, f"vit_jax-{digest}", train)
     try:
         return again(slice_.attempt, flags.restarts)
     finally:
@@ -175,10 +170,14 @@ class Shell:
 class Slice:
     """A TPU slice by gcloud's name for it, created and lost as often as it takes."""
 
-    def __init__(self, shell, name, flags):
+    def __init__(self, shell, name, flags, archive, folder, train):
         self.shell, self.name, self.flags = shell, name, flags
+        self.archive, self.folder = archive, folder
+        self.job = JOB.format(folder=folder, archive=archive.name, train=train)
         self.queued = flags.target == "queued"
         self.ready = "ACTIVE" if self.queued else "READY"
+        self.resource = ["gcloud", "compute", "tpus"]
+        self.resource += ["queued-resources" if self.queued else "tpu-vm"]
         kind = flags.accelerator.partition("-")[0]
         self.runtime = flags.runtime or RUNTIMES.get(kind, "tpu-ubuntu2204-base")
         self.where = [f"--zone={flags.zone}"]
@@ -192,8 +191,7 @@ class Slice:
         self.shell([*vm, "scp", str(self.archive), f"{self.name}:", *every])
         self.shell([*vm, "ssh", self.name, *every, f"--command={self.job}"])
         # What ssh returns may be the connection's fate; the job's own is in a file.
-        folder = re.search(r"cd (\S+)", self.job)[1]
-        ask = [*vm, "ssh", self.name, *every, f"--command=cat {folder}/job.exit"]
+        ask = [*vm, "ssh", self.name, *every, f"--command=cat {self.folder}/job.exit"]
         said = self.shell.ask(ask, dry="0")
         if said is None or not said.split():
             return 75 if self.state() != self.ready else 1
@@ -208,16 +206,13 @@ class Slice:
             self.delete()
             state = None
         if state is None:
-            command, kind = (
-                ["gcloud", "compute", "tpus"],
-                f"--accelerator-type={self.flags.accelerator}",
-            )
+            command = [*self.resource, "create", self.name]
             if self.queued:
-                command += ["queued-resources", "create", self.name, f"--node-id={self.name}"]
-                command += [f"--runtime-version={self.runtime}"]
+                command += [f"--node-id={self.name}", f"--runtime-version={self.runtime}"]
             else:
-                command += ["tpu-vm", "create", self.name, f"--version={self.runtime}"]
-            command += [kind, *self.where, *(["--spot"] if self.flags.spot else [])]
+                command += [f"--version={self.runtime}"]
+            command += [f"--accelerator-type={self.flags.accelerator}", *self.where]
+            command += ["--spot"] if self.flags.spot else []
             if self.shell(command):
                 raise UserError(f"gcloud did not create {self.name}; what it said is above")
         while not self.shell.dry_run and (state := self.state()) != self.ready:
@@ -227,17 +222,13 @@ class Slice:
 
     def state(self):
         """gcloud's word for it, such as READY, ACTIVE or PREEMPTED; None where it is not there."""
-        command = ["gcloud", "compute", "tpus"]
-        command += ["queued-resources"] if self.queued else ["tpu-vm"]
         field = "state.state" if self.queued else "state"
-        words = [*command, "describe", self.name, *self.where, f"--format=value({field})"]
+        words = [*self.resource, "describe", self.name, *self.where, f"--format=value({field})"]
         return self.shell.ask(words, dry=None)
 
     def delete(self):
-        command = ["gcloud", "compute", "tpus"]
-        command += ["queued-resources"] if self.queued else ["tpu-vm"]
-        command += ["delete", self.name, *self.where, "--quiet"]
-        self.shell([*command, *(["--force"] if self.queued else [])])
+        force = ["--force"] if self.queued else []
+        self.shell([*self.resource, "delete", self.name, *self.where, "--quiet", *force])
 
 
 def snapshot(write=True):

@@ -175,7 +175,6 @@ def write_run_json(workdir, *, step=0, mesh=None, **facts):
 
 
 def write_json(path, value):
-    """Writes JSON, as `write_text` does."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 

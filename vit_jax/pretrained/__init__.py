@@ -101,8 +101,10 @@ def _shapes(params, name=""):
     """{"blocks/norm1/scale": (12, 192), ...} of the parameters, or of those called `name`."""
     import jax
 
+    from vit_jax.sharding import path_name
+
     leaves = jax.tree_util.tree_leaves_with_path(params.get(name, {}) if name else params)
-    return {jax.tree_util.keystr(k, simple=True, separator="/"): v.shape for k, v in leaves}
+    return {path_name(path): leaf.shape for path, leaf in leaves}
 
 
 def read(path):
