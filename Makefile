@@ -16,7 +16,8 @@ PARALLEL := -n auto --dist loadfile
 CANDIDATES = $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.12 python3.11 python3.14)
 
 help:
-	@echo 'make install [EXTRA=tpu|cuda]  make .venv with everything in it (PYTHON=... picks the Python)'
+	@echo 'make install [EXTRA=tpu|cuda]  make .venv with everything in it (PYTHON=... picks the Python);'
+	@echo '                               other extras: fast, gcs, sweep, demo; several: EXTRA=tpu,gcs'
 	@echo 'make quickstart                train a ViT on real digits, classify eight, draw the figure'
 	@echo 'make quickstart-dino           train DINO on the same digits without labels, draw what it sees'
 	@echo 'make test                      the quick tests'
@@ -58,6 +59,7 @@ test: $(VENV)/.installed
 	$(BIN) -m pytest $(PARALLEL)
 
 test-long: $(VENV)/.installed
+	$(BIN) -m pip install -q -e '.[long]'
 	$(BIN) -m pytest $(PARALLEL) -m ''
 
 lint: $(VENV)/.installed
@@ -66,11 +68,12 @@ lint: $(VENV)/.installed
 
 bench-peer: $(PEER)/.installed
 
-# timm without its dependencies: it asks for torchvision, which the models do not need.
-$(PEER)/.installed:
+# timm without its dependencies. It needs torchvision's Python code, whose compiled part may be of
+# another torch; Pillow 13 refuses what timm's RandAugment sometimes asks for, posterize to 0 bits.
+$(PEER)/.installed: Makefile
 	@$(call make_venv,$(PEER))
-	$(PEER)/bin/python -m pip install torch==2.13.0 safetensors huggingface_hub pyyaml pillow numpy
-	$(PEER)/bin/python -m pip install --no-deps timm==1.0.31
+	$(PEER)/bin/python -m pip install torch==2.13.0 safetensors huggingface_hub pyyaml 'pillow<13' numpy
+	$(PEER)/bin/python -m pip install --no-deps timm==1.0.31 torchvision==0.28.0
 	$(PEER)/bin/python -c 'import torch'
 	@touch $@
 

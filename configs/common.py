@@ -180,6 +180,17 @@ def dino():
     return c
 
 
+def for_fashion_mnist(c):
+    """What the recipes on Fashion-MNIST share; changes c."""
+    c.data.name, c.data.dataset = "tfds", "fashion_mnist"
+    c.data.train, c.data.val, c.data.test = "train[:55000]", "train[55000:]", "test"
+    c.data.mean, c.data.std = (0.286,), (0.353,)
+    c.data.cache, c.data.threads = True, 1  # 43 MB; one thread keeps up
+    c.model.image, c.model.channels = 28, 1
+    c.augment.flip, c.augment.eval_crop = 0.5, 1.0
+    c.batch_size, c.eval_batch_size, c.log_every = 64, 500, "100"
+
+
 def for_imagenet(c):
     """What the supervised recipes on ImageNet-1k share; changes c."""
     c.data.name, c.data.dataset, c.data.workers = "tfds", "imagenet2012", 8
@@ -210,11 +221,15 @@ def for_dino(c):
 def tiny(c):
     """The same recipe in seconds: 2 steps on synthetic images with the smallest model."""
     c = c.copy_and_resolve_references()
-    patch = c.model.variant.split("/")[1]
-    c.model.variant = f"mu/{patch}"
-    c.model.depth, c.model.width, c.model.num_heads, c.model.mlp_dim = 2, None, None, None
-    c.model.image = 2 * int(patch)
-    c.augment.local_views, c.augment.local_size = 2, int(patch)
+    size, _, patch = c.model.variant.partition("/")
+    c.model.width = None
+    if patch:
+        c.model.variant, c.model.depth = f"mu/{patch}", 2
+        c.model.num_heads, c.model.mlp_dim = None, None
+        c.model.image = 2 * int(patch)
+        c.augment.local_views, c.augment.local_size = 2, int(patch)
+    else:  # a ResNet
+        c.model.variant, c.model.image = "resnet8", 8
     c.data.name, c.data.train, c.data.val, c.data.test = "synthetic", "train", "val", "test"
     c.data.workers = 0
     c.data.synthetic.images = 16

@@ -13,20 +13,17 @@ def get_config():
     c = common.defaults()
     common.for_dino(c)
     o, a, p = c.objective, c.augment, c.optim
-    c.data.name, c.data.dataset = "tfds", "fashion_mnist"
-    c.data.train, c.data.val, c.data.test = "train[:55000]", "train[55000:]", "test"
-    c.data.mean, c.data.std = (0.286,), (0.353,)
-    c.data.cache, c.data.threads = True, 2
+    common.for_fashion_mnist(c)
+    c.data.threads = 2
     m = c.model
-    m.variant, m.image, m.channels = "mini/7", 28, 1
+    m.variant = "mini/7"
     m.depth, m.num_heads, m.init = 4, 3, "big_vision"
-    a.scale, a.eval_crop = (0.4, 1.0), 1.0
+    a.scale = (0.4, 1.0)
     a.local_views, a.local_size, a.local_scale = 4, 14, (0.1, 0.4)
-    a.flip, a.jitter, a.jitter_prob = 0.5, (0.6, 0.6, 0.0, 0.0), 0.8
+    a.jitter, a.jitter_prob = (0.6, 0.6, 0.0, 0.0), 0.8
     o.out_dim, o.hidden_dim, o.bottleneck_dim = 1024, 256, 64
     o.momentum, o.teacher_temp, o.warmup_teacher_temp = 0.98, 0.03, 0.03
-    c.batch_size, c.total_steps = 64, "20ep"
+    c.total_steps = "20ep"
     p.lr, p.warmup, p.freeze_for = 1e-3, "300", "100"
     c.eval_every = c.checkpoint_every = "2ep"
-    c.log_every, c.eval_batch_size = "100", 500
     return c

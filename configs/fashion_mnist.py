@@ -10,19 +10,11 @@ from configs import common
 
 def get_config():
     c = common.defaults()
-    c.data.name, c.data.dataset = "tfds", "fashion_mnist"
-    c.data.train, c.data.val, c.data.test = "train[:55000]", "train[55000:]", "test"
-    c.data.mean, c.data.std = (0.286,), (0.353,)
-    c.data.cache, c.data.threads = True, 1  # 43 MB; one thread keeps up
-    c.augment.crop, c.augment.flip = "none", 0.5
-    c.augment.eval_crop = 1.0
-    c.model.variant, c.model.image, c.model.channels, c.model.pool = "mini/4", 28, 1, "gap"
+    common.for_fashion_mnist(c)
+    c.model.variant, c.model.pool = "mini/4", "gap"
     c.model.depth, c.model.num_heads, c.model.init = 4, 3, "big_vision"
+    c.augment.crop = "none"
     c.objective.label_smoothing, c.objective.ema = 0.1, 0.999
-    c.batch_size, c.total_steps, c.optim.warmup = 64, "16ep", "1ep"
-    c.optim.lr = 2e-3
-    c.optim.clip = 1.0
-    c.eval_every = c.checkpoint_every = "2ep"
-    c.log_every = "100"
-    c.eval_batch_size = 500
+    c.optim.lr, c.optim.warmup, c.optim.clip = 2e-3, "1ep", 1.0
+    c.total_steps, c.eval_every, c.checkpoint_every = "16ep", "2ep", "2ep"
     return c

@@ -7,16 +7,15 @@ What is done stays done: the same command goes on where it was stopped.
 """
 
 import json
-import shlex
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 from absl import flags
 
-from vit_jax import cli, log
+from experiments import runs
+from vit_jax import cli, distributed, log
 from vit_jax.cli import UserError
 
 SCORES = ("eval/test/acc1", "eval/val/acc1")
@@ -30,45 +29,37 @@ def define_flags():
 
 
 def main(flags):
-    words = [
-        word for word in sys.argv[1:] if word.startswith(("--config", "-config", "--noconfig"))
-    ]
-    if any("=" not in word and not word.startswith("--noconfig") for word in words):
-        raise UserError(
-            "write --config=FILE and --config.KEY=VALUE with '=', so they can be handed on"
-        )
-    if any(word.startswith("--config.seed=") for word in words):
+    spec, fixed = runs.handed_on(sys.argv[1:])
+    if "seed" in fixed:
         raise UserError("--config.seed is what changes from run to run; say --seeds=N")
     output = Path(flags.output).expanduser()
-    name = next(word for word in words if word.startswith("--config=")).partition("=")[2]
-    name = Path(name.partition(":")[0]).stem
+    name = Path(spec.partition(":")[0]).stem
     root = Path(flags.workdir or f"runs/seeds/{name}").expanduser()
     output.parent.mkdir(parents=True, exist_ok=True)
     rows = []
-    for seed in range(flags.seeds):
-        rows.append(train(words, root / str(seed), seed))
-        log.write_text(output, "".join(json.dumps(row) + "\n" for row in rows))
+    with distributed.Stop() as stop:
+        for seed in range(flags.seeds):
+            run = runs.one(spec, fixed | {"seed": str(seed)}, root / str(seed))
+            rows.append(train(run, seed, stop))
+            log.write_text(output, "".join(json.dumps(row) + "\n" for row in rows))
     print(describe(rows))
 
 
-def train(words, workdir, seed):
-    """Runs the training command and waits. -> the row of its result. Raises UserError."""
-    words = [*words, f"--config.seed={seed}", f"--workdir={workdir}"]
-    command = [sys.executable, "-m", "vit_jax.train", *words]
-    print(f"seed {seed}: {shlex.join(command[1:])}", flush=True)
-    before, began = count_starts(workdir), time.perf_counter()
-    code = subprocess.run(command).returncode
+def train(run, seed, stop):
+    """Trains, unless that is done, and waits. -> the row of its result. Raises UserError."""
+    timing = run.workdir / "seconds.json"  # {start: seconds, importing and compiling included}
+    print(f"seed {seed}: {run.log}", flush=True)
+    before, began = count_starts(run.workdir), time.perf_counter()
+    code = runs.make([run], 1, stop)[run.name]
     seconds = time.perf_counter() - began
     if code:
-        print(f"seed {seed} ended with exit code {code}", file=sys.stderr)
         sys.exit(code)
-    timing = workdir / "seconds.json"  # {start: seconds, importing and compiling included}
     spent = json.loads(timing.read_text()) if timing.exists() else {}
-    if (starts := count_starts(workdir)) > before:  # else the run was done already
+    if (starts := count_starts(run.workdir)) > before:  # else the run was done already
         spent[str(starts)] = round(seconds, 2)
         log.write_json(timing, spent)
-    rows, run = log.read_metrics(workdir), json.loads((workdir / "run.json").read_text())
-    return result(rows, run, seed, spent)
+    rows, facts = log.read_metrics(run.workdir), json.loads((run.workdir / "run.json").read_text())
+    return result(rows, facts, seed, spent)
 
 
 def count_starts(workdir):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from vit_jax import turns, workloads
 from vit_jax.cli import UserError
@@ -44,6 +45,26 @@ def test_dino_step_prints_the_same_keys():
     assert 2e3 / ms == pytest.approx(rate, rel=1e-3)
 
 
+def test_input_reads_photographs_as_the_peer_is_told_to(tmp_path):
+    done = run("--what=input", "--json", "--batch_size=8", "--pairs=2", "--steps=1", "--threads=1")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["device"] == "host" and result["threads"] == 1 and len(result["pairs"]) == 2
+    workloads.write_photographs(tmp_path / "train", count=4, names=3)
+    files = sorted(tmp_path.glob("train/*/*.jpg"))
+    assert len(files) == 12 and len({file.read_bytes() for file in files}) == 4
+    with Image.open(files[0]) as photo:
+        assert sorted(photo.size) == [375, 500]
+    config, _ = workloads.input_config("S/16,image=160", 8, tmp_path / "more", 1)
+    job = turns.input_job(config, "FOLDER")
+    assert (job["image"], job["batch_size"], job["scale"]) == (160, 8, (0.08, 1.0))
+    assert job["randaugment"] == "rand-m9-mstd0.5-inc1" and job["folder"] == "FOLDER"
+    batch, _ = workloads.build_input(config, None)()
+    assert batch["image"].shape == (8, 160, 160, 3) and set(batch["label"]) == {0, 1}
+    with pytest.raises(UserError, match="colour"):
+        turns.input_job(workloads.make_config("S/16,channels=1", 8, "float32", "input")[0], "")
+
+
 def test_a_peer_that_is_not_installed_is_the_users_mistake(tmp_path, monkeypatch):
     monkeypatch.setattr(turns, "ROOT", tmp_path)
     with pytest.raises(UserError, match="make bench-peer"):
@@ -54,7 +75,9 @@ def test_a_peer_that_is_not_installed_is_the_users_mistake(tmp_path, monkeypatch
     ("words", "says"),
     [
         (["--model=mu/8,widt=3"], "did you mean width"),
-        (["--what=input", "--against=timm"], "train_step"),
+        (["--what=startup", "--against=timm"], "startup"),
+        (["--what=input", "--against=timm", "--config=configs/digits.py"], "--config"),
+        (["--what=input", "--against=timm", "--threads=2"], "--threads=1"),
         (["--threads=100000"], "cores"),
         (["--what=step"], "--what"),
         (["--what=dino_step", "--model=mu/8,num_classes=10"], "no classifier"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from vit_jax import cli
+from vit_jax import cli, folders
 
 ROOT = Path(__file__).parents[1]
 ENTRY = '''"""Does nothing but say what it was told."""
@@ -168,6 +168,18 @@ def test_steps():
     for bad in ("", "ep", "-1", "1.5", "nan", "inf", "3 epochs", "1e-3", 100, None):
         with pytest.raises(cli.UserError):
             cli.steps(bad, 10)
+
+
+def test_a_folder_is_a_path_of_this_machine_or_an_address_in_a_bucket():
+    assert folders.place("runs/a") == Path.cwd() / "runs" / "a"
+    assert folders.place("~/a") == Path.home() / "a"
+    assert folders.is_address("gs://b/run/") and not folders.is_address(Path("/gs/b"))
+    for bad in ("gs://b", "gs://b/", "gs:///run", "s3://b/run", "://b/run"):
+        with pytest.raises(cli.UserError, match="gs://BUCKET/RUN"):
+            folders.place(bad)
+    with pytest.raises(cli.UserError, match="--output=gs://b/run must be a folder of this"):
+        cli.check_local("output", "gs://b/run")
+    cli.check_local("output", "runs/a")
 
 
 def test_a_config_comes_back_from_disk(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vit_jax import decode as stage
 from vit_jax.decode import DecodeError, decode
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -174,6 +175,54 @@ def test_a_bomb_is_refused_from_its_header(side):
     tracemalloc.stop()
     with pytest.raises(DecodeError, match="32 x 32 pixels, more than 1,000"):
         decode(JPEG, max_pixels=1000)
+
+
+def jpegs():
+    rng, kinds = np.random.default_rng(0), ("4:4:4", "4:2:2", "4:2:0")
+    for i, subsampling in enumerate(kinds * 4):
+        h, w = rng.integers(1, 50, 2)
+        image = Image.fromarray(rng.integers(0, 256, (h, w, 3), np.uint8))
+        exif = Image.Exif()
+        exif[0x0112] = i % 9  # 0, which is none, and all eight
+        options = {"quality": 30 + 6 * i, "subsampling": subsampling, "progressive": i % 4 == 3}
+        yield encode(image, "JPEG", exif=exif.tobytes(), **options)
+        yield encode(image, "JPEG", **options)
+        yield encode(image, "JPEG", keep_rgb=True)
+        yield encode(image.convert("L"), "JPEG", **options)
+    yield from (cmyk(adobe=True), cmyk(adobe=False))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_simplejpeg_changes_nothing(monkeypatch):
+    """Neither a pixel nor an error, of files as they should be, damaged or cut off."""
+    module = pytest.importorskip("simplejpeg")
+    used, rng, files = [], np.random.default_rng(0), list(jpegs())
+
+    class Counted:
+        def decode_jpeg(self, *args):
+            array = module.decode_jpeg(*args)
+            used.append(array.shape)
+            return array
+
+    def outcome(data, channels, decoder):
+        monkeypatch.setattr(stage, "_simplejpeg", lambda: decoder)
+        try:
+            return decode(data, channels)
+        except DecodeError as e:
+            return np.array(str(e))
+
+    assert stage._simplejpeg() is module
+    for data in files:
+        for channels in (1, 3):
+            outcomes = [outcome(data, channels, decoder) for decoder in (Counted(), None)]
+            np.testing.assert_array_equal(*outcomes)
+    assert len(used) > 30  # a third: those upright and in the colours asked for
+    for i in range(300):
+        data = bytearray(files[i % len(files)])
+        for _ in range(rng.integers(3)):
+            data[rng.integers(len(data))] = rng.integers(256)
+        data = bytes(data[: rng.integers(len(data))] if i % 3 == 0 else data)
+        np.testing.assert_array_equal(*(outcome(data, 3, d) for d in (module, None)))
 
 
 @pytest.mark.filterwarnings("ignore")  # what Pillow thinks of broken metadata

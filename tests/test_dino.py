@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from configs import common
 from configs import dino as dino_recipe
-from vit_jax import checkpoint, objectives, optim, pretrained, train, vit
+from vit_jax import checkpoint, models, objectives, optim, pretrained, train
 from vit_jax.cli import Preempted
 from vit_jax.heads import DinoHead
 from vit_jax.objectives import dino
@@ -73,7 +73,7 @@ def test_schedules():
 def test_head_and_its_gradients(name):
     folder = GOLDEN / "head" / name
     kwargs = json.loads((folder / "meta.json").read_text())["kwargs"]
-    head = vit.pure(
+    head = models.pure(
         lambda rngs: DinoHead(
             kwargs["in_dim"],
             hidden_dim=kwargs["hidden_dim"],
@@ -110,7 +110,7 @@ def test_four_steps_of_the_reference(monkeypatch):
     monkeypatch.setattr(
         dino, "make_views", lambda batch, *_: ([batch["global"], batch["local"]], jax.random.key(0))
     )
-    model = vit.build(10, **c.model)
+    model = models.build(10, **c.model)
     objective = objectives.make(model, c, meta["iters_per_epoch"])
     tx, _ = optim.make(c, meta["iters_per_epoch"])
     tensors = pretrained.read(folder / "init_student.safetensors")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from vit_jax import augment, data, evaluators, extract, sharding, vit
+from vit_jax import augment, data, evaluators, extract, models, sharding
 from vit_jax.cli import UserError
 from vit_jax.evaluators import knn, linear_probe
 
@@ -16,7 +16,7 @@ def setup():
     config = digits.get_config()
     config.model.variant = "mu/2"
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    return config, mesh, vit.build(10, **config.model)
+    return config, mesh, models.build(10, **config.model)
 
 
 def test_it_equals_counting_by_hand(setup):
@@ -106,7 +106,7 @@ def test_several_read_outs_read_each_split_once(setup, monkeypatch):
 
 def test_what_cannot_be_scored(setup):
     config, mesh, _ = setup
-    features = vit.build(10, **config.model.to_dict() | {"num_classes": 0})
+    features = models.build(10, **config.model.to_dict() | {"num_classes": 0})
     with pytest.raises(UserError, match="accuracy needs a classifier"):
         evaluators.make(("accuracy",), features, config, "val", mesh)
     for name in ("knn", "linear_probe"):

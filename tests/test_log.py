@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vit_jax import log
+from vit_jax import log, metrics
 
 
 class Terminal(io.StringIO):
@@ -71,6 +71,31 @@ def test_a_line_that_lacks_only_its_end_is_kept_whole(tmp_path):
     with log.Log(tmp_path, 3, start=1, stream=io.StringIO()) as out:
         out.write(2, {})
     assert log.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+def test_rows_of_a_bucket_are_objects_written_now_and_then(tmp_path, monkeypatch):
+    """On a disk here, where a run that was copied from its bucket goes on too."""
+    monkeypatch.setattr(metrics, "MOST", 3)
+    rows = metrics.Objects(tmp_path, 0)
+    rows.write({"step": 10})
+    assert not rows.due and log.read_metrics(tmp_path) == []
+    rows.flush()
+    assert log.read_metrics(tmp_path) == [{"step": 10}]
+    rows.write({"step": 20})
+    rows.saved -= metrics.SECONDS
+    assert rows.due
+    for step in (20, 30, 40):
+        rows.write({"step": step})
+    rows.close()
+    found = {path.name: len(path.read_text().splitlines()) for path in tmp_path.iterdir()}
+    assert found == {"metrics-000000000.jsonl": 3, "metrics-000000029.jsonl": 2}
+    with log.Log(tmp_path, 40, start=30, stream=io.StringIO()) as out:
+        out.write(35, {})
+    rows = metrics.Objects(tmp_path, 29)  # its first object is there already, from before
+    rows.write({"step": 36})
+    rows.close()
+    assert [row["step"] for row in log.read_metrics(tmp_path)] == [10, 20, 20, 30, 35, 36]
+    assert (tmp_path / "metrics.discarded.jsonl").read_text() == '{"step": 40}\n'
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):

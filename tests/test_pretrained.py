@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from configs import common, deit
-from vit_jax import pretrained, train, vit
+from vit_jax import models, pretrained, train
 from vit_jax.cli import UserError
 from vit_jax.patch_embed import resize_positions
 from vit_jax.run import Run
@@ -43,7 +43,7 @@ def weights(model):
 
 
 def compute(model, x, **options):
-    apply, params = vit.functional(model)
+    apply, params = models.functional(model)
     return jax.jit(lambda p, x: apply(p, x, **options))(params, jnp.asarray(x))
 
 
@@ -182,7 +182,7 @@ def test_a_run_begins_with_the_weights_of_another(tmp_path, monkeypatch):
     c = common.tiny(deit.get_config("Ti"))
     train.claim(tmp_path, c)
     train.train(c, tmp_path)
-    source = vit.functional(pretrained.load(tmp_path))[1]
+    source = models.functional(pretrained.load(tmp_path))[1]
     c.model_init, c.model.image, c.data.synthetic.classes = str(tmp_path), 48, 7
     c.objective.ema, lines = 0.9, []
     state = Run(c).init(lines.append)

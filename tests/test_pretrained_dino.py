@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from vit_jax import heads, pretrained, vit
+from vit_jax import heads, models, pretrained
 from vit_jax.pretrained import dino
 
 GOLDEN = Path(__file__).parent / "golden/dino"
@@ -25,7 +25,7 @@ def images(size):
 
 
 def compute(model, x, **options):
-    apply, params = vit.functional(model)
+    apply, params = models.functional(model)
     return jax.jit(lambda p, x: apply(p, x, **options))(params, jnp.asarray(x))
 
 
@@ -62,7 +62,7 @@ def head_of(params):
     bottleneck, out = params["last_layer"]["kernel"].shape
     fixed = "scale" not in params["last_layer"]
     sizes = dict(hidden_dim=hidden, bottleneck_dim=bottleneck, out_dim=out, norm_last_layer=fixed)
-    model = vit.pure(lambda rngs: heads.DinoHead(width, **sizes, dtype=jnp.float32, rngs=rngs))
+    model = models.pure(lambda rngs: heads.DinoHead(width, **sizes, dtype=jnp.float32, rngs=rngs))
     return jax.jit(lambda x: model.apply(params, x))
 
 

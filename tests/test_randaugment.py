@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import ImageEnhance
 
 from configs import common
 from vit_jax import augment, randaugment, recipe
@@ -25,6 +26,15 @@ def test_an_operation_is_timms(case):
     magnitude = -int(level) if sign == "_neg" else int(level)
     found = augment.apply_op(name, GOLDEN["input"], magnitude)
     np.testing.assert_array_equal(found[::4, ::4], GOLDEN[case])
+
+
+def test_sharpness_is_pillows():
+    rng = np.random.default_rng(0)
+    for shape in ((30, 41, 3), (17, 9, 1), (2, 9, 3), (9, 1, 1)):
+        pil = randaugment.to_pil(rng.integers(0, 256, shape, np.uint8))
+        for factor in (0.1, 0.5, 1.3, 1.9):
+            expected = ImageEnhance.Sharpness(pil).enhance(factor)
+            np.testing.assert_array_equal(randaugment._sharpness(pil, factor), expected)
 
 
 def test_posterize_to_no_bits_is_black():

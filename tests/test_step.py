@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from configs import common, digits
-from vit_jax import objectives, pretrained, vit
+from vit_jax import models, objectives, pretrained
 from vit_jax.objectives.supervised import cross_entropy, smooth
 from vit_jax.optim import add_decay
 from vit_jax.run import Run
@@ -37,7 +37,7 @@ def test_four_steps_equal_timm(scan):
     folder = GOLDEN / "train_steps_supervised"
     name = "vit_tiny_patch16_224,num_heads=3"
     model = pretrained.load(folder / "init.safetensors", name, scan=scan)
-    apply, params = vit.functional(model)
+    apply, params = models.functional(model)
     images = np.load(folder / "images.npy").transpose(0, 1, 3, 4, 2)
     targets = np.load(folder / "soft_targets.npy")
     lrs = jnp.asarray([0.001, 0.002, 0.0015, 0.001])
@@ -73,7 +73,7 @@ def test_four_steps_equal_timm(scan):
 
 
 def _same(params, path, name):
-    _, expected = vit.functional(pretrained.load(path, name))
+    _, expected = models.functional(pretrained.load(path, name))
     pairs = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(expected), strict=True)
     for (path, ours), theirs in pairs:
         if "qkv" in str(path) and "bias" in str(path):

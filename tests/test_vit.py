@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vit_jax import encoder, heads, variants, vit
+from vit_jax import encoder, heads, models, variants, vit
 from vit_jax.patch_embed import sincos2d
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -34,11 +34,11 @@ TINY = dict(variant="mu/8", image=32, depth=2)
 
 @functools.cache
 def build(**options):
-    """A tiny model of 10 classes and 4 x 4 patches -> vit.Model, compiled, and parameters.
+    """A tiny model of 10 classes and 4 x 4 patches -> models.Model, compiled, and parameters.
 
     Not the initial ones: no bias is 0, no scale is 1, and drawing these takes no compilation.
     """
-    model = vit.build(10, **TINY | options)
+    model = models.build(10, **TINY | options)
     rng = np.random.default_rng(1)
 
     def fill(path, leaf):
@@ -65,7 +65,7 @@ def test_every_size_has_a_row():
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_as_published(name):
-    model = vit.build(1000, variant=name)
+    model = models.build(1000, variant=name)
     shapes = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
     assert sum(x.size for x in shapes) == PARAMETERS[name]
     assert variants.count_params(**variants.parse(name)) == PARAMETERS[name]
@@ -186,7 +186,7 @@ def test_attention_pooling_equals_big_visions():
         },
     }
     options = dict(act="gelu_tanh", init=encoder.INITS["deit"], dtype=jnp.float32)
-    pool = vit.pure(lambda rngs: heads.AttentionPool(48, 3, 96, **options, rngs=rngs))
+    pool = models.pure(lambda rngs: heads.AttentionPool(48, 3, 96, **options, rngs=rngs))
     pooled = jax.jit(pool.apply)(params, jnp.asarray(np.load(folder / "encoded.npy")))
     close(pooled, np.load(folder / "pre_logits.npy"))
 
@@ -227,7 +227,7 @@ def test_scanned_unrolled_and_rematerialised_are_the_same(options, scan, remat):
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
     expected = gradient(plain)
-    model = vit.build(10, **TINY, **options, scan=scan, remat=remat)
+    model = models.build(10, **TINY, **options, scan=scan, remat=remat)
     close(gradient(model), expected, atol=2e-5)
     quiet = plain.apply(params, images)["logits"]
     assert np.allclose(expected[0][1], quiet, atol=1e-4) == ("dropout" not in options)
@@ -338,7 +338,7 @@ def test_pooling_reads_what_it_says():
 
 
 def test_without_classes_there_is_no_classifier():
-    model = vit.build(0, **TINY)
+    model = models.build(0, **TINY)
     out = jax.eval_shape(
         model.apply, jax.eval_shape(model.init, jax.random.key(0)), draw(1, 32, 32, 3)
     )

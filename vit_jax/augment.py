@@ -16,8 +16,9 @@ from PIL import Image
 from vit_jax import recipe
 from vit_jax.randaugment import apply_op as apply_op
 from vit_jax.randaugment import big_vision, rand_augment, to_array, to_pil
+from vit_jax.resize import resize
 
-BICUBIC, BILINEAR = Image.Resampling.BICUBIC, Image.Resampling.BILINEAR
+BILINEAR = Image.Resampling.BILINEAR
 ERASE_AREA, ERASE_RATIO, ERASE_TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10  # timm's defaults
 
 
@@ -116,7 +117,7 @@ def eval_view(image, *, size, channels, eval_crop):
     short = math.floor(size / eval_crop)
     if min(h, w) != short:
         h, w = (short, short * w // h) if h <= w else (short * h // w, short)
-        image = _resize(image, w, h)
+        image = resize(image, w, h)
     if (h, w) != (size, size):
         y, x = round((h - size) / 2), round((w - size) / 2)
         image = image[y : y + size, x : x + size]
@@ -143,9 +144,8 @@ def random_resized_crop(image, rng, size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3
     RandomResizedCrop: up to ten boxes with area in `scale` and log-uniform width / height in
     `ratio`, else the largest centred box within `ratio`.
     """
-    y, x, h, w = _crop_box(image.shape[0], image.shape[1], rng, scale, ratio)
-    image = image[y : y + h, x : x + w]
-    return image if (h, w) == (size, size) else _resize(image, size, size)
+    box = _crop_box(image.shape[0], image.shape[1], rng, scale, ratio)
+    return resize(image, size, size, box)
 
 
 def _crop_box(height, width, rng, scale, ratio):
@@ -188,10 +188,6 @@ def affine(image, rng, rotate=0.0, shift=0.0, zoom=0.0, shear=0.0):
     x, y = w / 2 + dx * shift * w, h / 2 + dy * shift * h
     data = (xx, xy, w / 2 - xx * x - xy * y, yx, yy, h / 2 - yx * x - yy * y)
     return to_array(to_pil(image).transform((w, h), Image.Transform.AFFINE, data, BILINEAR))
-
-
-def _resize(image, width, height):
-    return to_array(to_pil(image).resize((width, height), BICUBIC))
 
 
 def normalise(images, mean, std):

@@ -96,15 +96,30 @@ def _check_together(c):
     _check_objective(c)
     try:
         names = ("image", "depth", "width", "num_heads", "mlp_dim")
-        sizes = variants.parse(c.model.variant, **{name: c.model[name] for name in names})
+        sizes = variants.of_config(c.model.variant, **{name: c.model[name] for name in names})
     except ValueError as e:
         raise UserError(f"config.model: {e}") from None
+    if variants.is_cnn(c.model.variant):
+        return _check_cnn(c)
     a = c.augment
     if a.crop == "multi" and a.local_views and a.local_size % sizes["patch"]:
         raise UserError(
             f"config.augment.local_size = {a.local_size} does not divide into patches of "
             f"{sizes['patch']} pixels"
         )
+
+
+def _check_cnn(c):
+    """A key that a ResNet would not look at must not seem to do something."""
+    if c.objective.name == "dino":
+        raise UserError("config.objective.name = 'dino' needs a Vision Transformer, not a ResNet")
+    defaults = common().defaults().model
+    idle = [k for k in defaults if k not in variants.CNN_KEYS and c.model[k] != defaults[k]]
+    if idle:
+        words = " ".join(f"--config.model.{key}={defaults[key]}" for key in idle)
+        raise UserError(f"{c.model.variant} has no {', '.join(idle)}; say {words}")
+    if c.optim.layer_decay != 1:
+        raise UserError("config.optim.layer_decay needs a model with blocks; set it to 1")
 
 
 def _check_objective(c):

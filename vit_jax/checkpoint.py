@@ -5,20 +5,22 @@ prediction read, and `optimizer` (step and opt_state), which resuming needs too.
 """
 
 import json
-from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from vit_jax import objectives, sharding, vit
+from vit_jax import folders, models, objectives, sharding
 from vit_jax.cli import UserError, load_config
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. `metric` says what is best; larger is better."""
+    """The checkpoints of one workdir. `metric` says what is best; larger is better.
 
-    def __init__(self, workdir, *, keep=2, metric="eval/val/acc1"):
+    write=False: to read those of a run that may be going on, and to remove nothing.
+    """
+
+    def __init__(self, workdir, *, keep=2, metric="eval/val/acc1", write=True):
         self.metric = metric
         newest = preservation_policy.LatestN(keep)
         best = preservation_policy.BestN(
@@ -28,10 +30,10 @@ class Checkpoints:
             preservation_policy=preservation_policy.AnyPreservationPolicy([newest, best]),
             best_fn=self._score,
             best_mode="max",
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=write,
             enable_async_checkpointing=True,
         )
-        self.folder = Path(workdir).absolute() / "checkpoints"
+        self.folder = folders.place(workdir) / "checkpoints"
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def _score(self, metrics):
@@ -123,24 +125,24 @@ def pick(checkpoints, which):
 def load_weights(workdir, which="best", raw=False):
     """A run's model and the weights that the objective says to use.
 
-    -> (config, run, model, params, step): the config, run.json, `vit.Model`, the parameters on one
+    -> (config, run, model, weights, step): the config, run.json, `models.Model`, the weights on one
     device, and the step they are from. raw=True: the trained parameters, not their average.
     """
     config = load_config(workdir)
-    path = Path(workdir) / "run.json"
+    path = folders.place(workdir) / "run.json"
     try:
         run = json.loads(path.read_text())
         num_classes, steps_per_epoch = run["data"]["num_classes"], run["steps_per_epoch"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is not the record of a run ({error}); train first") from error
-    model = vit.build(num_classes, **config.model)
+    model = models.build(num_classes, **config.model)
     objective = objectives.make(model, config, steps_per_epoch)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     params, extra = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
         jax.eval_shape(objective.init, jax.random.key(0)),
     )
-    with Checkpoints(workdir, metric=config.best_metric) as checkpoints:
+    with Checkpoints(workdir, metric=config.best_metric, write=False) as checkpoints:
         step = pick(checkpoints, which)
         params, extra = checkpoints.restore_model(params, extra, step)
     weights = (objective.raw if raw else objective.weights)(params, extra)

@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from vit_jax import recipe
+from vit_jax import folders, recipe
 from vit_jax.check import check
 from vit_jax.recipe import UserError, config_diff, load_config, save_config, steps
 
@@ -48,13 +48,10 @@ def figure_path(flag, text):
     return path
 
 
-def check_folder(flag, text):
-    """UserError for --flag=text that is an address and no folder, such as gs://bucket/run."""
-    if "://" in text:
-        raise UserError(
-            f"--{flag}={text} is no folder: a bucket has to be mounted, as gcsfuse does it, and "
-            "named by its path"
-        )
+def check_local(flag, text):
+    """UserError for --flag=text in a bucket, where only a folder of this machine will do."""
+    if folders.is_address(text):
+        raise UserError(f"--{flag}={text} must be a folder of this machine, not in a bucket")
 
 
 def define_config(required=True):

@@ -3,8 +3,12 @@
 JPEG, PNG, WebP, GIF and BMP, told apart by content; Pillow knows forty more formats, each a parser
 that a hostile file could reach. The first frame of an animation; EXIF orientation applied;
 transparency laid on white; 16 bits a channel become their upper 8; colour profiles are ignored.
+
+Pillow decodes, and what it makes of a file is what this gives. Where simplejpeg is installed (the
+extra "fast") it decodes plain JPEGs, in less time and to the same pixels: both are libjpeg-turbo.
 """
 
+import functools
 import io
 import os
 import warnings
@@ -14,6 +18,7 @@ from PIL import Image, ImageChops
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 89_000_000  # 267 MB once decoded to RGB; compressed it may be 10 kB
+MAX_BYTES = 2**26  # of a file that is read at once; Pillow reads larger ones piece by piece
 ORIENTATION = 0x0112  # EXIF tag: 1 is upright
 UPRIGHT = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # -> Image.Transpose
 
@@ -33,14 +38,65 @@ def decode(file, channels=3, *, name=None, max_pixels=MAX_PIXELS):
     Raises DecodeError, whatever is wrong with the file.
     """
     try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, "r", FORMATS) as im:
+        with _open(file) as im:
             if im.width * im.height > max_pixels:
                 raise DecodeError(f"{im.width} x {im.height} pixels, more than {max_pixels:,}")
-            im.load()
-            return _to_array(im, "L" if channels == 1 else "RGB")
+            mode = "L" if channels == 1 else "RGB"
+            array = _decode_jpeg(im, mode)
+            if array is None:
+                im.load()
+                array = _to_array(im, mode)
+            return array
     except Exception as e:  # Pillow's parsers raise nearly every built-in class on a broken file
         name = name or (f"image of {len(file)} bytes" if isinstance(file, bytes) else str(file))
         raise DecodeError(f"{name}: {_cause(e, file)}") from e
+
+
+def _open(file):
+    """Image.open, of a file that is read at once: Pillow reads a header in dozens of pieces."""
+    if not isinstance(file, bytes):
+        with open(file, "rb") as f:
+            data = f.read(MAX_BYTES)
+        if len(data) == MAX_BYTES:
+            return Image.open(file, "r", FORMATS)
+        file = data
+    return Image.open(io.BytesIO(file), "r", FORMATS)
+
+
+def _decode_jpeg(im, mode):
+    """simplejpeg's pixels of an opened image, or None for Pillow to decode it.
+
+    None for whatever is not an upright JPEG, in RGB or grey, without any fault.
+    """
+    upright = _orientation(im) not in UPRIGHT
+    simplejpeg = _simplejpeg()
+    if im.format != "JPEG" or im.mode not in ("L", mode) or not upright or simplejpeg is None:
+        return None
+    if not isinstance(im.fp, io.BytesIO):
+        return None
+    try:
+        array = simplejpeg.decode_jpeg(im.fp.getvalue(), "GRAY" if mode == "L" else "RGB")
+    except ValueError:  # a file cut off, or with errors: Pillow names them or bears with them
+        return None
+    return array if array.shape[:2] == (im.height, im.width) else None
+
+
+@functools.cache
+def _simplejpeg():
+    """The module, if it is installed and this build of it gives the pixels of this Pillow."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (21, 35, 3), np.uint8))
+    kinds = [{"subsampling": kind} for kind in ("4:4:4", "4:2:2", "4:2:0")]
+    for kind in [*kinds, {"progressive": True}]:
+        file = io.BytesIO()
+        noise.save(file, "JPEG", **kind)
+        with Image.open(file) as im:
+            if not np.array_equal(simplejpeg.decode_jpeg(file.getvalue(), "RGB"), np.asarray(im)):
+                return None
+    return simplejpeg
 
 
 def _to_array(im, mode):

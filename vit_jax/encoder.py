@@ -67,6 +67,15 @@ class LayerNorm(nnx.Module):
         return kernels.normalise(x, self.scale[...], self.bias[...], self.eps).astype(self.dtype)
 
 
+def automatic(platform, depth=1):
+    """What "auto" in config.model stands for where the program will run: "cpu", "gpu" or "tpu".
+
+    On CPU scanning makes steps slower, and is worth it where unrolled blocks compile for long.
+    """
+    cpu = platform == "cpu"
+    return {"scan": "off" if cpu and depth <= 12 else "on", "attn": "matmul" if cpu else "xla"}
+
+
 def attend(q, k, v, *, kernel, maps=False):
     """Scaled dot-product attention, b n h e each -> b q h e and, if asked, softmax b h q m.
 
@@ -97,7 +106,7 @@ class Attention(nnx.Module):
         t, d = x.shape
         kernel = self.kernel
         if kernel == "auto":
-            kernel = "matmul" if jax.default_backend() == "cpu" else "xla"
+            kernel = automatic(jax.default_backend())["attn"]
         qkv = self.qkv(x).reshape(shapes[0][0], -1, 3, d)  # b (tokens of an image) 3 d
         outs, probabilities, start = [], [], 0
         for b, v, n in shapes:
@@ -192,7 +201,9 @@ def encode(blocks, groups, *, drop_path, remat, scan, keys=None, attention=False
         x, maps = nnx.merge(graph, params)(x, shapes, maps=attention, noise=noise)
         return x, (maps, x if outputs else None)
 
-    scanned = scan == "on" or scan == "auto" and (depth > 12 or jax.default_backend() != "cpu")
+    if scan == "auto":
+        scan = automatic(jax.default_backend(), depth)["scan"]
+    scanned = scan == "on"
     if remat != "none":
         run = jax.checkpoint(run, policy=REMAT_POLICIES[remat], prevent_cse=not scanned)
     x, layers = flatten(groups), (stacked, jnp.arange(depth), rates)

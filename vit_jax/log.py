@@ -1,13 +1,7 @@
-"""What a run says: metrics.jsonl, TensorBoard, the progress line, run.json.
+"""What a run says: its rows (metrics.py), TensorBoard, the progress line, run.json."""
 
-metrics.jsonl has one JSON object a line, `step` first; what is not finite is null. Lines are
-appended whole, and a reader passes over a line that was torn by a crash or a full disk.
-"""
-
-import errno
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +9,13 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets numpy pillow".split()
+from vit_jax import folders, metrics
+from vit_jax.folders import write_json, write_text
+from vit_jax.metrics import read_metrics
+
+__all__ = ["Log", "read_metrics", "write_json", "write_run_json", "write_text"]
+PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets numpy pillow"
+PACKAGES = [*PACKAGES.split(), "simplejpeg", "numba"]
 SECRET = r"(?i)^(--?[\w.-]*(?:key|token|secret|password)[\w.-]*=).*"  # a flag not to write down
 
 
@@ -23,33 +23,32 @@ class Log:
     """The log of one (re)start of a run; a context manager.
 
     workdir: exists. total_steps: of the whole run, for the time that is left. start: the step
-    that was restored; rows past it, of a part of the run that is now done again, are moved to
-    metrics.discarded.jsonl (all rows where it is 0). primary: whether this process is the one
-    that writes; the others' calls do nothing. stream: where the progress line goes; in place on
-    a terminal, else one line a row.
+    that was restored; rows past it are moved to metrics.discarded.jsonl. primary: whether this
+    process is the one that writes; the others' calls do nothing. stream: where the progress line
+    goes; in place on a terminal, else one line a row.
     """
 
     def __init__(self, workdir, total_steps, *, start=0, primary=True, stream=None):
-        self.workdir, self.total, self.start = Path(workdir), total_steps, start
+        self.workdir, self.total, self.start = folders.place(workdir), total_steps, start
         self.stream = stream or sys.stdout
-        self._file = self._tensorboard = self._live = None
+        self._rows = self._tensorboard = self._live = None
         self._text, self._shown, self._mark = "", 0.0, None
         if primary:
-            _discard(self.workdir, start)
-            path, flags = self.workdir / "metrics.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT
-            self._file = os.open(path, flags, 0o644)
+            self._rows = metrics.rows_after(self.workdir, start)
 
-    def write(self, step, metrics):
+    def write(self, step, values):
         """A row: {"train/loss": number, ...} after `step` optimizer steps. Fetches JAX scalars.
 
         Raises OSError (ENOSPC) where the disk is full; the file then still ends in a whole line.
         """
-        if self._file is None:
+        if self._rows is None:
             return
-        row = {"step": int(step)} | {key: _plain(value) for key, value in metrics.items()}
-        _append(self._file, (json.dumps(row, allow_nan=False) + "\n").encode())
+        row = {"step": int(step)} | {key: _plain(value) for key, value in values.items()}
+        self._rows.write(row)
         numbers = [(k, v) for k, v in row.items() if k != "step" and isinstance(v, (int, float))]
         self._write_tensorboard(row["step"], numbers)
+        if self._rows.due:
+            self.flush()
         if training := "train/loss" in row:
             text = self._text = self._describe(row)
         else:
@@ -59,14 +58,22 @@ class Log:
         else:
             self.say(f"step {row['step']:,}/{self.total:,}  {text}")
 
+    def flush(self):
+        """Until all rows are there. Only in a bucket they may not be; call it before a checkpoint
+        is taken, which stands for the rows up to it."""
+        if self._rows is not None:
+            self._rows.flush()
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
+
     def tick(self, step):
         """Moves the progress line on a terminal. Cheap: call it after every step."""
-        if self._file is not None and self.stream.isatty() and time.monotonic() - self._shown > 0.2:
+        if self._rows is not None and self.stream.isatty() and time.monotonic() - self._shown > 0.2:
             self._show(step)
 
     def say(self, text):
         """A line of its own, above the progress line."""
-        if self._file is None:
+        if self._rows is None:
             return
         if self._live is None:
             print(text, file=self.stream, flush=True)
@@ -77,11 +84,11 @@ class Log:
         """Ends the progress line, closes the files. More calls do nothing."""
         if self._live is not None:
             self._live.stop()
+        if self._rows is not None:
+            self._rows.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
-        if self._file is not None:
-            os.close(self._file)
-        self._file = self._tensorboard = self._live = None
+        self._rows = self._tensorboard = self._live = None
 
     def __enter__(self):
         return self
@@ -125,7 +132,8 @@ class Log:
 
         now = time.time()
         if self._tensorboard is None:
-            (self.workdir / "tb").mkdir(exist_ok=True)
+            if not folders.is_address(self.workdir):
+                (self.workdir / "tb").mkdir(exist_ok=True)
             # Names hold seconds only: without more, a quick restart would overwrite a file.
             prefix, suffix = str(self.workdir / "tb" / "events"), f".{time.time_ns()}"
             self._tensorboard = EventsWriter(prefix, suffix)
@@ -134,12 +142,6 @@ class Log:
             self._tensorboard.write_event(Event(wall_time=now, step=again, session_log=mark))
         summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in numbers])
         self._tensorboard.write_event(Event(wall_time=now, step=step, summary=summary))
-        self._tensorboard.flush()
-
-
-def read_metrics(workdir):
-    """The rows of workdir/metrics.jsonl, as dicts; [] where there are none."""
-    return [row for _, row in _lines(Path(workdir) / "metrics.jsonl") if row is not None]
 
 
 def write_run_json(workdir, *, step=0, mesh=None, **facts):
@@ -152,7 +154,7 @@ def write_run_json(workdir, *, step=0, mesh=None, **facts):
 
     import jax
 
-    path = Path(workdir) / "run.json"
+    path = folders.place(workdir) / "run.json"
     try:
         run = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -172,57 +174,6 @@ def write_run_json(workdir, *, step=0, mesh=None, **facts):
         "starts": [*run.get("starts", []), {"time": now, "step": int(step)}],
     }
     write_json(path, run)
-
-
-def write_json(path, value):
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path, text):
-    """Writes a file so that a reader finds either the old one or the whole new one."""
-    part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
-    try:
-        with open(part, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _discard(workdir, start):
-    """Moves the rows past step `start`, and torn ones, out of metrics.jsonl."""
-    path = workdir / "metrics.jsonl"
-    keep, drop = [], []
-    for text, row in _lines(path):
-        (keep if row is not None and start and row["step"] <= start else drop).append(text)
-    if drop or keep and not path.read_bytes().endswith(b"\n"):
-        with open(workdir / "metrics.discarded.jsonl", "ab") as file:
-            file.write(b"".join(text + b"\n" for text in drop))
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_bytes(b"".join(text + b"\n" for text in keep))
-        os.replace(part, path)
-
-
-def _lines(path):
-    """[(line, row or None where it is torn)]"""
-    pairs = []
-    for text in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            row = json.loads(text)
-        except ValueError:
-            row = None
-        pairs.append((text, row if isinstance(row, dict) and "step" in row else None))
-    return pairs
-
-
-def _append(file, line):
-    """One write for a whole line; what a full disk left of it is taken back."""
-    size = os.fstat(file).st_size
-    if os.write(file, line) != len(line):
-        os.ftruncate(file, size)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
 
 
 def _plain(value):

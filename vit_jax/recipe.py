@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from vit_jax import log
+from vit_jax import folders
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 KINDS |= {tuple: "a list such as (1, 2)", ConfigDict: "a group of keys"}
@@ -111,8 +111,8 @@ def common(beside=None):
 
     beside: the folder above the recipe's. Raises UserError.
     """
-    folders = [beside, Path(__file__).resolve().parents[1]]
-    sys.path += [str(f) for f in folders if f and str(f) not in sys.path]
+    roots = [beside, Path(__file__).resolve().parents[1]]
+    sys.path += [str(f) for f in roots if f and str(f) not in sys.path]
     try:
         return importlib.import_module("configs.common")
     except ModuleNotFoundError as e:
@@ -123,12 +123,12 @@ def common(beside=None):
 
 def save_config(config, path):
     """Writes a ConfigDict as JSON, atomically."""
-    log.write_json(path, config.to_dict())
+    folders.write_json(path, config.to_dict())
 
 
 def load_config(workdir):
     """The ConfigDict of workdir/config.json: data, never run. Lists come back as tuples."""
-    path = Path(workdir) / "config.json"
+    path = folders.place(workdir) / "config.json"
     try:
         return ConfigDict(_tuples(json.loads(path.read_text())))
     except FileNotFoundError:

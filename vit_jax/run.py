@@ -8,13 +8,13 @@ from vit_jax import (
     checkpoint,
     data,
     evaluators,
+    models,
     objectives,
     optim,
     pretrained,
     recipe,
     sharding,
     variants,
-    vit,
 )
 from vit_jax.step import init_state, make_train_step
 
@@ -37,13 +37,16 @@ class Run:
         self.total = self.steps("total_steps")
         self.every = {key: self.steps(key) for key in ("log_every", "eval_every")}
         self.every["checkpoint_every"] = self.steps("checkpoint_every")
-        self.model = vit.build(self.source.num_classes, **config.model)
+        self.model = models.build(self.source.num_classes, **config.model)
         self.objective = objectives.make(self.model, config, self.steps_per_epoch)
         tx, self.schedule = optim.make(config, self.steps_per_epoch)
         self.init_rng, self.train_rng = jax.random.split(jax.random.key(config.seed))
 
         def init(rng, begin):
-            model = self.model._replace(init=lambda rng: _overlay(self.model.init(rng), begin))
+            model = self.model._replace(
+                init=lambda rng: _overlay(self.model.init(rng), begin),
+                stats=lambda: _overlay(self.model.stats(), begin),
+            )
             objective = objectives.make(model, config, self.steps_per_epoch)
             return init_state(objective, tx, rng)
 
@@ -98,6 +101,13 @@ class Run:
         rows = batch.to_devices(rows, sharding.batch_sharding(self.mesh))
         return self._step(state, rows, self.train_rng)
 
+    def lower(self, rows):
+        """The train step for global batches like `rows`, a tree of shapes and dtypes: traced for
+        the mesh, whose devices need not be there, and to be compiled or looked at."""
+        place = sharding.batch_sharding(self.mesh)
+        rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), rows)
+        return self._step.lower(self.abstract, rows, self.train_rng)
+
     def lr(self, step):
         return float(self.schedule(step))
 
@@ -140,8 +150,7 @@ class Run:
         )
 
     def _sizes(self):
-        options = self.config.model.to_dict()
-        return variants.parse(options.pop("variant"), **options)
+        return variants.of_config(**self.config.model)
 
     def _parameters(self):
         return sum(x.size for x in jax.tree.leaves(self.abstract.params))

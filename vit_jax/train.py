@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from vit_jax import cli, distributed, log, memory, recipe
+from vit_jax import cli, distributed, folders, log, memory, recipe
 
 # Keys that may differ when a run goes on: how long, how often, where the data lie, how it is run.
 FREE_KEYS = {"total_steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"}
@@ -20,8 +20,7 @@ FREE_KEYS |= {"model.remat", "model.scan", "model.attn"}
 
 
 def main(flags):
-    cli.check_folder("workdir", flags.workdir)
-    workdir = Path(flags.workdir).expanduser().absolute()
+    workdir = folders.place(flags.workdir)
     claim(workdir, flags.config)
     together = distributed.start()
     with distributed.Stop(together) as stop:
@@ -119,6 +118,7 @@ def _loop(run, state, start, saved, logged, stop):
                 row = {f"train/{name}": float(metrics[name]) for name in ("loss", "grad_norm")}
                 _check_finite(step, row, saved)
                 with clock.paused:
+                    logged.flush()
                     saved.save(step, state, scores)
                 best = max(best, score)
             if stopping:
@@ -200,5 +200,7 @@ class Watch:
 
 if __name__ == "__main__":
     cli.define_config()
-    flags.DEFINE_string("workdir", None, "folder of the run, made if need be", required=True)
+    flags.DEFINE_string(
+        "workdir", None, "folder of the run, made if need be, or gs://BUCKET/RUN", required=True
+    )
     cli.run(main)

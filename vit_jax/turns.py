@@ -77,8 +77,8 @@ class Peer:
         except (BrokenPipeError, ValueError):
             raise UserError(f"{self.name} failed; its last words are above") from None
 
-    def run(self, steps):
-        return self.ask({"steps": steps})
+    def run(self, steps, **more):
+        return self.ask({"steps": steps} | more)
 
     def close(self):
         self.process.terminate()
@@ -119,6 +119,27 @@ def peer_job(config, sizes, what, threads, backend):
         job |= {"local_views": a.local_views, "local_size": a.local_size}
         job |= {"head": workloads.head_sizes(config, sizes)}
     return job
+
+
+def input_job(config, folder):
+    """What the peer is to read: the same files, into the same views, in batches of uint8."""
+    a = config.augment
+    if config.model.channels != 3:
+        raise UserError("--what=input --against: photographs are in colour; leave channels out")
+    return {
+        "what": "input",
+        "folder": folder,
+        "parameters": 0,
+        "batch_size": config.batch_size,
+        "image": config.model.image,
+        "scale": a.scale,
+        "ratio": a.ratio,
+        "randaugment": a.randaugment,
+        "flip": 0.5,
+        "mean": config.data.mean,
+        "std": config.data.std,
+        "threads": 1,
+    }
 
 
 def take(ours, peer, pairs, seconds, steps=0):

@@ -1,8 +1,6 @@
 """The Vision Transformer (arXiv:2010.11929): an image in, named outputs out."""
 
-from collections.abc import Callable
 from inspect import signature
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -177,55 +175,13 @@ class ViT(nnx.Module):
         return tokens, pooled if self.fc_norm is None else self.fc_norm(pooled)
 
 
-class Model(NamedTuple):
-    """A module as pure functions over its parameters, a nested dict of arrays."""
-
-    init: Callable  # key -> params
-    bind: Callable  # params -> the module with these weights, to be called
-    module: nnx.Module  # with shapes in the place of weights
-
-    def apply(self, params, images, **options):
-        return self.bind(params)(images, **options)
-
-
-def pure(make):
-    """make(rngs) -> nnx.Module, as a Model. Allocates nothing."""
-    module = nnx.eval_shape(lambda: make(nnx.Rngs(params=0)))
-    graph = nnx.split(module)[0]
-
-    def init(rng):
-        return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(params=rng))))
-
-    return Model(init, lambda params: nnx.merge(graph, params), module)
-
-
-def build(classes, *, variant, num_classes=None, **options):
-    """The model of a config: build(1000, **config.model). What is None is as the variant says.
-
-    classes: of the data; num_classes, if it is not None, overrides it, 0 for no classifier.
-    """
-    num_classes = classes if num_classes is None else num_classes
-    options = _arguments(variants.parse(variant, **options))
-    return pure(lambda rngs: ViT(num_classes=num_classes, **options, rngs=rngs))
-
-
 def create(name, *, num_classes=1000, seed=0, **overrides):
     """A freshly initialised model by name: create("S/16"), create("vit_tiny_patch16_224", depth=4).
 
     Overrides are the arguments of `ViT`. Raises ValueError for an unknown name or argument.
     """
-    options = {"num_classes": num_classes, **_arguments(variants.parse(name, **overrides))}
+    options = {"num_classes": num_classes, **arguments(variants.parse(name, **overrides))}
     return ViT(**options, rngs=nnx.Rngs(params=seed))
-
-
-def functional(model):
-    """A model with its weights as (apply, params); apply(params, images, **options)."""
-    graph, state = nnx.split(model)
-
-    def apply(params, images, **options):
-        return nnx.merge(graph, params)(images, **options)
-
-    return apply, nnx.to_pure_dict(state)
 
 
 def image_keys(rng, rows):
@@ -233,7 +189,8 @@ def image_keys(rng, rows):
     return jax.vmap(jax.random.fold_in, (None, 0))(rng, rows)
 
 
-def _arguments(options):
+def arguments(options):
+    """The same options, if all are arguments of `ViT`. Raises ValueError."""
     known = set(signature(ViT.__init__).parameters) - {"self", "rngs"}
     for name in options:
         if name not in known:

@@ -5,6 +5,7 @@ the number of cores must be set before.
 """
 
 import importlib
+import os
 
 from vit_jax import recipe, variants
 from vit_jax.cli import UserError
@@ -31,8 +32,10 @@ def make_config(name, batch_size, dtype, what="train_step"):
         raise UserError(f"--model: {e}") from None
     if what == "dino_step":
         config.objective.update({key: sizes.pop(key) for key in HEAD if key in sizes})
-    config.model.variant = f"{name.split(',')[0]},patch={sizes['patch']}"
-    for key in sizes.keys() - {"patch", "num_classes"}:
+    config.model.variant = name.split(",")[0]
+    if "patch" in sizes:
+        config.model.variant += f",patch={sizes['patch']}"
+    for key in sizes.keys() - {"patch", "num_classes", "block", "layers"}:
         if key not in config.model:
             raise UserError(f"--model: no option '{key}'; {recipe.near(key, config.model)}")
         config.model[key] = sizes[key]
@@ -55,6 +58,49 @@ def _tune_dino(config, patch):
     a.local_size = max(round(config.model.image * 3 / 7 / patch), 1) * patch  # 96 of 224
     config.optim.lr_batch = 0
     config.optim.freeze_for = "1"  # what is timed is not the first epoch, but all the others
+
+
+def input_config(name, batch_size, folder, threads):
+    """-> a config of DeiT's crops and RandAugment, at the model's image size, of photographs that
+    this writes to `folder`."""
+    config, sizes = make_config(name, batch_size, "float32", "input")
+    write_photographs(os.path.join(folder, "train"))
+    config.data.name, config.data.dir = "folder", str(folder)
+    config.augment.randaugment = "rand-m9-mstd0.5-inc1"
+    # One thread is this one: what a thread of its own reads ahead would not be in a turn's time.
+    config.data.threads = 0 if threads == 1 else threads
+    return config, sizes
+
+
+def write_photographs(folder, count=128, names=32):
+    """`count` JPEGs of 500 x 375 or 375 x 500 pixels, each under `names` names (hard links).
+
+    Parts of scikit-learn's two photographs at their own resolution, a quarter of them turned by
+    90 degrees, half of them mirrored, brightness times 0.7 to 1.3; quality 90, 4:2:0, 55 kB each.
+    The many names make a data set large enough for its shuffling to cost what it does in ImageNet.
+    """
+    import numpy as np
+    from PIL import Image, ImageEnhance
+    from sklearn.datasets import load_sample_images
+
+    rng, sample = np.random.default_rng(0), load_sample_images()
+    for i in range(count):
+        label = i % len(sample.images)
+        place = os.path.join(folder, os.path.basename(sample.filenames[label]).split(".")[0])
+        os.makedirs(place, exist_ok=True)
+        photo = Image.fromarray(sample.images[label])
+        if rng.random() < 0.25:
+            photo = photo.transpose(Image.Transpose.ROTATE_90)
+        w, h = (500, 375) if photo.width > photo.height else (375, 500)
+        x, y = rng.integers(photo.width - w + 1), rng.integers(photo.height - h + 1)
+        photo = photo.crop((x, y, x + w, y + h))
+        if rng.random() < 0.5:
+            photo = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        photo = ImageEnhance.Brightness(photo).enhance(rng.uniform(0.7, 1.3))
+        path = os.path.join(place, f"{i:03}.jpg")
+        photo.save(path, quality=90)
+        for k in range(1, names):
+            os.link(path, os.path.join(place, f"{i:03}_{k:02}.jpg"))
 
 
 def one_batch(config, num_classes):
@@ -111,9 +157,9 @@ def prepare(config, num_classes):
     """-> TrainState, train_step(state, batch, rng), jitted: as train.py has them."""
     import jax
 
-    from vit_jax import objectives, optim, step, vit
+    from vit_jax import models, objectives, optim, step
 
-    model = vit.build(num_classes, **config.model)
+    model = models.build(num_classes, **config.model)
     objective = objectives.make(model, config, STEPS_PER_EPOCH)
     tx, _ = optim.make(config, STEPS_PER_EPOCH)
     state = jax.jit(lambda rng: step.init_state(objective, tx, rng))(jax.random.key(0))
@@ -139,10 +185,10 @@ def build_forward(config, num_classes):
     """-> step() -> (logits, their mean): normalise and classify."""
     import jax
 
-    from vit_jax import augment, vit
+    from vit_jax import augment, models
 
-    model = vit.build(num_classes, **config.model)
-    params = jax.jit(model.init)(jax.random.key(0))
+    model = models.build(num_classes, **config.model)
+    params = jax.jit(lambda rng: models.union(model.init(rng), model.stats()))(jax.random.key(0))
     images = jax.device_put(one_batch(config, num_classes)["image"])
 
     @jax.jit

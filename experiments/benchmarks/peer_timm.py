@@ -1,15 +1,14 @@
 """The peer of `vit_jax.tools.benchmark --against=timm`: timm's ViT and AdamW in PyTorch.
 
-Here are classification and a forward pass; peer_dino.py has DINO's training step.
+Here are classification and a forward pass; peer_dino.py has DINO's training step, peer_input.py
+timm's input pipeline.
 
 It runs in .venv-peer (`make bench-peer`), a process of its own that vit_jax never imports. On
 stdin and stdout it speaks JSON, a line each: first a job, answered by what was built and where;
-then {"steps": n}, answered by the seconds that n steps took. It ends with its stdin.
+then {"steps": n}, answered by the seconds that n steps took; what else is in that line the job's
+run() takes. It ends with its stdin.
 """
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import json
 import os
 import platform
@@ -20,44 +19,14 @@ import types
 
 import numpy as np
 import peer_dino
+import peer_input
 import torch
 
 
-class Absent(type):
-    """What a module that is not there seems to hold: classes, whose attributes are their names."""
-
-    def __getattr__(cls, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return f"{cls.__name__}.{name}"
-
-
-class AbsentModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Lets `import torchvision` succeed without it: timm's models need its names, not its code."""
-
-    def find_spec(self, fullname, path=None, target=None):  # noqa: ARG002
-        if fullname.split(".")[0] == "torchvision":
-            return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
-        return None
-
-    def create_module(self, spec):
-        module = types.ModuleType(spec.name)
-
-        def get(name):
-            if name.startswith("__"):
-                raise AttributeError(name)
-            return Absent(name, (), {})
-
-        module.__getattr__ = get
-        return module
-
-    def exec_module(self, module):
-        pass
-
-
 def import_timm():
-    if importlib.util.find_spec("torchvision") is None:
-        sys.meta_path.append(AbsentModules())
+    """timm with torchvision's Python code alone: its compiled operators, such as non-maximum
+    suppression, may be of another torch, and this module would look for them."""
+    sys.modules["torchvision._meta_registrations"] = types.ModuleType("absent")
     import timm
     import timm.optim
 
@@ -65,10 +34,14 @@ def import_timm():
 
 
 def build(job):
-    """The model, on the GPU if there is one. -> model, run(steps) -> seconds, loss; versions"""
+    """-> parameters that train, run(steps) -> seconds and a scalar, versions"""
     timm = import_timm()
     torch.manual_seed(0)
     torch.set_num_threads(job["threads"])
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions["timm"] = timm.__version__
+    if job["what"] == "input":
+        return peer_input.build(job, versions)
     device = torch.device(job["device"])
     if device.type == "cuda":  # as XLA multiplies float32 matrices there by default
         torch.set_float32_matmul_precision("high")
@@ -99,8 +72,8 @@ def build(job):
             torch.cuda.synchronize()
         return time.perf_counter() - start, float(result.detach().float().mean())
 
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    return model, run, versions | {"timm": timm.__version__}
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return parameters, run, versions
 
 
 def build_classifier(job, vit, normalise, precision, device):
@@ -150,12 +123,11 @@ def main():
     def answer(**values):
         answers.write(json.dumps(values) + "\n")
 
-    model, run, versions = build(json.loads(sys.stdin.readline()))
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    parameters, run, versions = build(json.loads(sys.stdin.readline()))
     answer(parameters=parameters, versions=versions, threads=torch.get_num_threads())
     for line in sys.stdin:
         cpu = time.process_time()
-        seconds, value = run(json.loads(line)["steps"])
+        seconds, value = run(**json.loads(line))
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         # CPU seconds so far, before and after: what was spent between two runs was spent idling.
         spent = [cpu, time.process_time()]

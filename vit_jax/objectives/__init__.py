@@ -38,22 +38,29 @@ def make(model, config, steps_per_epoch):
 def with_ema(objective, decay):
     """Keep the exponential moving average of the weights and use it wherever weights are used.
 
-    average <- decay * average + (1 - decay) * params after every optimizer step, from the initial
-    parameters on (as timm's ModelEma).
+    average <- decay * average + (1 - decay) * weights after every optimizer step, from the initial
+    weights on, running statistics among them (as timm's ModelEma).
     """
 
     def init(rng):
         params, extra = objective.init(rng)
         # Copies: the state is donated, so no two of its leaves may share a buffer.
-        return params, {"ema": jax.tree.map(jnp.copy, params), "inner": extra}
+        ema = jax.tree.map(jnp.copy, objective.raw(params, extra))
+        return params, {"ema": ema, "inner": extra}
 
     def loss(params, extra, *args):
         return objective.loss(params, extra["inner"], *args)
 
     def update(extra, params, aux, step):
-        ema = jax.tree.map(lambda e, p: e * decay + p * (1 - decay), extra["ema"], params)
-        return {"ema": ema, "inner": objective.update(extra["inner"], params, aux, step)}
+        inner = objective.update(extra["inner"], params, aux, step)
+        weights = objective.raw(params, inner)
+        ema = jax.tree.map(lambda e, w: e * decay + w * (1 - decay), extra["ema"], weights)
+        return {"ema": ema, "inner": inner}
 
     return objective._replace(
-        init=init, loss=loss, update=update, weights=lambda _, extra: extra["ema"]
+        init=init,
+        loss=loss,
+        update=update,
+        weights=lambda _, extra: extra["ema"],
+        raw=lambda params, extra: objective.raw(params, extra["inner"]),
     )

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 
 from vit_jax import augment, photometry
 from vit_jax.heads import DinoHead
+from vit_jax.models import pure
 from vit_jax.objectives import Objective
 from vit_jax.recipe import steps
 from vit_jax.schedules import cosine_schedule
-from vit_jax.vit import image_keys, pure
+from vit_jax.vit import image_keys
 
 GLOBAL = 2  # views that the teacher sees
 # Thresholds of `alarm`: shares of log(k), the largest entropy that there is.

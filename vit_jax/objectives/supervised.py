@@ -5,16 +5,21 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax import augment, mixing, photometry
+from vit_jax.models import union
 from vit_jax.objectives import Objective, with_ema
 from vit_jax.vit import image_keys
 
 
 def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every step
-    """The objective of a model with logits. Its batch: image uint8 [b, h, w, c], label [b]."""
+    """The objective of a model with logits. Its batch: image uint8 [b, h, w, c], label [b].
+
+    extra: the running statistics of batch norms, a tenth of them new in every step as torch has
+    it; {} for a model without.
+    """
     c, mix = config.objective, config.augment
 
     def init(rng):
-        return model.init(rng), {}
+        return model.init(rng), model.stats()
 
     def loss(params, extra, batch, rng, step):  # noqa: ARG001  the same at every step
         colours, erases, mixed, noise = jax.random.split(rng, 4)
@@ -23,7 +28,8 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every ste
         images = augment.normalise(images, config.data.mean, config.data.std)
         if mix.erase:
             images = augment.erase(images, image_keys(erases, batch["row"]), mix.erase)
-        num_classes = jax.eval_shape(model.apply, params, images)["logits"].shape[-1]
+        weights = union(params, extra)
+        num_classes = jax.eval_shape(model.apply, weights, images)["logits"].shape[-1]
         targets = smooth(jax.nn.one_hot(batch["label"], num_classes), c.label_smoothing)
         images, targets = mixing.mix_batch(
             mixed,
@@ -35,13 +41,15 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every ste
             switch=mix.mix_switch,
         )
         keys = image_keys(noise, batch["row"])
-        logits = model.apply(params, images, train=True, rng=keys)["logits"]
+        out = model.apply(weights, images, train=True, rng=keys)
+        logits, stats = out["logits"], out.get("stats", {})
         acc1 = jnp.mean(logits.argmax(-1) == targets.argmax(-1))
-        return cross_entropy(logits, targets), {"metrics": {"acc1": acc1}, "carry": {}}
+        return cross_entropy(logits, targets), {"metrics": {"acc1": acc1}, "carry": stats}
 
-    objective = Objective(
-        init, loss, update=lambda extra, *_: extra, weights=lambda params, _: params
-    )
+    def update(extra, params, aux, step):  # noqa: ARG001  the same at every step
+        return jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, extra, aux["carry"])
+
+    objective = Objective(init, loss, update, weights=union, raw=union)
     return with_ema(objective, c.ema) if c.ema else objective
 
 

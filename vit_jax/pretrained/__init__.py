@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from vit_jax import variants
+from vit_jax import folders, variants
 from vit_jax.cli import UserError
 from vit_jax.pretrained import dino, timm
 
@@ -30,7 +30,7 @@ def load(spec, name=None, **overrides):
     """
     from vit_jax import vit  # here, so that reading a file's names needs no model
 
-    if Path(spec).is_dir():
+    if folders.is_folder(spec):
         from vit_jax import checkpoint
 
         return checkpoint.load_model(spec)
@@ -65,22 +65,23 @@ def load(spec, name=None, **overrides):
 
 
 def begin(spec, module, config):
-    """Weights to begin training with: those of `spec` for the model `module`, a `vit.ViT`.
+    """Weights to begin training with: those of `spec` for the model `module`, a ViT or a ResNet.
 
-    -> nested dict of numpy arrays, the parameters of the module or a part of them, and the names of
+    -> nested dict of numpy arrays, the weights of the module or a part of them, and the names of
     those that stay new: a classifier for another number of classes; a last norm that moves from
     before the pooling to after it. Positions are resized to the module's grid. config:
     config.model, which settles what a file does not tell. Raises UserError for any other misfit.
     """
     import jax
 
-    from vit_jax import patch_embed, vit
+    from vit_jax import models, patch_embed
 
     heads = {"num_heads": config.num_heads} if config.num_heads else {}
-    source = load(Path(spec).expanduser(), config.variant, **heads)
-    found, wanted = jax.device_get(vit.functional(source)[1]), nnx.to_pure_dict(nnx.state(module))
-    grids = [(m.image // m.patch,) * 2 for m in (source, module)]
+    source = load(folders.place(spec), config.variant, **heads)
+    found = jax.device_get(models.functional(source)[1])
+    wanted = nnx.to_pure_dict(nnx.state(module))
     if "pos_embed" in found.keys() & wanted.keys() and source.prefix == module.prefix:
+        grids = [(m.image // m.patch,) * 2 for m in (source, module)]
         table = patch_embed.resize_positions(
             found["pos_embed"], *grids, module.prefix, module.pos_resize
         )

@@ -41,44 +41,67 @@ def define_flags():
 def main(flags):
     """The command: prints a table, or with --json one object whose keys experiments/benchmarks
     explains. Raises UserError."""
-    if flags.against and flags.what in ("input", "startup"):
-        raise UserError(f"--against={flags.against} goes with train_step, dino_step and forward")
+    alone = flags.what == "startup" or (flags.what == "input" and flags.config)
+    if flags.against and alone:
+        raise UserError(f"--against={flags.against} goes with no --config and no --what=startup")
     if flags.config and flags.what != "input":
         raise UserError("--config says where images come from; it goes with --what=input only")
+    threads = flags.threads
+    if flags.against and flags.what == "input":
+        threads = threads or 1
+        if threads > 1:
+            raise UserError("--what=input --against compares one core with one: --threads=1")
     memory.keep()
     found = {d.name: d.version for d in metadata.distributions() if d.name in log.PACKAGES}
     found["python"] = platform.python_version()
     load = round(os.getloadavg()[0], 2)  # what else the machine does
     result = {"what": flags.what, "model": flags.model, "batch_size": flags.batch_size}
-    result |= {"dtype": flags.dtype, "threads": pin(flags.threads), "versions": found, "load": load}
+    result |= {"dtype": flags.dtype, "threads": pin(threads), "versions": found, "load": load}
     if flags.what == "startup":
         result["seconds"] = startup(flags.model, flags.batch_size, flags.pairs)
     else:
-        if flags.config:
-            config, num_classes, cost = flags.config, None, 0
-            result |= {"model": config.model.variant, "batch_size": config.batch_size}
-        else:
-            words = flags.model, flags.batch_size, flags.dtype, flags.what
-            config, sizes = workloads.make_config(*words)
-            num_classes = sizes["num_classes"]
-            cost = workloads.count_flops(flags.what, config, sizes)
-        import jax
-
-        result["device"] = jax.devices()[0].device_kind if flags.what != "input" else "host"
-        peer = None
-        if flags.against:
-            job = turns.peer_job(
-                config, sizes, flags.what, result["threads"], jax.default_backend()
-            )
-            peer = turns.Peer(flags.against, job)
-        try:
-            ours = turns.Ours(workloads.BUILD[flags.what](config, num_classes))
-            taken = turns.take(ours, peer, flags.pairs, flags.seconds, flags.steps)
-        finally:
-            if peer:
-                peer.close()
-        result |= turns.summarise(taken, config.batch_size, cost, peer)
+        with tempfile.TemporaryDirectory() as folder:
+            result |= measure(flags, result["threads"], folder)
     print(json.dumps(result) if flags.json else table(result))
+
+
+def measure(flags, threads, folder):
+    """Turns of a workload, and of the peer. folder: an empty one, for what is written for it.
+
+    -> the rest of the result
+    """
+    words, sizes = (flags.model, flags.batch_size), {"num_classes": None}
+    if flags.config:
+        config = flags.config
+    elif flags.what == "input":
+        config, sizes = workloads.input_config(*words, folder, threads)
+    else:
+        config, sizes = workloads.make_config(*words, flags.dtype, flags.what)
+    cost = workloads.count_flops(flags.what, config, sizes)
+    import jax
+
+    result = {"device": jax.devices()[0].device_kind if flags.what != "input" else "host"}
+    if flags.config:
+        result |= {"model": config.model.variant, "batch_size": config.batch_size}
+    peer = None
+    if flags.against and flags.what == "input":
+        peer = turns.Peer(flags.against, turns.input_job(config, folder))
+    elif flags.against:
+        job = turns.peer_job(config, sizes, flags.what, threads, jax.default_backend())
+        peer = turns.Peer(flags.against, job)
+    try:
+        ours = turns.Ours(workloads.BUILD[flags.what](config, sizes["num_classes"]))
+        taken = turns.take(ours, peer, flags.pairs, flags.seconds, flags.steps)
+        result |= turns.summarise(taken, config.batch_size, cost, peer)
+        if peer and flags.what == "input":
+            steps = result["peer"]["steps"]
+            seconds = [peer.run(steps, output="float")["seconds"] for _ in range(flags.pairs)]
+            rates = turns.spread([steps * config.batch_size / s for s in seconds])
+            result["peer"]["images_per_s_float"] = rates
+    finally:
+        if peer:
+            peer.close()
+    return result
 
 
 def pin(threads):
@@ -143,6 +166,9 @@ def table(result):
     if "ratio_against" in result:
         ratio = _range({"median": result["ratio_against"]} | result["ratio_spread"])
         rows += [f"  vit_jax / {result['against']}, images/s, pair by pair: {ratio}"]
+    if "images_per_s_float" in result.get("peer", {}):
+        rate = _range(result["peer"]["images_per_s_float"])
+        rows += [f"  {result['against']} normalising on the host as well, images/s: {rate}"]
     return "\n".join([title, *rows])
 
 

@@ -12,11 +12,10 @@ import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from absl import flags
 
-from vit_jax import cli
+from vit_jax import cli, folders
 from vit_jax.cli import UserError
 
 SIZES = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}  # images, where it is known
@@ -109,21 +108,24 @@ def check_disk(config, flags):
         return []
     import jax
 
-    from vit_jax import vit
+    from vit_jax import models
 
     options = config.model.to_dict()
-    model = vit.build(options["num_classes"] or 1000, **options)
+    model = models.build(options["num_classes"] or 1000, **options)
     shapes = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
     size = sum(x.size * x.dtype.itemsize for x in shapes) * COPIES
     size += size // COPIES * (config.objective.get("ema", 0) > 0 or config.objective.name == "dino")
     needed = size * (config.keep_checkpoints + 2)
-    folder = Path(flags.workdir).expanduser().absolute()
+    words = f"{config.model.variant}: {needed / 1e9:.2f} GB of checkpoints, "
+    folder = folders.place(flags.workdir)
+    if folders.is_address(folder):
+        print(f"{words}in a bucket that answers")
+        return []
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK) or not folder.is_dir():
         raise UserError(f"--workdir={flags.workdir}: {folder} cannot be written to")
     free = shutil.disk_usage(folder).free
-    words = f"{config.model.variant}: {needed / 1e9:.2f} GB of checkpoints, "
     words += f"{free / 1e9:.1f} GB free in {folder}"
     print(words)
     return [f"no room: {words}"] if free < needed else []

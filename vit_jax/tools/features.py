@@ -54,7 +54,7 @@ def main(flags):
         arrays = of_split(flags.workdir, flags.split, flags.checkpoint, flags.raw, flags.batch_size)
     else:
         model = load(flags.weights, flags.model, raw=flags.raw)
-        check(images, model)
+        check(images, model, flags.attention or flags.blocks)
         size = flags.batch_size or BATCH
         arrays = compute(model, images, size, flags.attention, flags.blocks)
     write(output, arrays)
@@ -122,17 +122,19 @@ def read(path):
 
 def load(weights, name, raw=False):
     """A model with its weights, from a file or a run. Raises UserError."""
-    from vit_jax import checkpoint, pretrained
+    from vit_jax import checkpoint, folders, pretrained
 
-    if Path(weights).is_dir():
+    if folders.is_folder(weights):
         return checkpoint.load_model(weights, raw=raw)
     if raw:
         raise UserError(f"--raw goes with the workdir of a run; {weights} has one set of weights")
     return pretrained.load(weights, name)
 
 
-def check(images, model):
-    """UserError unless images b h w c can be put into the model."""
+def check(images, model, named=False):
+    """UserError unless images b h w c can be put into the model, and it has what is asked for."""
+    if named and not hasattr(model, "blocks"):
+        raise UserError("a ResNet has no --attention and no --blocks; leave them out")
     _, h, w, c = shape = images.shape
     if c != model.channels:
         hint = ""
@@ -142,10 +144,11 @@ def check(images, model):
             f"--input has shape {list(shape)}, but the model's images have {model.channels} "
             f"channels, last{hint}"
         )
-    if h % model.patch or w % model.patch:
+    patch = getattr(model, "patch", 1)  # a CNN takes any size
+    if h % patch or w % patch:
         raise UserError(
             f"--input has images of {h}x{w} pixels, which do not divide into patches of "
-            f"{model.patch}x{model.patch}"
+            f"{patch}x{patch}"
         )
 
 
@@ -154,9 +157,9 @@ def compute(model, images, batch_size, attention=False, blocks=False):
     import jax
     import numpy as np
 
-    from vit_jax import vit
+    from vit_jax import models
 
-    apply, params = vit.functional(model)
+    apply, params = models.functional(model)
     apply = jax.jit(apply, static_argnames=("attention", "blocks"))
     size, parts = min(batch_size, len(images)), []
     for start in range(0, len(images), size):

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 from absl import flags
 
-from vit_jax import cli
+from vit_jax import cli, folders
 from vit_jax.cli import UserError
 
 MAX_PIXELS, MAX_FIGURE = 50_000_000, 48  # of a file, which may be a stranger's; images
@@ -82,16 +82,16 @@ def load_run(flags):
 
 def load_file(flags):
     """The model of a weight file; its images are prepared as its name says (timm's settings)."""
-    from vit_jax import pretrained, recipe, vit
+    from vit_jax import models, pretrained, recipe
 
     if flags.raw or flags.checkpoint != "best":
         raise UserError("--raw and --checkpoint go with --workdir; a file has one set of weights")
-    if Path(flags.weights).is_dir():
+    if folders.is_folder(flags.weights):
         raise UserError(f"{flags.weights} is a folder; if it is of a run, say --workdir")
     model = pretrained.load(flags.weights, flags.model)
     if not model.num_classes:
         raise UserError(f"{flags.weights} has no classifier, so it cannot name classes")
-    apply, params = vit.functional(model)
+    apply, params = models.functional(model)
     # AugReg's weights see [-1, 1]; DeiT's, MAE's and DINO's ImageNet's mean and deviation.
     common = recipe.common()
     imagenet = re.match(r"deit|.*\.(mae|dino|fb|deit)", flags.model or "") and model.channels == 3

@@ -25,8 +25,7 @@ def main(flags):
             name, options = flags.model, variants.parse(flags.model)
             options.setdefault("num_classes", 1000)
         else:
-            name, options = flags.config.model.variant, flags.config.model.to_dict()
-            options = variants.parse(options.pop("variant"), **options)
+            name, options = flags.config.model.variant, variants.of_config(**flags.config.model)
             options["num_classes"] = 0
             if flags.num_classes is None:
                 options["num_classes"] = count_classes(flags.config)
@@ -50,56 +49,88 @@ def count_classes(config):
 
 
 def describe(name, options):
-    """A table of the stages, as text. options: the arguments of `vit.ViT`."""
+    """A table of the stages, as text. options: as `variants.parse` gives them, and num_classes."""
     import jax
 
-    from vit_jax import vit
+    from vit_jax import models
 
     options = dict(options)
     num_classes = options.pop("num_classes")
-    heads, patch = options["num_heads"], options["patch"]
-    model = vit.build(num_classes, variant=f"mu/{patch}", **options)
+    cnn = "layers" in options
+    variant = name.split(",")[0] if cnn else f"mu/{options['patch']}"
+    model = models.build(num_classes, variant=variant, **options)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    rows = stages(model, params, options)
+    rows = (cnn_stages if cnn else stages)(model, params, options)
     total = sum(x.size for x in jax.tree.leaves(params))
     stray = total - sum(count for _, _, count in rows if count)
     if stray:
         raise AssertionError(f"{stray:,} parameters belong to no stage")
     wide = max(len(stage) for stage, _, _ in rows) + 2
-    lines = [f"{name}: width {options['width']}, depth {options['depth']}, {heads} heads", ""]
+    lines = [f"{name}: width {options['width']}, ", ""]
+    if cnn:
+        lines[0] += f"stages of {', '.join(map(str, options['layers']))} {options['block']} blocks"
+    else:
+        lines[0] += f"depth {options['depth']}, {options['num_heads']} heads"
     lines += [f"{'stage':{wide}}{'shape of an image':20}{'parameters':>14}"]
     for stage, shape, count in rows:
         lines.append(f"{stage:{wide}}{shape:20}{f'{count:,}' if count else '':>14}".rstrip())
     flops = variants.count_flops(**options, num_classes=num_classes)
     lines += [f"{'total':{wide}}{'':20}{total:>14,}", ""]
-    lines += [
-        f"{flops / 1e9:.4g} GFLOPs an image forward ({flops / 2e9:.4g} GMACs: one multiply-add"
-    ]
-    lines[-1] += " is 2 FLOPs); a training step takes 3 times as many"
+    words = f"{flops / 1e9:.4g} GFLOPs an image forward ({flops / 2e9:.4g} GMACs: one multiply-add"
+    lines += [words + " is 2 FLOPs); a training step takes 3 times as many"]
     lines += [f"{4 * total / 1e6:,.4g} MB of weights in float32; AdamW's state is twice that again"]
     return "\n".join(lines)
+
+
+def one_image(options):
+    import jax
+
+    side = options["image"]
+    return jax.ShapeDtypeStruct((1, side, side, options.get("channels", 3)), "float32")
+
+
+def cnn_stages(model, params, options):
+    """As `stages`, of a ResNet."""
+    import jax
+
+    from vit_jax import models
+
+    images = one_image(options)
+    out = jax.eval_shape(
+        lambda p, x: model.apply(models.union(p, model.stats()), x, blocks=True), params, images
+    )
+    names = {"stem": "stem, convolution", "pool": "stem, max pooling"}
+    names |= {f"layer{i + 1}": f"{n} blocks" for i, n in enumerate(options["layers"])}
+    rows = [("image", images, "")]
+    rows += [(names[stage], out["maps"][stage], stage) for stage in names if stage in out["maps"]]
+    rows += [("mean over the image", out["pooled"], "")]
+    rows += [("head", out["logits"], "head")] if "logits" in out else []
+    return [(name, shape(x.shape[1:]), size(params, stage)) for name, x, stage in rows]
+
+
+def size(params, *path):
+    """Parameters below a path; 0 where there is nothing."""
+    import jax
+
+    for key in path:
+        params = params.get(key, {})
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+def shape(x):
+    return f"[{'x'.join(map(str, x))}]"
 
 
 def stages(model, params, options):
     """[(stage, shape for one image, parameters)], from the outside in."""
     import jax
 
-    image, channels = options["image"], options.get("channels", 3)
-    images = jax.ShapeDtypeStruct((1, image, image, channels), "float32")
+    images = one_image(options)
     named = {"attention": True, "blocks": True}
     out = jax.eval_shape(lambda p, x: model.apply(p, x, **named), params, images)
     patches = jax.eval_shape(lambda p, x: model.bind(p).patch_embed(x), params, images)
     patch, (_, n, d) = options["patch"], out["tokens"].shape
     depth, _, heads, _, _ = out["attention"].shape
-
-    def size(*path):
-        node = params
-        for key in path:
-            node = node.get(key, {})
-        return sum(x.size for x in jax.tree.leaves(node))
-
-    def shape(x):
-        return f"[{'x'.join(map(str, x))}]"
 
     how = {"conv": "convolution", "linear": "unfold and linear"}
     how = how[options.get("patch_embed", "conv")]
@@ -109,41 +140,42 @@ def stages(model, params, options):
         (
             f"{count} patches of {patch}x{patch} ({how})",
             shape(patches.shape[1:]),
-            size("patch_embed"),
+            size(params, "patch_embed"),
         )
     ]
     position = {"learned": "position, learned", "sincos2d": "position, fixed 2-D sin-cos"}
     position = position[options.get("pos_embed", "learned")]
     extra = "[CLS] + " if "cls_token" in params else ""
-    rows += [(extra + position, shape((n, d)), size("cls_token") + size("pos_embed"))]
+    count = size(params, "cls_token") + size(params, "pos_embed")
+    rows += [(extra + position, shape((n, d)), count)]
     rows += [(f"{depth} encoder blocks of", shape(out["blocks"].shape[2:]), 0)]
-    rows += [(f"  {stage}", *rest) for stage, *rest in block(options, n, size, shape, heads)]
+    rows += [(f"  {stage}", *rest) for stage, *rest in block(params, options, n, heads)]
     pools = {"cls": "CLS", "gap": "mean of the patches", "map": "attention pooling (MAP)"}
     pool = pools[options.get("pool", "cls")]
     if "norm" in params:
-        rows += [("LayerNorm", shape((n, d)), size("norm"))]
-    rows += [(pool, shape(out["pooled"].shape[1:]), size("attn_pool"))]
+        rows += [("LayerNorm", shape((n, d)), size(params, "norm"))]
+    rows += [(pool, shape(out["pooled"].shape[1:]), size(params, "attn_pool"))]
     if "fc_norm" in params:
-        rows += [("LayerNorm", shape((d,)), size("fc_norm"))]
+        rows += [("LayerNorm", shape((d,)), size(params, "fc_norm"))]
     if "logits" in out:
-        rows += [("head", shape(out["logits"].shape[1:]), size("head"))]
+        rows += [("head", shape(out["logits"].shape[1:]), size(params, "head"))]
     return rows
 
 
-def block(options, n, size, shape, heads):
+def block(params, options, n, heads):
     """The stages of the encoder blocks; parameters are those of all blocks together."""
     d, m = options["width"], options["mlp_dim"]
     tokens = shape((n, d))
-    norms = [("LayerNorm", tokens, size("blocks", f"norm{i}")) for i in (1, 2)]
+    norms = [("LayerNorm", tokens, size(params, "blocks", f"norm{i}")) for i in (1, 2)]
     attention = [
         (
             f"{heads} heads of {d // heads}: attention",
             shape((heads, n, n)),
-            size("blocks", "attn", "qkv"),
+            size(params, "blocks", "attn", "qkv"),
         ),
-        ("heads joined, linear", tokens, size("blocks", "attn", "proj")),
+        ("heads joined, linear", tokens, size(params, "blocks", "attn", "proj")),
     ]
-    mlp = [(f"MLP {d} -> {m} -> {d}", tokens, size("blocks", "mlp"))]
+    mlp = [(f"MLP {d} -> {m} -> {d}", tokens, size(params, "blocks", "mlp"))]
     add = [("+ what came in", tokens, 0)]
     if options.get("norm", "pre") == "post":
         return attention + add + norms[:1] + mlp + add + norms[1:]
