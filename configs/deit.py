@@ -9,7 +9,7 @@ B       86 M          2 x 8 GPUs          18                  81.8 %            
 
 The estimate is of computing alone: three forward passes an image on 8 TPU v5e chips, at 40 % of
 their 197 TFLOP/s. Reading 224-pixel JPEGs as fast takes many more cores than such a machine has.
-B does not fit into their 16 GB as it is, but with --config.accum_steps=2 (experiments/compile_check).
+B does not fit into their 16 GB but with --config.accum_steps=2 (see experiments/compile_check).
 
 Values: main.py of facebookresearch/deit (7e160fe) with timm 0.3.2, and Table 9 of the paper, which
 agree. What is not in the paper: the schedule moves once an epoch, an epoch late; RandAugment
