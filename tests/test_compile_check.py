@@ -68,9 +68,13 @@ def test_collectives_of_a_step_on_eight_devices(check):
     assert 0 <= reduced["bytes"] - 4 * found["parameters"] < 200
     assert reduced["runs"] > reduced["ops"]
     assert "all-gather" not in found["collectives"]
-    split = result_of(check("--nosearch", "--json", "--config.mesh.fsdp=8", devices=8))
+    words = "--config.mesh.fsdp=8", "--config.batch_size=2048"
+    split = result_of(check("--nosearch", "--json", *words, devices=8))
     assert split["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
     assert split["state"] < found["state"] / 4 and "all-gather" in split["collectives"]
+    # Parameters and their gradients are sent, and no activations, which are far larger here.
+    sent = sum(kind["bytes"] for kind in split["collectives"].values())
+    assert sent < 3 * 4 * split["parameters"]
 
 
 def test_the_largest_batch_is_found_by_compiling(check):

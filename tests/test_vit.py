@@ -233,6 +233,17 @@ def test_scanned_unrolled_and_rematerialised_are_the_same(options, scan, remat):
     assert np.allclose(expected[0][1], quiet, atol=1e-4) == ("dropout" not in options)
 
 
+def test_the_dots_policy_computes_no_product_of_a_layer_twice():
+    images, counts = draw(2, 32, 32, 3), {}
+    for remat in ("none", "dots", "full"):
+        model = models.build(10, **TINY, scan="on", remat=remat)
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        step = jax.jit(jax.grad(lambda p, m=model: m.apply(p, images)["logits"].sum()))
+        counts[remat] = step.lower(params).as_text().count("dot_general")
+    # Attention's two products are computed again by both, the layers' four by one of them.
+    assert counts["none"] < counts["dots"] < counts["full"]
+
+
 def test_noise_belongs_to_the_image_not_to_its_batch():
     model, params = build(drop_path=0.5, dropout=0.2)
     images, keys = draw(3, 32, 32, 3), jax.random.split(jax.random.key(0), 3)

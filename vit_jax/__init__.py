@@ -28,7 +28,8 @@ The life of an image:
   pretrained/*     weights from other projects, as tables of names
   figures/*        arrays to figures
   attention.py     maps, masks and principal components, from a model's named outputs
-  receptive_field.py  how far a CNN and a ViT see; gradcam.py: where a CNN looks
+  receptive_field.py  how far a CNN and a ViT see; gradcam.py: where a CNN looks; look.py: a model's
+                   maps and features of single images
   tools/*          what a person runs besides train; workloads.py and turns.py time them
 
 Axes: b batch, v views, h w rows and columns, c channels, n tokens (q queries, m keys),

@@ -1,11 +1,15 @@
 """What a model's named outputs show of an image: attention maps and the axes of its features.
 
-Arrays in, arrays out. A grid is the rows and columns of patches, an image's sides / the patch's.
+Arrays in, arrays out: numpy's or, within jit, JAX's. Axes: l layers, b images, h heads, q queries
+and m what they attend to, which are both all n tokens. A grid is the rows and columns of patches,
+an image's sides / the patch's.
 """
 
 import numpy as np
 
 ROUNDING = 1e-6  # of a sum of float32 softmax outputs
+SHADES = {"█": 0.8, "▓": 0.4, "░": 0.0}  # and the least share of a map's maximum it stands for
+LEGEND = "█ 0.8 to 1.0, ▓ 0.4 to 0.8, ░ 0 to 0.4 of the map's maximum"
 
 
 def cls_maps(attention, grid, prefix=1):
@@ -32,6 +36,41 @@ def _on_grid(rows, grid, prefix):
     if rows.shape[-1] != grid[0] * grid[1]:
         raise ValueError(f"{rows.shape[-1]} patches do not make a grid of {grid[0]} x {grid[1]}")
     return rows.reshape(*rows.shape[:-1], *grid)
+
+
+def head_map(maps, head):
+    """One map of all heads': [..., h, rows, columns] -> [..., rows, columns].
+
+    head: its number from 0, or "mean" or "max", patch by patch over the heads.
+    """
+    return getattr(maps, head)(-3) if isinstance(head, str) else maps[..., head, :, :]
+
+
+def rollout(attention):
+    """How much of each token has come into each by every layer: [l, b, h, n, n] -> [l, b, n, n].
+
+    Attention rollout, section 3 of arXiv:2005.00928: the mean over heads, half of it and half
+    the identity for the residual connection, each row scaled to 1, multiplied from the first
+    layer up. Entry i is that of the first i + 1 layers; `cls_maps(rollout(a)[:, :, None], grid)`
+    are maps of it.
+    """
+    found = []
+    for layer in attention:
+        mixed = (layer.mean(-3) + np.eye(layer.shape[-1], dtype=layer.dtype)) / 2
+        mixed = mixed / mixed.sum(-1, keepdims=True)
+        found.append(mixed @ found[-1] if found else mixed)
+    return attention.__array_namespace__().stack(found)
+
+
+def as_text(values):
+    """A map [rows, columns] as lines of █ ▓ ░, two to a patch so that it is about square.
+
+    By its share of the map's maximum, as `LEGEND` says; what lies on a bound is above it.
+    """
+    values = np.asarray(values, np.float64)
+    shares = values / (values.max() or 1) + ROUNDING
+    shades = np.select([shares >= low for low in SHADES.values()], list(SHADES), "░")
+    return "\n".join("".join(row) for row in shades.repeat(2, axis=1))
 
 
 def mass_mask(maps, keep=0.6):
@@ -64,8 +103,8 @@ def pca(tokens, components=3):
     x = np.asarray(tokens, np.float64)
     x = x.reshape(-1, x.shape[-1])
     x = x - x.mean(0)
-    _, spread, axes = np.linalg.svd(x, full_matrices=False)
-    axes = axes[:components]
+    squares, axes = np.linalg.eigh(x.T @ x)  # rising
+    spread, axes = np.sqrt(squares[::-1].clip(0)), axes.T[::-1][:components]
     axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
     scores = np.zeros((len(x), components))
     scores[:, : len(axes)] = x @ axes.T

@@ -14,8 +14,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from vit_jax import kernels
+from vit_jax import kernels, sharding
 from vit_jax.noise import Noise, Silence
 
 
@@ -33,7 +34,7 @@ ACTIVATIONS = {
     "gelu_tanh": partial(nnx.gelu, approximate=True),
 }
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("dense"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -50,6 +51,7 @@ class Linear(nnx.Module):
         lead = x.shape[:-1]
         kernel = self.kernel[...].astype(self.dtype)
         y = kernels.dense(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel)
+        y = checkpoint_name(y, "dense")  # for REMAT_POLICIES: a custom_vjp hides its products
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
         return y.reshape(*lead, *kernel.shape[1:])
@@ -194,6 +196,7 @@ def encode(blocks, groups, *, drop_path, remat, scan, keys=None, attention=False
 
     def run(x, layer):
         params, index, rate = layer
+        x = sharding.by_batch(x)
         noise = None
         if keys is not None:
             layer_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)

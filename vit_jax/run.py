@@ -99,14 +99,16 @@ class Run:
     def step(self, state, rows):
         """(state, this process's rows) -> (state, metrics). The state passed in is used up."""
         rows = batch.to_devices(rows, sharding.batch_sharding(self.mesh))
-        return self._step(state, rows, self.train_rng)
+        with jax.set_mesh(self.mesh):
+            return self._step(state, rows, self.train_rng)
 
     def lower(self, rows):
         """The train step for global batches like `rows`, a tree of shapes and dtypes: traced for
         the mesh, whose devices need not be there, and to be compiled or looked at."""
         place = sharding.batch_sharding(self.mesh)
         rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), rows)
-        return self._step.lower(self.abstract, rows, self.train_rng)
+        with jax.set_mesh(self.mesh):
+            return self._step.lower(self.abstract, rows, self.train_rng)
 
     def lr(self, step):
         return float(self.schedule(step))

@@ -47,6 +47,14 @@ def batch_sharding(mesh: Mesh):
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def by_batch(x):
+    """x with its first axis split as the batch is, and whole otherwise; as it is where no mesh of
+    ours is set. Without it XLA may move activations where parameters are split, not parameters."""
+    if not {"data", "fsdp"} <= set(jax.sharding.get_abstract_mesh().axis_names):
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
+
+
 def replicated(mesh: Mesh):
     return NamedSharding(mesh, PartitionSpec())
 

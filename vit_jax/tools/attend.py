@@ -1,42 +1,83 @@
-"""What a run's model looks at, beside another's: attention of its last layer, features as colours.
+"""What a model looks at: its attention, of any layers and heads, and its features as colours.
 
-python -m vit_jax.tools.attend --workdir=runs/dino --against=runs/supervised \\
-    --output=attention.png test:0 test:1 cat.jpg
+python -m vit_jax.tools.attend --workdir=runs/dino --output=seen.png test:0 test:1 cat.jpg
+python -m vit_jax.tools.attend --weights=FILE.safetensors --model=vit_small_patch8_224.dino \\
+    --image=480 --layers=last --heads=all --style=mask --output=heads.png cat.jpg
+python -m vit_jax.tools.attend --workdir=runs/dino --terminal --animate=layers.gif test:0
 
-Writes the figure, and the arrays in it beside it as .npz.
+Draws the row of the class token, or the mean of the patches' where there is none. Layers are side
+by side or, where several heads are, one below the other. A folder stands for the images in it. The
+arrays lie beside a picture as .npz: maps [images, layers, heads, rows, columns], and more.
 """
 
-from types import SimpleNamespace
+import re
+import shutil
+from functools import partial
+from pathlib import Path
 
 from absl import flags
 
-from vit_jax import cli
+from vit_jax import cli, variants
 from vit_jax.cli import UserError
 from vit_jax.tools import features, predict
 
-MOST, MOST_HEADS = 16, 6  # images, a row each; heads, a column each
+MOST, MOST_FRAMES = 16, 500  # images of a figure, of an animation
+MOST_MAPS = 600  # of a figure; it is a square metre then
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")  # of the formats of `decode`
+STYLES = ("overlay", "map", "mask")
 
 
 def define_flags():
-    flags.DEFINE_string(
-        "workdir", None, "folder of a run; test:0 is a row of its data", required=True
-    )
+    flags.DEFINE_string("workdir", None, "folder of a run; test:0 is a row of its data")
+    flags.DEFINE_string("weights", None, "file.safetensors, instead of --workdir")
+    flags.DEFINE_string("model", None, "of --weights: its name, such as vit_small_patch16_224")
     flags.DEFINE_string("against", None, "folder of another run, on the same images")
-    flags.DEFINE_string("output", None, "picture to write: .png, .pdf or .svg", required=True)
-    flags.DEFINE_list("heads", None, "which to draw beside their mean; none said: the first three")
-    flags.DEFINE_string("checkpoint", "best", "of both runs: best, latest or a step")
-    flags.DEFINE_bool("raw", False, "the trained weights, not their average or the teacher's")
+    flags.DEFINE_list(
+        "layers",
+        None,
+        "from 1, such as 1,6,12; last, all; none said: first, middle and last; with --against the "
+        "last; with --animate of one image all",
+    )
+    flags.DEFINE_list(
+        "heads",
+        None,
+        "from 0, such as 0,2,5; all; over all of them mean, max, rollout (through all layers up to "
+        "the one named); none said: mean, and of a single layer the first three too",
+    )
+    flags.DEFINE_enum("style", "overlay", STYLES, "over the image; alone; the --keep of the image")
+    flags.DEFINE_float("keep", 0.6, "share of a map's sum inside an outline or a mask")
+    flags.DEFINE_integer("image", None, "side in pixels; positions are resized to it")
+    flags.DEFINE_string("output", None, "picture to write: .png, .pdf or .svg")
+    flags.DEFINE_string(
+        "animate", None, "a frame a layer, of several images one an image: .gif, .apng or .png"
+    )
+    flags.DEFINE_float("fps", None, "of --animate, frames a second; 2 of layers, 10 of images")
+    flags.DEFINE_bool("terminal", False, "print the maps as text")
+    flags.DEFINE_string("checkpoint", "best", "of runs: best, latest or a step")
+    flags.DEFINE_bool("raw", False, "of runs: the trained weights, not average or teacher")
+    flags.DEFINE_list("mean", None, "of images in [0, 1], one a channel or one for all")
+    flags.DEFINE_list("std", None, "likewise")
+    flags.DEFINE_float("crop", None, "side of the centre crop / short side of the image")
 
 
 def main(flags, words):
-    if not 0 < len(words) <= MOST:
-        raise UserError(f"name 1 to {MOST} images: files, or test:0, a row of the run's data")
-    output = cli.figure_path("output", flags.output)
-    folders = [folder for folder in (flags.workdir, flags.against) if folder]
-    for folder in folders:
-        cli.load_config(folder)  # before the wait for jax
-    models = [load(folder, flags.checkpoint, flags.raw) for folder in folders]
-    heads = pick_heads(flags.heads, models)
+    words = list_images(words)
+    output, film = check(flags, words)
+
+    from vit_jax import look
+
+    run = flags.workdir and look.of_run(flags.workdir, flags.checkpoint, flags.raw)
+    models = [run or look.of_file(flags.weights, flags.model)]
+    if flags.against:
+        models.append(look.of_run(flags.against, flags.checkpoint, flags.raw))
+    of_layers = film is not None and len(words) == 1
+    for model in models:
+        prepare(model, flags)
+    layers = [pick_layers(flags, look.count(m.module)[0], of_layers) for m in models]
+    fewest = min(look.count(m.module)[1] for m in models)
+    heads = pick_heads(flags.heads, fewest, max(map(len, layers)))
+    by_layer = len(heads) > 1 and max(map(len, layers)) > 1
+    check_size(len(words) if output else 1, layers, heads, by_layer or of_layers)
     pictures, broken = predict.open_images(words, models[0])
     if not pictures:
         return 2
@@ -44,96 +85,163 @@ def main(flags, words):
     for model in models[1:]:  # rows of the first run's data, prepared for this model
         model.config = models[0].config
         views.append([p.view for p in predict.open_images(names, model)[0]])
-    seen = [see(*pair) for pair in zip(models, views, strict=True)]
-    write(output, names, views[0], seen, heads)
+    rolled = "rollout" in heads
+    seen = [look.see(*one, rolled) for one in zip(models, views, layers, strict=True)]
+    show(flags, output, film, names, views[0], seen, heads, by_layer, of_layers)
     return 2 if broken else 0
 
 
-def pick_heads(words, models):
-    """["0", "2"] -> (0, 2), heads that every model has. Raises UserError."""
-    if words is None:
-        return (0, 1, 2)
-    fewest = min(model.module.blocks.attn.num_heads for model in models)
-    try:
-        heads = tuple(int(word) for word in words)
-    except ValueError:
-        heads = (-1,)
-    if len(heads) > MOST_HEADS or any(not 0 <= head < fewest for head in heads):
+def show(flags, output, film, names, views, seen, heads, by_layer, of_layers):
+    """Text, picture and animation, as far as the flags say."""
+    if flags.terminal:
+        from vit_jax.figures import terminal
+
+        print(terminal.text(names, seen, heads, shutil.get_terminal_size((100, 24)).columns))
+    if not (output or film):
+        return
+
+    from vit_jax.figures import overlay
+    from vit_jax.figures.seeing import drawing
+
+    draw = partial(drawing, names, views, seen, heads, style=flags.style, keep=flags.keep)
+    every = list(range(len(seen[0].layers)))
+    if output:
+        draw(range(len(names)), every if by_layer else None).savefig(output, dpi=150)
+        save(output, names, views, seen, flags.keep)
+    if film:
+        if of_layers:
+            frames = (draw([0], [layer]) for layer in every)
+        else:
+            frames = (draw([i], every if by_layer else None) for i in range(len(names)))
+        overlay.animate(film, frames, fps=flags.fps or (2 if of_layers else 10))
+        save(film, names, views, seen, flags.keep)
+
+
+def list_images(words):
+    """Images as they are, and for each folder the image files in it, 2.png before 10.png."""
+    found = []
+    for word in words:
+        if not Path(word).is_dir():
+            found.append(word)
+            continue
+        inside = [str(p) for p in Path(word).iterdir() if p.suffix.lower() in SUFFIXES]
+        if not inside:
+            raise UserError(f"{word} holds no image: {', '.join(SUFFIXES)}")
+        parts = {p: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", p)] for p in inside}
+        found += sorted(inside, key=parts.get)
+    return found
+
+
+def check(flags, words):
+    """-> paths of the picture and of the animation, or None. Raises UserError, before any work."""
+    if (flags.workdir is None) == (flags.weights is None):
+        raise UserError("say either --workdir=DIR or --weights=FILE; see --help")
+    if not (flags.output or flags.animate or flags.terminal):
+        raise UserError("say --output=seen.png, --animate=layers.gif or --terminal")
+    most = MOST if flags.output or flags.terminal else MOST_FRAMES
+    if not 0 < len(words) <= most:
         raise UserError(
-            f"--heads={','.join(words)} must be at most {MOST_HEADS} numbers from 0 to {fewest - 1}"
+            f"name 1 to {most} images, not {len(words)}: files, folders or rows of data (test:0)"
         )
-    return heads
+    if not 0 < flags.keep <= 1:
+        raise UserError(f"--keep={flags.keep} must be above 0 and at most 1")
+    if flags.fps is not None and not 0.1 <= flags.fps <= 50:
+        raise UserError(f"--fps={flags.fps} must be from 0.1 to 50")
+    if flags.workdir and flags.model:
+        raise UserError("--model goes with --weights; a run knows its own")
+    if flags.weights and (flags.raw or flags.checkpoint != "best") and not flags.against:
+        raise UserError("--raw and --checkpoint go with --workdir; a file has one set of weights")
+    for folder in (flags.workdir, flags.against):
+        if folder and variants.is_cnn(name := cli.load_config(folder).model.variant):
+            raise UserError(f"{folder} is of a {name}, which has no attention; name a ViT's run")
+    film = flags.animate and Path(flags.animate).expanduser()
+    if film:
+        if film.suffix not in (".gif", ".apng", ".png"):
+            raise UserError(f"--animate={film} must be a .gif, .apng or .png")
+        cli.figure_path("animate", film.with_suffix(".png"))  # makes the folder
+    output = flags.output and cli.figure_path("output", flags.output)
+    if film and film == output:
+        raise UserError(f"--animate and --output are both {film}")
+    return output or None, film or None
 
 
-def load(workdir, checkpoint, raw):
-    """A run's model, called, and how its images are prepared: what `predict.open_images` needs."""
-    from vit_jax import checkpoint as checkpoints
+def prepare(model, flags):
+    """What the flags say of the images, in place of what goes with the weights."""
+    from vit_jax import look
 
-    config, _, model, params, step = checkpoints.load_weights(workdir, checkpoint, raw)
-    return SimpleNamespace(
-        module=model.bind(params),
-        config=config,
-        image=config.model.image,
-        channels=config.model.channels,
-        mean=config.data.mean,
-        std=config.data.std,
-        crop=config.augment.eval_crop,
-        name=f"{workdir}, step {step:,}",
-    )
+    model.title = ""
+    predict.override(model, flags)
+    if model.title:
+        print(f"{model.name}{model.title}")
+    if flags.image is not None:
+        look.resize(model, flags.image)
 
 
-def see(model, views):
-    """uint8 images [h, w, c] -> one of the `models` of `figures.seeing`."""
-    import jax
+def pick_layers(flags, depth, of_layers):
+    """--layers as numbers from 1. Raises UserError."""
+    words = flags.layers
+    if words is None:
+        some = ["last"] if flags.against else [1, (depth + 1) // 2, depth]
+        words = ["all"] if of_layers else some
+    named = {"all": range(1, depth + 1), "last": [depth]}
+    try:
+        layers = [i for word in words for i in named.get(word) or [int(word)]]
+    except ValueError:
+        layers = [0]
+    if any(not 1 <= layer <= depth for layer in layers):
+        raise UserError(
+            f"--layers={','.join(map(str, words))} must be numbers from 1 to {depth}, last or all"
+        )
+    return list(dict.fromkeys(layers))
+
+
+def pick_heads(words, count, layers):
+    """--heads as numbers from 0, "mean", "max" and "rollout". Raises UserError.
+
+    count: how many heads every model has. layers: how many layers are drawn.
+    """
+    if words is None:
+        return ["mean", *range(min(3, count))] if layers == 1 and count > 1 else ["mean"]
+    named = {"all": range(count), "mean": ["mean"], "max": ["max"], "rollout": ["rollout"]}
+    try:
+        heads = [head for word in words for head in named.get(word) or [int(word)]]
+    except ValueError:
+        heads = [-1]
+    if any(isinstance(head, int) and not 0 <= head < count for head in heads):
+        raise UserError(
+            f"--heads={','.join(words)} must be numbers from 0 to {count - 1}, all, mean, max or "
+            "rollout"
+        )
+    return list(dict.fromkeys(heads))
+
+
+def check_size(images, layers, heads, by_layer):
+    """UserError where the picture would not fit."""
+    counts = [len(numbers) for numbers in layers]
+    if by_layer and len(set(counts)) > 1:
+        raise UserError("the two have different numbers of layers; name them: --layers=1,2,3")
+    if images * sum(counts) * len(heads) > MOST_MAPS:
+        raise UserError(
+            f"these are {images * sum(counts) * len(heads)} maps, more than {MOST_MAPS}; name "
+            "fewer images, --layers or --heads"
+        )
+
+
+def save(path, names, views, seen, keep):
+    """The arrays of a picture beside it; says what was written."""
     import numpy as np
 
-    from vit_jax import attention, augment, vit
+    from vit_jax.attention import mass_mask
 
-    module = model.module
-    apply, params = vit.functional(module)
-    side, prefix = model.image // module.patch, module.prefix
-    read = attention.cls_maps if prefix else attention.patch_maps
-
-    @jax.jit
-    def last_layer(params, image):
-        images = augment.normalise(image[None], model.mean, model.std)
-        out = apply(params, images, attention=True)
-        return read(out["attention"][-1:], (side, side), prefix)[0, 0], out["tokens"][0, prefix:]
-
-    # One image at a time: the maps of all layers are large.
-    maps, tokens = zip(*(jax.device_get(last_layer(params, x)) for x in views), strict=True)
-    tokens = np.stack(tokens).astype(np.float32)
-    who = "[CLS]" if prefix else "the average patch (no [CLS])"
-    depth, even = len(params["blocks"]["norm1"]["scale"]), 1 / (side * side + prefix)
-    notes = [f"attention of {who}, layer {depth} of {depth}"]
-    square = "{0}x{0}".format
-    notes += [f"image {square(model.image)}, {square(side)} patches of {square(module.patch)}"]
-    notes[-1] += f"; an even share is {even:.1%}"
-    return {
-        "name": model.name,
-        "note": "\n".join(notes),
-        "maps": np.stack(maps).astype(np.float32),
-        "colours": attention.pca(tokens).reshape(len(views), side, side, 3),
-    }
-
-
-def write(output, names, views, seen, heads):
-    """The figure, and an .npz with the same name; says what was written."""
-    import numpy as np
-
-    from vit_jax import attention
-    from vit_jax.figures.seeing import KEEP, seeing
-
-    figure = seeing(views, seen, titles=names, heads=heads)
     arrays = {"names": np.array(names), "images": np.stack(views)}
-    for role, model in zip(("workdir", "against"), seen, strict=False):
-        mask = attention.mass_mask(model["maps"].mean(1), KEEP)
-        found = {"maps": model["maps"], "mask": mask, "colours": model["colours"]}
-        arrays |= {f"{role}_{name}": array for name, array in found.items()}
-        arrays[f"{role}_name"] = np.array(f"{model['name']}: {model['note']}")
-    figure.savefig(output, dpi=150)
-    features.write(output.with_suffix(".npz"), arrays)
-    print(f"{output}\n{output.with_suffix('.npz')}")
+    for prefix, model in zip(("", "against_"), seen, strict=False):
+        found = dict(maps=model.maps, layers=model.layers, heads=range(model.maps.shape[2]))
+        found |= dict(mask=mass_mask(model.maps.mean(2), keep), colours=model.colours)
+        found |= {} if model.rollout is None else {"rollout": model.rollout}
+        found["note"] = f"{model.name}: attention of {model.whose}; {model.size}"
+        arrays |= {prefix + name: np.asarray(array) for name, array in found.items()}
+    features.write(path.with_suffix(".npz"), arrays)
+    print(f"{path}\n{path.with_suffix('.npz')}")
 
 
 if __name__ == "__main__":
