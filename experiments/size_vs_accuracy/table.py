@@ -7,6 +7,8 @@ from experiments import runs, tables
 from vit_jax import log, variants
 from vit_jax.cli import UserError
 
+PLACES = ("--workdir=", "--config.data.dir=", "--config.compilation_cache=")
+
 
 def report(planned, published, folder, timed):
     """Writes the results of the runs that are finished, and prints their table. Raises UserError
@@ -71,7 +73,8 @@ def result(run, timed):
             "devices": f"{len(facts['devices'])} x {facts['devices'][0]}",
             "code": facts["code"],
             "versions": facts["versions"],
-            "command": run.command[1:],
+            # Without where it lay and where the data are, which is nobody else's business.
+            "command": [w for w in run.command[1:] if not w.startswith(PLACES)],
         }
     )
 

@@ -30,7 +30,7 @@ def bars(rows, title=""):
     axis.invert_yaxis()
     _count_along(axis)
     most = max(row["parameters"] for row in rows)
-    axis.set_xlim(least, most * (most / least) ** 0.9)  # room for the words
+    axis.set_xlim(least, most * (most / least) ** 0.8)  # room for the words
     axis.set_xlabel("parameters")
     axis.spines[["top", "right"]].set_visible(False)
     if title:
