@@ -30,6 +30,8 @@ The life of an image:
   attention.py     maps, masks and principal components, from a model's named outputs
   receptive_field.py  how far a CNN and a ViT see; gradcam.py: where a CNN looks; look.py: a model's
                    maps and features of single images
+  anatomy.py       filters, positions, similarities and sizes of a model
+  report/*         a run as one HTML page; words.toml has its phrases in both languages
   tools/*          what a person runs besides train; workloads.py and turns.py time them
 
 Axes: b batch, v views, h w rows and columns, c channels, n tokens (q queries, m keys),

@@ -1,0 +1,131 @@
+"""What the weights and tokens of a model are made of: filters, positions, similarities, sizes.
+
+Arrays in, arrays out. A grid is the rows and columns of patches, an image's sides / the patch's.
+"""
+
+import numpy as np
+
+TINY = 1e-12  # below it a vector has no direction
+PUBLISHED = ("Ti/16", "S/16", "B/16", "L/16", "H/14")  # arXiv:2010.11929, arXiv:2012.12877
+
+
+def filters(kernel, count=28):
+    """The principal components of the first layer's filters: figure 7, left, of arXiv:2010.11929.
+
+    kernel: [p, p, c, d], d filters of p x p pixels. -> filters [count, p, p, c], of length 1 and
+    the sign in which the largest weight is positive; shares [count] of the variance that they hold.
+    There are no more than the filters' pixels, or than filters.
+    """
+    shape = np.shape(kernel)[:3]
+    x = np.asarray(kernel, np.float64).reshape(-1, np.shape(kernel)[-1]).T
+    _, spread, axes = np.linalg.svd(x - x.mean(0), full_matrices=False)
+    axes = axes[:count]
+    axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
+    variance = spread**2
+    shares = variance[:count] / max(variance.sum(), TINY)
+    return axes.reshape(-1, *shape).astype(np.float32), shares
+
+
+def needed(shares, of=0.9):
+    """How many components, the largest first, hold this share of the variance; None: more."""
+    enough = np.nonzero(np.cumsum(shares) >= of)[0]
+    return int(enough[0]) + 1 if enough.size else None
+
+
+def cosines(a, b):
+    """Cosine similarity of rows: [..., n, d] and [..., m, d] -> [..., n, m], 0 where one is 0."""
+    unit = [
+        x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), TINY)
+        for x in (np.asarray(a, np.float64), np.asarray(b, np.float64))
+    ]
+    return unit[0] @ unit[1].swapaxes(-1, -2)
+
+
+def positions(module):
+    """A ViT's position embeddings of its patches, learned or fixed: float32 [rows, columns, d]."""
+    from vit_jax.patch_embed import sincos2d
+
+    side = module.image // module.patch
+    if module.pos_embed is None:
+        table = sincos2d((side, side), module.width)
+    else:
+        table = module.pos_embed[...][:, module.prefix :]
+    return np.asarray(table, np.float32).reshape(side, side, -1)
+
+
+def position_similarity(table):
+    """Of every position with every other: [h, w, d] -> cosines [h, w, h, w]; figure 7, centre."""
+    h, w, d = table.shape
+    flat = table.reshape(-1, d)
+    return cosines(flat, flat).reshape(h, w, h, w)
+
+
+def neighbour_similarity(similarity):
+    """[h, w, h, w] -> the mean over pairs of positions one step apart, along a row or a column, and
+    that over all pairs of two different ones. Positions that tell where they are differ there."""
+    h, w = similarity.shape[:2]
+    y, x = np.divmod(np.arange(h * w), w)
+    steps = np.abs(y[:, None] - y) + np.abs(x[:, None] - x)
+    flat = similarity.reshape(h * w, h * w)
+    if h * w == 1:
+        return 1.0, 1.0
+    return float(flat[steps == 1].mean()), float(flat[steps > 0].mean())
+
+
+def reader_similarity(tokens, grid, prefix=1):
+    """Of each patch with the token that is read out: [b, n, d] -> cosines [b, *grid].
+
+    That is [CLS], the first of the `prefix` tokens before the patches; without any, the patches'
+    mean. Raises ValueError where the sizes do not agree.
+    """
+    tokens = np.asarray(tokens, np.float64)
+    patches = tokens[:, prefix:]
+    if patches.shape[1] != grid[0] * grid[1]:
+        raise ValueError(f"{patches.shape[1]} patches do not make a grid of {grid[0]} x {grid[1]}")
+    reader = tokens[:, :1] if prefix else patches.mean(1, keepdims=True)
+    return cosines(reader, patches)[:, 0].reshape(-1, *grid)
+
+
+def sizes(module):
+    """What a ViT was built with, read off itself: as `variants.parse` has it, and num_classes."""
+    blocks = module.blocks
+    return dict(
+        width=module.width,
+        depth=blocks.norm1.scale.shape[0],
+        num_heads=blocks.attn.num_heads,
+        mlp_dim=blocks.mlp.fc1.kernel.shape[-1],
+        patch=module.patch,
+        image=module.image,
+        channels=module.channels,
+        num_classes=module.num_classes,
+        pool=module.pool,
+        class_token=bool(module.prefix),
+        pos_embed="sincos2d" if module.pos_embed is None else "learned",
+        patch_embed=module.patch_embed.how,
+        norm="post" if blocks.post else "pre",
+        qkv_bias=blocks.attn.qkv.bias is not None,
+        fc_norm=module.fc_norm is not None,
+    )
+
+
+def beside_published(name, options, top1=None):
+    """The model among the published ViTs, smallest first, as the rows of `figures.sizes.bars`.
+
+    options: as `variants.parse` has them, and num_classes; top1: a percentage or None. The
+    published ones have 1000 classes and images of 224 pixels.
+    """
+    from vit_jax import variants
+
+    def row(name, options, top1=()):
+        if "depth" in options:
+            layers = options["depth"]
+        else:  # as the papers count: convolutions, without shortcuts, and the classifier
+            paths = variants.convolutions(**options)
+            layers = 1 + sum(not path.endswith("shortcut") for path in paths)
+        found = {"model": name, "layers": layers, "width": options["width"]}
+        found |= {"heads": options.get("num_heads"), "top1": list(top1)}
+        return found | {"parameters": variants.count_params(**options)}
+
+    rows = [row(other, variants.parse(other)) for other in PUBLISHED]
+    rows.append(row(f"this: {name}", options, () if top1 is None else (top1,)))
+    return sorted(rows, key=lambda row: row["parameters"])

@@ -1,0 +1,222 @@
+"""Sections about a model: its parts and sizes, what its weights and tokens hold, what it says."""
+
+import math
+
+import numpy as np
+
+from vit_jax import anatomy, attention, receptive_field, variants
+from vit_jax.cli import UserError
+from vit_jax.figures import anatomy as figures
+from vit_jax.figures import diagrams
+from vit_jax.figures.seeing import KEEP, seeing
+from vit_jax.figures.sizes import bars, count
+from vit_jax.report import drawn, inline, scores, subject
+from vit_jax.report.of_run import last
+from vit_jax.report.page import cards, figure, section, table, text
+from vit_jax.report.words import Phrase
+
+SHOWN, WRONG, TOP = 8, 12, 5  # test images, mistakes; classes of each
+WIDEST, PAIRS, LAYERS = 20, 10, 4  # classes of a table; pairs of them; layers drawn as colours
+
+
+def parts(say, model):
+    """The whole as a drawing, its size beside published ones, and its parts as drawings."""
+    options, (total, flops) = model.options, model.sizes
+    rows = subject.stages(model)
+    words = say("whole", name=model.name, count=total, flops=count(flops))
+    blocks = [figure("whole", diagrams.whole(rows, model.name), words)]
+    row = last(model.rows, "eval/test/acc1")
+    beside = anatomy.beside_published(model.name, options, row and 100 * row["eval/test/acc1"])
+    near = [row for row in beside if not row["model"].startswith("this")]
+    near = min(near, key=lambda row: abs(math.log(row["parameters"] / total)))
+    ratio = dict(ratio=total / near["parameters"], other=f"ViT-{near['model']}")
+    words = say("sizes", name=model.name, count=total, theirs=near["parameters"], **ratio)
+    blocks.append(figure("size-bars", _bars(beside), words))
+    return section("model", *blocks, *([] if model.cnn else drawings(say, model)))
+
+
+def _bars(rows):
+    """figures.sizes.bars, with this model's name in bold and no ticks beyond the bars."""
+    sized = bars(rows)
+    axis = sized.axes[0]
+    for label in axis.get_yticklabels():
+        label.set_fontweight("bold" if label.get_text().startswith("this") else "normal")
+    most = 10 * max(row["parameters"] for row in rows)
+    limits = axis.get_xlim()
+    axis.set_xticks([tick for tick in axis.get_xticks() if tick < most])
+    axis.set_xlim(limits)
+    return sized
+
+
+def drawings(say, model):
+    """Drawings 2 to 6 of a ViT, each to be unfolded."""
+    options = model.options
+    _, patches, _, n = diagrams.grid_of(options)
+    width, heads, p = (options[key] for key in ("width", "num_heads", "patch"))
+    kind = "learned" if options["pos_embed"] == "learned" else "fixed"
+    found = [
+        ("self", diagrams.self_attention(options), dict(n=n)),
+        ("heads", diagrams.multi_head(options), dict(heads=heads, dim=width // heads)),
+        ("patch", diagrams.patch_embedding(options), dict(n=patches, p=p)),
+        ("where", diagrams.positions(options), dict(n=patches, width=width, kind=Phrase(kind))),
+    ]
+    if model.config is not None and model.config.objective.name == "dino":
+        drawing = diagrams.dino(options, model.config)
+        found.append(("dino", drawing, dict(k=model.config.objective.out_dim)))
+    return [
+        figure(f"drawing-{name}", drawing, say(name, **values), fold=say(name, **values))
+        for name, drawing, values in found
+    ]
+
+
+def weights(say, model):
+    """The first layer's filters; of a ViT the positions, of a CNN how far its layers can see."""
+    first = model.module.stem if model.cnn else model.module.patch_embed
+    kernel = np.asarray(first.kernel[...])
+    components, shares = anatomy.filters(kernel)
+    p, _, c, d = kernel.shape
+    words = say(
+        "filters", n=len(shares), d=d, p=p, c=c, first=shares[0], all=min(shares.sum(), 1.0)
+    )
+    blocks = [figure("filter-components", figures.filters(components, shares), words)]
+    if model.cnn:
+        blocks.append(_fields(say, model))
+    else:
+        similarity = anatomy.position_similarity(anatomy.positions(model.module))
+        near, far = anatomy.neighbour_similarity(similarity)
+        h, w = similarity.shape[:2]
+        kind = Phrase("learned" if model.options["pos_embed"] == "learned" else "fixed")
+        words = say("positions", h=h, w=w, kind=kind, near=near, far=far)
+        blocks.append(figure("position-similarity", figures.positions(similarity), words))
+    return section("filters-fields" if model.cnn else "weights", *blocks)
+
+
+def _fields(say, model):
+    plan, pools = variants.convolutions(**model.options), len(model.options["layers"]) == 4
+    found = receptive_field.theoretical(plan, pools)
+    stages = {name: field for name, field in found.items() if "/" not in name}
+    rows = [[name, f"{field.size}", f"{field.jump}"] for name, field in stages.items()]
+    sizes = [field.size for field in stages.values()]
+    words = say("fields", first=sizes[0], last=sizes[-1], image=model.image)
+    return table("receptive-fields", [say("layer"), say("field"), say("stride")], rows, words)
+
+
+def looks(say, model, pictures, arrays):
+    """Attention of the last layer over the images; how far every head looks."""
+    module, maps = model.module, arrays["attention"]
+    depth, count, heads = maps.shape[:3]
+    grid, prefix = (module.image // module.patch,) * 2, module.prefix
+    read = attention.cls_maps if prefix else attention.patch_maps
+    seen = read(maps[-1:], grid, prefix)[0]
+    columns = {"mean of the heads" if heads > 1 else "1 head": seen.mean(1)}
+    columns |= {f"head {h}": seen[:, h] for h in range(min(heads, LAYERS)) if heads > 1}
+    note = f"attention of {'[CLS]' if prefix else 'the average patch'}, layer {depth} of {depth}"
+    shown = {"name": model.title, "note": note, "columns": columns}
+    names, views, _ = zip(*pictures, strict=True)
+    share = attention.mass_mask(seen.mean(1), KEEP).mean()
+    whose = Phrase("cls" if prefix else "patches")
+    words = say("seeing", whose=whose, layer=depth, count=count, share=share, keep=KEEP)
+    blocks = [figure("attention-maps", seeing(views, [shown], titles=names), words)]
+    distances = receptive_field.attention_distance(maps, grid, module.patch, prefix).mean(1)
+    entropies = receptive_field.attention_entropy(maps, grid, prefix).mean(1)
+    even, most = receptive_field.even_distance(grid, module.patch), math.log2(grid[0] * grid[1])
+    ends = dict(first=distances[0].mean(), last=distances[-1].mean(), layer=depth)
+    ends |= dict(low=entropies.min(), high=entropies.max(), even=even, most=most)
+    words = say("distance", heads=heads, count=count, **ends)
+    far = figures.heads(distances, entropies, even, most)
+    return section("attention", *blocks, figure("attention-distance", far, words))
+
+
+def tokens(say, model, pictures, arrays):
+    """Similarity of the patches with what is read out, and their features as colours."""
+    module, side = model.module, model.image // model.module.patch
+    similarity = anatomy.reader_similarity(arrays["tokens"], (side, side), module.prefix)
+    depth = model.options["depth"]
+    chosen = sorted({round(i) for i in np.linspace(1, depth, min(LAYERS, depth))})
+    colours = {}
+    for layer in chosen:
+        x = arrays[f"block_{layer - 1:02}"][:, module.prefix :]
+        colours[f"layer {layer}"] = attention.pca(x).reshape(-1, side, side, 3)
+    reader = "[CLS]" if module.prefix else "the mean"
+    views = [view for _, view, _ in pictures]
+    whose = Phrase("cls_token" if module.prefix else "mean_token")
+    values = dict(low=similarity.min(), high=similarity.max(), layers=depth, count=len(views))
+    shown = figures.tokens(views, similarity, colours, reader)
+    return section("tokens", figure("token-features", shown, say("similar", whose=whose, **values)))
+
+
+def answers(say, model, split, most):
+    """Predictions and mistakes on a split, the confusion matrix, every class's accuracy."""
+    try:
+        found = scores.of_split(model.model, model.params, model.config, split, most)
+        rows = subject.examples(model, split, SHOWN)
+    except UserError as error:
+        return section("answers", text(say("no_data", why=str(error))))
+    labels, shares = found["labels"], found["scores"]
+    said, names = shares.argmax(1), model.class_names
+    right = said == labels
+    words = say("scored", count=len(labels), of=found["of"], acc=right.mean())
+    words += say("by_knn", k=scores.NEIGHBOURS) if found["knn"] else ""
+
+    def card(name, view, i):
+        order = (-shares[i]).argsort(kind="stable")[:TOP]
+        own = int(labels[i])
+        top = [(names[k], float(shares[i, k]), k == own) for k in order]
+        found = {"src": inline.picture(view), "alt": name, "name": name, "true": names[own]}
+        return found | {"right": bool(right[i]), "bars": top}
+
+    wrong = scores.mistakes(labels, shares, WRONG)
+    some = [card(name, view, i) for i, (name, view, _) in enumerate(rows)]
+    views = subject.pick(model, split, wrong)
+    bad = [card(f"{split}:{i}", view, i) for i, view in zip(wrong, views, strict=True)]
+    total = int((~right).sum())
+    blocks = [text(words), cards("predictions", some, say("some", count=len(some)))]
+    if bad:
+        words = say("mistakes", count=len(bad), wrong=total)
+        blocks.append(cards("mistakes", bad, words))
+    else:
+        blocks.append(text(say("no_mistakes")))
+    return section("answers", *blocks, *classes(say, labels, said, names))
+
+
+def classes(say, labels, said, names):
+    """The confusion matrix, the pairs that are confused most, and the accuracy of every class."""
+    matrix = scores.confusion(labels, said, len(names))
+    words = say("confusion", count=len(labels), right=int(np.trace(matrix)))
+    counts, hits = matrix.sum(1), np.diag(matrix)
+    if len(names) > WIDEST:
+        yield figure("confusion", drawn.confusion(matrix), words)
+    else:
+        shares = matrix / np.maximum(counts[:, None], 1)
+        rows = [[name, *_row(i, matrix, shares)] for i, name in enumerate(names)]
+        yield table("confusion", ["", *names], rows, words, classes="matrix")
+    pairs = [[names[i], names[j], f"{n:,}"] for i, j, n in scores.confused(matrix, PAIRS)]
+    yield table("pairs", [say("true"), say("said"), say("images")], pairs, say("confused"))
+    there = [i for i in np.argsort(hits / np.maximum(counts, 1), kind="stable") if counts[i]]
+    rows = []
+    for i in there:
+        share = hits[i] / counts[i]
+        cell = {"text": f"{share:.1%}", "share": f"{share:.3f}", "own": False}
+        rows.append([names[i], cell, f"{counts[i]:,}"])
+    ends = [hits[i] / counts[i] for i in (there[0], there[-1])]
+    words = say("per_class", low=ends[0], high=ends[1], count=len(there))
+    head = [say("true"), say("accuracy"), say("images")]
+    many = len(there) > WIDEST
+    yield table(
+        "per-class",
+        head,
+        rows,
+        None if many else words,
+        fold=words if many else None,
+        classes="bars",
+    )
+
+
+def _row(i, matrix, shares):
+    """The cells of a row of the confusion matrix."""
+    pairs = enumerate(zip(matrix[i].tolist(), shares[i], strict=True))
+    # Of mistakes the root: few of many can be seen.
+    return [
+        {"text": n or "·", "share": f"{x if i == j else x**0.5:.3f}", "own": i == j}
+        for j, (n, x) in pairs
+    ]

@@ -1,0 +1,71 @@
+"""Blocks of a page, and the page as one HTML file that needs no other.
+
+A section is a dict with an id, which is also the phrase of its title, and its blocks; a block is a
+dict whose kind the template knows. What is not Markup is escaped.
+"""
+
+from importlib import resources
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from vit_jax.report import inline
+from vit_jax.report.words import LANGS
+
+
+def section(name, *blocks):
+    """A section, or None where all of its blocks are."""
+    blocks = [{"caption": None, "fold": None} | block for block in blocks if block]
+    return {"id": name, "blocks": blocks} if blocks else None
+
+
+def text(words):
+    return {"kind": "text", "text": words}
+
+
+def figure(name, drawn, caption, fold=None):
+    """drawn: a matplotlib Figure, SVG text, or None for no block. The caption, made from numbers,
+    is also what is read out in its place. fold: a phrase to click on to see it."""
+    if drawn is None:
+        return None
+    svg = Markup(inline.svg(drawn, name))
+    return {"kind": "figure", "id": name, "svg": svg, "caption": caption, "fold": fold}
+
+
+def table(name, head, rows, caption=None, fold=None, classes=""):
+    """rows: lists of cells, the first of which heads its row."""
+    found = {"kind": "table", "id": name, "head": head, "rows": rows, "classes": classes}
+    return found | {"caption": caption, "fold": fold} if rows else None
+
+
+def pictures(name, rows, caption):
+    """rows: lists of (data: address, text below, alt)."""
+    return {"kind": "pictures", "id": name, "rows": rows, "caption": caption}
+
+
+def cards(name, found, caption):
+    """found: dicts with "src", "alt", "name", "true" (or None), "right" and "bars", which are
+    (class, share, whether it is the true one)."""
+    return {"kind": "cards", "id": name, "cards": found, "caption": caption}
+
+
+def render(say, title, subtitle, facts, sections):
+    """-> HTML. facts: (number as text, what it is). sections: None among them are left out."""
+    environment = Environment(
+        loader=PackageLoader("vit_jax.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = resources.files(__package__).joinpath("style.css").read_text("utf-8")
+    return environment.get_template("page.html").render(
+        say=say,
+        langs=say.langs,
+        both=len(say.langs) == len(LANGS),
+        title=title,
+        subtitle=subtitle,
+        facts=facts,
+        sections=[part for part in sections if part],
+        style=Markup(style),
+    )
