@@ -1,0 +1,76 @@
+"""README.md and README.ko.md say the same: the same structure, commands, numbers and links."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LANGUAGES = "README.md", "README.ko.md"
+FENCE = re.compile(r"^```.*?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`([^`]+)`")
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def prose(text):
+    """A page without its code blocks and without the line that links to the other language."""
+    return re.sub(r"^\[\S+\]\(README\S*\)$", "", FENCE.sub("", text), flags=re.MULTILINE)
+
+
+def headings(text):
+    return [len(marks) for marks in re.findall(r"^(#+) ", prose(text), re.MULTILINE)]
+
+
+def tables(text):
+    """The number of cells in each row of each table, in order."""
+    found = re.findall(r"(?:^\|.*\n)+", prose(text), re.MULTILINE)
+    return [[len(re.split(r"(?<!\\)\|", row)) - 2 for row in t.splitlines()] for t in found]
+
+
+def targets(text):
+    return re.findall(r"\]\(([^)\s]+)\)", prose(text))
+
+
+def commands(text):
+    """The lines of each code block up to their comments; of the map of the code, the file names."""
+    blocks = []
+    for block in FENCE.findall(text):
+        if block.startswith("vit_jax/\n"):
+            blocks.append(sorted(re.findall(r"[\w/<>]+(?:\.py|/\*)", block)))
+        else:
+            blocks.append([re.sub(r"(^|\s+)# .*", "", line) for line in block.splitlines()])
+    return blocks
+
+
+def pieces(text):
+    """Its paragraphs, bullets and rows of tables."""
+    return [p for p in re.split(r"\n\n|\n(?=[|*] )", prose(text)) if p.strip()]
+
+
+def facts(piece):
+    """The code and numbers of a piece, counted: their order is the language's."""
+    code = [" ".join(span.split()) for span in CODE.findall(piece)]
+    return Counter(code + re.findall(r"\d+(?:[.,]\d+)*", CODE.sub("", piece)))
+
+
+@pytest.mark.parametrize("part", [headings, tables, targets, commands])
+def test_same_structure(part):
+    english, korean = (part(read(name)) for name in LANGUAGES)
+    assert english and korean == english
+
+
+def test_same_facts():
+    for english, korean in zip(*(pieces(read(name)) for name in LANGUAGES), strict=True):
+        assert facts(korean) == facts(english), f"{english}\n\n{korean}"
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_links_exist(name):
+    # of the whole page, so that the link to the other language counts too
+    found = {t.split("#")[0] for t in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", read(name)))}
+    local = sorted(t for t in found if t and "://" not in t)
+    assert local and [t for t in local if not (ROOT / t).exists()] == []
