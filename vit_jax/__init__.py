@@ -32,6 +32,7 @@ The life of an image:
                    maps and features of single images
   anatomy.py       filters, positions, similarities and sizes of a model
   report/*         a run as one HTML page; words.toml has its phrases in both languages
+  demo/*           a page to drop a picture on
   tools/*          what a person runs besides train; workloads.py and turns.py time them
 
 Axes: b batch, v views, h w rows and columns, c channels, n tokens (q queries, m keys),
