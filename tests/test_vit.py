@@ -16,6 +16,7 @@ from vit_jax.patch_embed import sincos2d
 
 GOLDEN = Path(__file__).parent / "golden"
 PARAMETERS = {  # with 1000 classes, as published where somebody did
+    "pico/16": 62_704,
     "mu/16": 76_712,
     "nano/16": 180_328,
     "micro/16": 426_920,
