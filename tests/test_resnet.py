@@ -118,12 +118,9 @@ def steps(config, devices, count=3):
 def test_statistics_are_of_the_global_batch():
     """On a mesh a batch norm sees all of the batch, in micro-batches the mean over them."""
     one, kept = steps(recipe(), jax.devices()[:1])
-    for axes in ({"mesh__data": 8}, {"mesh__fsdp": 8}):
-        many, same = steps(recipe(**axes), jax.devices())
-        np.testing.assert_allclose(many, one, rtol=2e-5)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), same, kept
-        )
+    many, same = steps(recipe(mesh__data=2, mesh__fsdp=4), jax.devices())
+    np.testing.assert_allclose(many, one, rtol=2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), same, kept)
     _, parts = steps(recipe(accum_steps=2), jax.devices()[:1], 1)
     _, whole = steps(recipe(), jax.devices()[:1], 1)
     np.testing.assert_allclose(parts["stem"]["mean"], whole["stem"]["mean"], rtol=1e-4, atol=1e-6)

@@ -75,6 +75,7 @@ def test_a_study_is_killed_and_goes_on(command, spec, tmp_path):
         study.open_study(optuna, again, output, {"optim.lr": ()})
 
 
+@pytest.mark.slow
 def test_a_trial_that_does_worse_than_the_others_did_is_pruned(command, tmp_path):
     """Five trials that were as good as none can be, then a real one: it saves and ends."""
     output = tmp_path / "out"
