@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart quickstart-dino test test-long lint bench-peer
+.PHONY: help install quickstart quickstart-dino test test-long lint notebooks bench-peer
 
 VENV := .venv
 PEER := .venv-peer
@@ -23,6 +23,7 @@ help:
 	@echo 'make test                      the quick tests'
 	@echo 'make test-long                 all tests, those that take minutes too'
 	@echo 'make lint                      ruff check and ruff format --check'
+	@echo 'make notebooks                 make experiments/notebooks/*.ipynb from the .py beside them'
 	@echo 'make bench-peer                make .venv-peer, timm in torch, for tools.benchmark --against'
 
 install: $(STAMP)
@@ -65,6 +66,9 @@ test-long: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN) -m ruff check
 	$(BIN) -m ruff format --check
+
+notebooks: $(VENV)/.installed
+	$(BIN) -m experiments.notebooks
 
 bench-peer: $(PEER)/.installed
 
