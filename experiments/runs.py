@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -88,6 +89,21 @@ def plan(spec, fixed, changes, output):
     if twice := [n for n, count in collections.Counter(r.name for r in runs).items() if count > 1]:
         raise UserError(f"the sweep has {twice[0]} twice")
     return runs
+
+
+def pick(runs, index):
+    """All of them, or where --index is said that one alone. Raises UserError."""
+    if index is None:
+        return runs
+    if not 0 <= index < len(runs):
+        raise UserError(f"--index={index}: the runs are 0 to {len(runs) - 1}")
+    return [runs[index]]
+
+
+def show(runs):
+    """Prints their commands, to be said in a shell."""
+    for run in runs:
+        print(shlex.join(["python", *run.command[1:]]))
 
 
 def make(runs, jobs, stop):

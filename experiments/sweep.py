@@ -20,7 +20,6 @@ import itertools
 import math
 import random
 import re
-import shlex
 import sys
 from pathlib import Path
 
@@ -51,15 +50,9 @@ def main(flags):
     spec, fixed = runs.handed_on(sys.argv[1:])
     cli.check_local("output", flags.output)
     output = Path(flags.output).expanduser()
-    planned = runs.plan(spec, fixed, choices(spec, flags), output)
-    if flags.index is not None:
-        if not 0 <= flags.index < len(planned):
-            raise UserError(f"--index={flags.index}: the runs are 0 to {len(planned) - 1}")
-        planned = [planned[flags.index]]
+    planned = runs.pick(runs.plan(spec, fixed, choices(spec, flags), output), flags.index)
     if flags.dry_run:
-        for run in planned:
-            print(shlex.join(["python", *run.command[1:]]))
-        return 0
+        return runs.show(planned)
     codes = {}
     if not flags.table:
         with distributed.Stop() as stop:

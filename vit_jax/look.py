@@ -1,6 +1,5 @@
 """Attention maps and features of single images, by the model of a run or of a weight file."""
 
-import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import attention, augment, checkpoint, models, pretrained, recipe, variants
+from vit_jax import attention, augment, checkpoint, models, pretrained, variants
 from vit_jax.cli import UserError
 
 BATCH = 8  # most images at a time
@@ -34,18 +33,13 @@ def of_run(workdir, which="best", raw=False):
 def of_file(path, name=None):
     """Likewise of a weight file; its images are prepared as the model's name says."""
     refuse_cnn(name or "", path)
-    module, common = pretrained.load(path, name), recipe.common()
-    # DeiT's, MAE's and DINO's weights see ImageNet's mean and deviation, AugReg's [-1, 1].
-    facebook = re.match(r"deit|.*\.(mae|dino|fb|deit)", name or "") or module.pos_resize == "dino"
-    imagenet = facebook and module.channels == 3
+    module = pretrained.load(path, name)
     return SimpleNamespace(
         module=module,
         config=None,
         image=module.image,
         channels=module.channels,
-        mean=common.IMAGENET_MEAN if imagenet else (0.5,) * module.channels,
-        std=common.IMAGENET_STD if imagenet else (0.5,) * module.channels,
-        crop=0.9,
+        **pretrained.prepared(module, name),
         name=f"{Path(path).name}, {name}" if name else Path(path).name,
     )
 

@@ -124,12 +124,15 @@ class ResNet(nnx.Module):
             for name, block in getattr(self, stage).items():
                 x, stats[stage][name] = block(x, train)
             maps[stage] = x
-        out = {"tokens": x.reshape(x.shape[0], -1, x.shape[-1])}
-        wide = kernels.wide(self.dtype)
-        out["pooled"] = x.astype(wide).mean((1, 2)).astype(self.dtype)
-        if self.head is not None:
-            out["logits"] = self.head(out["pooled"]).astype(jnp.float32)
+        out = {"tokens": x.reshape(x.shape[0], -1, x.shape[-1]), **self.read(x)}
         return out | ({"stats": stats} if train else {}) | ({"maps": maps} if blocks else {})
+
+    def read(self, x):
+        """The last stage's map b h w c -> pooled and, with a classifier, logits."""
+        pooled = x.astype(kernels.wide(self.dtype)).mean((1, 2)).astype(self.dtype)
+        if self.head is None:
+            return {"pooled": pooled}
+        return {"pooled": pooled, "logits": self.head(pooled).astype(jnp.float32)}
 
 
 def create(name, *, num_classes=1000, seed=0, **overrides):

@@ -72,22 +72,11 @@ def main(flags):
         raise UserError(f"--sizes={strange[0]} must be among {', '.join(known)}")
     if "seed" in fixed:
         raise UserError("--config.seed is what changes from run to run; say --seeds=N")
-    sizes, output = (
-        tuple(sizes) or known,
-        flags.output or f"runs/size_vs_accuracy/{Path(spec).stem}",
-    )
-    if flags.smoke and not flags.output:
-        output = smoke_folder(spec)
-    output = Path(output).expanduser()
-    planned = plan(spec, fixed, sizes, flags.seeds, output)
-    if flags.index is not None:
-        if not 0 <= flags.index < len(planned):
-            raise UserError(f"--index={flags.index}: the runs are 0 to {len(planned) - 1}")
-        planned = [planned[flags.index]]
+    usual = smoke_folder(spec) if flags.smoke else f"runs/size_vs_accuracy/{Path(spec).stem}"
+    output = Path(flags.output or usual).expanduser()
+    planned = runs.pick(plan(spec, fixed, sizes or known, flags.seeds, output), flags.index)
     if flags.dry_run:
-        for run in planned:
-            print(" ".join(["python", *run.command[1:]]))
-        return 0
+        return runs.show(planned)
     with distributed.Stop() as stop:
         codes = runs.make(planned, jobs, stop)
     if flags.index is None:
@@ -101,7 +90,7 @@ def smoke_folder(spec):
     """A folder that is the same when the command is said again, and another for another recipe."""
     text = Path(spec).read_bytes() + repr((SMOKE, SMOKE_SIZES)).encode()
     name = f"vit_jax-smoke-{hashlib.sha256(text).hexdigest()[:12]}"
-    return str(Path(tempfile.gettempdir()) / name)
+    return Path(tempfile.gettempdir()) / name
 
 
 def plan(spec, fixed, sizes, seeds, output):

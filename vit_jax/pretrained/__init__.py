@@ -7,12 +7,13 @@ and paths are looked at.
 """
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 from flax import nnx
 
-from vit_jax import folders, variants
+from vit_jax import folders, recipe, variants
 from vit_jax.cli import UserError
 from vit_jax.pretrained import dino, timm
 
@@ -62,6 +63,19 @@ def load(spec, name=None, **overrides):
         return nnx.merge(graph, member.params(tensors, nnx.to_pure_dict(template)))
     except ValueError as error:
         raise UserError(f"{spec}: {error}") from error
+
+
+def prepared(model, name):
+    """How images are prepared for the weights of a file, a `vit.ViT`: {"mean", "std", "crop"}.
+
+    DeiT's, MAE's and DINO's see ImageNet's mean and deviation, AugReg's [-1, 1]; name may be None.
+    """
+    common = recipe.common()
+    facebook = re.match(r"deit|.*\.(mae|dino|fb|deit)", name or "") or model.pos_resize == "dino"
+    half = (0.5,) * model.channels
+    if facebook and model.channels == 3:
+        return {"mean": common.IMAGENET_MEAN, "std": common.IMAGENET_STD, "crop": 0.9}
+    return {"mean": half, "std": half, "crop": 0.9}
 
 
 def begin(spec, module, config):

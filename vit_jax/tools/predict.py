@@ -82,7 +82,7 @@ def load_run(flags):
 
 def load_file(flags):
     """The model of a weight file; its images are prepared as its name says (timm's settings)."""
-    from vit_jax import models, pretrained, recipe
+    from vit_jax import models, pretrained
 
     if flags.raw or flags.checkpoint != "best":
         raise UserError("--raw and --checkpoint go with --workdir; a file has one set of weights")
@@ -92,9 +92,6 @@ def load_file(flags):
     if not model.num_classes:
         raise UserError(f"{flags.weights} has no classifier, so it cannot name classes")
     apply, params = models.functional(model)
-    # AugReg's weights see [-1, 1]; DeiT's, MAE's and DINO's ImageNet's mean and deviation.
-    common = recipe.common()
-    imagenet = re.match(r"deit|.*\.(mae|dino|fb|deit)", flags.model or "") and model.channels == 3
     return SimpleNamespace(
         apply=apply,
         params=params,
@@ -102,9 +99,7 @@ def load_file(flags):
         image=model.image,
         channels=model.channels,
         names=class_names(flags.class_names, model.num_classes),
-        mean=common.IMAGENET_MEAN if imagenet else (0.5,) * model.channels,
-        std=common.IMAGENET_STD if imagenet else (0.5,) * model.channels,
-        crop=0.9,
+        **pretrained.prepared(model, flags.model),
         title=flags.weights,
     )
 
