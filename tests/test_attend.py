@@ -12,13 +12,26 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from configs import digits
-from vit_jax import attention, augment, checkpoint, cli, data, look, pretrained, recipe, train, vit
+from vit_jax import (
+    attention,
+    augment,
+    checkpoint,
+    cli,
+    data,
+    look,
+    pretrained,
+    recipe,
+    train,
+    trained,
+    vit,
+)
 from vit_jax.tools import attend
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "tests/golden/vit/vit_cls/state_dict.safetensors"  # 2 layers, 3 heads, 32/4
 NAME = "vit_tiny_patch16_224"
-FLAGS = dict.fromkeys("workdir weights model against layers heads image output animate fps".split())
+FLAGS = dict.fromkeys("workdir weights model class_names against against_model".split())
+FLAGS |= dict.fromkeys("layers heads image output animate fps".split())
 FLAGS |= dict.fromkeys(["mean", "std", "crop"]) | dict(style="overlay", keep=0.6, terminal=False)
 FLAGS |= dict(checkpoint="best", raw=False)
 
@@ -122,6 +135,17 @@ def test_of_a_file_any_layers_heads_and_resolution(photos, drawn):
     assert any("hold 50%" in text for text in texts)
 
 
+def test_a_run_against_a_file(workdir, tmp_path, drawn):
+    options = dict(workdir=workdir, against=WEIGHTS, against_model=NAME)
+    assert run(["test:1"], **options, output=tmp_path / "both.png") == 0
+    arrays = np.load(tmp_path / "both.npz")
+    assert arrays["maps"].shape == (1, 1, 4, 4, 4) and arrays["layers"].tolist() == [1]
+    assert arrays["against_maps"].shape == (1, 1, 3, 8, 8)
+    assert arrays["against_layers"].tolist() == [2]
+    (texts,) = drawn()
+    assert f"state_dict.safetensors, {NAME}" in texts and "layer 2 of 2" in " ".join(texts)
+
+
 def test_a_frame_a_layer_or_an_image(photos, tmp_path, drawn):
     options = dict(weights=WEIGHTS, model=NAME)
     assert run([photos / "1.png"], **options, animate=tmp_path / "layers.gif") == 0
@@ -188,9 +212,10 @@ def test_mistakes_are_named(workdir, photos, tmp_path):
         (dict(image=9), ["test:0"], "--image=9 does not divide"),
         (dict(image=2**12), ["test:0"], "GB a layer"),
         (dict(against=tmp_path), ["test:0"], "config.json"),
+        (dict(against=workdir, against_model=NAME), ["test:0"], "--against_model goes with"),
         (dict(workdir=tmp_path / "cnn"), ["test:0"], "resnet20, which has no attention"),
         (dict(weights=WEIGHTS), ["test:0"], "either"),
-        (file | dict(model="resnet50"), [photos], "resnet50, which has no attention"),
+        (file | dict(model="resnet50"), [photos], "weights of a resnet50"),
         (file | dict(raw=True), [photos], "--raw"),
     ]
     for change, words, message in cases:
@@ -207,11 +232,7 @@ def test_mistakes_are_named(workdir, photos, tmp_path):
 
 def see(name, views, layers=(2,), **options):
     module = vit.create(name, num_classes=0, **options)
-    channels = (0.5,) * module.channels
-    model = SimpleNamespace(
-        module=module, image=module.image, mean=channels, std=channels, name=name
-    )
-    return look.see(model, views, layers, with_rollout=True)
+    return look.see(trained.of_module(module, name), views, layers, with_rollout=True)
 
 
 def test_models_with_and_without_a_class_token():

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from vit_jax import cli, decode, resnet, vit
+from vit_jax import cli, decode, resnet, trained, vit
 from vit_jax.demo import guard, panel, seen
 from vit_jax.demo.words import LANGS, WORDS, Words
 from vit_jax.tools import demo
@@ -20,12 +20,12 @@ TOKEN = "correct horse battery"
 HOSTILE = "<img src=x onerror=alert(1)> ${1+1} {{7*7}} 고양이"
 
 
-def complete(module, image, channels=3):
-    names = [f"class {i}" for i in range(module.num_classes)]
-    names = [f"{name} {HOSTILE}" for name in names]
-    found = dict(module=module, image=image, channels=channels, mean=(0.5,) * channels)
-    found |= dict(std=(0.25,) * channels, crop=1.0, name="<b>run</b>", step=7)
-    return seen.complete(SimpleNamespace(**found), names)
+def complete(module, image):
+    names = [f"class {i} {HOSTILE}" for i in range(module.num_classes)]
+    ready = dict(class_names=names, mean=(0.5,) * module.channels, std=(0.25,) * module.channels)
+    model = trained.of_module(module, "<b>run</b>", image=image, **ready)
+    model.step = 7
+    return seen.complete(model)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_a_page_for_others_needs_a_token():
 def test_without_gradio_one_line_says_what_to_install(monkeypatch, tmp_path):
     cli.save_config(digits.get_config(), tmp_path / "config.json")
     flags = SimpleNamespace(workdir=tmp_path, weights=None, model=None, class_names=None)
-    flags.against, flags.host, flags.token = None, "127.0.0.1", None
+    flags.checkpoint, flags.raw, flags.host, flags.token = "best", False, "127.0.0.1", None
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(cli.UserError, match="make install EXTRA=demo"):
         demo.check(flags)

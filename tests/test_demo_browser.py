@@ -9,14 +9,13 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from configs import digits
-from vit_jax import train, vit
+from vit_jax import train, trained, vit
 from vit_jax.demo import seen
 from vit_jax.demo.words import Words
 
@@ -207,10 +206,9 @@ def test_one_pass_a_picture_and_resolution(tmp_path, digit, monkeypatch):
     from vit_jax.demo.page import Page
 
     module = vit.create("mu/4", image=16, num_classes=9)
-    found = dict(module=module, image=16, channels=3, mean=(0.5,) * 3, std=(0.5,) * 3)
-    model = seen.complete(SimpleNamespace(**found, crop=1.0, name="m", step=1), [""] * 9)
-    run, passes = model.run, []
-    model.run = lambda *words: passes.append(1) or run(*words)
+    model = seen.complete(trained.of_module(module, "m"))
+    compute, passes = model.compute, []
+    model.compute = lambda *words: passes.append(1) or compute(*words)
     page = Page([model], Words("en"))
     blocks = page.build()
     values = {c: getattr(c, "value", None) for c in blocks.blocks.values()}

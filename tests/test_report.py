@@ -24,6 +24,7 @@ from vit_jax.tools import report
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "tests/golden/vit/vit_cls/state_dict.safetensors"
 FLAGS = dict(workdir=None, weights=None, model=None, output=None, lang="both", split="test")
+FLAGS |= dict(class_names=None)
 FLAGS |= dict(most=10_000, checkpoint="best", raw=False)
 NAMES = ["<img src=x onerror=alert(1)>", "나비", "cat & 'dog'"]
 SCRIPT = "<script>alert(1)</script>"

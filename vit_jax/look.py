@@ -1,52 +1,16 @@
-"""Attention maps and features of single images, by the model of a run or of a weight file."""
+"""Attention maps and features of single images, by a `trained.Trained` Vision Transformer."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import attention, augment, checkpoint, models, pretrained, variants
+from vit_jax import attention, augment
 from vit_jax.cli import UserError
 
 BATCH = 8  # most images at a time
 AT_ONCE, LARGEST = 2**29, 2**33  # bytes of softmax: of all layers and a batch; of a layer, an image
-
-
-def of_run(workdir, which="best", raw=False):
-    """A run's model and how its images are prepared -> what `see` needs. Raises UserError."""
-    config, _, model, params, step = checkpoint.load_weights(workdir, which, raw)
-    refuse_cnn(config.model.variant, workdir)
-    return SimpleNamespace(
-        module=model.bind(params),
-        config=config,
-        image=config.model.image,
-        channels=config.model.channels,
-        mean=config.data.mean,
-        std=config.data.std,
-        crop=config.augment.eval_crop,
-        name=f"{workdir}, step {step:,}",
-    )
-
-
-def of_file(path, name=None):
-    """Likewise of a weight file; its images are prepared as the model's name says."""
-    refuse_cnn(name or "", path)
-    module = pretrained.load(path, name)
-    return SimpleNamespace(
-        module=module,
-        config=None,
-        image=module.image,
-        channels=module.channels,
-        **pretrained.prepared(module, name),
-        name=f"{Path(path).name}, {name}" if name else Path(path).name,
-    )
-
-
-def refuse_cnn(variant, whose):
-    if variants.is_cnn(variant):
-        raise UserError(f"{whose} is of a {variant}, which has no attention; take a ViT's weights")
 
 
 def resize(model, side):
@@ -104,7 +68,6 @@ def see(model, views, layers, with_rollout=False):
 def reader(model, layers, with_rollout=False):
     """The computation of `see` on the device -> look, params; look(params, uint8 [b, h, w, c]) ->
     {"maps" [b, layers, h, rows, columns], "tokens" of the patches [b, n, d]} and "rollout"."""
-    apply, params = models.functional(model.module)
     prefix, grid = model.module.prefix, (model.image // model.module.patch,) * 2
     read = attention.cls_maps if prefix else attention.patch_maps
 
@@ -114,14 +77,14 @@ def reader(model, layers, with_rollout=False):
     @jax.jit
     def look(params, images):
         images = augment.normalise(images, model.mean, model.std)
-        out = apply(params, images, attention=True)
+        out = model.model.apply(params, images, attention=True)
         found = {"maps": draw(out["attention"]), "tokens": out["tokens"][:, prefix:]}
         if with_rollout:
             rolled = attention.rollout(out["attention"])
             found["rollout"] = draw(rolled[:, :, None])[:, :, 0]
         return found
 
-    return look, params
+    return look, model.params
 
 
 def sizes(model, side, prefix):

@@ -61,11 +61,14 @@ def build(classes, *, variant, num_classes=None, **options):
     return pure(lambda rngs: ViT(num_classes=num_classes, **sizes, rngs=rngs))
 
 
-def functional(model):
-    """A model with its weights as (apply, weights); apply(weights, images, **options)."""
-    graph, state = nnx.split(model)
+def split(module):
+    """A module with its weights -> (Model, weights)."""
+    graph, state = nnx.split(module)
+    model = Model(None, None, lambda weights: nnx.merge(graph, weights), module)
+    return model, nnx.to_pure_dict(state)
 
-    def apply(weights, images, **options):
-        return nnx.merge(graph, weights)(images, **options)
 
-    return apply, nnx.to_pure_dict(state)
+def functional(module):
+    """A module with its weights as (apply, weights); apply(weights, images, **options)."""
+    model, weights = split(module)
+    return model.apply, weights

@@ -7,21 +7,21 @@
 
 # %%
 # @title Settings
+import dataclasses
 import os
 import tempfile
-from types import SimpleNamespace
 
 import numpy as np
 from IPython.display import display
 from matplotlib.figure import Figure
 
 from experiments.dino_fashion_mnist import baselines
-from vit_jax import checkpoint, cli, data, extract, log, look
+from vit_jax import cli, data, extract, log, look, trained
 from vit_jax.evaluators import knn
 from vit_jax.figures.curves import curves
 from vit_jax.figures.seeing import panel, seeing
+from vit_jax.pictures import open_images
 from vit_jax.run import Run
-from vit_jax.tools import predict
 
 epochs = 40  # @param {type:"integer"}
 
@@ -72,8 +72,8 @@ display(curves(log.read_metrics(workdir)))
 # same place and of the same size, which pixels make use of, and which DINO's crops hide.
 
 # %%
-_, _, model, trained, step = checkpoint.load_weights(workdir)
-scores["DINO"] = score(trained)
+after = trained.load(workdir)
+scores["DINO"] = score(after.params)
 for name, value in scores.items():
     print(f"{name:12} {value:.1%}  {'█' * round(40 * value)}")
 
@@ -82,7 +82,7 @@ for name, value in scores.items():
 # whose features, by the teacher, are most like its own. Another digit's is written in orange.
 
 # %%
-banks = {split: features(trained, split) for split in ("train", "test")}
+banks = {split: features(after.params, split) for split in ("train", "test")}
 unit = {
     split: bank["pooled"] / np.linalg.norm(bank["pooled"], axis=1, keepdims=True)
     for split, bank in banks.items()
@@ -107,13 +107,12 @@ display(figure)
 # features.
 
 # %%
-after = look.of_run(workdir)
-after.name = f"DINO, step {step:,}"
-before = SimpleNamespace(**vars(after) | dict(module=model.bind(untrained), name="untrained"))
+after.name = f"DINO, step {after.step:,}"
+before = dataclasses.replace(after, params=untrained, name="untrained")
 for one in (before, after):
     look.resize(one, 32)
 names = [f"test:{i}" for i in range(4)]
-views = [picture.view for picture in predict.open_images(names, after)[0]]
+views = [picture.view for picture in open_images(names, after)[0]]
 depth, _ = look.count(after.module)
 seen = [look.see(one, views, [depth]) for one in (before, after)]
 panels = [panel(one, ["mean"], range(len(views))) for one in seen]

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from IPython.display import Image, display
 
-from vit_jax import anatomy, attention, augment, look, receptive_field
+from vit_jax import anatomy, attention, look, receptive_field, trained
 from vit_jax.figures import anatomy as drawn
 from vit_jax.figures.overlay import animate
 from vit_jax.figures.seeing import panel, seeing
-from vit_jax.tools import predict
+from vit_jax.pictures import open_images
 
 epochs = 15  # @param {type:"integer"}
 first_image = 0  # @param {type:"integer"}
@@ -44,12 +44,11 @@ os.environ["EPOCHS"] = f"{epochs}ep"
 # the output of every block, are there if asked for, and cost nothing if not.
 
 # %%
-model = look.of_run(workdir)
+model = trained.load(workdir)
 model.name = "digits"
 names = [f"test:{i}" for i in range(first_image, first_image + 4)]
-views = [picture.view for picture in predict.open_images(names, model)[0]]
-images = augment.normalise(np.stack(views), model.mean, model.std)
-out = model.module(images, attention=True, blocks=True)
+views = [picture.view for picture in open_images(names, model)[0]]
+out = model.module(model.normalise(views), attention=True, blocks=True)
 for name, array in out.items():
     print(f"{name:10} {array.shape}")
 

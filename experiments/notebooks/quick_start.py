@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from IPython.display import display
 
-from vit_jax import augment, checkpoint, data, log
+from vit_jax import data, log, trained
 from vit_jax.figures.curves import curves
 from vit_jax.figures.predictions import predictions
 
@@ -72,20 +72,18 @@ display(curves(rows))
 # the five likeliest classes of some test images, first those that it gets wrong.
 
 # %%
-config, run, model, weights, step = checkpoint.load_weights(workdir)
-source = data.make(config, config.data.test)
-_, view = augment.views(config)
-views = [view(source[i]["image"]) for i in range(len(source))]
+model = trained.load(workdir)
+source = data.make(model.config, model.config.data.test)
+views = [model.view(source[i]["image"]) for i in range(len(source))]
 labels = np.array([source[i]["label"] for i in range(len(source))])
 
-images = augment.normalise(np.stack(views), config.data.mean, config.data.std)
-logits = jax.jit(model.apply)(weights, images)["logits"]
+logits = jax.jit(model.model.apply)(model.params, model.normalise(views))["logits"]
 probabilities = np.asarray(jax.nn.softmax(logits))
 wrong = probabilities.argmax(1) != labels
 print(f"{wrong.sum()} of {len(labels)} are wrong")
 
 # %%
-names = run["data"]["class_names"]
+names = model.class_names
 shown = np.argsort(~wrong, kind="stable")[:9]
 order = (-probabilities).argsort(1)[:, :5]
 display(

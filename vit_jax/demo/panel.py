@@ -103,7 +103,7 @@ def table(say, model, one):
 
 def title(say, model):
     """What a model is called, plain text."""
-    return model.name if model.step is None else say("run", name=model.name, step=model.step)
+    return model.name if model.step is None else say("run", name=model.short, step=model.step)
 
 
 def note(say, phrase, **values):

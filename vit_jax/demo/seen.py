@@ -2,19 +2,18 @@
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from PIL import Image, ImageDraw
 
-from vit_jax import attention, augment, checkpoint, decode, gradcam, look
+from vit_jax import attention, augment, decode, gradcam, look, pictures
 from vit_jax.figures import overlay
 
-MAX_FILE, MAX_PIXELS = 20 * 2**20, 50_000_000  # bytes, and pixels once unpacked: of a stranger's
+MAX_FILE = 20 * 2**20  # bytes: of a stranger's
+MAX_PIXELS = pictures.MAX_PIXELS  # once unpacked
 TOP = 5  # classes
 SHOWN = 448  # pixels of a drawing's side, about
 SCALES = (1, 1.5, 2, 3)  # of the side of the model's images
@@ -47,45 +46,20 @@ class Seen(NamedTuple):
         return side, side
 
 
-def of_run(workdir):
-    """A run's model and how its images are prepared. Raises UserError."""
-    config, run, model, params, step = checkpoint.load_weights(workdir)
-    found = SimpleNamespace(
-        module=model.bind(params),
-        image=config.model.image,
-        channels=config.model.channels,
-        mean=config.data.mean,
-        std=config.data.std,
-        crop=config.augment.eval_crop,
-        name=Path(workdir).resolve().name,  # and not where it lies
-        step=step,
-    )
-    return complete(found, run["data"]["class_names"])
-
-
-def of_file(path, name, names=None):
-    """Likewise of a weight file; names: of its classes, a function of their number."""
-    found = look.of_file(path, name)
-    found.step, count = None, found.module.num_classes
-    return complete(found, names(count) if count else [])
-
-
-def complete(model, names):
-    """The same namespace with what `see` needs: `run`, and names, depth, heads, prefix."""
+def complete(model):
+    """A `trained.Trained` with what `see` needs: `compute`, `names`, `depth`, `heads`, `prefix`."""
     module = model.module
-    model.cnn = not hasattr(module, "blocks")
-    model.names = [] if module.head is None else names
+    model.names = [] if module.head is None else model.class_names
     model.depth, model.heads = (len(module.stages), 0) if model.cnn else look.count(module)
     model.prefix = None if model.cnn else module.prefix
-    graph, state = nnx.split(module)
-    model.params = nnx.to_pure_dict(state)
+    explain = cam if model.cnn else softmax
 
     @jax.jit
-    def run(params, images):
+    def compute(params, images):
         images = augment.normalise(images, model.mean, model.std)
-        return (cam if model.cnn else softmax)(nnx.merge(graph, params), images)
+        return explain(model.model.bind(params), images)
 
-    model.run = run
+    model.compute = compute
     return model
 
 
@@ -123,7 +97,7 @@ def read(path, channels):
 def see(model, image, side):
     """uint8 [h, w, 1 or 3] -> Seen, by the one pass through the model."""
     view = augment.eval_view(image, size=side, channels=model.channels, eval_crop=model.crop)
-    logits, maps = jax.device_get(model.run(model.params, view[None]))
+    logits, maps = jax.device_get(model.compute(model.params, view[None]))
     top = []
     if model.names:
         shares = np.asarray(jax.nn.softmax(logits[0]))

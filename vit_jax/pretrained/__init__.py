@@ -35,6 +35,8 @@ def load(spec, name=None, **overrides):
         from vit_jax import checkpoint
 
         return checkpoint.load_model(spec)
+    if variants.is_cnn(name or ""):
+        raise UserError(f"{spec}: weights of a {name} are read from runs alone; name a ViT")
     tensors = read(spec)
     member = next((m for m in FORMATS if m.matches(tensors)), None)
     if member is None:

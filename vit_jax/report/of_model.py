@@ -23,14 +23,14 @@ def parts(say, model):
     """The whole as a drawing, its size beside published ones, and its parts as drawings."""
     options, (total, flops) = model.options, model.sizes
     rows = subject.stages(model)
-    words = say("whole", name=model.name, count=total, flops=count(flops))
-    blocks = [figure("whole", diagrams.whole(rows, model.name), words)]
+    words = say("whole", name=model.variant, count=total, flops=count(flops))
+    blocks = [figure("whole", diagrams.whole(rows, model.variant), words)]
     row = last(model.rows, "eval/test/acc1")
-    beside = anatomy.beside_published(model.name, options, row and 100 * row["eval/test/acc1"])
+    beside = anatomy.beside_published(model.variant, options, row and 100 * row["eval/test/acc1"])
     near = [row for row in beside if not row["model"].startswith("this")]
     near = min(near, key=lambda row: abs(math.log(row["parameters"] / total)))
     ratio = dict(ratio=total / near["parameters"], other=f"ViT-{near['model']}")
-    words = say("sizes", name=model.name, count=total, theirs=near["parameters"], **ratio)
+    words = say("sizes", name=model.variant, count=total, theirs=near["parameters"], **ratio)
     blocks.append(figure("size-bars", _bars(beside), words))
     return section("model", *blocks, *([] if model.cnn else drawings(say, model)))
 
@@ -111,7 +111,7 @@ def looks(say, model, pictures, arrays):
     columns = {"mean of the heads" if heads > 1 else "1 head": seen.mean(1)}
     columns |= {f"head {h}": seen[:, h] for h in range(min(heads, LAYERS)) if heads > 1}
     note = f"attention of {'[CLS]' if prefix else 'the average patch'}, layer {depth} of {depth}"
-    shown = {"name": model.title, "note": note, "columns": columns}
+    shown = {"name": model.short, "note": note, "columns": columns}
     names, views, _ = zip(*pictures, strict=True)
     share = attention.mass_mask(seen.mean(1), KEEP).mean()
     whose = Phrase("cls" if prefix else "patches")

@@ -2,22 +2,17 @@
 
 import os
 from importlib import import_module
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from vit_jax import (
     anatomy,
     augment,
     batch,
-    checkpoint,
     data,
-    folders,
     log,
-    look,
     models,
     objectives,
     variants,
@@ -27,60 +22,17 @@ from vit_jax.tools import features, summary
 AT_ONCE = 4  # images whose attention is in memory at a time, beside what is kept of it
 
 
-def of_run(workdir, which, raw):
-    """-> a subject: the model as `models.Model` and as a module with its weights, "options" as
-    `variants.parse` has them with num_classes, how images are prepared, and what the run says.
-
-    Raises UserError where there is no run or no such checkpoint.
-    """
-    config, run, model, params, step = checkpoint.load_weights(workdir, which, raw)
-    module, cnn = model.bind(params), variants.is_cnn(config.model.variant)
-    options = variants.of_config(**config.model) | {"num_classes": module.num_classes}
-    names = list(run["data"]["class_names"])
-    names += [f"class {i}" for i in range(len(names), module.num_classes)]
-    return _subject(
-        folders.place(workdir).name,
-        config.model.variant,
-        model,
-        params,
-        options if cnn else anatomy.sizes(module),
-        config=config,
-        run=run,
-        rows=log.read_metrics(workdir),
-        step=step,
-        image=config.model.image,
-        mean=config.data.mean,
-        std=config.data.std,
-        crop=config.augment.eval_crop,
-        class_names=names,
-    )
-
-
-def of_weights(path, name):
-    """A subject without a run, of a weight file; its images are prepared as its name says."""
-    found = look.of_file(path, name)
-    graph, state = nnx.split(found.module)
-    model = models.Model(None, None, lambda weights: nnx.merge(graph, weights), found.module)
-    params, options = nnx.to_pure_dict(state), anatomy.sizes(found.module)
-    facts = dict(config=None, run={}, rows=[], step=None, class_names=[])
-    facts |= dict(image=found.image, mean=found.mean, std=found.std, crop=found.crop)
-    return _subject(folders.place(path).name, name or "ViT", model, params, options, **facts)
-
-
-def _subject(title, name, model, params, options, **facts):
-    sizes = variants.count_params(**options), variants.count_flops(**options)
-    return SimpleNamespace(
-        title=title,
-        name=name.split(",")[0],
-        model=model,
-        params=params,
-        module=model.bind(params),
-        cnn="layers" in options,
-        options=options,
-        sizes=sizes,  # parameters, FLOPs
-        channels=options.get("channels", 3),
-        **facts,
-    )
+def of(model):
+    """A `trained.Trained` with what the page says of it: `options` as `variants.parse` has them,
+    with num_classes, `sizes`, which are parameters and FLOPs, and `rows`, a run's metrics."""
+    if model.cnn:
+        sizes = variants.of_config(**model.config.model)
+        model.options = sizes | {"num_classes": model.module.num_classes}
+    else:
+        model.options = anatomy.sizes(model.module)
+    model.sizes = variants.count_params(**model.options), variants.count_flops(**model.options)
+    model.rows = log.read_metrics(model.folder) if model.config else []
+    return model
 
 
 def stages(subject):
@@ -95,8 +47,7 @@ def stages(subject):
 def compute(subject, views):
     """What a ViT computes of uint8 images [h, w, c]: features.compute's arrays, with attention
     [l, b, h, q, m] and the tokens after every block."""
-    images = augment.normalise(jnp.asarray(np.stack(views)), subject.mean, subject.std)
-    images = np.asarray(images)
+    images = np.asarray(subject.normalise(views))
     return features.compute(subject.module, images, AT_ONCE, attention=True, blocks=True)
 
 
@@ -105,20 +56,14 @@ def examples(subject, split, count):
     source = data.make(subject.config, subject.config.data[split])
     rows = [source[i] for i in range(min(count, len(source)))]
     return [
-        (f"{split}:{i}", view(subject, row["image"]), row["label"]) for i, row in enumerate(rows)
+        (f"{split}:{i}", subject.view(row["image"]), row["label"]) for i, row in enumerate(rows)
     ]
 
 
 def pick(subject, split, rows):
     """The views of these rows of a split."""
     source = data.make(subject.config, subject.config.data[split])
-    return [view(subject, source[int(i)]["image"]) for i in rows]
-
-
-def view(subject, image):
-    """uint8 [h, w, c] -> as the model is evaluated on it."""
-    shape = dict(size=subject.image, channels=subject.channels)
-    return augment.eval_view(image, **shape, eval_crop=subject.crop)
+    return [subject.view(source[int(i)]["image"]) for i in rows]
 
 
 def samples(subject):
@@ -127,7 +72,7 @@ def samples(subject):
 
     found = load_sample_images()
     names = [name.partition(".")[0] for name in map(os.path.basename, found.filenames)]
-    return [(n, view(subject, image), None) for n, image in zip(names, found.images, strict=True)]
+    return [(n, subject.view(image), None) for n, image in zip(names, found.images, strict=True)]
 
 
 def first_batch(config, count):

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from absl import flags
 
-from vit_jax import cli, variants
+from vit_jax import cli, trained, variants
 from vit_jax.cli import UserError
-from vit_jax.tools import features, predict
+from vit_jax.tools import features
 
 MOST, MOST_FRAMES = 16, 500  # images of a figure, of an animation
 MOST_MAPS = 600  # of a figure; it is a square metre then
@@ -28,10 +28,8 @@ STYLES = ("overlay", "map", "mask")
 
 
 def define_flags():
-    flags.DEFINE_string("workdir", None, "folder of a run; test:0 is a row of its data")
-    flags.DEFINE_string("weights", None, "file.safetensors, instead of --workdir")
-    flags.DEFINE_string("model", None, "of --weights: its name, such as vit_small_patch16_224")
-    flags.DEFINE_string("against", None, "folder of another run, on the same images")
+    trained.define_flags()
+    trained.define_view_flags()
     flags.DEFINE_list(
         "layers",
         None,
@@ -53,23 +51,15 @@ def define_flags():
     )
     flags.DEFINE_float("fps", None, "of --animate, frames a second; 2 of layers, 10 of images")
     flags.DEFINE_bool("terminal", False, "print the maps as text")
-    flags.DEFINE_string("checkpoint", "best", "of runs: best, latest or a step")
-    flags.DEFINE_bool("raw", False, "of runs: the trained weights, not average or teacher")
-    flags.DEFINE_list("mean", None, "of images in [0, 1], one a channel or one for all")
-    flags.DEFINE_list("std", None, "likewise")
-    flags.DEFINE_float("crop", None, "side of the centre crop / short side of the image")
 
 
 def main(flags, words):
     words = list_images(words)
     output, film = check(flags, words)
 
-    from vit_jax import look
+    from vit_jax import look, pictures
 
-    run = flags.workdir and look.of_run(flags.workdir, flags.checkpoint, flags.raw)
-    models = [run or look.of_file(flags.weights, flags.model)]
-    if flags.against:
-        models.append(look.of_run(flags.against, flags.checkpoint, flags.raw))
+    models = trained.of_flags(flags)
     of_layers = film is not None and len(words) == 1
     for model in models:
         prepare(model, flags)
@@ -78,13 +68,13 @@ def main(flags, words):
     heads = pick_heads(flags.heads, fewest, max(map(len, layers)))
     by_layer = len(heads) > 1 and max(map(len, layers)) > 1
     check_size(len(words) if output else 1, layers, heads, by_layer or of_layers)
-    pictures, broken = predict.open_images(words, models[0])
-    if not pictures:
+    found, broken = pictures.open_images(words, models[0])
+    if not found:
         return 2
-    names, views = [p.name for p in pictures], [[p.view for p in pictures]]
+    names, views = [p.name for p in found], [[p.view for p in found]]
     for model in models[1:]:  # rows of the first run's data, prepared for this model
-        model.config = models[0].config
-        views.append([p.view for p in predict.open_images(names, model)[0]])
+        found, _ = pictures.open_images(names, model, models[0].config)
+        views.append([p.view for p in found])
     rolled = "rollout" in heads
     seen = [look.see(*one, rolled) for one in zip(models, views, layers, strict=True)]
     show(flags, output, film, names, views[0], seen, heads, by_layer, of_layers)
@@ -134,8 +124,7 @@ def list_images(words):
 
 def check(flags, words):
     """-> paths of the picture and of the animation, or None. Raises UserError, before any work."""
-    if (flags.workdir is None) == (flags.weights is None):
-        raise UserError("say either --workdir=DIR or --weights=FILE; see --help")
+    configs = trained.check_flags(flags)
     if not (flags.output or flags.animate or flags.terminal):
         raise UserError("say --output=seen.png, --animate=layers.gif or --terminal")
     most = MOST if flags.output or flags.terminal else MOST_FRAMES
@@ -147,12 +136,8 @@ def check(flags, words):
         raise UserError(f"--keep={flags.keep} must be above 0 and at most 1")
     if flags.fps is not None and not 0.1 <= flags.fps <= 50:
         raise UserError(f"--fps={flags.fps} must be from 0.1 to 50")
-    if flags.workdir and flags.model:
-        raise UserError("--model goes with --weights; a run knows its own")
-    if flags.weights and (flags.raw or flags.checkpoint != "best") and not flags.against:
-        raise UserError("--raw and --checkpoint go with --workdir; a file has one set of weights")
-    for folder in (flags.workdir, flags.against):
-        if folder and variants.is_cnn(name := cli.load_config(folder).model.variant):
+    for folder, config in zip((flags.workdir, flags.against), configs, strict=False):
+        if config and variants.is_cnn(name := config.model.variant):
             raise UserError(f"{folder} is of a {name}, which has no attention; name a ViT's run")
     film = flags.animate and Path(flags.animate).expanduser()
     if film:
@@ -169,10 +154,8 @@ def prepare(model, flags):
     """What the flags say of the images, in place of what goes with the weights."""
     from vit_jax import look
 
-    model.title = ""
-    predict.override(model, flags)
-    if model.title:
-        print(f"{model.name}{model.title}")
+    if words := trained.override(model, flags):
+        print(f"{model.name}{words}")
     if flags.image is not None:
         look.resize(model, flags.image)
 

@@ -12,35 +12,26 @@ from datetime import UTC, datetime
 
 from absl import flags
 
-from vit_jax import cli, folders
+from vit_jax import cli, folders, trained
 from vit_jax.cli import UserError
 
 SHOWN = 4  # images of which attention and features are drawn, if none is named
 
 
 def define_flags():
-    flags.DEFINE_string("workdir", None, "folder of a run; an image may be test:0, a row of it")
-    flags.DEFINE_string("weights", None, "file.safetensors, instead of --workdir")
-    flags.DEFINE_string("model", None, "of --weights: its name, such as vit_small_patch16_224")
+    trained.define_flags(against=False)
     flags.DEFINE_string("output", None, ".html to write (of a run: DIR/report.html)")
     flags.DEFINE_enum("lang", "both", ["en", "ko", "both"], "English, Korean or both")
     flags.DEFINE_enum("split", "test", ["val", "test"], "whose images are predicted: val or test")
     flags.DEFINE_integer("most", 10_000, "images of it that are, the first ones", lower_bound=1)
-    flags.DEFINE_string("checkpoint", "best", "of --workdir: best, latest or a step")
-    flags.DEFINE_bool("raw", False, "of --workdir: the trained weights, not their average")
 
 
 def main(flags, words):
     output = check(flags)
-    if flags.workdir:
-        cli.load_config(flags.workdir)  # before the wait for jax
     from vit_jax.report import subject
     from vit_jax.report.words import LANGS, Words
 
-    if flags.workdir:
-        model = subject.of_run(flags.workdir, flags.checkpoint, flags.raw)
-    else:
-        model = subject.of_weights(flags.weights, flags.model)
+    (model,) = map(subject.of, trained.of_flags(flags))
     say = Words(LANGS if flags.lang == "both" else (flags.lang,))
     html = compose(say, model, words, flags)
     folders.write_text(output, html)
@@ -49,12 +40,7 @@ def main(flags, words):
 
 def check(flags):
     """-> where to write. Raises UserError."""
-    if (flags.workdir is None) == (flags.weights is None):
-        raise UserError("say either --workdir=DIR or --weights=FILE; see --help")
-    if flags.workdir and flags.model:
-        raise UserError("--model goes with --weights; a run knows its own")
-    if flags.weights and (flags.raw or flags.checkpoint != "best"):
-        raise UserError("--raw and --checkpoint go with --workdir; a file has one set of weights")
+    trained.check_flags(flags)
     if flags.output is None:
         if flags.weights:
             raise UserError("--weights needs --output=report.html")
@@ -71,9 +57,9 @@ def compose(say, model, words, flags):
 
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     if model.config is None:
-        subtitle = say("of_file", name=model.name, made=made)
+        subtitle = say("of_file", name=model.variant, made=made)
     else:
-        subtitle = say("of_run", name=model.name, step=model.step, made=made)
+        subtitle = say("of_run", name=model.variant, step=model.step, made=made)
     subtitle += say("raw") if flags.raw else ""
     sections = []
     if model.config is not None:
@@ -85,28 +71,28 @@ def compose(say, model, words, flags):
     if model.config is not None:
         sections.append(of_model.answers(say, model, flags.split, flags.most))
     facts = of_run.facts(say, model)
-    return page.render(say, model.title, subtitle, facts, sections)
+    return page.render(say, model.short, subtitle, facts, sections)
 
 
 def look(say, model, words):
     """The sections about images: those that are named, else the first of test, else samples."""
+    from vit_jax import pictures
     from vit_jax.report import of_model, page, subject
-    from vit_jax.tools import predict
 
     if words:
-        found, _ = predict.open_images(words, model)
-        pictures = [(one.name, one.view, one.label) for one in found]
-        if not pictures:
+        found, _ = pictures.open_images(words, model)
+        images = [(one.name, one.view, one.label) for one in found]
+        if not images:
             raise UserError("none of the images can be read")
     elif model.config is None:
-        pictures = subject.samples(model)
+        images = subject.samples(model)
     else:
         try:
-            pictures = subject.examples(model, "test", SHOWN)
+            images = subject.examples(model, "test", SHOWN)
         except UserError as error:
             return [page.section("attention", page.text(say("no_data", why=str(error))))]
-    arrays = subject.compute(model, [view for _, view, _ in pictures])
-    return [make(say, model, pictures, arrays) for make in (of_model.looks, of_model.tokens)]
+    arrays = subject.compute(model, [view for _, view, _ in images])
+    return [make(say, model, images, arrays) for make in (of_model.looks, of_model.tokens)]
 
 
 if __name__ == "__main__":
