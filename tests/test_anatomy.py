@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import dino_digits
+from configs import deit, dino_digits, mae_scratch
 from vit_jax import anatomy, models, receptive_field, variants, vit
 from vit_jax.figures import anatomy as figures
 from vit_jax.figures import diagrams
@@ -87,6 +87,8 @@ def test_sizes_are_read_off_the_model():
     rows = anatomy.beside_published("mu/8", found, 91.0)
     assert rows[0]["model"] == "this: mu/8" and rows[0]["parameters"] == count
     assert rows[0]["layers"] == 3 and rows[0]["top1"] == [91.0] and len(rows) == 6
+    recipes = {**deit.PUBLISHED, **{k: mae_scratch.PUBLISHED[k] for k in "LH"}}
+    assert {row["model"][: -len("/16")]: row["published"] for row in rows[1:]} == recipes
     cnn = anatomy.beside_published("resnet50", variants.parse("resnet50"))
     assert [row["layers"] for row in cnn if row["heads"] is None] == [50]
 

@@ -45,6 +45,21 @@ def test_dino_step_prints_the_same_keys():
     assert 2e3 / ms == pytest.approx(rate, rel=1e-3)
 
 
+def test_attention_takes_turns_with_the_plain_forward_pass():
+    done = run("--what=attention", "--json", *TINY)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["against"] == "forward" and len(result["pairs"][0]) == 2
+    (ours, plain), ratio = result["pairs"][0], result["ratio_spread"]
+    assert ratio["min"] * 0.999 <= ours / plain <= ratio["max"] * 1.001
+    for words, cause in (
+        (["--model=resnet18"], "ResNet"),
+        (["--against=timm"], "--what=attention"),
+    ):
+        done = run("--what=attention", *words)
+        assert done.returncode == 2 and cause in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_input_reads_photographs_as_the_peer_is_told_to(tmp_path):
     done = run("--what=input", "--json", "--batch_size=8", "--pairs=2", "--steps=1", "--threads=1")
     assert done.returncode == 0, done.stderr

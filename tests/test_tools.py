@@ -210,8 +210,21 @@ def table(text):
     return rows
 
 
+def test_summary_draws_what_it_says(tmp_path, capsys):
+    options = dict(model="mu/4,image=20,depth=2", config=None, num_classes=7)
+    summary.main(SimpleNamespace(**options, drawings=str(tmp_path / "new")))
+    written = {path.stem: path.read_text() for path in (tmp_path / "new").glob("*.svg")}
+    parts = {"whole", "self_attention", "multi_head", "patch_embedding", "positions", "sizes"}
+    assert set(written) == parts
+    assert "[26 × 26]" in written["self_attention"] and "[7]" in written["whole"]
+    assert set(capsys.readouterr().out.split()) >= {f"{tmp_path}/new/{x}.svg" for x in parts}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(cli.UserError, match="--drawings=.*cannot be written"):
+        summary.main(SimpleNamespace(**options, drawings=str(tmp_path / "file")))
+
+
 def test_summary_is_the_drawing(capsys):
-    summary.main(SimpleNamespace(model="B/16", config=None, num_classes=None))
+    summary.main(SimpleNamespace(model="B/16", config=None, num_classes=None, drawings=None))
     rows = table(text := capsys.readouterr().out)
     assert rows["196 patches of 16x16 (convolution)"] == ("[196x768]", "590,592")
     assert rows["[CLS] + position, learned"] == ("[197x768]", "152,064")
@@ -225,7 +238,7 @@ def test_summary_is_the_drawing(capsys):
 def test_summary_of_other_models(capsys):
     c = digits.get_config()
     c.model.norm, c.model.pool, c.model.pos_embed = "post", "map", "sincos2d"
-    summary.main(SimpleNamespace(model=None, config=c, num_classes=None))
+    summary.main(SimpleNamespace(model=None, config=c, num_classes=None, drawings=None))
     text = capsys.readouterr().out
     rows, stages = (
         table(text),
@@ -234,12 +247,12 @@ def test_summary_of_other_models(capsys):
     assert stages[0].startswith("4 heads") and stages[3] == stages[-1] == "LayerNorm"
     assert rows["position, fixed 2-D sin-cos"] == ("[16x48]",) and rows["head"] == ("[10]", "490")
     assert rows["attention pooling (MAP)"] == ("[48]", "28,224")
-    summary.main(SimpleNamespace(model="H/14,pool=gap", config=None, num_classes=0))
+    summary.main(SimpleNamespace(model="H/14,pool=gap", config=None, num_classes=0, drawings=None))
     rows = table(capsys.readouterr().out)
     assert rows["mean of the patches"] == ("[1280]",) and "head" not in rows
     for name in ("B/17", "B/16,dpth=3"):
         with pytest.raises(cli.UserError):
-            summary.main(SimpleNamespace(model=name, config=None, num_classes=None))
+            summary.main(SimpleNamespace(model=name, config=None, num_classes=None, drawings=None))
 
 
 def test_mistakes_end_with_2_and_a_plain_line(workdir, tmp_path):

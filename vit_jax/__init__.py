@@ -27,8 +27,7 @@ The life of an image:
                    curves, folders.py knows disks and buckets, memory.py keeps the memory of a CPU
   pretrained/*     weights from other projects, as tables of names
   figures/*        arrays to figures
-  trained.py       a run or a weight file as a model with its weights; pictures.py: files and rows as
-                   it is given them
+  trained.py       a run or a weight file as a model with its weights; pictures.py: what it is given
   attention.py     maps, masks and principal components, from a model's named outputs
   receptive_field.py  how far a CNN and a ViT see; gradcam.py: where a CNN looks; look.py: a model's
                    maps and features of single images

@@ -33,6 +33,12 @@ def count(module):
     return module.blocks.norm1.scale[...].shape[0], module.blocks.attn.num_heads
 
 
+def some_layers(module):
+    """The first, the middle and the last, numbered from 1, each once."""
+    depth, _ = count(module)
+    return sorted({1, (depth + 1) // 2, depth})
+
+
 def see(model, views, layers, with_rollout=False):
     """uint8 images [image, image, c] -> what the model sees in them; layers: numbers from 1.
 

@@ -35,8 +35,8 @@ FREE_OPTIONS = {"mlp_dim", "pool", "scan", "remat", "attn", "patch_embed"}  # th
 class Ours:
     """This process. step() -> (arrays, scalar) does the work, perhaps asynchronously."""
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, step, name="vit_jax"):
+        self.step, self.name, self.facts = step, name, {}
 
     def run(self, steps):
         """-> {"seconds", "value": the last scalar, "cpu": CPU seconds before and after, ...}"""
@@ -50,6 +50,9 @@ class Ours:
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
         answer = {"seconds": seconds, "value": float(value), "peak_rss_mb": rss / 1024}
         return answer | {"cpu": [cpu, time.process_time()]}
+
+    def close(self):
+        """There is nothing to end."""
 
 
 class Peer:

@@ -1,7 +1,7 @@
 """What tools/benchmark.py times: configs without augmentation, random batches, steps to call.
 
-A workload is `step() -> (arrays, scalar)` on one device. JAX is imported where it is needed:
-the number of cores must be set before.
+A workload is `step() -> (arrays, scalar)` on one device. JAX is imported where it is needed: the
+number of cores must be set before.
 """
 
 import importlib
@@ -126,7 +126,7 @@ def count_flops(what, config, sizes):
     """
     if what == "input":
         return 0
-    if what == "forward":
+    if what in ("forward", "attention"):
         return variants.count_flops(**sizes)
     if what == "train_step":
         return 3 * variants.count_flops(**sizes)
@@ -200,6 +200,22 @@ def build_forward(config, num_classes):
     return lambda: forward(params, images)
 
 
+def build_attention(config, num_classes):
+    """-> step() -> (maps and features, one of them): what `tools.attend` draws if not told more."""
+    import jax
+
+    from vit_jax import look, models, trained
+
+    if variants.is_cnn(config.model.variant):
+        raise UserError("--what=attention: a ResNet has none; name a ViT")
+    model = models.build(num_classes, **config.model)
+    module = model.bind(jax.jit(model.init)(jax.random.key(0)))
+    ready = trained.of_module(module, "", mean=config.data.mean, std=config.data.std)
+    see, params = look.reader(ready, look.some_layers(module))
+    images = jax.device_put(one_batch(config, num_classes)["image"])
+    return lambda: (found := see(params, images), found["tokens"][0, 0, 0])
+
+
 def build_input(config, _):
     """-> step() -> (batch, a label): batches as train.py reads them, on the host alone."""
     from vit_jax import augment, batch, data
@@ -226,5 +242,6 @@ BUILD = {
     "train_step": build_train_step,
     "dino_step": build_train_step,
     "forward": build_forward,
+    "attention": build_attention,
     "input": build_input,
 }

@@ -2,19 +2,26 @@
 
 Each NAME.py in this folder is a notebook in jupytext's percent format, and NAME.ipynb is made from
 it, without outputs. What all of them have, the badge below the title and the cell that installs
-vit_jax, is in this file.
+vit_jax, is in this file. They lead to the repository that pyproject.toml names, and so do the
+badges in the READMEs, which are written again too.
 """
 
+import re
+import tomllib
 from pathlib import Path
 
 from vit_jax import cli, folders
+from vit_jax.cli import UserError
 
-REPOSITORY = "ORG/REPO"  # on GitHub: where Colab finds the notebooks, and the code to install
 FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+REPOSITORY = PROJECT["urls"]["Repository"].removeprefix("https://github.com/")
 NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
+COLAB = "https://colab.research.google.com"
 BADGE = (
-    "[![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-    f"(https://colab.research.google.com/github/{REPOSITORY}/blob/main/experiments/notebooks/%s.ipynb)"
+    f"[![Open In Colab]({COLAB}/assets/colab-badge.svg)]"
+    f"({COLAB}/github/{REPOSITORY}/blob/main/experiments/notebooks/%s.ipynb)"
 )
 # The clone's folder must have no name that could be imported: Python would take it for a package.
 INSTALL = f"""\
@@ -27,7 +34,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 if find_spec("vit_jax") is None:
-    !git clone -q --depth=1 https://github.com/{REPOSITORY} vit_jax-main
+    !git clone -q --depth=1 {PROJECT["urls"]["Repository"]} vit_jax-main
     %pip install -q -e vit_jax-main
     sys.path.append(os.path.abspath("vit_jax-main"))
 
@@ -40,10 +47,17 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 
 def main(flags):
     del flags
-    for name in NAMES:
-        path = FOLDER / f"{name}.ipynb"
-        folders.write_text(path, notebook(name))
-        print(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    texts = {FOLDER / f"{name}.ipynb": notebook(name) for name in NAMES}
+    texts |= {path: with_links(path) for path in ROOT.glob("README*.md")}
+    for path, text in texts.items():
+        folders.write_text(path, text)
+        print(path.relative_to(ROOT))
+
+
+def with_links(path):
+    """The text of a file with badges, which lead to the repository of now."""
+    link = re.compile(rf"(?<={re.escape(COLAB)}/github/)[^/]+/[^/]+(?=/blob/)")
+    return link.sub(REPOSITORY, path.read_text(encoding="utf-8"))
 
 
 def notebook(name):
@@ -52,7 +66,7 @@ def notebook(name):
         import jupytext
         import nbformat
     except ImportError:
-        raise cli.UserError("jupytext is missing; make install, or: pip install jupytext") from None
+        raise UserError("jupytext is missing; make install, or: pip install jupytext") from None
     text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
     book = jupytext.reads(text, fmt="py:percent")
     title, below, rest = book.cells[0].source.partition("\n")

@@ -12,7 +12,7 @@ def bars(rows, title=""):
     """-> matplotlib Figure: a bar a model, as long as it has parameters (logarithmic).
 
     rows: dicts with "model", "layers", "width", "heads" (None: a CNN), "parameters" (a count) and
-    "top1" (a list of percentages, one a seed; may be empty).
+    "top1" (a list of percentages, one a seed; may be empty), and maybe "published" (a percentage).
     """
     figure = Figure(figsize=(8, 0.9 + 0.42 * len(rows)), layout="constrained")
     axis = figure.subplots()
@@ -25,6 +25,8 @@ def bars(rows, title=""):
         words += f"  |  {count(row['parameters'])}"
         if row["top1"]:
             words += f"  |  {mean(row['top1']):.1f} %"
+        elif row.get("published") is not None:
+            words += f"  |  published: {row['published']:.1f} %"
         axis.text(row["parameters"] * 1.08, y, words, va="center", fontsize=8.5)
     axis.set_yticks(range(len(rows)), [row["model"] for row in rows])
     axis.invert_yaxis()
@@ -93,8 +95,8 @@ def _count_along(axis):
 
 def count(number):
     """5717416 -> "5.72 M"."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:  # what is rounded up to 1000 of a unit is 1 of the next
             return f"{number / size:.3g} {unit}"
     return f"{number:.3g}"
 

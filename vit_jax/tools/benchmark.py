@@ -2,8 +2,9 @@
 
 python -m vit_jax.tools.benchmark --what=train_step --model=S/16 --batch_size=8 --against=timm
 
---what: a training step with labels or with DINO (2 + 8 crops an image), a forward pass, the input
-pipeline alone, or the time until a first step is done.
+--what: a training step with labels or with DINO (2 + 8 crops an image), a forward pass, the same
+with what `tools.attend` draws (in turns with the plain one), the input pipeline alone, or the time
+until a first step is done.
 """
 
 import json
@@ -25,7 +26,7 @@ IMPORTS = "import vit_jax.vit, vit_jax.objectives.supervised, vit_jax.optim, vit
 
 def define_flags():
     cli.define_config(required=False)
-    whats = ["train_step", "dino_step", "forward", "input", "startup"]
+    whats = ["train_step", "dino_step", "forward", "attention", "input", "startup"]
     flags.DEFINE_enum("what", "train_step", whats, "what is timed")
     flags.DEFINE_string("model", "vit_tiny_patch16_224", "its name, with overrides: S/16,depth=4")
     flags.DEFINE_integer("batch_size", 8, "images a step", lower_bound=1)
@@ -41,9 +42,10 @@ def define_flags():
 def main(flags):
     """The command: prints a table, or with --json one object whose keys experiments/benchmarks
     explains. Raises UserError."""
-    alone = flags.what == "startup" or (flags.what == "input" and flags.config)
+    alone = flags.what in ("startup", "attention") or (flags.what == "input" and flags.config)
     if flags.against and alone:
-        raise UserError(f"--against={flags.against} goes with no --config and no --what=startup")
+        how = "--config" if flags.config else f"--what={flags.what}"
+        raise UserError(f"--against={flags.against} does not go with {how}; leave it out")
     if flags.config and flags.what != "input":
         raise UserError("--config says where images come from; it goes with --what=input only")
     threads = flags.threads
@@ -89,6 +91,8 @@ def measure(flags, threads, folder):
     elif flags.against:
         job = turns.peer_job(config, sizes, flags.what, threads, jax.default_backend())
         peer = turns.Peer(flags.against, job)
+    elif flags.what == "attention":
+        peer = turns.Ours(workloads.build_forward(config, sizes["num_classes"]), "forward")
     try:
         ours = turns.Ours(workloads.BUILD[flags.what](config, sizes["num_classes"]))
         taken = turns.take(ours, peer, flags.pairs, flags.seconds, flags.steps)
@@ -157,15 +161,16 @@ def table(result):
         rows = [f"  {name:18}{_range(values)} s" for name, values in result["seconds"].items()]
         return "\n".join([title, *rows])
     title += f" of {len(result['pairs'])} turns on {result['device']}"
-    rows = [f"  {'':9}{'images/s':28}{'ms a step':28}{'GFLOP/s':10}peak MB"]
-    sides = {"vit_jax": result} | ({result["against"]: result["peer"]} if "peer" in result else {})
+    rows = [f"  {'':11}{'images/s':28}{'ms a step':28}{'GFLOP/s':10}peak MB"]
+    ours = result["what"] if result["what"] == "attention" else "vit_jax"
+    sides = {ours: result} | ({result["against"]: result["peer"]} if "peer" in result else {})
     for name, row in sides.items():
         rate = f"{row['flops_per_s'] / 1e9:.0f}" if row["flops_per_s"] else ""
-        rows += [f"  {name:9}{_range(row['images_per_s']):28}{_range(row['step_ms']):28}{rate:10}"]
+        rows += [f"  {name:11}{_range(row['images_per_s']):28}{_range(row['step_ms']):28}{rate:10}"]
         rows[-1] += f"{row['peak_rss_mb']:.0f}"
     if "ratio_against" in result:
         ratio = _range({"median": result["ratio_against"]} | result["ratio_spread"])
-        rows += [f"  vit_jax / {result['against']}, images/s, pair by pair: {ratio}"]
+        rows += [f"  {ours} / {result['against']}, images/s, pair by pair: {ratio}"]
     if "images_per_s_float" in result.get("peer", {}):
         rate = _range(result["peer"]["images_per_s_float"])
         rows += [f"  {result['against']} normalising on the host as well, images/s: {rate}"]

@@ -1,7 +1,14 @@
 """The stages of a model with their shapes, parameters, FLOPs and memory. Allocates no weights.
 
 python -m vit_jax.tools.summary --model=B/16
+python -m vit_jax.tools.summary --config=configs/dino.py:s16_300 --drawings=figures
+
+--drawings writes the stages, attention, its heads, patch embedding, positions, with a DINO config
+also student and teacher, each as an SVG with this model's own shapes, and its size beside the
+published ones.
 """
+
+from pathlib import Path
 
 from absl import flags
 
@@ -15,6 +22,7 @@ def define_flags():
         "model", None, "a name, with overrides: B/16 or vit_base_patch16_224,depth=4"
     )
     flags.DEFINE_integer("num_classes", None, "classes (default: the data's; 1000 for --model)")
+    flags.DEFINE_string("drawings", None, "folder to write SVG drawings of the model into")
 
 
 def main(flags):
@@ -32,6 +40,8 @@ def main(flags):
         if flags.num_classes is not None:
             options["num_classes"] = flags.num_classes
         print(describe(name, options))
+        if flags.drawings:
+            draw(flags.drawings, name, options, flags.config)
     except UserError:
         raise
     except ValueError as error:  # an option that the model does not have, or sizes that clash
@@ -48,8 +58,8 @@ def count_classes(config):
         raise UserError(f"{error}\nOr say how many classes there are: --num_classes=1000") from None
 
 
-def describe(name, options):
-    """A table of the stages, as text. options: as `variants.parse` gives them, and num_classes."""
+def measure(name, options):
+    """-> rows as of `stages`, their sum. options: as `variants.parse` has them, and num_classes."""
     import jax
 
     from vit_jax import models
@@ -65,21 +75,50 @@ def describe(name, options):
     stray = total - sum(count for _, _, count in rows if count)
     if stray:
         raise AssertionError(f"{stray:,} parameters belong to no stage")
+    return rows, total
+
+
+def describe(name, options):
+    """A table of the stages, as text; options as for `measure`."""
+    rows, total = measure(name, options)
     wide = max(len(stage) for stage, _, _ in rows) + 2
     lines = [f"{name}: width {options['width']}, ", ""]
-    if cnn:
+    if "layers" in options:
         lines[0] += f"stages of {', '.join(map(str, options['layers']))} {options['block']} blocks"
     else:
         lines[0] += f"depth {options['depth']}, {options['num_heads']} heads"
     lines += [f"{'stage':{wide}}{'shape of an image':20}{'parameters':>14}"]
     for stage, shape, count in rows:
         lines.append(f"{stage:{wide}}{shape:20}{f'{count:,}' if count else '':>14}".rstrip())
-    flops = variants.count_flops(**options, num_classes=num_classes)
+    flops = variants.count_flops(**options)
     lines += [f"{'total':{wide}}{'':20}{total:>14,}", ""]
     words = f"{flops / 1e9:.4g} GFLOPs an image forward ({flops / 2e9:.4g} GMACs: one multiply-add"
     lines += [words + " is 2 FLOPs); a training step takes 3 times as many"]
     lines += [f"{4 * total / 1e6:,.4g} MB of weights in float32; AdamW's state is twice that again"]
     return "\n".join(lines)
+
+
+def draw(folder, name, options, config=None):
+    """Writes the drawings into a folder, which is made; says which. Raises UserError."""
+    from vit_jax import anatomy
+    from vit_jax.figures import diagrams, sizes
+
+    folder = Path(folder).expanduser()
+    drawn = {"whole": diagrams.whole(measure(name, options)[0], name)}
+    if "layers" not in options:
+        parts = ("self_attention", "multi_head", "patch_embedding", "positions")
+        drawn |= {part: getattr(diagrams, part)(options) for part in parts}
+    if config is not None and config.objective.name == "dino":
+        drawn["dino"] = diagrams.dino(options, config)
+    bars = sizes.bars(anatomy.beside_published(name.partition(",")[0], options))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, text in drawn.items():
+            (folder / f"{part}.svg").write_text(text, encoding="utf-8")
+        bars.savefig(folder / "sizes.svg")
+    except OSError as error:
+        raise UserError(f"--drawings={folder} cannot be written: {error.strerror}") from None
+    print("\n".join(f"{folder}/{part}.svg" for part in (*drawn, "sizes")))
 
 
 def one_image(options):
