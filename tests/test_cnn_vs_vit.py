@@ -107,8 +107,9 @@ def test_points_are_where_the_rows_say():
     cnn += [dict(model="net", layer="layer1/block0/shortcut", convolutions=2, field=4)]
     cnn += [dict(model="net", layer="layer1", convolutions=2, field=5, side95=3.5)]
     vit = [dict(model="small", layer="block 1", field=8, side95=7.0)]
-    heads = [dict(layer=1, distance=x, even_distance=4.0) for x in (1.0, 2.0)]
-    left, right = figures.distances(cnn, vit, heads).axes
+    heads = [dict(model="small", layer=1, distance=x, even_distance=4.0) for x in (1.0, 2.0)]
+    sides = [{"side": 8, "rows": cnn}, {"side": 8, "rows": vit, "heads": heads}]
+    left, right = figures.distances(sides).axes
     drawn = {line.get_label(): line.get_xydata().tolist() for line in left.lines}
     assert drawn["theoretical field, side"] == [[1, 3], [2, 5]]
     assert drawn["effective field, side (95% of the gradient)"] == [[1, 2], [2, 3.5]]
@@ -116,3 +117,15 @@ def test_points_are_where_the_rows_say():
     drawn = {line.get_label(): line.get_ydata() for line in right.lines}
     assert drawn["mean of the heads"] == [1.5]
     assert drawn["side of the image: theoretical field"][0] == 8
+
+
+def test_the_outline_of_a_large_field_follows_squares():
+    """64 pixels a side are drawn by squares of 2; the sides that are written are of pixels."""
+    gradient = np.zeros((64, 64))
+    gradient[16:31, 8:40] = 1
+    (axis,) = figures.fields([("net", {"layer1": gradient}, {"layer1": [10, 50]})]).axes
+    x, y = np.concatenate(axis.collections[0].get_segments()).T
+    assert (x.min(), x.max(), y.min(), y.max()) == (7.5, 39.5, 15.5, 31.5)
+    assert axis.get_xlabel() == f"side {np.ceil(0.95 * 15 * 32) ** 0.5:.1f} px"
+    box = axis.patches[0].get_bbox()
+    assert (box.x0, box.x1, box.y0, box.y1) == (9.5, 49.5, 9.5, 49.5)

@@ -15,6 +15,15 @@ def test_it_is_what_its_text_makes(name):
     assert f"/{notebooks.REPOSITORY}/blob/main/experiments/notebooks/{name}.ipynb)" in text
 
 
+def test_the_badges_lead_to_the_same_repository():
+    readmes = sorted(notebooks.ROOT.glob("README*.md"))
+    assert len(readmes) == 2
+    for path in readmes:
+        text = path.read_text(encoding="utf-8")
+        assert all(notebooks.BADGE % name in text for name in notebooks.NAMES)
+        assert notebooks.with_links(path) == text, "say: make notebooks"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", notebooks.NAMES)
 def test_it_runs_from_top_to_bottom(name, tmp_path, monkeypatch):

@@ -1,10 +1,17 @@
-"""README.md and README.ko.md say the same: the same structure, commands, numbers and links."""
+"""README.md and README.ko.md say the same, and the Python in them runs."""
 
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+
+from configs import dino_digits
+from vit_jax import checkpoint, log, train
+from vit_jax.run import Run
 
 ROOT = Path(__file__).parents[1]
 LANGUAGES = "README.md", "README.ko.md"
@@ -74,3 +81,26 @@ def test_links_exist(name):
     found = {t.split("#")[0] for t in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", read(name)))}
     local = sorted(t for t in found if t and "://" not in t)
     assert local and [t for t in local if not (ROOT / t).exists()] == []
+
+
+def test_the_python_in_it_runs(tmp_path, monkeypatch):
+    """Block by block, with a run that was never trained and small weights under the names there."""
+    config = dino_digits.get_config()
+    config.compilation_cache = ""
+    folder = tmp_path / "runs/dino_digits"
+    train.claim(folder, config)
+    run = Run(config, jax.devices()[:1])
+    with checkpoint.Checkpoints(folder, metric=config.best_metric) as saved:
+        saved.save(0, run.init())
+        saved.wait()
+    log.write_run_json(folder, mesh=run.mesh, **run.facts())
+    weights = ROOT / "tests/golden/vit/vit_cls/state_dict.safetensors"
+    shutil.copy(weights, tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```$", read("README.md"), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        names = {"images": np.zeros((1, 32, 32, 3), np.float32)}
+        exec(block, names)
+    assert names["masks"].shape == names["maps"].shape == names["seen"].maps.swapaxes(0, 1).shape
+    assert (tmp_path / "seen.png").stat().st_size > 10_000

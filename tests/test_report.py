@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import string
 import tomllib
 from pathlib import Path
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from test_report_labels import untranslated
 
 from configs import common, digits, dino_digits
-from vit_jax import checkpoint, cli, data, log, train
-from vit_jax.report import drawn, inline, of_run, page, scores, subject
+from vit_jax import checkpoint, cli, data, log, pictures, sight, train, trained
+from vit_jax.figures.sizes import count
+from vit_jax.report import drawn, inline, of_images, of_pair, of_run, page, scores, subject
 from vit_jax.report.words import WORDS, Phrase, Words
 from vit_jax.run import Run
 from vit_jax.tools import report
@@ -24,7 +27,7 @@ from vit_jax.tools import report
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "tests/golden/vit/vit_cls/state_dict.safetensors"
 FLAGS = dict(workdir=None, weights=None, model=None, output=None, lang="both", split="test")
-FLAGS |= dict(class_names=None)
+FLAGS |= dict(class_names=None, against=None, against_model=None)
 FLAGS |= dict(most=10_000, checkpoint="best", raw=False)
 NAMES = ["<img src=x onerror=alert(1)>", "나비", "cat & 'dog'"]
 SCRIPT = "<script>alert(1)</script>"
@@ -76,7 +79,19 @@ def whole(html):
             caption = next(n for n in tree.iter() if n.get("id") == node.get("aria-labelledby"))
             assert re.search(r"\d", "".join(caption.itertext()))
             assert node.find(SVG) is not None
+    assert not untranslated(tree)
     return tree
+
+
+def said_of(tree, name):
+    """The caption of a figure, in English and in Korean."""
+    return "".join(tree.find(f".//*[@id='{name}-says']").itertext())
+
+
+def cells(tree, name):
+    """The rows of a table, as text."""
+    rows = tree.findall(f".//figure[@id='{name}']//tbody/tr")
+    return [["".join(cell.itertext()) for cell in row] for row in rows]
 
 
 def figures(tree):
@@ -122,6 +137,7 @@ def test_a_run_is_shown_whole_and_escaped(workdir, html):
     expected = {"config-changes", "config", "environment", "curves", "starts", "batch", "whole"}
     expected |= {"size-bars", "drawing-self", "drawing-heads", "drawing-patch", "drawing-where"}
     expected |= {"filter-components", "position-similarity", "attention-maps", "token-features"}
+    expected |= {"attention-heads-1", "attention-mask", "effective-fields"}
     expected |= {"attention-distance", "predictions", "mistakes", "confusion", "pairs", "per-class"}
     assert expected - {"mistakes", "pairs"} <= figures(tree) <= expected
     text = "\n".join(tree.itertext())
@@ -147,15 +163,21 @@ def test_a_run_is_shown_whole_and_escaped(workdir, html):
     assert rows["augment.flip"][-1] == "0.0"
 
 
-def test_both_languages_have_the_same_numbers(html):
+def same_in_both(tree):
+    """Checks that every phrase has the same numbers in both languages. -> the phrases of each"""
     spans = {lang: [] for lang in ("en", "ko")}
-    for node in whole(html).iter("span"):
+    for node in tree.iter("span"):
         if node.get("lang"):
             spans[node.get("lang")].append("".join(node.itertext()))
     assert len(spans["en"]) == len(spans["ko"]) > 40
     for pair in zip(spans["en"], spans["ko"], strict=True):
         en, ko = (sorted(re.findall(r"\d[\d.,]*\d|\d", text)) for text in pair)
         assert en == ko and bool(re.search("[가-힣]", pair[0])) is ("나비" in pair[0]), pair
+    return spans
+
+
+def test_both_languages_have_the_same_numbers(html):
+    spans = same_in_both(whole(html))
     assert re.search("[가-힣]", "".join(spans["ko"]))
     # One language alone: no other, and no switch.
     for lang, own, other in (("ko", "예측", "Predictions"), ("en", "Predictions", "예측")):
@@ -193,21 +215,103 @@ def test_dino_has_its_health(tmp_path):
     assert "nearest training images vote" in text and "teacher's entropy" in text
 
 
-def test_a_resnet_has_what_applies(tmp_path):
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
     c = common.tiny(digits.get_config())
     c.model.variant, c.model.image, c.model.pool = "resnet8", 8, "cls"
-    tree = whole(write(workdir=str(made(c, tmp_path, {"eval/test/acc1": 0.125}))))
-    parts = ["setup", "course", "input", "model", "filters-fields", "answers"]
+    return made(c, tmp_path_factory.mktemp("resnet"), {"eval/test/acc1": 0.125})
+
+
+def test_a_resnet_has_what_applies(resnet, tmp_path):
+    tree = whole(write(workdir=str(resnet), most=64, output=str(tmp_path / "x.html")))
+    parts = ["setup", "course", "input", "model", "filters-fields", "gradcam", "answers"]
     assert sections(tree) == parts and "12.50%" in [dd.text for dd in tree.iter("dd")]
     drawn = {"whole", "size-bars", "filter-components", "receptive-fields"}
-    assert figures(tree) >= drawn | {"predictions"}
+    assert figures(tree) >= drawn | {"predictions", "effective-fields", "gradcam-maps"}
+    # The fields and the answers are those of the same first test images.
+    model = trained.of_run(str(resnet))
+    source = data.make(model.config, model.config.data.test)
+    views = [model.view(source[i]["image"]) for i in range(4)]
+    rows = [row for row in sight.fields(model, views)[0] if "side95" in row]
+    expected = [[row["layer"], str(row["field"]), str(row["jump"])] for row in rows]
+    assert [row[:3] for row in cells(tree, "receptive-fields")] == expected
+    sides = [f"{row['side95']:.1f}" for row in rows]
+    assert [row[3] for row in cells(tree, "receptive-fields")] == sides
+    assert f"a side of {sides[0]} in" in said_of(tree, "effective-fields")
+    assert "mean of 4 channels of it in each of 4" in said_of(tree, "effective-fields")
+    shown = "\n".join(tree.find(".//figure[@id='gradcam-maps']").itertext())
+    logits = model.module(model.normalise(views))["logits"]
+    for name in np.asarray(logits.argmax(-1)):
+        assert f"says {model.class_names[name]}" in shown
     # Without its data the rest is there.
-    config = json.loads((tmp_path / "config.json").read_text())
+    broken = tmp_path / "run"
+    shutil.copytree(resnet, broken)
+    config = json.loads((broken / "config.json").read_text())
     config["data"] |= {"name": "folder", "dir": "/nowhere"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    tree = whole(write(workdir=str(tmp_path)))
-    assert figures(tree) >= drawn and "predictions" not in figures(tree)
-    assert "no folder /nowhere" in "".join(tree.itertext())
+    (broken / "config.json").write_text(json.dumps(config))
+    tree = whole(write(workdir=str(broken)))
+    assert figures(tree) >= drawn
+    assert not figures(tree) & {"predictions", "effective-fields", "gradcam-maps"}
+    assert "no folder /nowhere" in "".join(tree.itertext()) and "gradcam" in sections(tree)
+
+
+def test_a_cnn_and_a_vit_side_by_side(workdir, resnet, tmp_path, monkeypatch):
+    monkeypatch.setattr(of_pair, "PAIRS", 1)
+    monkeypatch.setattr(of_pair, "SECONDS", 0.0)
+    pair = dict(workdir=str(resnet), against=str(workdir), output=str(tmp_path / "x.html"), most=64)
+    tree = whole(write(**pair))
+    assert sections(tree)[-1] == "against"
+    parts = {"against-table", "against-looks", "against-fields", "against-distances"}
+    assert figures(tree) >= parts and same_in_both(tree)
+    table = {row[0].split("테스트")[0]: row[1:] for row in cells(tree, "against-table")}
+    sizes = [json.loads((run / "run.json").read_text())["model"] for run in (resnet, workdir)]
+    assert [f"{size['parameters']:,}" for size in sizes] in table.values()
+    row = log.read_metrics(workdir)[-1]
+    assert table["test"] == ["12.50% (acc1)", f"{row['eval/test/acc1']:.2%} (acc1)"]
+    # The second one has its own fields and heads, of the images of the first.
+    other, first = trained.of_run(str(workdir)), trained.of_run(str(resnet))
+    source = data.make(first.config, first.config.data.test)
+    views = [other.view(source[i]["image"]) for i in range(4)]
+    (row,), _ = sight.fields(other, views)
+    side = (
+        f"{row['side95']:.1f} pixels in the first layer drawn and {row['side95']:.1f} in the last"
+    )
+    assert f"{other.short}: 95% of the gradient has a side of {side}" in said_of(
+        tree, "against-fields"
+    )
+    shown = "\n".join(tree.find(".//figure[@id='against-looks']").itertext())
+    assert "Grad-CAM, layer3" in shown and "attention, block 1" in shown and "test:3" in shown
+    # What is too much to compute is said, not skipped.
+    monkeypatch.setattr(subject, "LIMIT", 1e6)
+    seen = subject.Seen(first, [(f"{i}", view, None) for i, view in enumerate(views)])
+    (block,) = of_images.reach(Words(("en",)), seen)
+    words = f"would take {count(sight.cost(first, 4))} FLOPs, and this page spends at most 1 M"
+    assert block["kind"] == "text" and words in block["text"] and seen.reach == (0, 0)
+
+
+def test_a_run_beside_a_file(workdir, tmp_path, monkeypatch):
+    """Other sizes, other channels, other classes; an image that is named."""
+    monkeypatch.setattr(of_pair, "PAIRS", 1)
+    monkeypatch.setattr(of_pair, "SECONDS", 0.0)
+    picture = tmp_path / "mine.png"
+    Image.fromarray(np.arange(30 * 20 * 3, dtype=np.uint8).reshape(30, 20, 3)).save(picture)
+    found = dict(workdir=str(workdir), against=str(WEIGHTS), against_model="S/4,num_heads=3")
+    tree = whole(write([str(picture), "test:2"], **found, output=str(tmp_path / "x.html")))
+    table = cells(tree, "against-table")
+    assert [row[1:] for row in table if "×" in row[1]] == [["8 × 8", "32 × 32"]]
+    assert any(row[2] == "—" and row[1] != "—" for row in table)
+    for name in ("against-looks", "attention-maps", "attention-heads-1", "attention-mask"):
+        shown = "".join(tree.find(f".//figure[@id='{name}']").itertext())
+        assert "mine.png" in shown and "test:2" in shown
+    # The file's fields are of these images, in its own size.
+    other, run = trained.of_file(str(WEIGHTS), "S/4,num_heads=3"), trained.of_run(str(workdir))
+    images, _ = pictures.open_images([str(picture), "test:2"], other, run.config)
+    rows, _ = sight.fields(other, [image.view for image in images])
+    assert len(rows) <= subject.BLOCKS
+    last = f"{rows[-1]['side95']:.1f} in the last, of 32."
+    assert last in said_of(tree, "against-fields")
+    with pytest.raises(cli.UserError, match="none of the images"):
+        write(["/nowhere.png"], **found, output=str(tmp_path / "x.html"))
 
 
 def test_weights_without_a_run(tmp_path):

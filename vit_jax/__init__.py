@@ -27,10 +27,12 @@ The life of an image:
                    curves, folders.py knows disks and buckets, memory.py keeps the memory of a CPU
   pretrained/*     weights from other projects, as tables of names
   figures/*        arrays to figures
+  names.py         names of ImageNet's classes, in English and Korean
   trained.py       a run or a weight file as a model with its weights; pictures.py: what it is given
   attention.py     maps, masks and principal components, from a model's named outputs
   receptive_field.py  how far a CNN and a ViT see; gradcam.py: where a CNN looks; look.py: a model's
                    maps and features of single images
+  sight.py         how far a run's model sees and how fast it is, for the report and experiments
   anatomy.py       filters, positions, similarities and sizes of a model
   report/*         a run as one HTML page; words.toml has its phrases in both languages
   demo/*           a page to drop a picture on

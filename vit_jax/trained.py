@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from vit_jax import cli, folders
+from vit_jax import cli, folders, names
 from vit_jax.cli import UserError
 
 
@@ -93,8 +93,8 @@ def of_run(workdir, which="best", raw=False):
     from vit_jax import checkpoint
 
     config, run, model, params, step = checkpoint.load_weights(workdir, which, raw)
-    names = list(run["data"]["class_names"])
-    names += [f"class {i}" for i in range(len(names), model.module.num_classes or 0)]
+    classes = names.readable(run["data"]["class_names"])
+    classes += _numbers(len(classes), model.module.num_classes)
     return Trained(
         f"{workdir}, step {step:,}",
         folders.place(workdir).name,
@@ -106,7 +106,7 @@ def of_run(workdir, which="best", raw=False):
         mean=config.data.mean,
         std=config.data.std,
         crop=config.augment.eval_crop,
-        class_names=names,
+        class_names=classes,
         folder=workdir,
         config=config,
         run=run,
@@ -118,15 +118,17 @@ def of_module(module, name, *, short=None, variant=None, image=None, class_names
     """A module with its weights, such as `vit.create` and `pretrained.load` make; fields as above.
 
     image: needed of a ResNet, which takes any. ready: mean, std and crop; if not said, images are
-    scaled to [-1, 1], and nothing is cut off. Raises UserError where class_names are not as many as
-    the classes.
+    scaled to [-1, 1], and nothing is cut off. If there are 1000 classes and nobody says which, they
+    are ImageNet's. Raises UserError where class_names are not as many as the classes.
     """
     from vit_jax import models
 
     model, params = models.split(module)
-    names = [f"class {i}" for i in range(module.num_classes or 0)]
-    if class_names is not None and len(class_names) != len(names):
-        raise UserError(f"there are {len(class_names)} class names, and {len(names)} classes")
+    count = module.num_classes or 0
+    if class_names is None:
+        class_names = names.imagenet() if count == 1000 else _numbers(0, count)
+    if len(class_names) != count:
+        raise UserError(f"there are {len(class_names)} class names, and {count} classes")
     half = (0.5,) * module.channels
     return Trained(
         name,
@@ -136,9 +138,14 @@ def of_module(module, name, *, short=None, variant=None, image=None, class_names
         params,
         image=image or module.image,
         channels=module.channels,
-        class_names=names if class_names is None else list(class_names),
+        class_names=list(class_names),
         **dict(mean=half, std=half, crop=1.0) | ready,
     )
+
+
+def _numbers(start, stop):
+    """Names of classes that have none."""
+    return [f"class {i}" for i in range(start, stop or 0)]
 
 
 def is_file(spec):
@@ -193,8 +200,8 @@ def of_flags(flags):
     if flags.workdir:
         found = [of_run(flags.workdir, **of_runs)]
     else:
-        names = flags.class_names and _read_names(flags.class_names)
-        found = [of_file(flags.weights, flags.model, names)]
+        classes = flags.class_names and _read_names(flags.class_names)
+        found = [of_file(flags.weights, flags.model, classes)]
     if against := _against(flags):
         found.append(load(against, flags.against_model, **of_runs))
     return found

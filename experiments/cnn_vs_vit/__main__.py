@@ -37,23 +37,25 @@ def main(flags):
     output.mkdir(parents=True, exist_ok=True)
 
     from experiments import tables
-    from experiments.cnn_vs_vit import measure, results
-    from vit_jax import log
+    from experiments.cnn_vs_vit import results
+    from vit_jax import log, sight
 
-    models = [measure.load(run, flags.images) for run in (cnn, vit)]
-    speed = measure.in_turns(*models, flags.pairs, flags.seconds)
+    models = [results.load(run) for run in (cnn, vit)]
+    views, labels = results.examples(models, flags.images)
+    sides = dict(zip(("cnn", "vit"), zip(models, views, strict=True), strict=True))
+    speed = sight.in_turns(sides, flags.pairs, flags.seconds)
     log.write_json(output / "speed.json", speed)
     rows = [results.row(run, speed[kind]) for kind, run in (("cnn", cnn), ("vit", vit))]
     tables.write(rows, output / "models.csv")
-    layers, fields = measure.fields_of_cnn(models[0])
-    more, blocks = measure.fields_of_vit(models[1])
-    layers, heads = layers + more, measure.heads(models[1])
+    found = [sight.fields(*side) for side in sides.values()]
+    layers, heads = [line for lines, _ in found for line in lines], sight.heads(*sides["vit"])
     for file, lines in (("layers", layers), ("heads", heads)):
         text = "".join(json.dumps(line) + "\n" for line in lines)
         log.write_text(output / f"{file}.jsonl", text)
-    looks = measure.looks(*models)
-    results.write_maps(output / "maps.npz", fields, blocks, looks)
-    results.draw(output, models, layers, heads, fields, blocks, looks)
+    looks = results.looks(models, views, labels)
+    fields = [gradients for _, gradients in found]
+    results.write_maps(output / "maps.npz", fields, looks)
+    results.draw(output, models, len(labels), layers, heads, fields, looks)
     print((output / "models.md").read_text() + f"written: {output}")
 
 

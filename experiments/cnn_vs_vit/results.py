@@ -1,4 +1,4 @@
-"""What was measured, as a table, as arrays and as figures."""
+"""A pair of runs as models and images; what is measured of them as a table, arrays and figures."""
 
 import json
 
@@ -6,8 +6,26 @@ import numpy as np
 
 from experiments import tables
 from experiments.size_vs_accuracy.table import hours, layers
-from vit_jax import log, variants
+from vit_jax import data, log, sight, trained, variants
 from vit_jax.figures import receptive_field as figures
+
+SHOWN = 6  # images whose Grad-CAM and attention are drawn
+
+
+def load(run):
+    """A run's model, by the checkpoint that was best on val, under the run's name."""
+    model = trained.of_run(run.workdir)
+    model.short = run.name
+    return model
+
+
+def examples(models, count):
+    """The first images of the test split -> uint8 [b, h, w, c] as each model sees them; labels."""
+    config = models[0].config
+    source = data.make(config, config.data.test)
+    rows = [source[i] for i in range(min(count, len(source)))]
+    views = [np.stack([model.view(row["image"]) for row in rows]) for model in models]
+    return views, np.array([row["label"] for row in rows])
 
 
 def row(run, speed):
@@ -31,9 +49,21 @@ def row(run, speed):
     }
 
 
-def write_maps(path, fields, blocks, looks):
+def looks(models, views, labels):
+    """Grad-CAM and attention of the first images of different classes: images, labels, what each
+    model says, the maps of either as `sight.looks` has them, and whose attention it is."""
+    chosen = np.sort(np.unique(labels, return_index=True)[1])[:SHOWN]
+    cnn, vit = models
+    found = {"images": views[0][chosen], "labels": [cnn.class_names[i] for i in labels[chosen]]}
+    for name, model, images in zip(("cnn", "vit"), models, views, strict=True):
+        says, found[name] = sight.looks(model, images[chosen])
+        found[f"{name}_says"] = [model.class_names[i] for i in says]
+    return found | {"whose": "[CLS]" if vit.module.prefix else "the average patch"}
+
+
+def write_maps(path, fields, looks):
     """Everything that is drawn as a map, float16 beside the images."""
-    arrays = {f"field/{name}": x / x.max() for name, x in (fields | blocks).items()}
+    arrays = {f"field/{name}": x / x.max() for part in fields for name, x in part.items()}
     arrays |= {f"gradcam/{name}": x for name, x in looks["cnn"].items()}
     arrays |= {f"attention/{name}": x for name, x in looks["vit"].items()}
     arrays = {name: np.asarray(x, np.float16) for name, x in arrays.items()}
@@ -41,21 +71,21 @@ def write_maps(path, fields, blocks, looks):
     np.savez_compressed(path, images=looks["images"], **words, **arrays)
 
 
-def draw(output, models, layers, heads, fields, blocks, looks):
+def draw(output, models, count, layers, heads, fields, looks):
+    """The three figures; count: images that the fields and the heads are means over."""
     cnn, vit = models
-    side, count = cnn.pixels.shape[1], len(cnn.pixels)
-    of_cnn = [line for line in layers if line["model"] == cnn.name]
-    of_vit = [line for line in layers if line["model"] == vit.name]
-    size = f"images of {side} x {side}, mean over {count}"
+    of_cnn, of_vit = ([x for x in layers if x["model"] == model.short] for model in models)
+    size = f"images of {cnn.image} x {cnn.image}, mean over {count}"
+    sides = [{"side": cnn.image, "rows": of_cnn}]
+    sides.append({"side": vit.image, "rows": of_vit, "heads": heads})
+    inside = {line["layer"]: line.get("inside") for line in of_cnn}
+    panels = [{"name": cnn.short, "maps": looks["cnn"], "says": looks["cnn_says"]}]
+    panels.append({"name": vit.short, "maps": looks["vit"], "says": looks["vit_says"]})
+    panels[1]["whose"] = looks["whose"]
     pictures = {
-        "distances": figures.distances(of_cnn, of_vit, heads, title=size),
-        "fields": figures.fields(
-            [
-                (cnn.name, fields, {line["layer"]: line.get("inside") for line in of_cnn}),
-                (vit.name, blocks, {}),
-            ]
-        ),
-        "looks": figures.looks(looks, cnn.name, vit.name),
+        "distances": figures.distances(sides, title=size),
+        "fields": figures.fields([(cnn.short, fields[0], inside), (vit.short, fields[1], {})]),
+        "looks": figures.looks(looks["images"], looks["labels"], panels),
     }
     for name, figure in pictures.items():
         figure.savefig(output / f"{name}.png", dpi=120)

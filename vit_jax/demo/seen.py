@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vit_jax import attention, augment, decode, gradcam, look, pictures
+from vit_jax import attention, augment, decode, gradcam, look, names, pictures
 from vit_jax.figures import overlay
 
 MAX_FILE = 20 * 2**20  # bytes: of a stranger's
@@ -46,10 +46,10 @@ class Seen(NamedTuple):
         return side, side
 
 
-def complete(model):
+def complete(model, lang="en"):
     """A `trained.Trained` with what `see` needs: `compute`, `names`, `depth`, `heads`, `prefix`."""
     module = model.module
-    model.names = [] if module.head is None else model.class_names
+    model.names = [] if module.head is None else names.translate(model.class_names, lang)
     model.depth, model.heads = (len(module.stages), 0) if model.cnn else look.count(module)
     model.prefix = None if model.cnn else module.prefix
     explain = cam if model.cnn else softmax

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from vit_jax.figures.curves import curves
+from vit_jax.figures.fonts import fit
 
 # Okabe and Ito's colours, which colour-blind people tell apart; right and wrong are also written.
 RIGHT, WRONG, OTHER = "#009E73", "#D55E00", "#9AA5B1"
@@ -45,7 +46,7 @@ def predictions(images, tops, *, titles=None, labels=None, rows=()):
         axis = parts[1].subplots()
         axis.imshow(below)
         axis.set_axis_off()
-    return figure
+    return fit(figure)
 
 
 def _draw_image(axis, image, title, label, top):

@@ -9,34 +9,45 @@ from matplotlib.ticker import MaxNLocator
 
 from vit_jax.attention import mass_mask
 from vit_jax.figures.curves import BLUE, ORANGE
-from vit_jax.figures.seeing import COLORS, OUTLINE, outline
-from vit_jax.receptive_field import SHARE
+from vit_jax.figures.fonts import fit
+from vit_jax.figures.overlay import COLORS, outline, overlay
+from vit_jax.figures.seeing import OUTLINE, short
+from vit_jax.receptive_field import SHARE, area
 
+CELLS = 32  # along a side of a map, by which its outline is drawn
+WIDE = 22  # characters of a name above or below a map
 HOLLOW = dict(marker="D", markersize=8, linestyle="--", markerfacecolor="white")
 
 
-def distances(cnn, vit, heads, title=""):
-    """-> matplotlib Figure: the CNN's fields by convolution beside the ViT's attention by block.
+def distances(sides, title=""):
+    """-> matplotlib Figure, a panel a model: a CNN's fields by convolution, a ViT's attention by
+    block.
 
-    cnn, vit: dicts with "model", "layer", "field" (theoretical side, pixels), "side95" where the
-    effective one was measured, and of the CNN "convolutions", how many are below. heads: dicts with
-    "layer" (from 1), "distance" and "even_distance" in pixels.
+    sides: dicts with "side", of the image in pixels, and "rows" as `sight.fields` has them, of a
+    CNN without "side95" where no effective fields were measured, of a ViT maybe []; of a ViT also
+    "heads" as `sight.heads` has them.
     """
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    _draw_cnn(left, [row for row in cnn if not row["layer"].endswith("shortcut")])
-    _draw_vit(right, vit, heads)
-    lines = ((left, cnn, "side of the image"), (right, vit, "side of the image: theoretical field"))
-    for axis, rows, label in lines:
-        axis.axhline(vit[0]["field"], color="0.45", linewidth=1, label=label)
-        axis.set_title(rows[0]["model"], fontsize=10)
+    same = len({side["side"] for side in sides}) == 1
+    figure = Figure(figsize=(4.5 * len(sides), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(sides), sharey=same, squeeze=False)[0]
+    for axis, side in zip(axes, sides, strict=True):
+        rows, heads, label = side["rows"], side.get("heads"), "side of the image"
+        if heads:
+            _draw_vit(axis, rows, heads)
+            label += ": theoretical field"
+        else:
+            _draw_cnn(axis, [row for row in rows if not row["layer"].endswith("shortcut")])
+        axis.axhline(side["side"], color="0.45", linewidth=1, label=label)
+        axis.set_title((heads or rows)[0]["model"], fontsize=10)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(color="0.9", linewidth=0.8)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8, loc="upper left")
-    left.set_ylabel("pixels")
-    left.set_ylim(bottom=0)
+        # Room for the legend above what is drawn.
+        top = max([side["side"], *(row["field"] for row in rows)])
+        axis.set_ylim(0, top * 1.45)
+    axes[0].set_ylabel("pixels")
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
@@ -47,6 +58,10 @@ def _draw_cnn(axis, rows):
     style = dict(color=ORANGE, marker="s", markersize=4)
     axis.plot(list(theory), list(theory.values()), **style, label="theoretical field, side")
     ends = [row for row in rows if "side95" in row]
+    axis.set_xlabel("convolutions so far")
+    axis.margins(x=0.1)  # room for the last name
+    if not ends:
+        return
     sides = [row["side95"] for row in ends]
     at = [row["convolutions"] for row in ends]
     label = f"effective field, side ({SHARE:.0%} of the gradient)"
@@ -54,17 +69,18 @@ def _draw_cnn(axis, rows):
     for x, y, row in zip(at, sides, ends, strict=True):
         place = dict(xytext=(6, -11), textcoords="offset points", fontsize=8, color="0.3")
         axis.annotate(row["layer"], (x, y), **place)
-    axis.set_xlabel("convolutions so far")
-    axis.margins(x=0.1)  # room for the last name
 
 
 def _draw_vit(axis, rows, heads):
-    blocks = range(1, len(rows) + 1)
-    label = f"effective field of a patch, side ({SHARE:.0%} of the gradient)"
-    axis.plot(blocks, [row["side95"] for row in rows], color=BLUE, **HOLLOW, label=label)
+    depth = max(row["layer"] for row in heads)
+    if rows:
+        label = f"effective field of a patch, side ({SHARE:.0%} of the gradient)"
+        at = [int(row["layer"].split()[1]) for row in rows]
+        axis.plot(at, [row["side95"] for row in rows], color=BLUE, **HOLLOW, label=label)
     dots = [row["layer"] for row in heads], [row["distance"] for row in heads]
     style = dict(color=BLUE, s=26, alpha=0.75, linewidths=0)
     axis.scatter(*dots, **style, label="attention distance, a dot a head")
+    blocks = range(1, depth + 1)
     means = [np.mean([row["distance"] for row in heads if row["layer"] == i]) for i in blocks]
     axis.plot(blocks, means, color=BLUE, linewidth=1.2, label="mean of the heads")
     even = heads[0]["even_distance"]
@@ -79,7 +95,13 @@ def fields(models):
     in the image, where it is smaller than that}).
     """
     columns = max(len(gradients) for _, gradients, _ in models)
-    figure = Figure(figsize=(1.5 * columns + 0.5, 1.8 * len(models) + 0.5), layout="constrained")
+    size = max(1.5 * columns + 0.5, 5.2), 1.8 * len(models) + 0.7  # not below the words
+    figure = Figure(figsize=size, layout="constrained")
+    words = ["|gradient| of the centre unit, square-root scale from 0 to each map's maximum."]
+    words += [f"Outline: the fewest pixels with {SHARE:.0%} of it; side: the root of their number."]
+    sizes = {_cell(x) for _, gradients, _ in models for x in gradients.values()} - {1}
+    words += [f"It is drawn by squares of {max(sizes)} pixels."] if sizes else []
+    dashed = []
     for axes, (name, gradients, theory) in zip(
         figure.subplots(len(models), columns, squeeze=False), models, strict=True
     ):
@@ -87,50 +109,80 @@ def fields(models):
             axis.set_axis_off()
         for axis, (layer, gradient) in zip(axes, gradients.items(), strict=False):
             _map(axis, gradient, norm=PowerNorm(0.5, 0, gradient.max()))
-            mask = mass_mask(gradient, SHARE)
-            axis.add_collection(LineCollection(outline(mask), colors=OUTLINE, linewidths=1.2))
+            lines = LineCollection(_border(gradient), colors=OUTLINE, linewidths=1.2)
+            axis.add_collection(lines)
             first, last = theory.get(layer) or (0, len(gradient))
             if last - first < len(gradient):
                 box = dict(fill=False, edgecolor="white", linestyle="--", linewidth=1.2)
                 axis.add_patch(Rectangle((first - 0.5,) * 2, *(last - first,) * 2, **box))
+                dashed = ["Dashed: theoretical field."]
             axis.set_title(layer, fontsize=9, pad=3)
-            axis.set_xlabel(f"side {mask.sum() ** 0.5:.1f} px", fontsize=8, labelpad=2)
+            axis.set_xlabel(f"side {area(gradient) ** 0.5:.1f} px", fontsize=8, labelpad=2)
         axes[0].set_ylabel(name, fontsize=9)
-    words = "|gradient| of the centre unit, square-root scale from 0 to each map's maximum.\n"
-    words += f"Outline: the fewest pixels with {SHARE:.0%} of it; side: the root of their number. "
-    figure.supxlabel(f"{words}Dashed: theoretical field.", fontsize=8, color="0.2")
-    return figure
+    figure.supxlabel("\n".join(words + dashed), fontsize=8, color="0.2")
+    return fit(figure)
 
 
-def looks(seen, cnn, vit):
+def _cell(gradient):
+    return -(-max(gradient.shape) // CELLS)
+
+
+def _border(gradient):
+    """Around the fewest pixels that hold SHARE of it. Of a large image it is drawn by squares of
+    pixels, at most CELLS along a side: of single ones there would be nothing but border."""
+    size = _cell(gradient)
+    rows, columns = (-(-side // size) for side in gradient.shape)
+    padded = np.zeros((rows * size, columns * size))
+    padded[: gradient.shape[0], : gradient.shape[1]] = gradient
+    sums = padded.reshape(rows, size, columns, size).sum((1, 3))
+    most = np.array(gradient.shape[::-1]) - 0.5
+    lines = (np.array(outline(mass_mask(sums, SHARE))) + 0.5) * size - 0.5
+    return np.minimum(lines, most)
+
+
+def looks(images, titles, models):
     """-> matplotlib Figure, a row an image: Grad-CAM by stage of a CNN, attention by block of a
     ViT.
 
-    seen: "images" uint8 [b h w c], "labels", "cnn_says", "vit_says" [b], "cnn" and "vit"
-    {layer: maps [b h w]}, "whose" attention. cnn, vit: names.
+    images: uint8 [h, w, c] each; titles: text below each, of a line or two. models: dicts with
+    "name", "maps" {layer: [b, rows, columns]}, "says" [b], names of classes, or None, and of a ViT
+    "whose" attention it is; where there are "views", uint8 [h, w, c] each, the maps lie over them.
     """
-    maps = [(f"{cnn}\nGrad-CAM, {layer}", values) for layer, values in seen["cnn"].items()]
-    maps += [(f"{vit}\nattention, {layer}", values) for layer, values in seen["vit"].items()]
-    columns, rows = 1 + len(maps), len(seen["images"])
-    figure = Figure(figsize=(1.4 * columns, 1.56 * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for i, (axes, image) in enumerate(zip(grid, seen["images"], strict=True)):
+    columns = [(model, layer) for model in models for layer in model["maps"]]
+    tall = 1.45 + 0.13 * max(1 + title.count("\n") for title in titles)
+    size = 1.4 * (1 + len(columns)), tall * len(images) + 0.35 + 0.2 * (1 + len(models))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(images), 1 + len(columns), squeeze=False)
+    for i, (axes, image) in enumerate(zip(grid, images, strict=True)):
         grey = image.shape[-1] == 1
         _map(axes[0], image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=255)
-        for axis, (title, values) in zip(axes[1:], maps, strict=True):
-            _map(axis, values[i], vmin=0, vmax=values[i].max() or 1)
-            if not values[i].any():
+        lines = [short(line, WIDE) for line in titles[i].splitlines()]
+        axes[0].set_xlabel("\n".join(lines), fontsize=8, labelpad=2)
+        for axis, (model, layer) in zip(axes[1:], columns, strict=True):
+            values = model["maps"][layer][i]
+            if "views" in model:
+                _map(axis, overlay(model["views"][i], values))
+            else:
+                _map(axis, values, vmin=0, vmax=values.max() or 1)
+            if not values.any():
                 place = dict(transform=axis.transAxes, ha="center", va="center", color="0.6")
                 axis.text(0.5, 0.5, "0 everywhere", fontsize=8, **place)
             if i == 0:
-                axis.set_title(title, fontsize=8, pad=3)
-        said = seen["labels"][i], f"says {seen['cnn_says'][i]}", f"says {seen['vit_says'][i]}"
-        for column, text in zip((0, 1, 1 + len(seen["cnn"])), said, strict=True):
-            axes[column].set_xlabel(text, fontsize=8, labelpad=2)
-    words = f"{cnn}: Grad-CAM for the class that it says. {vit}: attention of {seen['whose']}, "
-    words += "mean of the heads.\nEvery map has its own scale, from 0 to its maximum."
-    figure.supxlabel(words, fontsize=8, color="0.2")
-    return figure
+                kind = "attention" if "whose" in model else "Grad-CAM"
+                name = short(model["name"], WIDE)
+                axis.set_title(f"{name}\n{kind}, {layer}", fontsize=8, pad=3)
+            if model["says"] is not None and layer == next(iter(model["maps"])):
+                axis.set_xlabel(f"says {short(model['says'][i], WIDE)}", fontsize=8, labelpad=2)
+    lines = [_explain(model) for model in models]
+    lines.append("Every map has its own scale, from 0 to its maximum.")
+    figure.supxlabel("\n".join(lines), fontsize=8, color="0.2")
+    return fit(figure)
+
+
+def _explain(model):
+    if "whose" in model:
+        return f"{model['name']}: attention of {model['whose']}, mean of the heads."
+    return f"{model['name']}: Grad-CAM for the class that it says."
 
 
 def _map(axis, values, cmap=COLORS, **scale):

@@ -8,6 +8,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from vit_jax.attention import head_map, mass_mask
+from vit_jax.figures.fonts import fit
 from vit_jax.figures.overlay import COLORS, outline, overlay, spotlight
 
 OUTLINE = "#00D5FF"  # none of the colours of a map
@@ -55,7 +56,7 @@ def seeing(images, models, *, titles=None, style="map", keep=KEEP):
     for row, (image, title) in enumerate(zip(images, titles, strict=True)):
         axis = place(0, row)
         axis.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
-        axis.set_xlabel(_short(title, cell * PER_INCH), fontsize=8, labelpad=2)
+        axis.set_xlabel(short(title, cell * PER_INCH), fontsize=8, labelpad=2)
         axis.set_title("" if row else "image", fontsize=9, pad=3)
         for i, model in enumerate(models):
             axes = [place(lefts[i] + j * (cell + GAP), row) for j in range(counts[i])]
@@ -63,7 +64,7 @@ def seeing(images, models, *, titles=None, style="map", keep=KEEP):
             if row == 0:
                 _label(axes, model, notes[i], widths[i])
     _explain(figure, legend, start + GAP, cell, style)
-    return figure
+    return fit(figure)
 
 
 def drawing(names, images, seen, heads, which, rows=None, **options):
@@ -146,7 +147,7 @@ def _label(axes, model, note, width):
         axis.set_title(name, fontsize=9, pad=3)
     place = dict(xytext=(0, 20), textcoords="offset points", xycoords="axes fraction")
     axes[0].annotate("\n".join(note), (0, 1), **place, fontsize=8, linespacing=1.3)
-    name = _short(model["name"], width * PER_INCH * 0.75)
+    name = short(model["name"], width * PER_INCH * 0.75)
     place["xytext"] = (0, 22 + 72 * FOOT * len(note))
     axes[0].annotate(name, (0, 1), **place, fontsize=10, fontweight="bold")
 
@@ -191,6 +192,6 @@ def _wrap(text, inches):
     return [part for line in lines for part in line]
 
 
-def _short(text, most):
+def short(text, most):
     """At most so many characters, keeping the end."""
     return text if len(text) <= most else "…" + text[1 - int(most) :]

@@ -16,31 +16,18 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every ste
     extra: the running statistics of batch norms, a tenth of them new in every step as torch has
     it; {} for a model without.
     """
-    c, mix = config.objective, config.augment
+    c = config.objective
 
     def init(rng):
         return model.init(rng), model.stats()
 
     def loss(params, extra, batch, rng, step):  # noqa: ARG001  the same at every step
-        colours, erases, mixed, noise = jax.random.split(rng, 4)
-        keys = image_keys(colours, batch["row"])
-        images = photometry.views(batch["image"][:, None], keys, mix, kinds=(0,))[:, 0]
-        images = augment.normalise(images, config.data.mean, config.data.std)
-        if mix.erase:
-            images = augment.erase(images, image_keys(erases, batch["row"]), mix.erase)
         weights = union(params, extra)
-        num_classes = jax.eval_shape(model.apply, weights, images)["logits"].shape[-1]
+        image = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
+        num_classes = jax.eval_shape(model.apply, weights, image)["logits"].shape[-1]
         targets = smooth(jax.nn.one_hot(batch["label"], num_classes), c.label_smoothing)
-        images, targets = mixing.mix_batch(
-            mixed,
-            images,
-            targets,
-            mixup=mix.mixup,
-            cutmix=mix.cutmix,
-            prob=mix.mix_prob,
-            switch=mix.mix_switch,
-        )
-        keys = image_keys(noise, batch["row"])
+        (views,), keys, targets = make_views(batch | {"target": targets}, rng, config)
+        images = views[:, 0]
         out = model.apply(weights, images, train=True, rng=keys)
         logits, stats = out["logits"], out.get("stats", {})
         acc1 = jnp.mean(logits.argmax(-1) == targets.argmax(-1))
@@ -51,6 +38,31 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every ste
 
     objective = Objective(init, loss, update, weights=union, raw=union)
     return with_ema(objective, c.ema) if c.ema else objective
+
+
+def make_views(batch, rng, config):
+    """The device's part of the augmentation, mixing last. batch: image, row and target [b, k].
+
+    -> [images] normalised b 1 h w c, keys [b] that are left for the noise in the model, and the
+    targets, mixed as the images are.
+    """
+    a = config.augment
+    colours, erases, mixed, noise = jax.random.split(rng, 4)
+    keys = image_keys(colours, batch["row"])
+    images = photometry.views(batch["image"][:, None], keys, a, kinds=(0,))[:, 0]
+    images = augment.normalise(images, config.data.mean, config.data.std)
+    if a.erase:
+        images = augment.erase(images, image_keys(erases, batch["row"]), a.erase)
+    images, targets = mixing.mix_batch(
+        mixed,
+        images,
+        batch["target"],
+        mixup=a.mixup,
+        cutmix=a.cutmix,
+        prob=a.mix_prob,
+        switch=a.mix_switch,
+    )
+    return [images[:, None]], image_keys(noise, batch["row"]), targets
 
 
 def cross_entropy(logits, targets):

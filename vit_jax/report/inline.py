@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from html import escape
 
 import numpy as np
 from matplotlib import colors, rc_context
@@ -10,7 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.spines import Spine
 from matplotlib.text import Text
+from matplotlib.textpath import text_to_path
 from PIL import Image
+
+from vit_jax.report import labels
 
 INK = "#010203"  # stands for the page's colour of text until the figure is text
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -21,21 +25,23 @@ def svg(figure, name):
     """A matplotlib Figure, or a drawing that is SVG text already -> <svg>...</svg>.
 
     name: of the figure in its page; ids inside begin with it. Greys become the page's colour of
-    text, the lighter the more transparent; the background is transparent.
+    text, the lighter the more transparent; the background is transparent; letters are the page's.
+    A title is left out: the caption says more. Labels are in both languages.
     """
     if isinstance(figure, Figure):
         _ink(figure)
         file = io.StringIO()
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
             figure.savefig(file, format="svg", transparent=True, dpi=120, metadata=NO_METADATA)
-        text = file.getvalue()
-        figure = _resize(text[text.index("<svg") :]).replace(INK, "currentColor")
+        text = _centre(file.getvalue(), figure).replace(INK, "currentColor")
+        figure = _resize(text[text.index("<svg") :])
+    figure = re.sub(r"<title>.*?</title>|font-family: [^;]*sans-serif[^;]*; ", "", figure)
     # matplotlib names everything, equal pictures alike: what nothing points to stays nameless.
     used = set(re.findall(r'(?:url\(|href=")#([^)"]*)', figure))
     figure = re.sub(
         r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", figure
     )
-    return re.sub(r'(url\(|href=")#', rf"\1#{name}-", figure)
+    return labels.both(re.sub(r'(url\(|href=")#', rf"\1#{name}-", figure), name)
 
 
 def picture(image):
@@ -58,6 +64,26 @@ def _resize(text):
     short = re.sub(r' (height|version)="[^"]*"', "", tag)
     short = re.sub(r'width="[^"]*"', f'width="{points * 4 / 3:.0f}"', short)
     return short + text[len(tag) :]
+
+
+def _centre(text, figure):
+    """Lines that are centred below each other get their middle as their place: matplotlib gives
+    them where they begin in its own font, and in another or in Korean they are not as wide."""
+    widths = {}
+    for artist in figure.findobj(Text):
+        lines, font = artist.get_text().split("\n"), artist.get_fontproperties()
+        if len(lines) > 1 and artist.get_ha() == "center":
+            for line in lines:
+                width = text_to_path.get_text_width_height_descent(line, font, False)[0]
+                widths[escape(line, quote=False)] = width
+
+    def put(match):
+        x, y, line = match.groups()
+        if line not in widths:
+            return match[0]
+        return f'x="{float(x) + widths[line] / 2:.2f}" y="{y}" text-anchor="middle">{line}</text>'
+
+    return re.sub(r'transform="translate\(([-\d.]+) ([-\d.]+)\)">([^<]*)</text>', put, text)
 
 
 def _ink(figure):

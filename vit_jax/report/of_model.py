@@ -4,19 +4,18 @@ import math
 
 import numpy as np
 
-from vit_jax import anatomy, attention, receptive_field, variants
+from vit_jax import anatomy, sight
 from vit_jax.cli import UserError
 from vit_jax.figures import anatomy as figures
 from vit_jax.figures import diagrams
-from vit_jax.figures.seeing import KEEP, seeing
 from vit_jax.figures.sizes import bars, count
-from vit_jax.report import drawn, inline, scores, subject
+from vit_jax.report import drawn, inline, of_images, scores, subject
 from vit_jax.report.of_run import last
 from vit_jax.report.page import cards, figure, section, table, text
 from vit_jax.report.words import Phrase
 
 SHOWN, WRONG, TOP = 8, 12, 5  # test images, mistakes; classes of each
-WIDEST, PAIRS, LAYERS = 20, 10, 4  # classes of a table; pairs of them; layers drawn as colours
+WIDEST, PAIRS = 20, 10  # classes of a table; pairs of them
 
 
 def parts(say, model):
@@ -69,8 +68,11 @@ def drawings(say, model):
     ]
 
 
-def weights(say, model):
-    """The first layer's filters; of a ViT the positions, of a CNN how far its layers can see."""
+def weights(say, model, seen):
+    """The first layer's filters; of a ViT the positions, of a CNN how far its layers see.
+
+    seen: a `subject.Seen`; None where there are no images.
+    """
     first = model.module.stem if model.cnn else model.module.patch_embed
     kernel = np.asarray(first.kernel[...])
     components, shares = anatomy.filters(kernel)
@@ -80,7 +82,8 @@ def weights(say, model):
     )
     blocks = [figure("filter-components", figures.filters(components, shares), words)]
     if model.cnn:
-        blocks.append(_fields(say, model))
+        blocks.append(_fields(say, model, seen))
+        blocks += of_images.reach(say, seen) if seen else []
     else:
         similarity = anatomy.position_similarity(anatomy.positions(model.module))
         near, far = anatomy.neighbour_similarity(similarity)
@@ -91,65 +94,24 @@ def weights(say, model):
     return section("filters-fields" if model.cnn else "weights", *blocks)
 
 
-def _fields(say, model):
-    plan, pools = variants.convolutions(**model.options), len(model.options["layers"]) == 4
-    found = receptive_field.theoretical(plan, pools)
-    stages = {name: field for name, field in found.items() if "/" not in name}
-    rows = [[name, f"{field.size}", f"{field.jump}"] for name, field in stages.items()]
-    sizes = [field.size for field in stages.values()]
-    words = say("fields", first=sizes[0], last=sizes[-1], image=model.image)
-    return table("receptive-fields", [say("layer"), say("field"), say("stride")], rows, words)
-
-
-def looks(say, model, pictures, arrays):
-    """Attention of the last layer over the images; how far every head looks."""
-    module, maps = model.module, arrays["attention"]
-    depth, count, heads = maps.shape[:3]
-    grid, prefix = (module.image // module.patch,) * 2, module.prefix
-    read = attention.cls_maps if prefix else attention.patch_maps
-    seen = read(maps[-1:], grid, prefix)[0]
-    columns = {"mean of the heads" if heads > 1 else "1 head": seen.mean(1)}
-    columns |= {f"head {h}": seen[:, h] for h in range(min(heads, LAYERS)) if heads > 1}
-    note = f"attention of {'[CLS]' if prefix else 'the average patch'}, layer {depth} of {depth}"
-    shown = {"name": model.short, "note": note, "columns": columns}
-    names, views, _ = zip(*pictures, strict=True)
-    share = attention.mass_mask(seen.mean(1), KEEP).mean()
-    whose = Phrase("cls" if prefix else "patches")
-    words = say("seeing", whose=whose, layer=depth, count=count, share=share, keep=KEEP)
-    blocks = [figure("attention-maps", seeing(views, [shown], titles=names), words)]
-    distances = receptive_field.attention_distance(maps, grid, module.patch, prefix).mean(1)
-    entropies = receptive_field.attention_entropy(maps, grid, prefix).mean(1)
-    even, most = receptive_field.even_distance(grid, module.patch), math.log2(grid[0] * grid[1])
-    ends = dict(first=distances[0].mean(), last=distances[-1].mean(), layer=depth)
-    ends |= dict(low=entropies.min(), high=entropies.max(), even=even, most=most)
-    words = say("distance", heads=heads, count=count, **ends)
-    far = figures.heads(distances, entropies, even, most)
-    return section("attention", *blocks, figure("attention-distance", far, words))
-
-
-def tokens(say, model, pictures, arrays):
-    """Similarity of the patches with what is read out, and their features as colours."""
-    module, side = model.module, model.image // model.module.patch
-    similarity = anatomy.reader_similarity(arrays["tokens"], (side, side), module.prefix)
-    depth = model.options["depth"]
-    chosen = sorted({round(i) for i in np.linspace(1, depth, min(LAYERS, depth))})
-    colours = {}
-    for layer in chosen:
-        x = arrays[f"block_{layer - 1:02}"][:, module.prefix :]
-        colours[f"layer {layer}"] = attention.pca(x).reshape(-1, side, side, 3)
-    reader = "[CLS]" if module.prefix else "the mean"
-    views = [view for _, view, _ in pictures]
-    whose = Phrase("cls_token" if module.prefix else "mean_token")
-    values = dict(low=similarity.min(), high=similarity.max(), layers=depth, count=len(views))
-    shown = figures.tokens(views, similarity, colours, reader)
-    return section("tokens", figure("token-features", shown, say("similar", whose=whose, **values)))
+def _fields(say, model, seen):
+    rows = seen.fields[0] if seen else sight.layers_of_cnn(model)
+    rows = [row for row in rows if "/" not in row["layer"]]
+    keys = {"layer": "layer", "field": "field", "stride": "jump"}
+    keys |= {"effective": "side95", "filled": "share95"} if "side95" in rows[0] else {}
+    forms = {"side95": "{:.1f}", "share95": "{:.0%}"}
+    cells = [[forms.get(key, "{}").format(row[key]) for key in keys.values()] for row in rows]
+    sides = dict(first=rows[0]["field"], last=rows[-1]["field"])
+    words = say("fields", **sides, image=model.image)
+    words += say("side_is") if "effective" in keys else ""
+    return table("receptive-fields", [say(phrase) for phrase in keys], cells, words)
 
 
 def answers(say, model, split, most):
     """Predictions and mistakes on a split, the confusion matrix, every class's accuracy."""
     try:
         found = scores.of_split(model.model, model.params, model.config, split, most)
-        rows = subject.examples(model, split, SHOWN)
+        rows = subject.examples(model, model.config, split, SHOWN)
     except UserError as error:
         return section("answers", text(say("no_data", why=str(error))))
     labels, shares = found["labels"], found["scores"]

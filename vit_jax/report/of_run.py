@@ -33,9 +33,8 @@ def facts(say, model):
         ("perf/images_per_s", "speed", ",.0f"),
         ("perf/data_wait_frac", "wait", ".0%"),
     ):
-        values = [row[key] for row in rows if row.get(key) is not None]
-        if values:
-            found.append((format(float(np.median(values)), form), say(phrase)))
+        if (value := median(rows, key)) is not None:
+            found.append((format(value, form), say(phrase)))
     if run.get("devices"):
         found.append((devices(run), say("device")))
     return found
@@ -49,6 +48,12 @@ def last(rows, key):
 def best(rows, key):
     """The row in which it is largest, or None."""
     return max((r for r in rows if r.get(key) is not None), key=lambda r: r[key], default=None)
+
+
+def median(rows, key):
+    """Of the rows that have this key, or None."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return float(np.median(values)) if values else None
 
 
 def devices(run):

@@ -9,7 +9,7 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vit_jax.report import inline
+from vit_jax.report import inline, labels
 from vit_jax.report.words import LANGS
 
 
@@ -59,7 +59,7 @@ def render(say, title, subtitle, facts, sections):
         lstrip_blocks=True,
     )
     style = resources.files(__package__).joinpath("style.css").read_text("utf-8")
-    return environment.get_template("page.html").render(
+    html = environment.get_template("page.html").render(
         say=say,
         langs=say.langs,
         both=len(say.langs) == len(LANGS),
@@ -69,3 +69,4 @@ def render(say, title, subtitle, facts, sections):
         sections=[part for part in sections if part],
         style=Markup(style),
     )
+    return labels.only(html, say.langs)

@@ -1,35 +1,24 @@
 """What a report is about: a model with its weights, and of a run its config, rows and data."""
 
 import os
+from functools import cached_property
 from importlib import import_module
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import (
-    anatomy,
-    augment,
-    batch,
-    data,
-    log,
-    models,
-    objectives,
-    variants,
-)
+from vit_jax import augment, batch, data, log, look, sight, variants
 from vit_jax.tools import features, summary
 
-AT_ONCE = 4  # images whose attention is in memory at a time, beside what is kept of it
+BLOCKS = 6  # of a ViT's, whose effective receptive fields are shown
+LIMIT = 1.5e12  # FLOPs that these may take: half a minute of a CPU core
 
 
 def of(model):
     """A `trained.Trained` with what the page says of it: `options` as `variants.parse` has them,
     with num_classes, `sizes`, which are parameters and FLOPs, and `rows`, a run's metrics."""
-    if model.cnn:
-        sizes = variants.of_config(**model.config.model)
-        model.options = sizes | {"num_classes": model.module.num_classes}
-    else:
-        model.options = anatomy.sizes(model.module)
+    model.options = sight.options(model)
     model.sizes = variants.count_params(**model.options), variants.count_flops(**model.options)
     model.rows = log.read_metrics(model.folder) if model.config else []
     return model
@@ -44,16 +33,59 @@ def stages(subject):
     return rows(subject.model, weights, subject.options)
 
 
-def compute(subject, views):
-    """What a ViT computes of uint8 images [h, w, c]: features.compute's arrays, with attention
-    [l, b, h, q, m] and the tokens after every block."""
-    images = np.asarray(subject.normalise(views))
-    return features.compute(subject.module, images, AT_ONCE, attention=True, blocks=True)
+class Seen:
+    """What a model makes of some images; each part is computed when it is first asked for.
+
+    pictures: (name, view, name of the true class or None) each. reach: how many images and how
+    many draws of each the `sight.fields` are of; 0, 0 where they would take more than LIMIT, each
+    image and draw being `cost` FLOPs.
+    """
+
+    def __init__(self, model, pictures):
+        self.model, (self.names, self.views, self.classes) = model, zip(*pictures, strict=True)
+        if model.cnn:
+            self.blocks, count = None, len(model.module.stages) + 1 + model.module.pools
+        else:
+            self.depth, _ = look.count(model.module)
+            self.blocks = spaced(self.depth, BLOCKS)
+            count = len(self.blocks)
+        self.cost = sight.cost(model, count)
+        most = int(LIMIT // self.cost)
+        images = min(len(pictures), most)
+        self.reach = (images, min(sight.DRAWS, most // images)) if images else (0, 0)
+
+    @cached_property
+    def fields(self):
+        """Rows and gradients as `sight.fields` has them, without what would cost too much."""
+        count, draws = self.reach
+        if not count:
+            return sight.layers_of_cnn(self.model) if self.model.cnn else [], {}
+        return sight.fields(self.model, self.views[:count], self.blocks, draws)
+
+    @cached_property
+    def heads(self):
+        return sight.heads(self.model, self.views)
+
+    @cached_property
+    def looks(self):
+        return sight.looks(self.model, self.views)
+
+    @cached_property
+    def tokens(self):
+        """`tools.features.compute`'s arrays, with the tokens after every block."""
+        images = np.asarray(self.model.normalise(self.views))
+        return features.compute(self.model.module, images, sight.AT_ONCE, blocks=True)
 
 
-def examples(subject, split, count):
-    """The first images of a split as the model is evaluated on them -> [(name, view, label)]."""
-    source = data.make(subject.config, subject.config.data[split])
+def spaced(depth, most):
+    """At most so many of the layers 1 to depth, evenly spaced, the first and the last too."""
+    return sorted({round(i) for i in np.linspace(1, depth, min(most, depth))})
+
+
+def examples(subject, config, split, count):
+    """The first images of a split of a run's data, as the model is evaluated on its own
+    -> [(name, view, label)]."""
+    source = data.make(config, config.data[split])
     rows = [source[i] for i in range(min(count, len(source)))]
     return [
         (f"{split}:{i}", subject.view(row["image"]), row["label"]) for i, row in enumerate(rows)
@@ -92,34 +124,14 @@ def first_batch(config, count):
         rows = {name: jnp.asarray(x) for name, x in next(batches).items()}
     finally:
         batches.close()
-    rows["row"] = jnp.arange(size)
+    rows |= {"row": jnp.arange(size), "target": jax.nn.one_hot(rows["label"], source.num_classes)}
     _, rng = jax.random.split(jax.random.key(config.seed))
-    return _seen(config, rows, jax.random.fold_in(rng, 0), source.num_classes), rows["label"]
-
-
-def _seen(config, rows, rng, classes):
-    """The images that the objective hands to the model, of a batch of uint8 ones."""
     member = import_module(f"vit_jax.objectives.{config.objective.name}")
-    if hasattr(member, "make_views"):
-        groups = jax.jit(lambda rows, rng: member.make_views(rows, rng, config)[0])(rows, rng)
-        names = (name for name in ("global", "local") if name in rows)
-        return {name: np.asarray(group) for name, group in zip(names, groups, strict=True)}
-    with config.copy_and_resolve_references().unlocked() as plain:
-        plain.objective.ema, plain.optim.only = 0.0, ""
-
-    @jax.jit
-    def given(rows, rng):
-        seen = []
-
-        def model(images, **_):  # in the place of the model: notes what it is given
-            seen.append(images)
-            return {"logits": jnp.zeros((len(images), classes))}
-
-        noting = models.Model(None, None, lambda _: model, None)
-        objectives.make(noting, plain, 1.0).loss({}, {}, rows, rng, 0)
-        return seen[-1]
-
-    return {"image": np.asarray(given(rows, rng))[:, None]}
+    make_views = jax.jit(lambda rows, rng: member.make_views(rows, rng, config))
+    groups, *_ = make_views(rows, jax.random.fold_in(rng, 0))
+    names = (name for name in ("image", "global", "local") if name in rows)
+    seen = {name: np.asarray(group) for name, group in zip(names, groups, strict=True)}
+    return seen, rows["label"]
 
 
 def visible(images, mean, std):

@@ -32,7 +32,7 @@ def main(flags):
     from vit_jax.demo import seen, serve
 
     listening = serve.bind(flags.host, flags.port)
-    models = [seen.complete(model) for model in trained.of_flags(flags)]
+    models = [seen.complete(model, flags.lang) for model in trained.of_flags(flags)]
     for model in models:
         seen.warm_up(model)
     serve.serve(models, flags.lang, listening, flags.host, flags.token)

@@ -1,0 +1,45 @@
+"""Names in any script are drawn in a font that has them, or a note says that there is none."""
+
+import warnings
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+
+from vit_jax.figures import fonts
+from vit_jax.figures.predictions import predictions
+
+STIX = Path(matplotlib.get_data_path(), "fonts/ttf/STIXGeneral.ttf")
+
+
+@pytest.fixture
+def letter(monkeypatch):
+    """One that matplotlib's usual font lacks, and another one has that comes with it."""
+    fonts.cover.cache_clear()
+    monkeypatch.setattr(warnings, "filters", warnings.filters[:])
+    own, other = (fonts.characters(str(path)) for path in (STIX.with_name("DejaVuSans.ttf"), STIX))
+    yield next(x for x in sorted(other - own) if x.isprintable())
+    fonts.cover.cache_clear()
+
+
+def draw(name, path):
+    images = [np.zeros((8, 8, 1), np.uint8)]
+    predictions(images, [[(name, 0.75), ("cat", 0.25)]], labels=[name]).savefig(path)
+
+
+def test_a_font_that_has_it_is_taken(letter, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(fonts, "files", lambda: [str(STIX)])
+    warnings.simplefilter("error")  # matplotlib's, of a glyph that is missing
+    draw(f"a {letter}", tmp_path / "x.png")
+    assert fonts.cover(frozenset(f"a {letter}")) == (["STIXGeneral"], set())
+    assert capsys.readouterr().err == ""
+
+
+def test_where_there_is_none_a_line_says_so(letter, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(fonts, "files", lambda: [])
+    with warnings.catch_warnings(record=True) as found:
+        draw(f"a {letter}", tmp_path / "x.png")
+    assert not found
+    err = capsys.readouterr().err
+    assert err.startswith(f"note: no font here has {letter}; install one") and err.count("\n") == 1
