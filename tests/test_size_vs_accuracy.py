@@ -90,7 +90,7 @@ def test_a_bar_is_as_long_as_a_model_has_parameters(rows):
     assert [p.get_x() + p.get_width() for p in axis.patches] == pytest.approx([5.7e6, 22e6, 26e6])
     words = [text.get_text() for text in axis.texts]
     assert words[0] == "12 layers, width 192, 3 heads  |  5.7 M  |  72.2 %"
-    assert words[1].endswith("22 M") and "heads" not in words[2]
+    assert words[1].endswith("22 M  |  published: 79.9 %") and "heads" not in words[2]
 
 
 def test_points_are_means_and_their_bars_reach_to_the_seeds(rows):
