@@ -11,7 +11,6 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from configs import digits
 from vit_jax import (
     attention,
     augment,
@@ -21,7 +20,6 @@ from vit_jax import (
     look,
     pretrained,
     recipe,
-    train,
     trained,
     vit,
 )
@@ -42,16 +40,10 @@ def run(words, **change):
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, train_digits):
     """A step of the smallest model with a class token on the digits: 4 x 4 patches, 4 heads."""
-    folder = tmp_path_factory.mktemp("run")
-    c = digits.get_config()
-    c.model.depth, c.model.width, c.model.mlp_dim, c.model.pool = 1, 16, 32, "cls"
-    c.total_steps = c.eval_every = c.checkpoint_every = c.log_every = "1"
-    c.optim.warmup, c.compilation_cache = "0", ""
-    train.claim(folder, c)
-    train.train(c, folder)
-    return folder
+    sizes = dict(depth=1, width=16, mlp_dim=32, pool="cls")
+    return train_digits(tmp_path_factory.mktemp("run"), 1, **sizes)
 
 
 @pytest.fixture

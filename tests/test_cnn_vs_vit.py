@@ -18,22 +18,12 @@ from vit_jax.figures import receptive_field as figures
 FLAGS = dict(images=16, pairs=1, seconds=0.0)
 
 
-def train_tiny(folder, variant, **model):
-    c = digits.get_config()
-    c.model.variant, c.model.depth = variant, None
-    c.model.update(model)
-    c.total_steps = c.eval_every = c.checkpoint_every = c.log_every = "2"
-    c.optim.warmup, c.compilation_cache = "1", ""
-    train.claim(folder, c)
-    train.train(c, folder)
-    return str(folder)
-
-
 @pytest.mark.slow
-def test_two_runs_side_by_side(tmp_path, capsys):
-    vit = train_tiny(tmp_path / "small", "mu/2", depth=2, width=16, mlp_dim=32, pool="cls")
-    cnn = train_tiny(tmp_path / "net", "resnet8", width=4, pool="cls", init="deit")
-    folders = {"cnn": cnn, "vit": vit}
+def test_two_runs_side_by_side(tmp_path, capsys, train_digits):
+    vit, cnn = tmp_path / "small", tmp_path / "net"
+    train_digits(vit, 2, variant="mu/2", depth=2, width=16, mlp_dim=32, pool="cls")
+    train_digits(cnn, 2, variant="resnet8", depth=None, width=4, pool="cls", init="deit")
+    folders = {"cnn": str(cnn), "vit": str(vit)}
     command.main(SimpleNamespace(**folders, **FLAGS, output=str(tmp_path / "out")))
     output = tmp_path / "out"
     assert f"written: {output}" in capsys.readouterr().out

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import digits
-from vit_jax import train, trained, vit
+from vit_jax import trained, vit
 from vit_jax.demo import seen
 from vit_jax.demo.words import Words
 
@@ -29,16 +28,9 @@ WAIT = 240  # seconds, of a busy machine
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, train_digits):
     """A run on the digits, 8 steps of a small model."""
-    folder = tmp_path_factory.mktemp("run")
-    c = digits.get_config()
-    c.model.depth, c.model.width, c.model.mlp_dim = 2, 16, 32
-    c.total_steps = c.eval_every = c.checkpoint_every = c.log_every = "8"
-    c.optim.warmup, c.compilation_cache, c.objective.ema = "1", "", 0.5
-    train.claim(folder, c)
-    train.train(c, folder)
-    return folder
+    return train_digits(tmp_path_factory.mktemp("run"), 8, depth=2, width=16, mlp_dim=32)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from PIL import Image
 
 from configs import digits
 from experiments import seeds
-from vit_jax import checkpoint, cli, data, log, recipe, train
+from vit_jax import checkpoint, cli, data, log, recipe, trained
 from vit_jax.evaluators import knn, linear_probe
 from vit_jax.figures.predictions import predictions
 from vit_jax.tools import evaluate, features, predict, summary
@@ -25,16 +25,9 @@ WEIGHTS = Path(__file__).parent / "golden/vit/vit_cls/state_dict.safetensors"
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(tmp_path_factory, train_digits):
     """A run on the digits, 8 steps of the smallest model."""
-    folder = tmp_path_factory.mktemp("run")
-    c = digits.get_config()
-    c.model.depth, c.model.width, c.model.mlp_dim = 1, 16, 32
-    c.total_steps = c.eval_every = c.checkpoint_every = c.log_every = "8"
-    c.optim.warmup, c.compilation_cache, c.objective.ema = "1", "", 0.5
-    train.claim(folder, c)
-    train.train(c, folder)
-    return folder
+    return train_digits(tmp_path_factory.mktemp("run"), 8, depth=1, width=16, mlp_dim=32)
 
 
 def run_predict(capsys, words, **changes):
@@ -145,13 +138,13 @@ def test_evaluate_reads_out_features(workdir, capsys):
 
 
 def test_features_of_a_run(workdir):
-    average, raw = (features.load(str(workdir), None, raw) for raw in (False, True))
+    average, raw = (trained.load(str(workdir), raw=raw).module for raw in (False, True))
     x = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
     a, b = (features.compute(model, x, 2) for model in (average, raw))
     assert a["tokens"].shape == (3, 16, 16) and a["logits"].shape == (3, 10)
     assert np.abs(a["logits"] - b["logits"]).max() > 1e-4
-    with pytest.raises(cli.UserError, match="--raw goes with"):
-        features.load(str(WEIGHTS), None, raw=True)
+    with pytest.raises(cli.UserError, match="one set of weights"):
+        trained.load(str(WEIGHTS), raw=True)
     with pytest.raises(cli.UserError, match="patches of 2x2"):
         features.check(x[:, :7], average)
 

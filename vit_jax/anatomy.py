@@ -130,5 +130,5 @@ def beside_published(name, options, top1=None):
         return found | {"parameters": variants.count_params(**options)}
 
     rows = [row(other, variants.parse(other), (), best) for other, best in PUBLISHED.items()]
-    rows.append(row(f"this: {name}", options, () if top1 is None else (top1,)))
+    rows.append(row(f"this: {name}", options, () if top1 is None else (top1,)) | {"this": True})
     return sorted(rows, key=lambda row: row["parameters"])

@@ -136,7 +136,7 @@ def looks(model, images):
     """
     says = _says(model, images)
     if not model.cnn:
-        blocks = ends(look.count(model.module)[0])
+        blocks = look.ends(look.count(model.module)[0])
         maps = look.see(model, images, blocks).maps.mean(2)
         return says, {f"block {block}": maps[:, i] for i, block in enumerate(blocks)}
     if says is None:
@@ -144,11 +144,6 @@ def looks(model, images):
     explain = jax.jit(lambda w, *rest: gradcam.of_resnet(model.model.bind(w), *rest))
     found = jax.device_get(explain(model.params, model.normalise(images), says))
     return says, {stage: found[stage] for stage in model.module.stages}
-
-
-def ends(depth):
-    """The first, the middle and the last block, from 1; fewer where they are the same."""
-    return sorted({1, (depth + 1) // 2, depth})
 
 
 def _says(model, images):

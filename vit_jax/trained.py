@@ -73,7 +73,11 @@ def load(spec, name=None, *, which="best", raw=False):
     which: of a run: "best", "latest" or a step. raw: the trained weights, not their average or the
     teacher. Raises UserError.
     """
-    return of_file(spec, name) if is_file(spec) else of_run(spec, which, raw)
+    if folders.is_folder(spec):
+        return of_run(spec, which, raw)
+    if raw or which != "best":
+        raise UserError(f"{spec} is no run, and has one set of weights: leave out which and raw")
+    return of_file(spec, name)
 
 
 def of_file(path, name=None, class_names=None):
@@ -148,11 +152,6 @@ def _numbers(start, stop):
     return [f"class {i}" for i in range(start, stop or 0)]
 
 
-def is_file(spec):
-    """Whether it is a weight file, not a run's folder."""
-    return str(spec).endswith(".safetensors") and not folders.is_folder(spec)
-
-
 def define_flags(against=True):
     """--workdir or --weights with --model, which of a run's weights; --against another one."""
     flags.DEFINE_string("workdir", None, "folder of a run; an image may be test:0, a row of it")
@@ -186,7 +185,7 @@ def check_flags(flags):
         raise UserError(f"{flags.weights} is a folder; if it is of a run, say --workdir")
     runs, against = [flags.workdir], _against(flags)
     if against:
-        runs.append(None if is_file(against) else against)
+        runs.append(against if folders.is_folder(against) else None)
     if _against(flags, "_model") and None not in runs[1:]:
         raise UserError("--against_model goes with --against=FILE.safetensors")
     if (flags.raw or flags.checkpoint != "best") and not any(runs):
@@ -203,7 +202,10 @@ def of_flags(flags):
         classes = flags.class_names and _read_names(flags.class_names)
         found = [of_file(flags.weights, flags.model, classes)]
     if against := _against(flags):
-        found.append(load(against, flags.against_model, **of_runs))
+        is_run = folders.is_folder(against)
+        found.append(
+            of_run(against, **of_runs) if is_run else of_file(against, flags.against_model)
+        )
     return found
 
 

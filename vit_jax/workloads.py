@@ -211,7 +211,7 @@ def build_attention(config, num_classes):
     model = models.build(num_classes, **config.model)
     module = model.bind(jax.jit(model.init)(jax.random.key(0)))
     ready = trained.of_module(module, "", mean=config.data.mean, std=config.data.std)
-    see, params = look.reader(ready, look.some_layers(module))
+    see, params = look.reader(ready, look.ends(look.count(module)[0]))
     images = jax.device_put(one_batch(config, num_classes)["image"])
     return lambda: (found := see(params, images), found["tokens"][0, 0, 0])
 

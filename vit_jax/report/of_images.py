@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from vit_jax import anatomy, attention, look, sight
+from vit_jax import anatomy, attention, look
 from vit_jax.figures import anatomy as figures
 from vit_jax.figures import receptive_field
 from vit_jax.figures.seeing import KEEP, drawing
@@ -22,7 +22,7 @@ ACROSS, HEADS = 6, 12  # heads beside each other, and that are drawn at all
 
 def looks(say, seen):
     """A ViT's attention over the images, how far every head looks, effective receptive fields."""
-    model, blocks = seen.model, sight.ends(seen.depth)
+    model, blocks = seen.model, look.ends(seen.depth)
     found, names, views = look.see(model, seen.views, blocks, True), seen.names, seen.views
     heads = found.maps.shape[2]
     masks = [attention.mass_mask(x[:, -1], KEEP) for x in (found.maps.mean(2), found.rollout)]

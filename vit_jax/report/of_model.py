@@ -26,25 +26,12 @@ def parts(say, model):
     blocks = [figure("whole", diagrams.whole(rows, model.variant), words)]
     row = last(model.rows, "eval/test/acc1")
     beside = anatomy.beside_published(model.variant, options, row and 100 * row["eval/test/acc1"])
-    near = [row for row in beside if not row["model"].startswith("this")]
+    near = [row for row in beside if not row.get("this")]
     near = min(near, key=lambda row: abs(math.log(row["parameters"] / total)))
     ratio = dict(ratio=total / near["parameters"], other=f"ViT-{near['model']}")
     words = say("sizes", name=model.variant, count=total, theirs=near["parameters"], **ratio)
-    blocks.append(figure("size-bars", _bars(beside), words))
+    blocks.append(figure("size-bars", bars(beside), words))
     return section("model", *blocks, *([] if model.cnn else drawings(say, model)))
-
-
-def _bars(rows):
-    """figures.sizes.bars, with this model's name in bold and no ticks beyond the bars."""
-    sized = bars(rows)
-    axis = sized.axes[0]
-    for label in axis.get_yticklabels():
-        label.set_fontweight("bold" if label.get_text().startswith("this") else "normal")
-    most = 10 * max(row["parameters"] for row in rows)
-    limits = axis.get_xlim()
-    axis.set_xticks([tick for tick in axis.get_xticks() if tick < most])
-    axis.set_xlim(limits)
-    return sized
 
 
 def drawings(say, model):

@@ -162,9 +162,11 @@ def prepare(model, flags):
 
 def pick_layers(flags, depth, of_layers):
     """--layers as numbers from 1. Raises UserError."""
+    from vit_jax import look
+
     words = flags.layers
     if words is None:
-        some = ["last"] if flags.against else [1, (depth + 1) // 2, depth]
+        some = ["last"] if flags.against else look.ends(depth)
         words = ["all"] if of_layers else some
     named = {"all": range(1, depth + 1), "last": [depth]}
     try:

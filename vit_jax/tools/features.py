@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from vit_jax import cli
+from vit_jax import cli, trained
 from vit_jax.cli import UserError
 
 BATCH = 32  # images at a time
@@ -53,7 +53,7 @@ def main(flags):
     if whole_split:
         arrays = of_split(flags.workdir, flags.split, flags.checkpoint, flags.raw, flags.batch_size)
     else:
-        model = load(flags.weights, flags.model, raw=flags.raw)
+        model = trained.load(flags.weights, flags.model, raw=flags.raw).module
         check(images, model, flags.attention or flags.blocks)
         size = flags.batch_size or BATCH
         arrays = compute(model, images, size, flags.attention, flags.blocks)
@@ -118,17 +118,6 @@ def read(path):
             "channels]"
         )
     return images
-
-
-def load(weights, name, raw=False):
-    """A model with its weights, from a file or a run. Raises UserError."""
-    from vit_jax import checkpoint, folders, pretrained
-
-    if folders.is_folder(weights):
-        return checkpoint.load_model(weights, raw=raw)
-    if raw:
-        raise UserError(f"--raw goes with the workdir of a run; {weights} has one set of weights")
-    return pretrained.load(weights, name)
 
 
 def check(images, model, named=False):
