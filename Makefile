@@ -22,7 +22,7 @@ help:
 	@echo 'make quickstart-dino           train DINO on the same digits without labels, draw what it sees'
 	@echo 'make test                      the quick tests'
 	@echo 'make test-long                 all tests, those that take minutes too'
-	@echo 'make lint                      ruff check and ruff format --check'
+	@echo 'make lint                      ruff check, ruff format --check, import-linter'
 	@echo 'make notebooks                 make experiments/notebooks/*.ipynb from the .py beside them'
 	@echo 'make bench-peer                make .venv-peer, timm in torch, for tools.benchmark --against'
 
@@ -66,6 +66,7 @@ test-long: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN) -m ruff check
 	$(BIN) -m ruff format --check
+	$(VENV)/bin/lint-imports
 
 notebooks: $(VENV)/.installed
 	$(BIN) -m experiments.notebooks

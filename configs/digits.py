@@ -1,29 +1,50 @@
-"""scikit-learn's real 8x8 digits: 1,797 images, 10 classes. A ViT that trains in a minute on a CPU.
+"""A ViT on scikit-learn's 8x8 digits, 1,797 real images in 10 classes: one minute on a CPU.
 
 python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
 
-Two CPU cores: 31 to 56 s. Test accuracy 98.3 %, the mean of five seeds (97.8 to 98.9 %);
-experiments/quickstart/results has them. Chosen by cross-validation on what is not test, but for
-the best checkpoint of a run, which the 180 images of val choose.
+Training takes 31 to 56 s on two CPU cores. Test accuracy: 98.3 %, the mean of five seeds (97.8 to
+98.9 %); see experiments/quickstart/results. The hyperparameters were chosen by cross-validation on
+all images outside the test split; the best checkpoint of a run is chosen on the 180 images of val.
 """
 
-from configs import common
+from vit_jax.config import defaults
 
 
 def get_config():
-    c = common.defaults()
-    c.data.name, c.data.train, c.data.val, c.data.test = "digits", "train", "val", "test"
-    c.data.mean, c.data.std = (0.305,), (0.376,)
-    c.augment.crop, c.augment.flip = "none", 0.0
-    # Gently: a digit is eight pixels wide, and every interpolation blurs it.
-    c.augment.rotate, c.augment.shift, c.augment.zoom = 5.0, 0.05, 0.05
+    c = defaults()
+
+    c.data.name = "digits"
+    c.data.train = "train"
+    c.data.val = "val"
+    c.data.test = "test"
+    c.data.cache = True
+    c.data.threads = 1
+    c.data.mean = (0.305,)
+    c.data.std = (0.376,)
+
+    c.augment.crop = "none"
+    # Mild: a digit is eight pixels wide, and every interpolation blurs it.
+    c.augment.rotate = 5.0
+    c.augment.shift = 0.05
+    c.augment.zoom = 0.05
+    c.augment.flip = 0.0
     c.augment.eval_crop = 1.0
-    c.data.cache, c.data.threads = True, 1
+
+    c.model.variant = "nano/2"
+    c.model.image = 8
+    c.model.channels = 1
+    c.model.pool = "gap"
     c.model.init = "big_vision"
-    c.model.variant, c.model.image, c.model.channels, c.model.pool = "nano/2", 8, 1, "gap"
+
     c.objective.ema = 0.98
-    c.batch_size, c.total_steps, c.optim.warmup = 64, "60ep", "4ep"
-    c.optim.lr, c.optim.weight_decay = 5e-3, 0.5
-    c.eval_every = c.checkpoint_every = "20ep"
+
+    c.optim.lr = 5e-3
+    c.optim.weight_decay = 0.5
+    c.optim.warmup = "4ep"
+
+    c.batch_size = 64
+    c.total_steps = "60ep"
     c.log_every = "10"
+    c.eval_every = "20ep"
+    c.checkpoint_every = "20ep"
     return c

@@ -1,29 +1,50 @@
-"""DINO on Fashion-MNIST, 28x28 grey images of clothes, without labels; k-NN on the way; a CPU.
+"""DINO on Fashion-MNIST, 28x28 gray images of clothes: no labels, k-NN evaluation, on a CPU.
 
 python -m vit_jax.train --config=configs/dino_fashion_mnist.py --workdir=runs/dino_fashion_mnist
 
-Two CPU cores: 52 minutes. Test k-NN (20) 86.0 %, untrained 73.2 %, raw pixels 85.6 %;
-experiments/dino_fashion_mnist has the curve, and what falls short.
+Training takes 52 minutes on two CPU cores. k-NN test accuracy (k = 20): 86.0 %; untrained model
+73.2 %, raw pixels 85.6 %. experiments/dino_fashion_mnist has the learning curve and lists the
+limitations.
 """
 
-from configs import common
+from configs import dino, fashion_mnist
+from vit_jax.config import defaults
 
 
 def get_config():
-    c = common.defaults()
-    common.for_dino(c)
-    o, a, p = c.objective, c.augment, c.optim
-    common.for_fashion_mnist(c)
+    c = defaults()
+    dino.self_distillation(c)
+
+    fashion_mnist.fashion_mnist_data(c)
     c.data.threads = 2
-    m = c.model
-    m.variant = "mini/7"
-    m.depth, m.num_heads, m.init = 4, 3, "big_vision"
-    a.scale = (0.4, 1.0)
-    a.local_views, a.local_size, a.local_scale = 4, 14, (0.1, 0.4)
-    a.jitter, a.jitter_prob = (0.6, 0.6, 0.0, 0.0), 0.8
-    o.out_dim, o.hidden_dim, o.bottleneck_dim = 1024, 256, 64
-    o.momentum, o.teacher_temp, o.warmup_teacher_temp = 0.98, 0.03, 0.03
+
+    c.augment.scale = (0.4, 1.0)
+    c.augment.local_views = 4
+    c.augment.local_size = 14
+    c.augment.local_scale = (0.1, 0.4)
+    c.augment.flip = 0.5
+    c.augment.jitter = (0.6, 0.6, 0.0, 0.0)
+    c.augment.jitter_prob = 0.8
+
+    c.model.variant = "mini/7"
+    c.model.depth = 4
+    c.model.num_heads = 3
+    c.model.init = "big_vision"
+
+    c.objective.out_dim = 1024
+    c.objective.hidden_dim = 256
+    c.objective.bottleneck_dim = 64
+    c.objective.teacher_temp = 0.03
+    c.objective.warmup_teacher_temp = 0.03
+    c.objective.momentum = 0.98
+
+    c.optim.lr = 1e-3
+    c.optim.warmup = "300"
+    c.optim.freeze_for = "100"
+
+    c.batch_size = 64
     c.total_steps = "20ep"
-    p.lr, p.warmup, p.freeze_for = 1e-3, "300", "100"
-    c.eval_every = c.checkpoint_every = "2ep"
+    c.log_every = "100"
+    c.eval_every = "2ep"
+    c.checkpoint_every = "2ep"
     return c

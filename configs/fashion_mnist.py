@@ -1,20 +1,55 @@
-"""Fashion-MNIST, 70,000 grey 28x28 images of clothes in 10 classes (arXiv:1708.07747), on a CPU.
+"""Fashion-MNIST, 70,000 gray 28x28 images of clothes in 10 classes (arXiv:1708.07747), on a CPU.
 
 python -m vit_jax.train --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 
-Two CPU cores: 29 minutes. Test accuracy 88.9 %; experiments/fashion_mnist says what was tried.
+Training takes 29 minutes on two CPU cores. Test accuracy: 88.9 %; experiments/fashion_mnist lists
+what was tried.
 """
 
-from configs import common
+from vit_jax.config import defaults
 
 
 def get_config():
-    c = common.defaults()
-    common.for_fashion_mnist(c)
-    c.model.variant, c.model.pool = "mini/4", "gap"
-    c.model.depth, c.model.num_heads, c.model.init = 4, 3, "big_vision"
+    c = defaults()
+
+    fashion_mnist_data(c)
+
     c.augment.crop = "none"
-    c.objective.label_smoothing, c.objective.ema = 0.1, 0.999
-    c.optim.lr, c.optim.warmup, c.optim.clip = 2e-3, "1ep", 1.0
-    c.total_steps, c.eval_every, c.checkpoint_every = "16ep", "2ep", "2ep"
+    c.augment.flip = 0.5
+
+    c.model.variant = "mini/4"
+    c.model.depth = 4
+    c.model.num_heads = 3
+    c.model.pool = "gap"
+    c.model.init = "big_vision"
+
+    c.objective.label_smoothing = 0.1
+    c.objective.ema = 0.999
+
+    c.optim.lr = 2e-3
+    c.optim.warmup = "1ep"
+    c.optim.clip = 1.0
+
+    c.batch_size = 64
+    c.total_steps = "16ep"
+    c.log_every = "100"
+    c.eval_every = "2ep"
+    c.checkpoint_every = "2ep"
     return c
+
+
+def fashion_mnist_data(c):
+    """Set the keys of the dataset: its splits, normalization, image size and evaluation."""
+    c.data.name = "tfds"
+    c.data.dataset = "fashion_mnist"
+    c.data.train = "train[:55000]"
+    c.data.val = "train[55000:]"
+    c.data.test = "test"
+    c.data.cache = True  # 43 MB
+    c.data.threads = 1  # one thread keeps up
+    c.data.mean = (0.286,)
+    c.data.std = (0.353,)
+    c.augment.eval_crop = 1.0
+    c.model.image = 28
+    c.model.channels = 1
+    c.eval_batch_size = 500

@@ -38,8 +38,9 @@ from pathlib import Path
 from absl import flags
 
 from experiments import runs, sweep, tpu
-from vit_jax import cli, distributed
-from vit_jax.cli import UserError
+from vit_jax import cli
+from vit_jax.devices import distributed
+from vit_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 # A process for each GPU: that is how JAX shares them out under SLURM.

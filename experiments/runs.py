@@ -19,8 +19,11 @@ import time
 from pathlib import Path
 
 from experiments import tables
-from vit_jax import cli, distributed, folders, log, recipe
-from vit_jax.cli import UserError
+from vit_jax import cli
+from vit_jax.config import check, config_diff, flat, load_config
+from vit_jax.devices import distributed
+from vit_jax.errors import Preempted, UserError
+from vit_jax.workdir import log, storage
 
 FINAL = (0, 2, 3, 4)  # exit codes after which starting again would change nothing
 RETRIES = 3  # of a run that was preempted (75) but not by us
@@ -42,7 +45,7 @@ class Run:
         rows = log.read_metrics(self.workdir)
         if not rows or "eval/test/step" not in rows[-1]:
             return False
-        return not recipe.config_diff(recipe.load_config(self.workdir), self.config)
+        return not config_diff(load_config(self.workdir), self.config)
 
 
 def handed_on(argv):
@@ -65,11 +68,11 @@ def one(spec, values, workdir):
     config = cli.load_recipe(spec)
     for key, text in values.items():
         cli.override(config, key, text)
-    cli.check(config)
+    check(config)
     command = [sys.executable, "-m", "vit_jax.train", f"--config={spec}", f"--workdir={workdir}"]
     command += [f"--config.{key}={text}" for key, text in values.items()]
     name = Path(workdir).name
-    workdir = workdir if folders.is_address(workdir) else Path(workdir)
+    workdir = workdir if storage.is_address(workdir) else Path(workdir)
     return Run(name, workdir, config, values, command)
 
 
@@ -83,7 +86,7 @@ def plan(spec, fixed, changes, output):
         if len(name) > 120:
             name = f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         run = one(spec, fixed | each, f"{output}/{name}")
-        values = recipe.flat(run.config)
+        values = flat(run.config)
         run.changes = {key: each.get(key, str(values[key])) for key in swept}
         runs.append(run)
     if twice := [n for n, count in collections.Counter(r.name for r in runs).items() if count > 1]:
@@ -132,7 +135,7 @@ def make(runs, jobs, stop):
         todo = [run for run in todo if run.name not in codes]
         time.sleep(0.5 if todo else 0)
     if len(codes) < len(runs):
-        raise cli.Preempted(f"stopped with {len(codes)} of {len(runs)} runs done")
+        raise Preempted(f"stopped with {len(codes)} of {len(runs)} runs done")
     return codes
 
 

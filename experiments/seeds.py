@@ -15,8 +15,10 @@ from pathlib import Path
 from absl import flags
 
 from experiments import runs
-from vit_jax import cli, distributed, log
-from vit_jax.cli import UserError
+from vit_jax import cli
+from vit_jax.devices import distributed
+from vit_jax.errors import UserError
+from vit_jax.workdir import log
 
 SCORES = ("eval/test/acc1", "eval/val/acc1")
 

@@ -24,12 +24,15 @@ from pathlib import Path
 from absl import flags
 
 from experiments import runs, sweep
-from vit_jax import cli, distributed, log, recipe, train
-from vit_jax.cli import UserError
+from vit_jax import cli
+from vit_jax.config import config_diff, flat, schema
+from vit_jax.devices import distributed
+from vit_jax.errors import Preempted, UserError
+from vit_jax.workdir import log
 
 STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "not finished"}
-# What may differ between the processes of a study: how it is run, not what is run.
-FREE_KEYS = train.FREE_KEYS - {"total_steps", "eval_every", "evaluators"}
+# Of a run they may change when it is resumed; all trials of a study have the same.
+FIXED_KEYS = {"total_steps", "eval_every", "evaluators"}
 
 
 def define_flags():
@@ -59,7 +62,7 @@ def main(flags):
     with distributed.Stop() as stop:
         code = trials.make(flags.trials, flags.jobs, stop)
         if stop():
-            raise cli.Preempted("stopped; the same command goes on with the trials that ran")
+            raise Preempted("stopped; the same command goes on with the trials that ran")
     if rows := trials.rows():
         text = sweep.write(rows, space, flags.config.best_metric, output / "study")
         if len(space) > 1 and (importance := weigh(optuna, study)):
@@ -96,10 +99,12 @@ def open_study(optuna, flags, output, space):
             pruner=getattr(optuna.pruners, pruners[flags.prune])(),
         )
     except (ImportError, ValueError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-        raise UserError(f"the study cannot be opened: {recipe.line(error)}") from None
-    settled = FREE_KEYS | space.keys()
-    config = {k: v for k, v in recipe.flat(flags.config).items() if k not in settled}
-    if differing := recipe.config_diff(study.user_attrs.get("config", config), config):
+        raise UserError(f"the study cannot be opened: {cli.one_line(error)}") from None
+    # What may differ between the processes of a study: how it is run, not what is run.
+    free = {name for name, key in schema(flags.config.objective.name).items() if key.free}
+    settled = free - FIXED_KEYS | space.keys()
+    config = {k: v for k, v in flat(flags.config).items() if k not in settled}
+    if differing := config_diff(study.user_attrs.get("config", config), config):
         raise UserError(
             f"{output} is a study of another config: {differing[0]}.\n"
             "Take another --output, or the config that it was started with."
@@ -156,7 +161,7 @@ class Trials:
                 run = self.run_of(values, f"{trial.number:04}")
             except ValueError as error:
                 self.study.tell(trial, state=self.states.FAIL)
-                raise UserError(f"trial {trial.number}: {recipe.line(error)}") from None
+                raise UserError(f"trial {trial.number}: {cli.one_line(error)}") from None
             if not self.known(trial, values):
                 trial.set_user_attr("run", (values, run.name))
                 self.trials[run] = trial

@@ -26,8 +26,9 @@ from pathlib import Path
 from absl import flags
 
 from experiments import runs, tables
-from vit_jax import cli, distributed
-from vit_jax.cli import UserError
+from vit_jax import cli
+from vit_jax.devices import distributed
+from vit_jax.errors import UserError
 
 
 def define_flags():

@@ -5,7 +5,7 @@ import io
 import statistics
 from pathlib import Path
 
-from vit_jax import log
+from vit_jax.workdir import log
 
 
 def write(rows, path):

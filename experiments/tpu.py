@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from experiments.runs import FINAL
-from vit_jax.cli import UserError
+from vit_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 LOST = ("PREEMPTED", "TERMINATED", "STOPPED", "SUSPENDED", "FAILED")

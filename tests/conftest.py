@@ -12,7 +12,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
 os.environ["JAX_PLATFORMS"] = "cpu"
-# What runs for milliseconds need not be optimised for seconds: half of the tests' time.
+# What runs for milliseconds need not be optimized for seconds: half of the tests' time.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 

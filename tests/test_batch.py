@@ -6,8 +6,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_jax import batch
-from vit_jax.cli import UserError
-from vit_jax.decode import DecodeError
+from vit_jax.data.decode import DecodeError
+from vit_jax.errors import UserError
 
 
 class Numbers:

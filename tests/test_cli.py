@@ -9,28 +9,32 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from vit_jax import cli, folders
+from tests import ROOT
+from vit_jax import cli
+from vit_jax.config import config_diff, load_config, save_config, steps
+from vit_jax.errors import UserError
+from vit_jax.workdir import storage
 
-ROOT = Path(__file__).parents[1]
 ENTRY = '''"""Does nothing but say what it was told."""
 import json, sys
 from absl import flags
 from vit_jax import cli
+from vit_jax.errors import Diverged, Preempted
 cli.define_config()
 flags.DEFINE_string("workdir", None, "folder of the run", required=True)
 flags.DEFINE_integer("topk", 5, "how many")
 def main(f, words):
     heavy = [m for m in ("jax", "numpy", "flax", "grain") if m in sys.modules]
-    if f.config.seed == 3: raise cli.Diverged("not finite at step 7")
+    if f.config.seed == 3: raise Diverged("not finite at step 7")
     if f.config.seed == 4: raise OSError(28, "No space left on device", "w/x")
-    if f.config.seed == 5: raise cli.Preempted("saved at step 7")
+    if f.config.seed == 5: raise Preempted("saved at step 7")
     if f.config.seed == 6: raise ValueError("a bug")
     print(json.dumps([f.config.to_dict(), f.topk, words, heavy]))
 if __name__ == "__main__": cli.run(main, args="IMAGE...")
 '''
-RECIPE = """from configs import common
+RECIPE = """from vit_jax.config import defaults
 def get_config(variant="nano/2"):
-    c = common.defaults()
+    c = defaults()
     c.model.variant, c.data.name = variant, "digits"
     {}
     return c
@@ -73,27 +77,30 @@ def test_overrides_are_read_as_big_vision_users_type_them(call):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--config.optim.lrr=1", "no key 'optim.lrr'; did you mean optim.lr?"),
-        ("--config.lr=1", "did you mean optim.lr?"),
+        ("--config.optim.lrr=1", "no key 'optim.lrr'; did you mean 'optim.lr'?"),
+        ("--config.lr=1", "did you mean 'optim.lr'?"),
         ("--config.optim=1", "such as optim."),
-        ("--config.batch_size=abc", "a whole number, not 'abc'"),
-        ("--config.batch_size=1.5", "a whole number, not '1.5'"),
-        ("--config.batch_size", "a whole number, not without a value"),
+        ("--config.batch_size=abc", "must be a whole number; got 'abc'"),
+        ("--config.batch_size=1.5", "must be a whole number; got '1.5'"),
+        ("--config.batch_size", "must be a whole number; got no value"),
         ("--config.batch_size=-3", "config.batch_size = -3 must be at least 1"),
-        ("--config.batch_size=9 --config.accum_steps=2", "does not divide by"),
-        ("--config.optim.lr=nan", "a number, such as 0.001; not nan"),
-        ("--config.data.cache=maybe", "true or false, not 'maybe'"),
+        ("--config.batch_size=9 --config.accum_steps=2", "must be divisible by"),
+        ("--config.optim.lr=nan", "must be a number, such as 0.001; got nan"),
+        ("--config.data.cache=maybe", "must be true or false; got 'maybe'"),
         ("--config.model.pool=mean", "one of cls, gap, map"),
-        ("--config.data.name=digit", "did you mean digits?"),
-        ("--config.evaluators=acuracy", "did you mean accuracy?"),
-        ("--config.objective.name=supervise", "did you mean supervised?"),
+        ("--config.data.name=digit", "did you mean 'digits'?"),
+        ("--config.evaluators=acuracy", "did you mean 'accuracy'?"),
+        ("--config.objective.name=supervise", "did you mean 'supervised'?"),
         ("--config.model.variant=X/16", "Ti, S, B, L, H"),
-        ("--config.model.image=30 --config.model.variant=S/16", "multiple of the patch"),
-        ("--config.total_steps=3epochs", "'3epochs' is no duration"),
-        ("--config.total_steps=0", "more than nothing"),
-        ("--config.augment.flip=1.5", "within 0 and 1"),
-        ("--config.data.std=(1,1)", "config.model.channels = 3 numbers"),
-        ("--config.mesh.fsdp=-1", "only once"),
+        (
+            "--config.model.image=30 --config.model.variant=S/16",
+            "image = 30 must be a multiple of patch = 16",
+        ),
+        ("--config.total_steps=3epochs", "'3epochs' is not a duration"),
+        ("--config.total_steps=0", "longer than nothing"),
+        ("--config.augment.flip=1.5", "at least 0 and at most 1"),
+        ("--config.data.std=(1,1)", "must have 3 numbers, one per channel"),
+        ("--config.mesh.fsdp=-1", "-1, the rest, once"),
         ("--topkk=3", "Did you mean: topk"),
         ("--topk=three", "--topk=three"),
     ],
@@ -108,13 +115,16 @@ def test_a_mistake_is_one_plain_line(call, words, said):
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("c.total_steps = 100", "my.py, line 5: 'total_steps' is text, not 100; put it in quotes"),
+        (
+            "c.total_steps = 100",
+            "my.py, line 5: 'total_steps' must be text; got 100; put it in quotes",
+        ),
         ("c.batch_size = = 3", "my.py, line 5: invalid syntax: c.batch_size = = 3"),
-        ("c.optim.lrr = 3", "config has no key 'optim.lrr'; did you mean optim.lr?"),
+        ("c.optim.lrr = 3", "config has no key 'optim.lrr'; did you mean 'optim.lr'?"),
         ("c.nope.lr = 3", "my.py, line 5: there is no 'nope'"),
         ("raise ValueError('no such size')", "my.py, line 5: no such size"),
         ("c.optim = dict(name='sgd')", "config lacks the key 'optim."),
-        ("c.batch_size = True", "a whole number, such as 1024; not True"),
+        ("c.batch_size = True", "must be a whole number, such as 1024; got True"),
         ("return 3", "my.py: get_config() must return a ConfigDict"),
     ],
 )
@@ -135,7 +145,7 @@ def test_what_is_missing_is_said(call):
     ("seed", "code", "said"),
     [
         (3, 3, "error: not finite at step 7\n"),
-        (4, 4, "error: no space left for w/x; free some, then run the same command again\n"),
+        (4, 4, "error: no space left for w/x; free some space and rerun the same command\n"),
         (5, 75, "saved at step 7\n"),
         (6, 1, "ValueError: a bug\n"),
     ],
@@ -163,34 +173,34 @@ def test_help_and_mistakes_answer_within_a_second(call, words):
 
 
 def test_steps():
-    assert [cli.steps(d, 12.5) for d in ("1000", "1e3", "10k", "1.5k")] == [1000, 1000, 10000, 1500]
-    assert [cli.steps(d, 12.5) for d in ("3ep", "0.5ep", "0.001ep", "0ep", "0")] == [38, 6, 1, 0, 0]
+    assert [steps(d, 12.5) for d in ("1000", "1e3", "10k", "1.5k")] == [1000, 1000, 10000, 1500]
+    assert [steps(d, 12.5) for d in ("3ep", "0.5ep", "0.001ep", "0ep", "0")] == [38, 6, 1, 0, 0]
     for bad in ("", "ep", "-1", "1.5", "nan", "inf", "3 epochs", "1e-3", 100, None):
-        with pytest.raises(cli.UserError):
-            cli.steps(bad, 10)
+        with pytest.raises(UserError):
+            steps(bad, 10)
 
 
 def test_a_folder_is_a_path_of_this_machine_or_an_address_in_a_bucket():
-    assert folders.place("runs/a") == Path.cwd() / "runs" / "a"
-    assert folders.place("~/a") == Path.home() / "a"
-    assert folders.is_address("gs://b/run/") and not folders.is_address(Path("/gs/b"))
+    assert storage.place("runs/a") == Path.cwd() / "runs" / "a"
+    assert storage.place("~/a") == Path.home() / "a"
+    assert storage.is_address("gs://b/run/") and not storage.is_address(Path("/gs/b"))
     for bad in ("gs://b", "gs://b/", "gs:///run", "s3://b/run", "://b/run"):
-        with pytest.raises(cli.UserError, match="gs://BUCKET/RUN"):
-            folders.place(bad)
-    with pytest.raises(cli.UserError, match="--output=gs://b/run must be a folder of this"):
+        with pytest.raises(UserError, match="gs://BUCKET/RUN"):
+            storage.place(bad)
+    with pytest.raises(UserError, match="--output=gs://b/run must be a folder of this"):
         cli.check_local("output", "gs://b/run")
     cli.check_local("output", "runs/a")
 
 
 def test_a_config_comes_back_from_disk(tmp_path):
     config = ConfigDict({"a": (1, (2.5, "x")), "b": {"c": None, "d": True}})
-    cli.save_config(config, tmp_path / "config.json")
-    back = cli.load_config(tmp_path)
-    assert back == config and back.a == (1, (2.5, "x")) and cli.config_diff(config, back) == []
+    save_config(config, tmp_path / "config.json")
+    back = load_config(tmp_path)
+    assert back == config and back.a == (1, (2.5, "x")) and config_diff(config, back) == []
     back.b.d = False
-    assert cli.config_diff(config, back) == ["b.d: True -> False"]
+    assert config_diff(config, back) == ["b.d: True -> False"]
     (tmp_path / "config.json").write_text('{"a": 1')
-    with pytest.raises(cli.UserError, match="cannot be read"):
-        cli.load_config(tmp_path)
-    with pytest.raises(cli.UserError, match="no workdir"):
-        cli.load_config(tmp_path / "nothing")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(tmp_path)
+    with pytest.raises(UserError, match="is not the workdir of a run"):
+        load_config(tmp_path / "nothing")

@@ -2,16 +2,16 @@
 
 import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
 
+import tests
 from vit_jax import mixing
 
-GOLDEN = Path(__file__).parent / "golden/augment/mixup"
+GOLDEN = tests.GOLDEN / "augment/mixup"
 META = json.loads((GOLDEN / "meta.json").read_text())
 CASES = sorted(path.stem for path in GOLDEN.glob("*_sm*.npz"))
 
@@ -61,7 +61,7 @@ def test_draws_follow_the_distributions():
     assert cut.mean() == pytest.approx(stats["frac_cutmix"], abs=0.02)
     area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2]) / 224**2
     np.testing.assert_allclose(lam[cut], 1 - area[cut], rtol=0, atol=1e-6)
-    # Uniform lam and centre, cut at the borders: half a side of s = sqrt(1 - lam) leaves
+    # Uniform lam and center, cut at the borders: half a side of s = sqrt(1 - lam) leaves
     # s - s^2 / 4 of it on average, so the mean area is E[(s - s^2 / 4)^2] = 0.5 - 0.2 + 1 / 48.
     assert 1 - lam[cut].mean() == pytest.approx(0.5 - 0.2 + 1 / 48, abs=0.01)
     lam, box = draws(5_000, prob=0.3, mixup=0.0)
@@ -71,7 +71,7 @@ def test_draws_follow_the_distributions():
 
 def test_pixels_and_targets_are_mixed_in_the_same_share():
     targets = jax.nn.one_hot(jnp.arange(6), 6)
-    images = jnp.broadcast_to(targets[:, None, None], (6, 8, 10, 6))  # a class is a colour
+    images = jnp.broadcast_to(targets[:, None, None], (6, 8, 10, 6))  # a class is a color
     step = jax.jit(partial(mixing.mix_batch, mixup=0.8, cutmix=1.0))
     kinds = set()
     for seed in range(8):

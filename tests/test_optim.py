@@ -2,16 +2,16 @@
 
 import json
 import re
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from configs import common
-from vit_jax import cli, optim
+from tests import GOLDEN
+from vit_jax import optim
+from vit_jax.config import defaults
+from vit_jax.errors import UserError
 
-GOLDEN = Path(__file__).parent / "golden"
 WIDTH, DEPTH = 6, 2
 SHAPES = {  # ours, without the axis of layers
     "cls_token": (1, 1, WIDTH),
@@ -71,7 +71,7 @@ def ours(name):
 
 
 def make_config(**changes):
-    c = common.defaults()
+    c = defaults()
     c.batch_size, c.total_steps = 8, "6"
     c.optim.update(lr=1e-2, b2=0.99, weight_decay=0.3, warmup="2", end=1e-4, warmup_start=1e-3)
     c.optim.update(changes)
@@ -151,9 +151,9 @@ def test_rules_without_a_golden_file():
     }
     assert decayed["kernel"] == {k for k in SHAPES if k.endswith("kernel")} == decayed["timm"]
     assert decayed["all"] == set(SHAPES)
-    with pytest.raises(cli.UserError, match="'tim' is no decay rule"):
+    with pytest.raises(UserError, match="'tim' is no decay rule"):
         optim.decay_mask(params, "tim")
-    with pytest.raises(cli.UserError, match="needs a model with blocks"):
+    with pytest.raises(UserError, match="needs a model with blocks"):
         optim.layer_scales({"head": params["head"]}, 0.5)
 
 
@@ -262,7 +262,7 @@ def test_durations_are_steps_or_epochs():
 @pytest.mark.parametrize("batch", [1024, 4096])
 def test_the_schedule_of_deits_script(batch):
     """Its rates stand still for an epoch, and come an epoch late."""
-    c, steps = common.defaults(), 1251
+    c, steps = defaults(), 1251
     p = c.optim
     c.batch_size, c.total_steps = batch, "300ep"
     p.lr, p.lr_batch, p.warmup, p.warmup_start, p.end = 5e-4, 512, "5ep", 1e-6, 1e-5

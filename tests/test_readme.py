@@ -3,17 +3,17 @@
 import re
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from configs import dino_digits
-from vit_jax import checkpoint, log, train
+from tests import ROOT
+from vit_jax import train
 from vit_jax.run import Run
+from vit_jax.workdir import checkpoint, log
 
-ROOT = Path(__file__).parents[1]
 LANGUAGES = "README.md", "README.ko.md"
 FENCE = re.compile(r"^```.*?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`]+)`")

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 
 from configs import digits
-from vit_jax import check, checkpoint, log, models, optim, resnet, train, variants
-from vit_jax.cli import Preempted, UserError
+from vit_jax import models, optim, resnet, train, variants
+from vit_jax.config import check
+from vit_jax.errors import Preempted, UserError
+from vit_jax.flops import count_flops, count_params
+from vit_jax.pretrained import runs
 from vit_jax.run import Run
 from vit_jax.tools import evaluate, summary
+from vit_jax.workdir import log
 
 # torchvision's and timm's, with 1000 classes.
 PUBLISHED = {
@@ -31,22 +35,22 @@ def recipe(**over):
     for key, value in over.items():
         group, _, leaf = key.rpartition("__")
         (c[group] if group else c)[leaf] = value
-    check.check(c)
+    check(c)
     return c
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_those_published(name):
-    sizes = variants.parse(name)
-    assert variants.count_params(**sizes) == PUBLISHED[name]
+    config = variants.parse(name)
+    assert count_params(config) == PUBLISHED[name]
     if name in ("resnet18", "resnet50"):  # building the deep ones takes seconds
-        assert f"{PUBLISHED[name]:,}" in summary.describe(name, sizes | {"num_classes": 1000})
+        assert f"{PUBLISHED[name]:,}" in summary.describe(name, config)
 
 
 def test_flops_are_those_of_the_paper():
     """Table 1 of arXiv:1512.03385 counts multiply-adds; its bottlenecks stride in the first 1x1."""
     for name, gmacs in {"resnet18": 1.8, "resnet34": 3.6}.items():
-        assert variants.count_flops(**variants.parse(name)) / 2e9 == pytest.approx(gmacs, rel=0.02)
+        assert count_flops(variants.parse(name)) / 2e9 == pytest.approx(gmacs, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -62,15 +66,14 @@ def test_flops_are_those_of_the_paper():
     ],
 )
 def test_shapes_are_those_that_are_counted(name, image, sides):
-    model = models.build(10, variant=name)
+    model = models.build(variants.parse(name, num_classes=10))
     weights = jax.eval_shape(
         lambda k: models.union(model.init(k), model.stats()), jax.random.key(0)
     )
     x = jnp.zeros((2, image, image, 3))
     out = jax.eval_shape(lambda w: model.apply(w, x, blocks=True, train=True), weights)
     assert {k: m.shape[1] for k, m in out["maps"].items()} == sides
-    sizes = variants.parse(name, image=image)
-    plan = variants.convolutions(**sizes)
+    plan = variants.convolutions(variants.parse(name, image=image))
     last = {path.split("/")[0]: words for path, words in plan.items()}
     for stage, (*_, channels, side) in last.items():
         assert out["maps"][stage].shape[1:] == (side, side, channels)
@@ -78,7 +81,7 @@ def test_shapes_are_those_that_are_counted(name, image, sides):
 
 
 def test_a_batch_norm_by_hand():
-    """Training normalises by the batch and hands its statistics on; evaluation by those kept."""
+    """Training normalizes by the batch and hands its statistics on; evaluation by those kept."""
     rng = np.random.default_rng(0)
     conv = resnet.ConvNorm(1, 1, 3, 3, dtype=jnp.float32, rngs=resnet.nnx.Rngs(params=0))
     conv.kernel[...] = jnp.eye(3)[None, None]
@@ -126,16 +129,15 @@ def test_statistics_are_of_the_global_batch():
     np.testing.assert_allclose(parts["stem"]["mean"], whole["stem"]["mean"], rtol=1e-4, atol=1e-6)
 
 
-def test_it_resumes_to_the_same_bits_and_scores_from_disk(tmp_path, monkeypatch):
+def test_it_resumes_to_the_same_bits_and_scores_from_disk(tmp_path):
     devices = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda *_: devices)
     config, third, rows = recipe(), iter([False, False, True]), {}
     for name in ("once", "twice"):
         train.claim(tmp_path / name, config)
     with pytest.raises(Preempted):
-        train.train(config, tmp_path / "twice", lambda: next(third))
+        train.train(config, tmp_path / "twice", lambda: next(third), devices)
     for name in ("once", "twice"):
-        train.train(config, tmp_path / name)
+        train.train(config, tmp_path / name, devices=devices)
         rows[name] = [
             {k: v for k, v in row.items() if not k.startswith("perf/")}
             for row in log.read_metrics(tmp_path / name)
@@ -143,18 +145,18 @@ def test_it_resumes_to_the_same_bits_and_scores_from_disk(tmp_path, monkeypatch)
     assert rows["once"] == rows["twice"]
     score = evaluate.score(tmp_path / "once", "test")
     assert score["acc1"] == rows["once"][-1]["eval/test/acc1"]
-    _, _, model, weights, _ = checkpoint.load_weights(tmp_path / "once", raw=True)
+    _, _, model, weights, _ = runs.load_weights(tmp_path / "once", raw=True)
     trained = weights["stem"]["mean"]
     assert np.abs(trained).max() > 0  # the statistics were kept, and are among the weights
     # Another run may begin with it: the classifier of 10 classes stays, the statistics too.
     config = recipe(model_init=str(tmp_path / "once"))
-    found = Run(config).init().extra["inner"]["stem"]["mean"]
-    average = checkpoint.load_weights(tmp_path / "once")[3]["stem"]["mean"]
+    found = Run(config, devices).init().extra["inner"]["stem"]["mean"]
+    average = runs.load_weights(tmp_path / "once")[3]["stem"]["mean"]
     np.testing.assert_array_equal(found, average)
 
 
 def test_what_only_a_vit_has_is_refused():
-    with pytest.raises(UserError, match="resnet8 has no depth, drop_path; say --config.m"):
+    with pytest.raises(UserError, match="resnet8 has no depth, drop_path; pass --config.m"):
         recipe(model__depth=3, model__drop_path=0.1)
     with pytest.raises(UserError, match="layer_decay"):
         recipe(optim__layer_decay=0.9)
@@ -162,12 +164,12 @@ def test_what_only_a_vit_has_is_refused():
         variants.parse("resnet50,depth=3")
     with pytest.raises(ValueError, match="no attention"):
         resnet.create("resnet8", width=4)(jnp.zeros((1, 8, 8, 3)), attention=True)
-    with pytest.raises(ValueError, match="no ResNet is called 'resnet9'"):
+    with pytest.raises(ValueError, match="unknown ResNet 'resnet9'"):
         resnet.create("resnet9")
 
 
 def test_kernels_decay_and_norms_do_not():
-    params = models.build(10, variant="resnet8").init(jax.random.key(0))
+    params = models.build(variants.parse("resnet8", num_classes=10)).init(jax.random.key(0))
     mask = optim.decay_mask(params, "timm")
     assert mask["layer1"]["block0"]["conv1"] == {"kernel": True, "scale": False, "bias": False}
     assert mask["head"] == {"kernel": True, "bias": False}

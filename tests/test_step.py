@@ -1,21 +1,19 @@
 """The train step: against timm's trajectory, over meshes, with accumulation, frozen in time."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from configs import common, digits
-from vit_jax import models, objectives, pretrained
+from configs import digits
+from tests import GOLDEN
+from tests.tiny import tiny
+from vit_jax import objectives, pretrained, vit
 from vit_jax.objectives.supervised import cross_entropy, smooth
 from vit_jax.optim import add_decay
 from vit_jax.run import Run
 from vit_jax.step import init_state, make_train_step
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def test_cross_entropy_and_label_smoothing_equal_timm():
@@ -37,7 +35,7 @@ def test_four_steps_equal_timm(scan):
     folder = GOLDEN / "train_steps_supervised"
     name = "vit_tiny_patch16_224,num_heads=3"
     model = pretrained.load(folder / "init.safetensors", name, scan=scan)
-    apply, params = models.functional(model)
+    apply, params = vit.functional(model)
     images = np.load(folder / "images.npy").transpose(0, 1, 3, 4, 2)
     targets = np.load(folder / "soft_targets.npy")
     lrs = jnp.asarray([0.001, 0.002, 0.0015, 0.001])
@@ -73,7 +71,7 @@ def test_four_steps_equal_timm(scan):
 
 
 def _same(params, path, name):
-    _, expected = models.functional(pretrained.load(path, name))
+    _, expected = vit.functional(pretrained.load(path, name))
     pairs = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(expected), strict=True)
     for (path, ours), theirs in pairs:
         if "qkv" in str(path) and "bias" in str(path):
@@ -83,8 +81,8 @@ def _same(params, path, name):
         np.testing.assert_allclose(ours, theirs, atol=1e-4, err_msg=str(path))
 
 
-def tiny(**over):
-    c = common.tiny(digits.get_config())
+def small(**over):
+    c = tiny(digits.get_config())
     c.batch_size, c.eval_batch_size = 16, 16
     c.data.synthetic.images = 64
     c.model.update(width=64, num_heads=4, mlp_dim=128, init="deit", scan="on")
@@ -110,12 +108,12 @@ def test_the_loss_is_the_same_on_every_mesh():
     meshes = {}
     for shape in [(8, 1, 1), (1, 8, 1), (2, 2, 2)]:
         axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), shape, strict=True))
-        meshes[shape], state, _ = losses(tiny(**over, **axes), jax.devices())
+        meshes[shape], state, _ = losses(small(**over, **axes), jax.devices())
         # Split where the mesh says so, and the moving average and the moments like it.
         for tree in (state.params, state.extra["ema"], state.opt_state[0].mu):
             kernel = tree["blocks"]["mlp"]["fc1"]["kernel"]
             assert kernel.addressable_shards[0].data.size == kernel.size / (shape[1] * shape[2])
-    one, _, _ = losses(tiny(**over), jax.devices()[:1])
+    one, _, _ = losses(small(**over), jax.devices()[:1])
     for shape, seen in meshes.items():
         np.testing.assert_allclose(seen, one, rtol=2e-5, err_msg=str(shape))
 
@@ -124,21 +122,21 @@ def test_accumulation_is_the_same_step():
     """Micro-batches change memory, not the mean gradient: noise belongs to the row."""
     over = {"model__drop_path": 0.3, "augment__erase": 0.5}
     one = jax.devices()[:1]
-    whole, _, _ = losses(tiny(**over), one)
-    parts, _, _ = losses(tiny(**over, accum_steps=4), one)
+    whole, _, _ = losses(small(**over), one)
+    parts, _, _ = losses(small(**over, accum_steps=4), one)
     np.testing.assert_allclose(parts, whole, rtol=2e-5)
 
 
 def test_every_leaf_of_the_state_owns_its_buffer():
     """Else donation fails, or one array silently becomes another."""
-    run = Run(tiny(), jax.devices()[:1])
+    run = Run(small(), jax.devices()[:1])
     leaves = jax.tree.leaves(run.init())
     pointers = [leaf.addressable_shards[0].data.unsafe_buffer_pointer() for leaf in leaves]
     assert len(set(pointers)) == len(pointers)
 
 
 def test_sgd_and_post_norm_learn_one_batch():
-    c = tiny(optim__name="sgd", optim__lr=0.05, model__norm="post", optim__warmup="0")
+    c = small(optim__name="sgd", optim__lr=0.05, model__norm="post", optim__warmup="0")
     c.optim.weight_decay = 0.05
     c.total_steps = "60"
     run = Run(c, jax.devices()[:1])
@@ -156,7 +154,7 @@ def test_a_linear_probe_learns_the_head_alone_and_computes_no_more():
     one, over = jax.devices()[:1], {"optim__warmup": "0", "optim__weight_decay": 0.1}
     costs = {}
     for only in ("", "head"):
-        run = Run(tiny(optim__only=only, **over), one)
+        run = Run(small(optim__only=only, **over), one)
         state, batches = run.init(), run.batches(0)
         before, rows = jax.device_get(state.params), next(batches)
         rng = jax.random.key(0)

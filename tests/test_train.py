@@ -6,22 +6,22 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from configs import common, digits
-from vit_jax import checkpoint, log, train
-from vit_jax.cli import Diverged, Preempted, UserError
+from configs import digits
+from tests import ROOT
+from tests.tiny import tiny
+from vit_jax import train
+from vit_jax.errors import Diverged, Preempted, UserError
 from vit_jax.run import Run
-
-ROOT = Path(__file__).parents[1]
+from vit_jax.workdir import checkpoint, log
 
 
 def recipe(**over):
-    c = common.tiny(digits.get_config())
+    c = tiny(digits.get_config())
     c.data.name = "digits"
     c.model.image, c.total_steps = 8, "12"
     c.log_every, c.eval_every, c.checkpoint_every = "2", "4", "4"
@@ -33,11 +33,9 @@ def recipe(**over):
     return c
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
+def train_on_one(config, workdir, stop=lambda: False):
     """Eight simulated devices cost a minute of compilation; what is tested here needs one."""
-    devices = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda *_: devices)
+    return train.train(config, workdir, stop, jax.devices()[:1])
 
 
 def rows(workdir):
@@ -48,7 +46,7 @@ def rows(workdir):
 
 
 def state(workdir, config):
-    run = Run(config)
+    run = Run(config, jax.devices()[:1])
     with checkpoint.Checkpoints(workdir) as saved:
         return saved.latest(), jax.device_get(saved.restore(run.abstract))
 
@@ -69,15 +67,15 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
     config = recipe()
     for name in ("whole", "parts"):
         train.claim(tmp_path / name, config)
-    train.train(config, tmp_path / "whole")
+    train_on_one(config, tmp_path / "whole")
     with pytest.raises(Preempted, match="step"):
-        train.train(config, tmp_path / "parts", StopAfter(6))
+        train_on_one(config, tmp_path / "parts", StopAfter(6))
     stopped = log.read_metrics(tmp_path / "parts")[-1]["step"]
     assert stopped == 6
     # A crash after that left rows that no checkpoint stands for.
     with open(tmp_path / "parts" / "metrics.jsonl", "a") as file:
         file.write('{"step": 11, "train/loss": 9.9}\n{"step": 12, "tra')
-    train.train(config, tmp_path / "parts")
+    train_on_one(config, tmp_path / "parts")
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
     (step, whole), (other, parts) = (state(tmp_path / n, config) for n in ("whole", "parts"))
     assert step == other == 12
@@ -89,23 +87,23 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
 def test_a_finished_run_is_not_trained_again(tmp_path, capsys):
     config = recipe(total_steps="4")
     train.claim(tmp_path, config)
-    first = train.train(config, tmp_path)
+    first = train_on_one(config, tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     capsys.readouterr()
-    assert train.train(config, tmp_path) == first
+    assert train_on_one(config, tmp_path) == first
     assert "done" in capsys.readouterr().out
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     # A longer run goes on from there.
     longer = recipe(total_steps="6")
     train.claim(tmp_path, longer)
-    assert train.train(longer, tmp_path)["eval/test/images"] == 360
+    assert train_on_one(longer, tmp_path)["eval/test/images"] == 360
     assert state(tmp_path, longer)[0] == 6
 
 
 def test_newest_and_best_checkpoints_stay(tmp_path):
     config = recipe(keep_checkpoints=1, checkpoint_every="1", eval_every="1", total_steps="8")
     train.claim(tmp_path, config)
-    result = train.train(config, tmp_path)
+    result = train_on_one(config, tmp_path)
     scores = {r["step"]: r["eval/val/acc1"] for r in rows(tmp_path) if "eval/val/acc1" in r}
     best = max(scores, key=lambda step: (scores[step], step))
     kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()}
@@ -124,7 +122,7 @@ def test_divergence_stops_the_run_and_keeps_the_checkpoint(tmp_path):
     config = recipe(optim__name="sgd", optim__lr=1e25, optim__warmup="5")
     train.claim(tmp_path, config)
     with pytest.raises(Diverged, match="optim.lr"):
-        train.train(config, tmp_path)
+        train_on_one(config, tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

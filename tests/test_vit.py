@@ -2,7 +2,6 @@
 
 import functools
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -11,10 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vit_jax import encoder, heads, models, variants, vit
-from vit_jax.patch_embed import sincos2d
+from tests import GOLDEN
+from vit_jax import flops, models, variants, vit
+from vit_jax.layers import encoder, heads, norms
+from vit_jax.layers.patch_embed import sincos2d
 
-GOLDEN = Path(__file__).parent / "golden"
 PARAMETERS = {  # with 1000 classes, as published where somebody did
     "pico/16": 62_704,
     "mu/16": 76_712,
@@ -30,16 +30,21 @@ PARAMETERS = {  # with 1000 classes, as published where somebody did
     "g/14": 1_012_611_432,
     "G/14": 1_844_440_680,
 }
-TINY = dict(variant="mu/8", image=32, depth=2)
+
+
+def tiny(**options):
+    """A model of 10 classes and 4 x 4 patches -> models.Model."""
+    options = {"image": 32, "depth": 2, "num_classes": 10} | options
+    return models.build(variants.parse("mu/8", **options))
 
 
 @functools.cache
 def build(**options):
-    """A tiny model of 10 classes and 4 x 4 patches -> models.Model, compiled, and parameters.
+    """`tiny`, compiled, and parameters.
 
     Not the initial ones: no bias is 0, no scale is 1, and drawing these takes no compilation.
     """
-    model = models.build(10, **TINY | options)
+    model = tiny(**options)
     rng = np.random.default_rng(1)
 
     def fill(path, leaf):
@@ -66,10 +71,10 @@ def test_every_size_has_a_row():
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_as_published(name):
-    model = models.build(1000, variant=name)
+    model = models.build(variants.parse(name))
     shapes = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
     assert sum(x.size for x in shapes) == PARAMETERS[name]
-    assert variants.count_params(**variants.parse(name)) == PARAMETERS[name]
+    assert flops.count_params(variants.parse(name)) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize(
@@ -83,8 +88,8 @@ def test_parameters_are_as_published(name):
 )
 def test_parameters_of_options_are_counted(options):
     _, params = build(**options)
-    options = variants.parse("mu/8", image=32, depth=2, num_classes=10, **options)
-    assert sum(x.size for x in jax.tree.leaves(params)) == variants.count_params(**options)
+    config = variants.parse("mu/8", image=32, depth=2, num_classes=10, **options)
+    assert sum(x.size for x in jax.tree.leaves(params)) == flops.count_params(config)
 
 
 def test_parameters_and_flops_equal_timms():
@@ -92,9 +97,9 @@ def test_parameters_and_flops_equal_timms():
     ours = {n: r for n, r in rows.items() if variants.TIMM_NAME.fullmatch(n)}
     assert len(ours) == 14
     for name, row in ours.items():
-        options = variants.parse(name, num_classes=row["num_classes"])
-        assert variants.count_params(**options) == row["params"]
-        assert variants.count_flops(**options) == row["flops"]
+        config = variants.parse(name, num_classes=row["num_classes"])
+        assert flops.count_params(config) == row["params"]
+        assert flops.count_flops(config) == row["flops"]
 
 
 def test_a_wrong_name_or_option_is_named():
@@ -186,8 +191,8 @@ def test_attention_pooling_equals_big_visions():
             "fc2": linear("MlpBlock_0/Dense_1", 96, 48),
         },
     }
-    options = dict(act="gelu_tanh", init=encoder.INITS["deit"], dtype=jnp.float32)
-    pool = models.pure(lambda rngs: heads.AttentionPool(48, 3, 96, **options, rngs=rngs))
+    config = variants.parse("mu/8", width=48, num_heads=3, mlp_dim=96, act="gelu_tanh")
+    pool = models.pure(lambda rngs: heads.AttentionPool(config, rngs=rngs))
     pooled = jax.jit(pool.apply)(params, jnp.asarray(np.load(folder / "encoded.npy")))
     close(pooled, np.load(folder / "pre_logits.npy"))
 
@@ -195,11 +200,11 @@ def test_attention_pooling_equals_big_visions():
 def test_layer_norm_has_eps_1e_6():
     x = 1e-3 * np.random.default_rng(0).normal(size=(4, 32))
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    norm = encoder.LayerNorm(32, dtype=jnp.float32)
+    norm = norms.LayerNorm(32, dtype=jnp.float32)
     close(norm(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)  # eps 1e-5 gives a third
 
 
-def test_post_norm_normalises_the_output_of_every_block():
+def test_post_norm_normalizes_the_output_of_every_block():
     images = draw(2, 32, 32, 3)
     (pre, params), (post, _) = build(norm="pre"), build(norm="post")
     norm = params["blocks"]["norm2"]
@@ -215,7 +220,7 @@ NOISE = [(dict(norm="post"), "on", "dots"), (dict(drop_path=0.5, dropout=0.2), "
 
 
 @pytest.mark.parametrize(("options", "scan", "remat"), NOISE, ids=["quiet", "noise"])
-def test_scanned_unrolled_and_rematerialised_are_the_same(options, scan, remat):
+def test_scanned_unrolled_and_rematerialized_are_the_same(options, scan, remat):
     """Outputs and gradients, noise included: how blocks are run is a matter of speed alone."""
     images, rng = draw(4, 32, 32, 3), jax.random.key(7)
     plain, params = build(**options, scan="off")
@@ -228,7 +233,7 @@ def test_scanned_unrolled_and_rematerialised_are_the_same(options, scan, remat):
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
     expected = gradient(plain)
-    model = models.build(10, **TINY, **options, scan=scan, remat=remat)
+    model = tiny(**options, scan=scan, remat=remat)
     close(gradient(model), expected, atol=2e-5)
     quiet = plain.apply(params, images)["logits"]
     assert np.allclose(expected[0][1], quiet, atol=1e-4) == ("dropout" not in options)
@@ -237,7 +242,7 @@ def test_scanned_unrolled_and_rematerialised_are_the_same(options, scan, remat):
 def test_the_dots_policy_computes_no_product_of_a_layer_twice():
     images, counts = draw(2, 32, 32, 3), {}
     for remat in ("none", "dots", "full"):
-        model = models.build(10, **TINY, scan="on", remat=remat)
+        model = tiny(scan="on", remat=remat)
         params = jax.eval_shape(model.init, jax.random.key(0))
         step = jax.jit(jax.grad(lambda p, m=model: m.apply(p, images)["logits"].sum()))
         counts[remat] = step.lower(params).as_text().count("dot_general")
@@ -278,9 +283,9 @@ def test_training_needs_a_key():
 
 def test_groups_of_tokens_do_not_see_each_other():
     model, params = build()
-    blocks = model.bind(params).blocks
-    run = dict(drop_path=0.0, remat="none", scan="on", attention=True, outputs=True)
-    encode = jax.jit(lambda groups: encoder.encode(blocks, groups, **run))
+    blocks, config = model.bind(params).blocks, variants.parse("mu/8", depth=2, scan="on")
+    run = dict(attention=True, outputs=True)
+    encode = jax.jit(lambda groups: encoder.encode(config, blocks, groups, **run))
     groups = [draw(2, 2, 5, 32, seed=1), draw(2, 3, 9, 32, seed=2)]
     together, named = encode(groups)
     near = functools.partial(close, atol=1e-4)  # values reach 10
@@ -350,7 +355,7 @@ def test_pooling_reads_what_it_says():
 
 
 def test_without_classes_there_is_no_classifier():
-    model = models.build(0, **TINY)
+    model = tiny(num_classes=0)
     out = jax.eval_shape(
         model.apply, jax.eval_shape(model.init, jax.random.key(0)), draw(1, 32, 32, 3)
     )

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from vit_jax.cli import UserError
+from vit_jax.errors import UserError
 
 
 def train_batches(

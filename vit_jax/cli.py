@@ -1,4 +1,4 @@
-"""The command line: flags, --config=FILE[:ARG] with --config.a.b=v, plain errors, exit codes.
+"""The command line: flags, --config=FILE[:ARG] with --config.a.b=v, one-line errors, exit codes.
 
 An entry point ends in `if __name__ == "__main__": cli.run(main)`. Nothing here imports JAX or
 NumPy, and entry points import them inside `main`, so that --help and mistakes answer at once.
@@ -19,21 +19,12 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from vit_jax import folders, recipe
-from vit_jax.check import check
-from vit_jax.recipe import UserError, config_diff, load_config, save_config, steps
+from vit_jax.config import check, flat, near
+from vit_jax.errors import INTERRUPTED, NO_SPACE, Diverged, Preempted, UserError
+from vit_jax.schema import kind_name
+from vit_jax.workdir import storage
 
-__all__ = ["check", "config_diff", "define_config", "load_config", "run", "save_config", "steps"]
-__all__ += ["Diverged", "Preempted", "UserError"]
 FLAGS = flags.FLAGS
-
-
-class Diverged(Exception):
-    """The loss or the parameters are no longer finite. Exit code 3."""
-
-
-class Preempted(Exception):
-    """Stopped from outside, and saved: the same command goes on from there. Exit code 75."""
 
 
 def figure_path(flag, text):
@@ -50,7 +41,7 @@ def figure_path(flag, text):
 
 def check_local(flag, text):
     """UserError for --flag=text in a bucket, where only a folder of this machine will do."""
-    if folders.is_address(text):
+    if storage.is_address(text):
         raise UserError(f"--{flag}={text} must be a folder of this machine, not in a bucket")
 
 
@@ -74,13 +65,15 @@ def run(main, args=None):
     try:
         words = _parse(sys.argv)
         if words and args is None:
-            raise UserError(f"'{words[0]}' is no flag; flags are written --name=value, see --help")
+            raise UserError(
+                f"'{words[0]}' is not a flag; flags are written --name=value, see --help"
+            )
         sys.exit(main(FLAGS) if args is None else main(FLAGS, words))
     except (Exception, KeyboardInterrupt) as e:
         code, message = _outcome(e)
         if code is None:
             raise
-    print(message if code == 75 else f"error: {message}", file=sys.stderr)
+    print(message if code == Preempted.exit_code else f"error: {message}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -104,7 +97,7 @@ def _parse(argv):
     except flags.Error as e:
         lacks = re.match(r"flag --(\w+)=None", str(e))
         raise UserError(
-            f"--{lacks[1]}=... is missing; see --help" if lacks else recipe.line(e)
+            f"--{lacks[1]}=... is missing; see --help" if lacks else one_line(e)
         ) from None
     spec = FLAGS["config"].value if "config" in FLAGS else None
     if overrides and spec is None:
@@ -131,7 +124,9 @@ def recipe_module(spec):
         near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.py")], 1)
         hint = f"; did you mean {path.with_name(near[0] + '.py')}?" if near else ""
         raise UserError(f"--config={spec}: {e.strerror}{hint}") from None
-    recipe.common(beside=path.resolve().parents[1])
+    beside = str(path.resolve().parents[1])  # a recipe may import another one
+    if beside not in sys.path:
+        sys.path.append(beside)
     module = types.ModuleType(path.stem)
     module.__file__ = str(path)
     with _blaming(path):
@@ -139,7 +134,7 @@ def recipe_module(spec):
         if not callable(module.__dict__.get("get_config")):
             raise UserError("defines no get_config()")
         if colon and not inspect.signature(module.get_config).parameters:
-            raise UserError(f"get_config() takes no argument, so ':{arg}' means nothing")
+            raise UserError(f"get_config() takes no argument, so ':{arg}' is not allowed")
     return module, arg if colon else None
 
 
@@ -149,7 +144,9 @@ def load_recipe(spec):
     with _blaming(Path(module.__file__)):
         config = module.get_config(*([] if arg is None else [arg]))
         if not isinstance(config, ConfigDict):
-            raise UserError("get_config() must return a ConfigDict; start from common.defaults()")
+            raise UserError(
+                "get_config() must return a ConfigDict; start from vit_jax.config.defaults()"
+            )
         return config
 
 
@@ -162,17 +159,17 @@ def _blaming(path):
         lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
         number = e.lineno if isinstance(e, SyntaxError) and e.filename == str(path) else None
         at = f", line {number or lines[-1]}" if number or lines else ""
-        raise UserError(f"{path}{at}: {recipe.line(e)}") from e
+        raise UserError(f"{path}{at}: {one_line(e)}") from e
 
 
 def override(config, key, text):
     """Sets one key to what the text says, read as the type that is there."""
-    values, flag = recipe.flat(config), f"--config.{key}"
+    values, flag = flat(config), f"--config.{key}"
     if key not in values:
         inside = [name for name in values if name.startswith(f"{key}.")]
         if inside:
             raise UserError(f"{flag} is a group of keys; set one of them, such as {inside[0]}")
-        raise UserError(f"{flag}: config has no key '{key}'; {recipe.near(key, values)}")
+        raise UserError(f"{flag}: config has no key '{key}'; {near(key, values)}")
     *groups, leaf = key.split(".")
     for group in groups:
         config = config[group]
@@ -180,8 +177,8 @@ def override(config, key, text):
     try:
         config[leaf] = None if (text, config[leaf]) == ("None", None) else _value(text, kind)
     except (ValueError, TypeError, SyntaxError, OverflowError):
-        said = f"'{text}'" if text is not None else "without a value"
-        raise UserError(f"{flag} is {recipe.KINDS.get(kind, kind)}, not {said}") from None
+        said = f"'{text}'" if text is not None else "no value"
+        raise UserError(f"{flag} must be {kind_name(kind)}; got {said}") from None
 
 
 def _value(text, kind):
@@ -204,23 +201,21 @@ def _value(text, kind):
 
 def _outcome(e):
     """-> exit code, one or two lines; (None, None) for a bug."""
-    if isinstance(e, Preempted):
-        return 75, str(e) or "stopped; run the same command again to go on"
-    if isinstance(e, Diverged):
-        return 3, str(e) or "diverged"
+    if isinstance(e, (Preempted, Diverged)):
+        return e.exit_code, str(e)
     if isinstance(e, KeyboardInterrupt):
-        return 130, "interrupted"
+        return INTERRUPTED, "interrupted"
     if isinstance(e, ValueError) and type(e).__module__.startswith(("vit_jax.", "__main__")):
-        return 2, str(e)
+        return UserError.exit_code, str(e)
     chain = e
     while chain is not None:
         full = isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left on device" in str(chain):
             where = f" for {chain.filename}" if getattr(chain, "filename", None) else ""
-            return 4, f"no space left{where}; free some, then run the same command again"
+            return NO_SPACE, f"no space left{where}; free some space and rerun the same command"
         chain = chain.__cause__ or chain.__context__
     if isinstance(e, (PermissionError, NotADirectoryError, IsADirectoryError)) and e.filename:
-        return 2, f"cannot use {e.filename}: {e.strerror}"
+        return UserError.exit_code, f"cannot use {e.filename}: {e.strerror}"
     return None, None
 
 
@@ -238,6 +233,25 @@ def _help(main, args):
         text.append(f"  {name:22} {flag.help}{default}")
     if "config" in ours:
         text += ["", "Any key of the recipe is overridden by --config.KEY=VALUE, such as"]
-        text += ["--config.batch_size=64 or --config.optim.lr=1e-3; configs/common.py lists the"]
+        text += ["--config.batch_size=64 or --config.optim.lr=1e-3; vit_jax/config.py lists the"]
         text += ['keys with their defaults. Durations: "1000", "10k", "1e3" steps, "3ep" epochs.']
     return "\n".join(text)
+
+
+def one_line(e):
+    """An exception of other code in one plain line."""
+    text = " ".join(str(e).split())
+    cast = re.match(r"Could not override field '(\w+)'.*?\. (.*) is of original type", text)
+    if cast:
+        kind = re.search(r"to type <class '(?:.*\.)?(\w+)'>$", text)
+        kinds = {k.__name__: k for k in (bool, int, float, str, tuple, ConfigDict)}
+        kind = kinds.get(kind and kind[1])
+        words = kind_name(kind) if kind else "of another type"
+        quotes = '; put it in quotes, such as "100" or "3ep" for a duration' if kind is str else ""
+        return f"{cast[1]!r} must be {words}; got {cast[2]}{quotes}"
+    if isinstance(e, SyntaxError):
+        return f"{e.msg}: {(e.text or '').strip()}"
+    if isinstance(e, (AttributeError, KeyError)):
+        text = text.replace('"', "").strip("'")
+        return f"there is no '{text}'" if re.fullmatch(r"\w+", text) else text
+    return (text if isinstance(e, ValueError) else f"{type(e).__name__}: {text}")[:300]

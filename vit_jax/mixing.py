@@ -46,14 +46,14 @@ def sample(rng, *, height, width, mixup, cutmix, prob=1.0, switch=0.5):
     alpha = jnp.where(cut, cutmix or 1.0, mixup or 1.0)
     lam = jax.random.beta(keys[1], alpha, alpha)
     lam = jnp.where(jax.random.uniform(keys[2]) < prob, lam, 1)
-    centre_y = jax.random.randint(keys[3], (), 0, height)
-    centre_x = jax.random.randint(keys[4], (), 0, width)
-    cut_lam, box = cut_box(lam, centre_y, centre_x, height, width)
+    center_y = jax.random.randint(keys[3], (), 0, height)
+    center_x = jax.random.randint(keys[4], (), 0, width)
+    cut_lam, box = cut_box(lam, center_y, center_x, height, width)
     return jnp.where(cut, cut_lam, lam), jnp.where(cut, box, 0)
 
 
-def cut_box(lam, centre_y, centre_x, height, width):
-    """CutMix's box of the area (1 - lam) * height * width around a centre, cut at the borders.
+def cut_box(lam, center_y, center_x, height, width):
+    """CutMix's box of the area (1 - lam) * height * width around a center, cut at the borders.
 
     -> lam of the box as it came out, float32; y0, y1, x0, x1, int32 [4]. timm's `rand_bbox` and
     its correction of lam.
@@ -61,8 +61,8 @@ def cut_box(lam, centre_y, centre_x, height, width):
     side = jnp.sqrt(1 - jnp.asarray(lam, jnp.float32))
     half_h = (height * side).astype(jnp.int32) // 2
     half_w = (width * side).astype(jnp.int32) // 2
-    y0, y1 = (jnp.clip(centre_y + half, 0, height) for half in (-half_h, half_h))
-    x0, x1 = (jnp.clip(centre_x + half, 0, width) for half in (-half_w, half_w))
+    y0, y1 = (jnp.clip(center_y + half, 0, height) for half in (-half_h, half_h))
+    x0, x1 = (jnp.clip(center_x + half, 0, width) for half in (-half_w, half_w))
     lam = 1 - ((y1 - y0) * (x1 - x0)).astype(jnp.float32) / (height * width)
     return lam, jnp.stack([y0, y1, x0, x1]).astype(jnp.int32)
 

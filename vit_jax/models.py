@@ -1,4 +1,4 @@
-"""Modules as pure functions over nested dicts of arrays, and the model that a config asks for."""
+"""Modules as pure functions over nested dicts of arrays, and the model of a run."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,14 +7,14 @@ from flax import nnx
 
 from vit_jax import variants
 from vit_jax.resnet import ResNet
-from vit_jax.vit import ViT, arguments
+from vit_jax.vit import ViT
 
 
 class Model(NamedTuple):
     """A module as pure functions.
 
-    Weights are what a model computes with: the parameters, which are trained, and where it has
-    batch norms their running statistics, at other paths of the same nested dict.
+    Weights are what a model computes with: the parameters, which are trained, and for batch norms
+    their running statistics, at other paths of the same nested dict.
     """
 
     init: Callable  # key -> params
@@ -40,6 +40,12 @@ def pure(make):
     return Model(init, stats, lambda weights: nnx.merge(graph, weights), module)
 
 
+def build(config):
+    """The Model of a `ViTConfig` or a `ResNetConfig`."""
+    cls = ResNet if isinstance(config, variants.ResNetConfig) else ViT
+    return pure(lambda rngs: cls(config, rngs=rngs))
+
+
 def union(a, b):
     """Two nested dicts as one; where both have a leaf, it is that of b."""
     if not isinstance(a, dict) or not isinstance(b, dict):
@@ -47,28 +53,8 @@ def union(a, b):
     return a | {key: union(a[key], b[key]) if key in a else b[key] for key in b}
 
 
-def build(classes, *, variant, num_classes=None, **options):
-    """The model of a config: build(1000, **config.model). What is None is as the variant says.
-
-    classes: of the data; num_classes, if it is not None, overrides it, 0 for no classifier.
-    """
-    num_classes = classes if num_classes is None else num_classes
-    sizes = variants.of_config(variant, **options)
-    if variants.is_cnn(variant):
-        sizes.pop("image")  # any size will do
-        return pure(lambda rngs: ResNet(num_classes=num_classes, **sizes, rngs=rngs))
-    sizes = arguments(sizes)
-    return pure(lambda rngs: ViT(num_classes=num_classes, **sizes, rngs=rngs))
-
-
 def split(module):
     """A module with its weights -> (Model, weights)."""
     graph, state = nnx.split(module)
     model = Model(None, None, lambda weights: nnx.merge(graph, weights), module)
     return model, nnx.to_pure_dict(state)
-
-
-def functional(module):
-    """A module with its weights as (apply, weights); apply(weights, images, **options)."""
-    model, weights = split(module)
-    return model.apply, weights

@@ -12,7 +12,8 @@ import numpy as np
 import optax
 from jax import numpy as jnp
 
-from vit_jax.recipe import UserError, steps
+from vit_jax.config import steps
+from vit_jax.errors import UserError
 from vit_jax.schedules import by_epoch, cosine_schedule
 
 # Names that do not decay, beside biases and vectors (norm scales, LayerScale gammas). timm:

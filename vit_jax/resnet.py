@@ -9,18 +9,21 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vit_jax import kernels, variants
-from vit_jax.encoder import Linear
+from vit_jax import variants
+from vit_jax.errors import UserError
+from vit_jax.layers import kernels
+from vit_jax.layers.mlp import Linear
+from vit_jax.schema import one_of
 
-# He's initialisation by the fan out, as torchvision has it (arXiv:1502.01852, equation 14).
+# He's initialization by the fan out, as torchvision has it (arXiv:1502.01852, equation 14).
 HE = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class ConvNorm(nnx.Module):
     """A convolution without bias and a batch norm (arXiv:1502.03167): b h w c -> b h w c.
 
-    mean and var are the running statistics, which evaluation uses. Training uses those of the
-    batch and hands them on: whoever trains keeps the average.
+    mean and var are the running statistics, used at evaluation. In training mode, batch statistics
+    are used and returned; the caller updates the running average.
     """
 
     def __init__(self, size, stride, inputs, outputs, *, scale=1.0, eps=1e-5, dtype, rngs):
@@ -78,17 +81,16 @@ class Residual(nnx.Module):
 class ResNet(nnx.Module):
     """Stem, stages of residual blocks, the mean over the image, classifier.
 
-    width: channels of the first stage; each later stage has twice as many and half the side.
+    `ResNet(config, rngs=nnx.Rngs(params=0))`; the options are those of `ResNetConfig`. Each stage
+    has twice the channels of the previous one, and half its side.
     """
 
-    def __init__(
-        self, *, block, layers, width, channels=3, num_classes=1000, dtype="float32", rngs
-    ):
-        self.dtype, self.channels, self.num_classes = jnp.dtype(dtype), channels, num_classes
-        self.pools, make = len(layers) == 4, dict(dtype=self.dtype, rngs=rngs)
-        plan = variants.convolutions(block, layers, width, channels=channels)
-        plan = {path: words[:4] for path, words in plan.items()}
-        self.width = list(plan.values())[-1][3]  # of the features
+    def __init__(self, config, *, rngs):
+        self.config = config
+        self.pools = len(config.layers) == 4
+        make = dict(dtype=config.dtype, rngs=rngs)
+        plan = {path: words[:4] for path, words in variants.convolutions(config).items()}
+        features = list(plan.values())[-1][3]
         self.stem = ConvNorm(*plan.pop("stem"), **make)
         stages = {}
         for path, words in plan.items():
@@ -100,10 +102,11 @@ class ResNet(nnx.Module):
             setattr(self, stage, nnx.Dict(parts))
         # arXiv:1706.02677, section 5.1
         init = nnx.initializers.normal(0.01)
-        self.head = Linear(self.width, num_classes, init=init, **make) if num_classes else None
+        classes = config.num_classes
+        self.head = Linear(features, classes, init=init, **make) if classes else None
 
     def __call__(self, images, *, train=False, attention=False, blocks=False, rng=None):
-        """images b h w c, normalised -> a dict of what was computed on the way.
+        """images b h w c, normalized -> a dict of what was computed on the way.
 
         logits [b, k]; pooled [b, d]; tokens [b, n, d], the last feature map row by row; with
         train=True stats, the batch's statistics in the place of the running ones; with blocks=True
@@ -112,8 +115,9 @@ class ResNet(nnx.Module):
         del rng
         if attention:
             raise ValueError("a ResNet has no attention; take a Vision Transformer")
-        if images.shape[-1] != self.channels:
-            raise ValueError(f"images have {images.shape[-1]} channels, the model {self.channels}")
+        channels = images.shape[-1]
+        if channels != self.config.channels:
+            raise ValueError(f"images have {channels} channels, the model {self.config.channels}")
         stats, maps = {}, {}
         x, stats["stem"] = self.stem(images, train)
         x = maps["stem"] = nnx.relu(x)
@@ -129,19 +133,18 @@ class ResNet(nnx.Module):
 
     def read(self, x):
         """The last stage's map b h w c -> pooled and, with a classifier, logits."""
-        pooled = x.astype(kernels.wide(self.dtype)).mean((1, 2)).astype(self.dtype)
+        pooled = x.astype(kernels.wide(self.config.dtype)).mean((1, 2)).astype(self.config.dtype)
         if self.head is None:
             return {"pooled": pooled}
         return {"pooled": pooled, "logits": self.head(pooled).astype(jnp.float32)}
 
 
 def create(name, *, num_classes=1000, seed=0, **overrides):
-    """A freshly initialised model by name: create("resnet50"), create("resnet20", channels=1).
+    """A randomly initialized model: create("resnet50"), create("resnet20", channels=1).
 
-    Overrides are the arguments of `ResNet`. Raises ValueError for an unknown name.
+    Arguments as of `vit.create`; overrides are options of `ResNetConfig`. Raises UserError.
     """
     if not variants.is_cnn(name):
-        raise ValueError(f"no ResNet is called '{name}'; say one of {', '.join(variants.RESNETS)}")
-    sizes = variants.parse(name, **overrides)
-    sizes.pop("image")  # any size will do
-    return ResNet(num_classes=num_classes, **sizes, rngs=nnx.Rngs(params=seed))
+        raise UserError(f"unknown ResNet {name!r}; pass {one_of(variants.RESNETS, name)}")
+    config = variants.parse(name, **{"num_classes": num_classes} | overrides)
+    return ResNet(config, rngs=nnx.Rngs(params=seed))

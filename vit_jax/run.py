@@ -1,21 +1,24 @@
 """A config made real: data, model, objective, optimizer, and where everything lies on the mesh."""
 
+import dataclasses
+
 import jax
 
 from vit_jax import (
     augment,
     batch,
-    checkpoint,
     data,
     evaluators,
     models,
     objectives,
     optim,
     pretrained,
-    recipe,
-    sharding,
     variants,
 )
+from vit_jax.config import steps
+from vit_jax.devices import sharding
+from vit_jax.errors import UserError
+from vit_jax.flops import count_flops
 from vit_jax.step import init_state, make_train_step
 
 
@@ -29,6 +32,9 @@ class Run:
     def __init__(self, config, devices=None):
         self.config = config
         self.mesh = sharding.make_mesh(config.mesh, devices)
+        platform = self.mesh.devices.flat[0].platform
+        if config.model.attn == "cudnn" and platform != "gpu":
+            raise UserError(f"config.model.attn = 'cudnn' needs a GPU, not {platform}; set 'auto'")
         sharding.check_batch_size(
             "batch_size / accum_steps =", config.batch_size // config.accum_steps, self.mesh
         )
@@ -37,7 +43,7 @@ class Run:
         self.total = self.steps("total_steps")
         self.every = {key: self.steps(key) for key in ("log_every", "eval_every")}
         self.every["checkpoint_every"] = self.steps("checkpoint_every")
-        self.model = models.build(self.source.num_classes, **config.model)
+        self.model = models.build(variants.of_config(config.model, self.source.num_classes))
         self.objective = objectives.make(self.model, config, self.steps_per_epoch)
         tx, self.schedule = optim.make(config, self.steps_per_epoch)
         self.init_rng, self.train_rng = jax.random.split(jax.random.key(config.seed))
@@ -50,7 +56,7 @@ class Run:
             objective = objectives.make(model, config, self.steps_per_epoch)
             return init_state(objective, tx, rng)
 
-        self.abstract = checkpoint.abstract_state(lambda: init(self.init_rng, {}), self.mesh)
+        self.abstract = sharding.abstract_state(lambda: init(self.init_rng, {}), self.mesh)
         state = jax.tree.map(lambda x: x.sharding, self.abstract)
         over_data, everywhere = sharding.batch_sharding(self.mesh), sharding.replicated(self.mesh)
         self._init = jax.jit(init, out_shardings=state)
@@ -63,7 +69,7 @@ class Run:
         self._evaluate = {}
 
     def steps(self, key):
-        return recipe.steps(self.config[key], self.steps_per_epoch)
+        return steps(self.config[key], self.steps_per_epoch)
 
     def due(self, step, key):
         """Whether something that is done every config[key] is due after `step` steps."""
@@ -134,25 +140,22 @@ class Run:
                 "class_names": list(s.class_names),
                 "train_images": len(s),
             },
-            "model": self._sizes() | {"parameters": self._parameters()},
+            "model": dataclasses.asdict(self.model.module.config)
+            | {"parameters": self._parameters()},
             "steps_per_epoch": self.steps_per_epoch,
         }
 
     def describe(self):
         """Two lines for a person."""
         c, count = self.config, self.mesh.size
-        num_classes = self.model.module.num_classes
-        flops = variants.count_flops(**self._sizes() | {"num_classes": num_classes})
+        flops = count_flops(self.model.module.config)
         kind = jax.devices()[0].device_kind
         return (
-            f"{c.model.variant}: {self._parameters():,} parameters, {flops / 1e9:.3g} GFLOPs an "
+            f"{c.model.variant}: {self._parameters():,} parameters, {flops / 1e9:.3g} GFLOPs per "
             f"image; {count} x {kind}\n{len(self.source):,} images of {self.source.num_classes} "
             f"classes, {self.total:,} steps of {c.batch_size} = "
             f"{self.total / self.steps_per_epoch:.3g} epochs"
         )
-
-    def _sizes(self):
-        return variants.of_config(**self.config.model)
 
     def _parameters(self):
         return sum(x.size for x in jax.tree.leaves(self.abstract.params))

@@ -1,4 +1,4 @@
-"""Train, and go on where training stopped: the same command does both.
+"""Train a model. Rerunning the same command resumes from the latest checkpoint.
 
 python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
 """
@@ -10,17 +10,15 @@ from pathlib import Path
 
 from absl import flags
 
-from vit_jax import cli, distributed, folders, log, memory, recipe
-
-# Keys that may differ when a run goes on: how long, how often, where the data lie, how it is run.
-FREE_KEYS = {"total_steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints"}
-FREE_KEYS |= {"evaluators", "eval_batch_size", "compilation_cache", "data.dir", "data.workers"}
-FREE_KEYS |= {"data.threads", "data.cache", "mesh.data", "mesh.fsdp", "mesh.tensor"}
-FREE_KEYS |= {"model.remat", "model.scan", "model.attn"}
+from vit_jax import cli
+from vit_jax.config import fixed_diff, load_config, save_config
+from vit_jax.devices import distributed, memory
+from vit_jax.errors import Diverged, Preempted, UserError
+from vit_jax.workdir import log, storage
 
 
 def main(flags):
-    workdir = folders.place(flags.workdir)
+    workdir = storage.place(flags.workdir)
     claim(workdir, flags.config)
     together = distributed.start()
     with distributed.Stop(together) as stop:
@@ -28,40 +26,48 @@ def main(flags):
 
 
 def claim(workdir, config):
-    """Makes the folder of the run, or finds it with the same config. Raises UserError."""
+    """Make the directory of the run, or find it with the same config. Raises UserError."""
     if (workdir / "config.json").exists():
-        differing = recipe.config_diff(recipe.load_config(workdir), config)
-        fixed = [line for line in differing if line.split(":")[0] not in FREE_KEYS]
+        fixed = fixed_diff(load_config(workdir), config)
         if fixed:
             more = f" (and {len(fixed) - 1} more)" if len(fixed) > 1 else ""
-            raise cli.UserError(
-                f"{workdir} is a run with another config: {fixed[0]}{more}.\n"
-                "Take another --workdir, or the config that it was started with."
+            raise UserError(
+                f"{workdir} holds a run with another config: {fixed[0]}{more}.\n"
+                "Pass another --workdir, or the config that the run was started with."
             )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        recipe.save_config(config, workdir / "config.json")
+        save_config(config, workdir / "config.json")
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise cli.UserError(f"--workdir={workdir} cannot be used: {error.strerror}") from None
+        raise UserError(f"--workdir={workdir} cannot be used: {error.strerror}") from None
 
 
-def train(config, workdir, stop=lambda: False):
-    """Trains to config.total_steps, from the newest checkpoint in workdir if there is one.
+def train(config, workdir, stop=lambda: False, devices=None):
+    """Train to config.total_steps, from the latest checkpoint in workdir if there is one.
 
-    stop() -> True asks to save and leave. -> the row of evaluation on the test split.
-    Raises Diverged, Preempted, UserError.
+    Args:
+      config: a checked config.
+      workdir: directory of the run, as `claim` makes it.
+      stop: called once per step; True means to save a checkpoint and raise Preempted.
+      devices: JAX devices of the mesh; None: all.
+
+    Returns:
+      The row of the evaluation on the test split.
+
+    Raises:
+      Diverged, Preempted, UserError.
     """
     memory.keep()
     # Late, so that --help and mistakes in the config are answered without them.
     import jax
 
-    from vit_jax import checkpoint
     from vit_jax.run import Run
+    from vit_jax.workdir import checkpoint
 
     if config.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         folder = Path(config.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    run = Run(config)
+    run = Run(config, devices)
     with checkpoint.Checkpoints(
         workdir, keep=config.keep_checkpoints, metric=config.best_metric
     ) as saved:
@@ -123,7 +129,10 @@ def _loop(run, state, start, saved, logged, stop):
                 best = max(best, score)
             if stopping:
                 saved.wait()
-                raise cli.Preempted(f"stopped and saved at step {step:,}; run me again to go on")
+                raise Preempted(
+                    f"preempted: saved a checkpoint at step {step:,}; rerun the same command to "
+                    "resume"
+                )
     finally:
         batches.close()
     return state
@@ -147,7 +156,7 @@ def _check_finite(step, row, saved):
         if not math.isfinite(value):
             last = saved.latest()
             kept = f"the checkpoint of step {last:,} is intact" if last else "nothing was saved yet"
-            raise cli.Diverged(
+            raise Diverged(
                 f"{name} is {value} at step {step:,}; {kept}.\n"
                 "Lower optim.lr, lengthen optim.warmup or set optim.clip=1, in a new workdir."
             )
@@ -201,6 +210,9 @@ class Watch:
 if __name__ == "__main__":
     cli.define_config()
     flags.DEFINE_string(
-        "workdir", None, "folder of the run, made if need be, or gs://BUCKET/RUN", required=True
+        "workdir",
+        None,
+        "directory of the run, or gs://BUCKET/RUN",
+        required=True,
     )
     cli.run(main)

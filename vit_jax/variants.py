@@ -1,4 +1,4 @@
-"""Names and sizes of the models, their parameters and FLOPs. Needs no JAX.
+"""The options of the models, and the names and sizes of the published ones. Needs no JAX.
 
 A name is the papers' ("S/16", "resnet50") or timm's ("vit_small_patch16_224"), with `key=value`
 overrides after commas for unusual sizes ("S/16,depth=4,pool=gap").
@@ -6,6 +6,141 @@ overrides after commas for unusual sizes ("S/16,depth=4,pool=gap").
 
 import re
 from ast import literal_eval
+from dataclasses import dataclass
+
+from vit_jax.errors import UserError
+from vit_jax.schema import check_options, one_of, option, options
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """Every option of a Vision Transformer: `ViTConfig(width=384, depth=12, ...)`.
+
+    `vit.ViT` and its layers take it, `flops` counts from it, and the group `model` of a run's
+    config is made of its fields. Raises UserError for options that cannot be combined.
+    """
+
+    width: int = option(doc="features of a token", kind=int, least=1)
+    depth: int = option(doc="number of blocks", kind=int, least=1)
+    num_heads: int = option(doc="attention heads per block", kind=int, least=1)
+    mlp_dim: int = option(doc="hidden units of the MLP", kind=int, least=1)
+    patch: int = option(doc="side of a square patch, pixels", kind=int, least=1)
+    image: int = option(224, "side of the square image, pixels", least=1)
+    channels: int = option(3, "3: color, 1: gray", least=1)
+    num_classes: int = option(1000, "outputs of the classifier; 0: no classifier", least=0)
+    pool: str = option(
+        "cls",
+        "what the classifier sees: the [CLS] token, the mean of the patches, attention pooling",
+        choices=("cls", "gap", "map"),
+    )
+    class_token: bool | None = option(None, "None: only where pool is cls", kind=bool)
+    fc_norm: bool | None = option(
+        None, "final LayerNorm after pooling, not before; None: where pool is gap", kind=bool
+    )
+    pos_embed: str = option(
+        "learned", "learned or fixed 2-D sin-cos positions", choices=("learned", "sincos2d")
+    )
+    pos_resize: str = option(
+        "timm",
+        "rule that resizes learned positions to another image size",
+        choices=("timm", "dino"),
+    )
+    patch_embed: str = option(
+        "conv",
+        "strided convolution, or unfold and linear: the same function",
+        choices=("conv", "linear"),
+    )
+    norm: str = option(
+        "pre", "LayerNorm before attention and MLP, or after them", choices=("pre", "post")
+    )
+    act: str = option(
+        "gelu", "exact (erf), or big_vision's tanh approximation", choices=("gelu", "gelu_tanh")
+    )
+    qkv_bias: bool = option(True, "biases of queries, keys and values")
+    drop_path: float = option(
+        0.0, "stochastic depth: rate of the last block, linear from 0", least=0, below=1
+    )
+    dropout: float = option(
+        0.0, "rate after the attention's projection and in the MLP", least=0, below=1
+    )
+    remat: str = option(
+        "none",
+        "rematerialize in the backward pass: nothing, all but matrix products, whole blocks",
+        choices=("none", "dots", "full"),
+    )
+    scan: str = option(
+        "auto",
+        "lax.scan over the blocks; auto: off up to 12 blocks on CPU",
+        choices=("auto", "on", "off"),
+    )
+    attn: str = option(
+        "auto",
+        "attention kernel; auto: matmul on CPU, xla elsewhere",
+        choices=("auto", "matmul", "xla", "cudnn"),
+    )
+    init: str = option(
+        "deit",
+        "normal(0.02), or big_vision's: Xavier and a classifier of zeros",
+        choices=("deit", "big_vision"),
+    )
+    dtype: str = option(
+        "float32",
+        "of activations; parameters are float32",
+        choices=("float32", "bfloat16", "float64"),
+    )
+
+    def __post_init__(self):
+        check_options(self)
+        if self.width % self.num_heads:
+            raise UserError(
+                f"width = {self.width} must be divisible by num_heads = {self.num_heads}"
+            )
+        if self.image % self.patch:
+            raise UserError(f"image = {self.image} must be a multiple of patch = {self.patch}")
+        if self.pool == "cls" and not self.prefix:
+            raise UserError("pool = 'cls' needs class_token = True; or set pool = 'gap'")
+        if self.pos_embed == "sincos2d" and self.width % 4:
+            raise UserError(
+                f"width = {self.width} must be divisible by 4 for pos_embed = 'sincos2d'"
+            )
+        if self.attn == "cudnn" and self.dtype != "bfloat16":
+            raise UserError("attn = 'cudnn' needs dtype = 'bfloat16'")
+
+    @property
+    def prefix(self):
+        """Tokens before those of the patches."""
+        return int(self.pool == "cls" if self.class_token is None else self.class_token)
+
+    @property
+    def grid(self):
+        """Rows and columns of patches."""
+        return (self.image // self.patch,) * 2
+
+    @property
+    def norm_after_pool(self):
+        """Whether the final LayerNorm comes after pooling."""
+        return self.pool == "gap" if self.fc_norm is None else self.fc_norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """Every option of a ResNet. `image` matters for FLOPs alone: a ResNet takes any size."""
+
+    block: str = option(doc="residual block", kind=str, choices=("basic", "bottleneck"))
+    layers: tuple = option(doc="blocks per stage; four stages: a stem for large images", kind=tuple)
+    width: int = option(doc="channels of the first stage", kind=int, least=1)
+    image: int = option(224, "side of the square image, pixels", least=1)
+    channels: int = option(3, "3: color, 1: gray", least=1)
+    num_classes: int = option(1000, "outputs of the classifier; 0: no classifier", least=0)
+    dtype: str = option(
+        "float32",
+        "of activations; parameters are float32",
+        choices=("float32", "bfloat16", "float64"),
+    )
+
+    def __post_init__(self):
+        check_options(self)
+
 
 # size: (width, depth, num_heads, mlp_dim). Ti to H: Table 1 of arXiv:2010.11929 and Table 1 of
 # arXiv:2012.12877; g and G: Table 2 of arXiv:2106.04560. mu is the size of the tests; the
@@ -34,7 +169,6 @@ RESNETS = {f"resnet{6 * n + 2}": ("basic", (n,) * 3) for n in (1, 2, 3, 5, 7, 9,
     "resnet101": ("bottleneck", (3, 4, 23, 3)),
     "resnet152": ("bottleneck", (3, 8, 36, 3)),
 }
-CNN_KEYS = ("variant", "image", "channels", "width", "num_classes", "dtype")  # of config.model
 TIMM_SIZES = {
     "tiny": "Ti",
     "small": "S",
@@ -47,63 +181,96 @@ TIMM_SIZES = {
 PAPER_NAME = re.compile(r"(?P<size>\w+)/(?P<patch>\d+)")
 TIMM_NAME = re.compile(r"(vit|deit)_(?P<size>[a-z]+)_patch(?P<patch>\d+)_(?P<image>\d+)(\.\w+)?")
 
+# Options that the size in a name settles; of a ViT.
+SIZES = ("width", "depth", "num_heads", "mlp_dim", "patch")
+
 
 def parse(name, **overrides):
-    """ "S/16" or "vit_small_patch16_224,depth=4" -> keyword arguments of `vit.ViT`; "resnet50" ->
-    those of `resnet.ResNet`, and the side of the image.
+    """The config of a model by name: "S/16", "vit_small_patch16_224,depth=4", "resnet50".
 
-    Overrides that are None count as absent. Another width without another mlp_dim keeps the
-    variant's ratio of the two. Raises ValueError, in one line, for a name that is neither.
+    Args:
+      name: the papers' or timm's name, with `key=value` overrides after commas.
+      **overrides: options of `ViTConfig` or `ResNetConfig`; None counts as absent. They overrule
+        those in the name. Another width without another mlp_dim keeps the ratio of the two.
+
+    Returns:
+      A `ViTConfig` or a `ResNetConfig`.
+
+    Raises:
+      UserError: for an unknown name or option, or options that cannot be combined.
     """
+    base, named = split_name(name)
+    changes = named | {key: value for key, value in overrides.items() if value is not None}
+    cls, sizes = (ResNetConfig, _resnet(base)) if is_cnn(base) else (ViTConfig, _vit(base))
+    known = options(cls)
+    if unknown := changes.keys() - known.keys():
+        key = min(unknown)
+        raise UserError(f"{base} has no option {key!r}; pass {one_of(sorted(known), key)}")
+    if "width" in changes and "mlp_dim" in sizes:
+        known["width"].check("width", changes["width"])
+        sizes["mlp_dim"] = changes["width"] * sizes["mlp_dim"] // sizes["width"]
+    return cls(**sizes | changes)
+
+
+def split_name(name):
+    """ "S/16,depth=4" -> "S/16", {"depth": 4}. Raises UserError."""
     base, *words = name.split(",")
+    named = {}
     for word in words:
         key, _, value = word.partition("=")
         if not value:
-            raise ValueError(f"'{word}' in the model name '{name}' is not key=value")
-        overrides.setdefault(key.strip(), _literal(value.strip()))
-    if is_cnn(base):
-        block, layers = RESNETS[base]
-        if strange := overrides.keys() - set(CNN_KEYS):
-            raise ValueError(
-                f"{base} has no option '{min(strange)}'; it has {', '.join(CNN_KEYS[1:])}"
-            )
-        sizes = dict(block=block, layers=layers, width=64 if len(layers) == 4 else 16, image=224)
-        return sizes | {key: value for key, value in overrides.items() if value is not None}
-    match = PAPER_NAME.fullmatch(base) or TIMM_NAME.fullmatch(base)
+            raise UserError(f"{word!r} in the model name {name!r} must be KEY=VALUE")
+        named[key.strip()] = _literal(value.strip())
+    return base, named
+
+
+def _resnet(name):
+    block, layers = RESNETS[name]
+    return {"block": block, "layers": layers, "width": 64 if len(layers) == 4 else 16}
+
+
+def _vit(name):
+    """What a name settles, as options of `ViTConfig`."""
+    match = PAPER_NAME.fullmatch(name) or TIMM_NAME.fullmatch(name)
     found = match.groupdict() if match else {}
     size = TIMM_SIZES.get(found.get("size"), found.get("size"))
     patch = int(found.get("patch") or 0)
     if size not in VARIANTS or not patch:
-        raise ValueError(
-            f"no model is called '{base}'; say SIZE/PATCH, as in S/16, with a size out of "
-            f"{', '.join(VARIANTS)}, or timm's name for it, as in vit_small_patch16_224; or one of "
-            f"{', '.join(RESNETS)}"
+        raise UserError(
+            f"unknown model {name!r}; pass SIZE/PATCH, such as S/16, with SIZE {one_of(VARIANTS)}; "
+            f"or timm's name, such as vit_small_patch16_224; or {one_of(RESNETS)}"
         )
-    width, depth, num_heads, mlp_dim = VARIANTS[size]
-    sizes = dict(width=width, depth=depth, num_heads=num_heads, mlp_dim=mlp_dim, patch=patch)
-    sizes["image"] = int(found.get("image") or 224)
-    overrides = {key: value for key, value in overrides.items() if value is not None}
-    sizes.update(overrides)
-    if "width" in overrides and "mlp_dim" not in overrides:
-        sizes["mlp_dim"] = sizes["width"] * mlp_dim // width
-    if sizes["width"] % sizes["num_heads"]:
-        raise ValueError(
-            f"width {sizes['width']} does not divide into {sizes['num_heads']} heads; "
-            "set num_heads to a divisor of the width"
-        )
-    if sizes["image"] % sizes["patch"] or sizes["image"] < sizes["patch"]:
-        raise ValueError(
-            f"an image of {sizes['image']} pixels does not divide into patches of "
-            f"{sizes['patch']}; set image to a multiple of the patch"
-        )
-    return sizes
+    sizes = dict(zip(SIZES, (*VARIANTS[size], patch), strict=True))
+    return sizes | ({"image": int(found["image"])} if found.get("image") else {})
 
 
-def of_config(variant, **options):
-    """config.model -> as `parse` has it; what only other models have is left out."""
-    if is_cnn(variant):
-        options = {key: value for key, value in options.items() if key in CNN_KEYS}
-    return parse(variant, **options)
+def of_config(model, classes=None):
+    """The `ViTConfig` or `ResNetConfig` of a run.
+
+    Args:
+      model: the group `config.model`.
+      classes: the number of classes of the data, for a config that does not set num_classes.
+
+    Raises:
+      UserError: if the options cannot be combined, or would be ignored by a ResNet.
+    """
+    changes = {key: value for key, value in model.items() if key != "variant"}
+    if "," in model.variant:
+        variant, *words = model.variant.split(",")
+        keys = " ".join(f"--config.model.{word}" for word in words)
+        raise UserError(f"variant = {model.variant!r} must be a name alone; pass {keys}")
+    if is_cnn(model.variant):
+        # An option that a ResNet would ignore must not seem to do something.
+        known, ignored = options(ResNetConfig), {}
+        for name, key in options(ViTConfig).items():
+            if name not in known and changes.pop(name) != key.default:
+                ignored[name] = key.default
+        if ignored:
+            words = " ".join(f"--config.model.{name}={x}" for name, x in ignored.items())
+            raise UserError(f"{model.variant} has no {', '.join(ignored)}; pass {words}")
+    if changes["num_classes"] is None:
+        changes["num_classes"] = classes
+    return parse(model.variant, **changes)
 
 
 def is_cnn(name):
@@ -111,25 +278,34 @@ def is_cnn(name):
     return name.split(",")[0] in RESNETS
 
 
-def convolutions(block, layers, width, image=224, channels=3, **_):
+def count_layers(config):
+    """Layers as the papers count them: blocks, or convolutions without shortcuts and classifier."""
+    if isinstance(config, ViTConfig):
+        return config.depth
+    return 1 + sum(not path.endswith("shortcut") for path in convolutions(config))
+
+
+def convolutions(config):
     """The convolutions of a ResNet: {path: (kernel, stride, inputs, outputs, side of the output)}.
+
+    config: a `ResNetConfig`.
 
     Paths are "stem", "layer1/block0/conv1", ... and "layer1/block0/shortcut", where a shortcut
     needs one. The stride of a bottleneck is that of its 3x3, as torchvision has it.
     """
-    small = len(layers) == 3
-    side = image if small else -(-image // 2)
-    found = {"stem": (3 if small else 7, 1 if small else 2, channels, width, side)}
+    small, width = len(config.layers) == 3, config.width
+    side = config.image if small else -(-config.image // 2)
+    found = {"stem": (3 if small else 7, 1 if small else 2, config.channels, width, side)}
     side = side if small else -(-side // 2)  # the pooling after the stem
     last = width
-    for i, count in enumerate(layers):
+    for i, count in enumerate(config.layers):
         inner = width * 2**i
-        outer = inner * (4 if block == "bottleneck" else 1)
+        outer = inner * (4 if config.block == "bottleneck" else 1)
         for j in range(count):
             path, stride, before = f"layer{i + 1}/block{j}", 2 if i and not j else 1, side
             side = -(-side // stride)
             plan = [(3, stride, last, inner, side), (3, 1, inner, inner, side)]
-            if block == "bottleneck":
+            if config.block == "bottleneck":
                 plan = [(1, 1, last, inner, before), (3, stride, inner, inner, side)]
                 plan += [(1, 1, inner, outer, side)]
             found |= {f"{path}/conv{n + 1}": words for n, words in enumerate(plan)}
@@ -137,78 +313,6 @@ def convolutions(block, layers, width, image=224, channels=3, **_):
                 found[f"{path}/shortcut"] = (1, stride, last, outer, side)
             last = outer
     return found
-
-
-def count_params(**sizes):
-    """Parameters of the model with these sizes, as `parse` gives them. -> int"""
-    if "layers" not in sizes:
-        return _vit_params(**sizes)
-    plan = list(convolutions(**sizes).values())
-    # Each has a batch norm after it, with a scale and a bias.
-    weights = sum(k * k * m * n + 2 * n for k, _, m, n, _ in plan)
-    return weights + sizes.get("num_classes", 1000) * (plan[-1][3] + 1)
-
-
-def count_flops(**sizes):
-    """FLOPs of one forward pass of one image: 2 for each multiply-add of products and convolutions.
-
-    Attention's two products count; norms, softmax and GELU do not (they are below 1 %). timm's
-    "GMACs" are half of this. A training step costs three times as much. -> int
-    """
-    if "layers" not in sizes:
-        return _vit_flops(**sizes)
-    plan = list(convolutions(**sizes).values())
-    products = sum(k * k * m * n * side**2 for k, _, m, n, side in plan)
-    return 2 * (products + sizes.get("num_classes", 1000) * plan[-1][3])
-
-
-def _vit_params(
-    *,
-    width,
-    depth,
-    mlp_dim,
-    patch,
-    image=224,
-    channels=3,
-    num_classes=1000,
-    pool="cls",
-    class_token=None,
-    pos_embed="learned",
-    qkv_bias=True,
-    **_,
-):
-    d, m = width, mlp_dim
-    class_token = pool == "cls" if class_token is None else class_token
-    tokens = (image // patch) ** 2 + class_token
-    embed = (patch**2 * channels + 1) * d + d * class_token
-    embed += d * tokens if pos_embed == "learned" else 0
-    attention = (d + qkv_bias) * 3 * d + (d + 1) * d
-    mlp = (d + 1) * m + (m + 1) * d
-    block = 4 * d + attention + mlp
-    probe = (d + 2 * d + 4 * d * (d + 1) + mlp) if pool == "map" else 0
-    return embed + depth * block + 2 * d + probe + num_classes * (d + 1)
-
-
-def _vit_flops(
-    *,
-    width,
-    depth,
-    mlp_dim,
-    patch,
-    image=224,
-    channels=3,
-    num_classes=1000,
-    pool="cls",
-    class_token=None,
-    **_,
-):
-    d, m = width, mlp_dim
-    patches = (image // patch) ** 2
-    n = patches + (pool == "cls" if class_token is None else class_token)
-    embed = patches * patch**2 * channels * d
-    block = n * (4 * d * d + 2 * d * m) + 2 * n * n * d
-    probe = (2 * n * d * d + 2 * n * d + 2 * d * d + 2 * d * m) if pool == "map" else 0
-    return 2 * (embed + depth * block + probe + d * num_classes)
 
 
 def _literal(text):

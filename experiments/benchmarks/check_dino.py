@@ -3,7 +3,7 @@
 python experiments/benchmarks/check_dino.py      # after make bench-peer; seconds
 
 Both start from the same weights and take whole training steps (clipping, AdamW with decay, teacher,
-centre), without drop path, which is random. Ends in 1 if a loss differs by more than 1e-4.
+center), without drop path, which is random. Ends in 1 if a loss differs by more than 1e-4.
 """
 
 import sys
@@ -14,7 +14,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from vit_jax import turns, workloads  # noqa: E402
+from configs import dino  # noqa: E402
+from vit_jax.perf import interleave, workloads  # noqa: E402
 from vit_jax.pretrained import timm  # noqa: E402
 from vit_jax.pretrained.dino import LINEAR  # noqa: E402
 
@@ -23,15 +24,15 @@ STEPS, MOST = 4, 1e-4
 
 
 def main():
-    config, sizes = workloads.make_config(MODEL, 4, "float32", "dino_step")
+    config, model = workloads.make_config(MODEL, 4, "float32", dino.base())
     config.optim.lr, config.objective.center_momentum = 1e-3, 0.5  # so that a wrong step shows
-    state, train_step = workloads.prepare(config, 0)
-    job = turns.peer_job(config, sizes, "dino_step", 1, "cpu")
+    state, train_step = workloads.prepare(config, model)
+    job = interleave.peer_job(config, model, "dino_step", 1, "cpu")
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/weights.npz"
         np.savez(path, **exported(state.params))
-        peer = turns.Peer("timm", job | {"weights": path})
-    ours = turns.Ours(workloads.build_train_step(config, 0))
+        peer = interleave.Peer("timm", job | {"weights": path})
+    ours = interleave.Ours(workloads.build_train_step(config, model))
     pairs = [(ours.run(1)["value"], peer.run(1)["value"]) for _ in range(STEPS)]
     peer.close()
     for i, (mine, theirs) in enumerate(pairs):

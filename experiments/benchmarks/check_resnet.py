@@ -58,7 +58,7 @@ def compare(name):
     import jax
     import jax.numpy as jnp
 
-    from vit_jax import models
+    from vit_jax import models, variants
     from vit_jax.objectives.supervised import cross_entropy
 
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +67,7 @@ def compare(name):
         subprocess.run([peer, "-c", PEER, name, path], check=True)
         arrays = dict(np.load(path))
     weights = tree(arrays, "weights/")
-    model = models.build(10, variant=name, dtype="float64")
+    model = models.build(variants.parse(name, num_classes=10, dtype="float64"))
     params, stats = (like(x, weights) for x in (model.init(jax.random.key(0)), model.stats()))
 
     def loss(params):

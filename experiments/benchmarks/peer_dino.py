@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 class Head(nn.Module):
-    """Three linear layers to the unit sphere, then prototypes by weight normalisation."""
+    """Three linear layers to the unit sphere, then prototypes by weight normalization."""
 
     def __init__(self, sizes, norm_last_layer):
         super().__init__()
@@ -67,7 +67,7 @@ def resize(table, prefix, old, new):
 
 
 class Loss(nn.Module):
-    """Cross-entropy of all pairs of a teacher's and another view; keeps the centre."""
+    """Cross-entropy of all pairs of a teacher's and another view; keeps the center."""
 
     def __init__(self, job):
         super().__init__()
@@ -89,7 +89,7 @@ class Loss(nn.Module):
         return sum(losses) / len(losses)
 
 
-def build(job, vit, normalise, precision, device):
+def build(job, vit, normalize, precision, device):
     """-> student, step() -> loss. job["weights"], if it is there: an .npz of both networks'."""
     student = Network(vit(dynamic_img_size=True), Head(job["head"], job["norm_last_layer"]))
     teacher = Network(
@@ -117,7 +117,7 @@ def build(job, vit, normalise, precision, device):
 
     def step():
         nonlocal done
-        images = [normalise(crop) for crop in crops]
+        images = [normalize(crop) for crop in crops]
         with precision():
             targets = teacher(images[:2])
             loss = criterion(student(images), targets)

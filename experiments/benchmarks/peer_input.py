@@ -11,7 +11,7 @@ def build(job, versions):
     """-> 0 parameters, run(steps, output) -> seconds and a scalar, versions
 
     output: "uint8", what timm's loader hands to its PrefetchLoader, which flips nothing and
-    normalises on the device; or "float", what it gives without one, normalised on the host.
+    normalizes on the device; or "float", what it gives without one, normalized on the host.
     """
     from timm import data  # peer_timm prepares what timm needs to be imported
 

@@ -53,16 +53,16 @@ def build(job):
     def vit(**changes):
         return timm.create_model(name, **job["options"] | changes).to(device)
 
-    def normalise(images):
+    def normalize(images):
         return (images.float() / 255 - mean) / std
 
     def precision():
         return torch.autocast(device.type, torch.bfloat16, enabled=job["dtype"] == "bfloat16")
 
     if job["what"] == "dino_step":
-        model, step = peer_dino.build(job, vit, normalise, precision, device)
+        model, step = peer_dino.build(job, vit, normalize, precision, device)
     else:
-        model, step = build_classifier(job, vit, normalise, precision, device)
+        model, step = build_classifier(job, vit, normalize, precision, device)
 
     def run(steps):
         start = time.perf_counter()
@@ -76,14 +76,14 @@ def build(job):
     return parameters, run, versions
 
 
-def build_classifier(job, vit, normalise, precision, device):
+def build_classifier(job, vit, normalize, precision, device):
     """-> model, step(): a training step's loss, or a forward pass's logits."""
     model = vit()
     images, labels = (torch.from_numpy(x).to(device) for x in batch(job))
     images = images.permute(0, 3, 1, 2).contiguous()
 
     def logits():
-        x = normalise(images)
+        x = normalize(images)
         with precision():
             return model(x)
 

@@ -15,7 +15,8 @@ from absl import flags
 
 from experiments import runs
 from vit_jax import cli, variants
-from vit_jax.cli import UserError
+from vit_jax.config import load_config
+from vit_jax.errors import UserError
 
 
 def define_flags():
@@ -38,17 +39,22 @@ def main(flags):
 
     from experiments import tables
     from experiments.cnn_vs_vit import results
-    from vit_jax import log, sight
+    from vit_jax.analysis import effective_fields
+    from vit_jax.perf import forward_speed
+    from vit_jax.workdir import log
 
     models = [results.load(run) for run in (cnn, vit)]
     views, labels = results.examples(models, flags.images)
     sides = dict(zip(("cnn", "vit"), zip(models, views, strict=True), strict=True))
-    speed = sight.in_turns(sides, flags.pairs, flags.seconds)
+    speed = forward_speed.interleaved(sides, flags.pairs, flags.seconds)
     log.write_json(output / "speed.json", speed)
     rows = [results.row(run, speed[kind]) for kind, run in (("cnn", cnn), ("vit", vit))]
     tables.write(rows, output / "models.csv")
-    found = [sight.fields(*side) for side in sides.values()]
-    layers, heads = [line for lines, _ in found for line in lines], sight.heads(*sides["vit"])
+    found = [effective_fields.fields(*side) for side in sides.values()]
+    layers, heads = (
+        [line for lines, _ in found for line in lines],
+        effective_fields.heads(*sides["vit"]),
+    )
     for file, lines in (("layers", layers), ("heads", heads)):
         text = "".join(json.dumps(line) + "\n" for line in lines)
         log.write_text(output / f"{file}.jsonl", text)
@@ -63,7 +69,7 @@ def finished(flag, folder):
     """The run in a folder. Raises UserError where it is not finished."""
     cli.check_local(flag, folder)
     workdir = Path(folder).expanduser()
-    run = runs.Run(workdir.resolve().name, workdir, cli.load_config(workdir), {}, command=[])
+    run = runs.Run(workdir.resolve().name, workdir, load_config(workdir), {}, command=[])
     if not run.finished():
         raise UserError(
             f"--{flag}={folder} is not finished; train it to its end, with a test split"

@@ -5,16 +5,19 @@ import json
 import numpy as np
 
 from experiments import tables
-from experiments.size_vs_accuracy.table import hours, layers
-from vit_jax import data, log, sight, trained, variants
+from experiments.size_vs_accuracy.table import hours
+from vit_jax import data, inference, variants
+from vit_jax.analysis import effective_fields
 from vit_jax.figures import receptive_field as figures
+from vit_jax.flops import count_flops, count_params
+from vit_jax.workdir import log
 
 SHOWN = 6  # images whose Grad-CAM and attention are drawn
 
 
 def load(run):
     """A run's model, by the checkpoint that was best on val, under the run's name."""
-    model = trained.of_run(run.workdir)
+    model = inference.of_run(run.workdir)
     model.short = run.name
     return model
 
@@ -32,14 +35,14 @@ def row(run, speed):
     """A finished run as a line of the table. speed: of its forward pass, from `in_turns`."""
     lines = log.read_metrics(run.workdir)
     facts = json.loads((run.workdir / "run.json").read_text())
-    model, classes = facts["model"], facts["data"]["num_classes"]
+    model = variants.of_config(run.config.model, facts["data"]["num_classes"])
     return {
         "run": run.name,
         "model": run.config.model.variant,
-        "layers": layers(model),
-        "width": model["width"],
-        "parameters": model["parameters"],
-        "mflops": round(variants.count_flops(**model | {"num_classes": classes}) / 1e6, 2),
+        "layers": variants.count_layers(model),
+        "width": model.width,
+        "parameters": count_params(model),
+        "mflops": round(count_flops(model) / 1e6, 2),
         "test_acc1": lines[-1]["eval/test/acc1"],
         "forward_images_per_s": round(speed["images_per_s"]["median"]),
         "forward_images_per_cpu_s": round(speed["images_per_cpu_s"]["median"]),
@@ -50,15 +53,15 @@ def row(run, speed):
 
 
 def looks(models, views, labels):
-    """Grad-CAM and attention of the first images of different classes: images, labels, what each
-    model says, the maps of either as `sight.looks` has them, and whose attention it is."""
+    """Grad-CAM and attention of the first images of different classes: images, labels, predictions
+    of each model, the maps of `effective_fields.looks`, and whose attention it is."""
     chosen = np.sort(np.unique(labels, return_index=True)[1])[:SHOWN]
     cnn, vit = models
     found = {"images": views[0][chosen], "labels": [cnn.class_names[i] for i in labels[chosen]]}
     for name, model, images in zip(("cnn", "vit"), models, views, strict=True):
-        says, found[name] = sight.looks(model, images[chosen])
+        says, found[name] = effective_fields.looks(model, images[chosen])
         found[f"{name}_says"] = [model.class_names[i] for i in says]
-    return found | {"whose": "[CLS]" if vit.module.prefix else "the average patch"}
+    return found | {"whose": "[CLS]" if vit.module.config.prefix else "the average patch"}
 
 
 def write_maps(path, fields, looks):

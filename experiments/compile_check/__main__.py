@@ -16,7 +16,7 @@ from absl import flags
 
 from experiments import tables
 from vit_jax import cli
-from vit_jax.cli import UserError
+from vit_jax.errors import UserError
 
 RESULTS = Path(__file__).parent / "results"
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")

@@ -18,13 +18,13 @@ def define_flags():
 
 
 def main(flags):
-    from vit_jax import extract
+    from vit_jax import forward
     from vit_jax.evaluators import knn
     from vit_jax.run import Run
 
     run = Run(flags.config)
     weights = run.weights(run.init())
-    network = extract.features(run.model, flags.config, ("train", "val", "test"), run.mesh)
+    network = forward.features(run.model, flags.config, ("train", "val", "test"), run.mesh)
     readings = {
         "pixels": lambda split: pixels(flags.config, split),
         "untrained": lambda split: network(weights, split),
@@ -32,7 +32,9 @@ def main(flags):
     scores = {}
     for name, read in readings.items():
         bank = read("train")
-        scores[name] = {split: knn.read_out(bank, read(split)) for split in ("val", "test")}
+        scores[name] = {
+            split: knn.read_out(bank, read(split), **flags.config.knn) for split in ("val", "test")
+        }
         print(name, scores[name])
     command = "python -m experiments.dino_fashion_mnist.baselines --config=FILE --output=FILE"
     output = Path(flags.output)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from absl import flags
 
-from configs import common
+from configs import dino
 from experiments import tables
-from vit_jax import cli, recipe
+from vit_jax import cli
+from vit_jax.config import defaults, flat, load_config
 from vit_jax.figures.curves import BLUE, GREEN, ORANGE, PURPLE
 
 FOLDER = Path(__file__).parent
@@ -44,10 +45,10 @@ def main(flags):
 
 def take(workdir, name):
     """The rows of metrics.jsonl, and what the run was, into results/."""
-    from vit_jax import log
     from vit_jax.tools import evaluate
+    from vit_jax.workdir import log
 
-    config, run = cli.load_config(workdir), json.loads((workdir / "run.json").read_text())
+    config, run = load_config(workdir), json.loads((workdir / "run.json").read_text())
     rows = log.read_metrics(workdir)
     last = {key: row[key] for row in rows for key in row if key.startswith("eval/")}
     linear = evaluate.score(workdir, "test", ("linear_probe",))
@@ -69,9 +70,9 @@ def take(workdir, name):
 
 def chosen(config):
     """The keys of a config that differ from the defaults of DINO: {"optim.lr": 0.001, ...}."""
-    defaults = common.defaults()
-    common.for_dino(defaults)
-    known, values = recipe.flat(defaults), recipe.flat(config)
+    usual = defaults()
+    dino.self_distillation(usual)
+    known, values = flat(usual), flat(config)
     return {key: x for key, x in values.items() if known.get(key) != x and key != "data.dir"}
 
 

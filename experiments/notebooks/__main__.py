@@ -10,8 +10,9 @@ import re
 import tomllib
 from pathlib import Path
 
-from vit_jax import cli, folders
-from vit_jax.cli import UserError
+from vit_jax import cli
+from vit_jax.errors import UserError
+from vit_jax.workdir import storage
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -50,7 +51,7 @@ def main(flags):
     texts = {FOLDER / f"{name}.ipynb": notebook(name) for name in NAMES}
     texts |= {path: with_links(path) for path in ROOT.glob("README*.md")}
     for path, text in texts.items():
-        folders.write_text(path, text)
+        storage.write_text(path, text)
         print(path.relative_to(ROOT))
 
 

@@ -3,7 +3,7 @@
 #
 # A student learns to say of one view of a digit what its teacher, its own moving average, says of
 # another ([arXiv:2104.14294](https://arxiv.org/abs/2104.14294)). No label is used; what the
-# features are worth is read out by their nearest neighbours, before and after.
+# features are worth is read out by their nearest neighbors, before and after.
 
 # %%
 # @title Settings
@@ -16,12 +16,14 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from experiments.dino_fashion_mnist import baselines
-from vit_jax import cli, data, extract, log, look, trained
+from vit_jax import cli, data, forward, inference
+from vit_jax.analysis import attention_maps
+from vit_jax.data.pictures import open_images
 from vit_jax.evaluators import knn
 from vit_jax.figures.curves import curves
 from vit_jax.figures.seeing import panel, seeing
-from vit_jax.pictures import open_images
 from vit_jax.run import Run
+from vit_jax.workdir import log
 
 epochs = 40  # @param {type:"integer"}
 
@@ -37,16 +39,18 @@ os.environ["EPOCHS"] = f"{epochs}ep"
 # %%
 config = cli.load_recipe("configs/dino_digits.py")
 run = Run(config)
-features = extract.features(run.model, config, ("train", "test"), run.mesh)
+features = forward.features(run.model, config, ("train", "test"), run.mesh)
 
 
 def score(weights):
-    """The share of test images that their 20 nearest neighbours in the training split get right."""
-    return knn.read_out(features(weights, "train"), features(weights, "test"))["knn20"]
+    """The share of test images that their 20 nearest neighbors in the training split get right."""
+    bank, queries = features(weights, "train"), features(weights, "test")
+    return knn.read_out(bank, queries, **config.knn)["knn20"]
 
 
 untrained = run.weights(run.init())
-pixels = knn.read_out(*(baselines.pixels(config, split) for split in ("train", "test")))["knn20"]
+bank, queries = (baselines.pixels(config, split) for split in ("train", "test"))
+pixels = knn.read_out(bank, queries, **config.knn)["knn20"]
 scores = {"raw pixels": pixels, "untrained": score(untrained)}
 for name, value in scores.items():
     print(f"{name:12} {value:.1%}  {'█' * round(40 * value)}")
@@ -72,13 +76,13 @@ display(curves(log.read_metrics(workdir)))
 # same place and of the same size, which pixels make use of, and which DINO's crops hide.
 
 # %%
-after = trained.load(workdir)
+after = inference.load(workdir)
 scores["DINO"] = score(after.params)
 for name, value in scores.items():
     print(f"{name:12} {value:.1%}  {'█' * round(40 * value)}")
 
 # %% [markdown]
-# The nearest neighbours themselves: on the left test images, beside each the six training images
+# The nearest neighbors themselves: on the left test images, beside each the six training images
 # whose features, by the teacher, are most like its own. Another digit's is written in orange.
 
 # %%
@@ -87,11 +91,11 @@ unit = {
     split: bank["pooled"] / np.linalg.norm(bank["pooled"], axis=1, keepdims=True)
     for split, bank in banks.items()
 }
-similarities, neighbours = knn.nearest(unit["train"], unit["test"][:6], 6)
+similarities, neighbors = knn.nearest(unit["train"], unit["test"][:6], 6)
 sources = {split: data.make(config, config.data[split]) for split in ("train", "test")}
 figure = Figure(figsize=(7, 6), layout="constrained")
 for i, axes in enumerate(figure.subplots(6, 7)):
-    pictures = [sources["test"][i], *(sources["train"][j] for j in neighbours[i])]
+    pictures = [sources["test"][i], *(sources["train"][j] for j in neighbors[i])]
     for axis, picture in zip(axes, pictures, strict=True):
         axis.imshow(picture["image"][..., 0], cmap="gray", vmin=0, vmax=255)
         axis.set_axis_off()
@@ -110,11 +114,11 @@ display(figure)
 after.name = f"DINO, step {after.step:,}"
 before = dataclasses.replace(after, params=untrained, name="untrained")
 for one in (before, after):
-    look.resize(one, 32)
+    attention_maps.resize(one, 32)
 names = [f"test:{i}" for i in range(4)]
 views = [picture.view for picture in open_images(names, after)[0]]
-depth, _ = look.count(after.module)
-seen = [look.see(one, views, [depth]) for one in (before, after)]
+depth, _ = attention_maps.count(after.module)
+seen = [attention_maps.see(one, views, [depth]) for one in (before, after)]
 panels = [panel(one, ["mean"], range(len(views))) for one in seen]
 display(seeing(views, panels, titles=names, style="overlay"))
 

@@ -17,10 +17,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from vit_jax import anatomy, cli, data, log, models, pretrained
+from vit_jax import cli, data, models, pretrained, variants
+from vit_jax.analysis import weight_stats
+from vit_jax.config import load_config
 from vit_jax.figures import anatomy as drawn
+from vit_jax.workdir import log
 
-labelled = 200  # @param {type:"integer"}
+labeled = 200  # @param {type:"integer"}
 steps = 100  # @param {type:"integer"}
 learning_rate = 1e-3  # @param {type:"number"}
 
@@ -47,7 +50,7 @@ os.environ["FOLDER"] = str(folder)
 config = cli.load_recipe("configs/digits.py")
 for split in ("train", "val", "test"):
     source = data.make(config, split)
-    for i in range(min(labelled, len(source)) if split == "train" else len(source)):
+    for i in range(min(labeled, len(source)) if split == "train" else len(source)):
         kind = "loop" if source[i]["label"] in (0, 6, 8, 9) else "no loop"
         place = folder / "loops" / split / kind
         place.mkdir(parents=True, exist_ok=True)
@@ -104,12 +107,12 @@ display(figure)
 # become 8 x 8.
 
 # %%
-config = cli.load_config(folder / "tuned")
-model = models.build(2, **config.model)
+config = load_config(folder / "tuned")
+model = models.build(variants.of_config(config.model, 2))
 weights, fresh = pretrained.begin(folder / "digits", model.module, config.model)
 print("new:", ", ".join(fresh))
 print("positions:", weights["pos_embed"].shape)
 first = pretrained.load(folder / "digits")
-display(drawn.positions(anatomy.position_similarity(anatomy.positions(first))))
+display(drawn.positions(weight_stats.position_similarity(weight_stats.positions(first))))
 resized = weights["pos_embed"].reshape(8, 8, -1)
-display(drawn.positions(anatomy.position_similarity(resized)))
+display(drawn.positions(weight_stats.position_similarity(resized)))

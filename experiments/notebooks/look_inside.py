@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 from IPython.display import Image, display
 
-from vit_jax import anatomy, attention, look, receptive_field, trained
+from vit_jax import inference
+from vit_jax.analysis import attention, attention_maps, receptive_field, weight_stats
+from vit_jax.data.pictures import open_images
 from vit_jax.figures import anatomy as drawn
 from vit_jax.figures.overlay import animate
 from vit_jax.figures.seeing import panel, seeing
-from vit_jax.pictures import open_images
 
 epochs = 15  # @param {type:"integer"}
 first_image = 0  # @param {type:"integer"}
@@ -44,11 +45,11 @@ os.environ["EPOCHS"] = f"{epochs}ep"
 # the output of every block, are there if asked for, and cost nothing if not.
 
 # %%
-model = trained.load(workdir)
+model = inference.load(workdir)
 model.name = "digits"
 names = [f"test:{i}" for i in range(first_image, first_image + 4)]
 views = [picture.view for picture in open_images(names, model)[0]]
-out = model.module(model.normalise(views), attention=True, blocks=True)
+out = model.module(model.normalize(views), attention=True, blocks=True)
 for name, array in out.items():
     print(f"{name:10} {array.shape}")
 
@@ -58,9 +59,9 @@ for name, array in out.items():
 # What [CLS] attends to, the mean over the heads. The outline holds the share `keep` of it.
 
 # %%
-depth, heads = look.count(model.module)
+depth, heads = attention_maps.count(model.module)
 layers = range(1, depth + 1)
-seen = look.see(model, views, layers, with_rollout=True)
+seen = attention_maps.see(model, views, layers, with_rollout=True)
 every = range(len(views))
 display(seeing(views, [panel(seen, ["mean"], every)], titles=names, keep=keep, style="overlay"))
 
@@ -80,7 +81,7 @@ display(seeing([views[0]] * depth, [one], titles=[names[0]] * depth, keep=keep, 
 # %%
 rolled = panel(seen, ["rollout"], every)
 display(seeing(views, [rolled], titles=names, keep=keep, style="map"))
-last = look.see(model, views, [depth])
+last = attention_maps.see(model, views, [depth])
 masks = panel(last, ["mean", *range(heads)], every)
 display(seeing(views, [masks], titles=names, keep=keep, style="mask"))
 
@@ -113,7 +114,7 @@ display(Image(film.read_bytes()))
 # of its attention: a head that looks everywhere alike lies on the dashed line.
 
 # %%
-grid, patch, prefix = seen.maps.shape[-2:], model.module.patch, model.module.prefix
+grid, patch, prefix = seen.maps.shape[-2:], model.module.config.patch, model.module.config.prefix
 softmax = np.asarray(out["attention"])
 distances = receptive_field.attention_distance(softmax, grid, patch, prefix).mean(1)
 entropies = receptive_field.attention_entropy(softmax, grid, prefix).mean(1)
@@ -128,21 +129,21 @@ display(drawn.heads(distances, entropies, even, math.log2(grid[0] * grid[1])))
 # [arXiv:2010.11929](https://arxiv.org/abs/2010.11929)), and after so short a training little of it.
 
 # %%
-similar = anatomy.position_similarity(anatomy.positions(model.module))
+similar = weight_stats.position_similarity(weight_stats.positions(model.module))
 display(drawn.positions(similar))
-near, every_pair = anatomy.neighbour_similarity(similar)
-print(f"mean cosine of neighbours {near:.3f}, of all pairs {every_pair:.3f}")
+near, every_pair = weight_stats.neighbor_similarity(similar)
+print(f"mean cosine of neighbors {near:.3f}, of all pairs {every_pair:.3f}")
 
 # %% [markdown]
 # ## Patches
 #
 # How alike each patch is to [CLS] after the last block, and the first three principal components of
-# the patches after every block, as red, green and blue: patches of one colour are alike.
+# the patches after every block, as red, green and blue: patches of one color are alike.
 
 # %%
-similarity = anatomy.reader_similarity(out["tokens"], grid, prefix)
-colours = {
+similarity = weight_stats.reader_similarity(out["tokens"], grid, prefix)
+colors = {
     f"layer {layer}": attention.pca(x[:, prefix:]).reshape(-1, *grid, 3)
     for layer, x in zip(layers, np.asarray(out["blocks"]), strict=True)
 }
-display(drawn.tokens(views, similarity, colours))
+display(drawn.tokens(views, similarity, colors))

@@ -16,9 +16,10 @@ import jax
 import numpy as np
 from IPython.display import display
 
-from vit_jax import data, log, trained
+from vit_jax import data, inference
 from vit_jax.figures.curves import curves
 from vit_jax.figures.predictions import predictions
+from vit_jax.workdir import log
 
 epochs = 30  # @param {type:"integer"}
 learning_rate = 5e-3  # @param {type:"number"}
@@ -36,7 +37,7 @@ print(train)
 # ## Train, stop, go on
 #
 # `configs/digits.py` is the recipe, and `--config.KEY=VALUE` overrides any of its keys;
-# `configs/common.py` names them all. Here the command is sent SIGTERM after 200 steps, as a machine
+# `vit_jax/config.py` names them all. Here the command is sent SIGTERM after 200 steps, as a machine
 # does that is about to be taken away: it saves and ends with exit code 75.
 
 # %%
@@ -72,12 +73,12 @@ display(curves(rows))
 # the five likeliest classes of some test images, first those that it gets wrong.
 
 # %%
-model = trained.load(workdir)
+model = inference.load(workdir)
 source = data.make(model.config, model.config.data.test)
 views = [model.view(source[i]["image"]) for i in range(len(source))]
 labels = np.array([source[i]["label"] for i in range(len(source))])
 
-logits = jax.jit(model.model.apply)(model.params, model.normalise(views))["logits"]
+logits = jax.jit(model.model.apply)(model.params, model.normalize(views))["logits"]
 probabilities = np.asarray(jax.nn.softmax(logits))
 wrong = probabilities.argmax(1) != labels
 print(f"{wrong.sum()} of {len(labels)} are wrong")

@@ -14,6 +14,7 @@ from pathlib import Path
 from IPython.display import Image, Markdown, display
 
 from vit_jax import variants
+from vit_jax.flops import count_flops, count_params
 
 epochs = 12  # @param {type:"integer"}
 seeds = 2  # @param {type:"slider", min:1, max:5}
@@ -31,11 +32,10 @@ os.environ.update(FOLDER=str(folder), SEEDS=str(seeds), JOBS=str(jobs))
 # %%
 for name in ("pico/2", "nano/2", "micro/2", "Ti/16", "S/16", "B/16", "L/16", "H/14"):
     image, channels, classes = (8, 1, 10) if name.endswith("/2") else (224, 3, 1000)
-    sizes = variants.parse(name, image=image, channels=channels, num_classes=classes)
-    parameters, flops = variants.count_params(**sizes), variants.count_flops(**sizes)
-    layers, width = sizes["depth"], sizes["width"]
-    print(f"{name:8} {layers:2} layers  width {width:4}  {parameters:12,} parameters", end="  ")
-    print(f"{flops / 1e9:.3g} GFLOPs")
+    model = variants.parse(name, image=image, channels=channels, num_classes=classes)
+    parameters, gflops = count_params(model), count_flops(model) / 1e9
+    print(f"{name:8} {model.depth:2} layers  width {model.width:4}", end="  ")
+    print(f"{parameters:12,} parameters  {gflops:.3g} GFLOPs")
 
 # %% [markdown]
 # ## A ladder

@@ -21,8 +21,9 @@ from absl import flags
 
 from experiments import runs
 from experiments.size_vs_accuracy import table
-from vit_jax import cli, distributed
-from vit_jax.cli import UserError
+from vit_jax import cli
+from vit_jax.devices import distributed
+from vit_jax.errors import UserError
 
 SMOKE = {
     "data.name": "digits",

@@ -4,8 +4,10 @@ import json
 import statistics
 
 from experiments import runs, tables
-from vit_jax import log, variants
-from vit_jax.cli import UserError
+from vit_jax import variants
+from vit_jax.errors import UserError
+from vit_jax.flops import count_flops, count_params
+from vit_jax.workdir import log
 
 PLACES = ("--workdir=", "--config.data.dir=", "--config.compilation_cache=")
 
@@ -46,18 +48,17 @@ def result(run, timed):
     """A finished run as a line of runs.jsonl: accuracies in percent, as timm has them."""
     rows, config = log.read_metrics(run.workdir), run.config
     facts = json.loads((run.workdir / "run.json").read_text())
-    model, test = facts["model"], rows[-1]
+    model, test = variants.of_config(config.model, facts["data"]["num_classes"]), rows[-1]
     metric = config.best_metric.replace("/val/", "/test/")
-    classes = {"num_classes": facts["data"]["num_classes"]}
     return (
         run.changes
         | {
             "variant": config.model.variant,
-            "layers": layers(model),
-            "width": model["width"],
-            "heads": model.get("num_heads"),
-            "parameters": model["parameters"],
-            "flops": variants.count_flops(**model | classes),
+            "layers": variants.count_layers(model),
+            "width": model.width,
+            "heads": getattr(model, "num_heads", None),
+            "parameters": count_params(model),
+            "flops": count_flops(model),
             "img_size": config.model.image,
             "crop_pct": config.augment.eval_crop,
             "metric": metric,  # of top1; without labels it is k-NN's
@@ -77,14 +78,6 @@ def result(run, timed):
             "command": [w for w in run.command[1:] if not w.startswith(PLACES)],
         }
     )
-
-
-def layers(model):
-    """As they are counted in the papers: encoder blocks, or convolutions and the classifier."""
-    if "depth" in model:
-        return model["depth"]
-    paths = variants.convolutions(**model)
-    return 1 + sum(not path.endswith("shortcut") for path in paths)
 
 
 def hours(rows, batch_size):

@@ -5,20 +5,16 @@ It returns a source: `len(source)`, `source[i] -> {"image": uint8 [h, w, c], "la
 at once and is pickled to worker processes. Slices, label checks and the cache are done here, once.
 """
 
-import importlib
-import pkgutil
 import re
 from fractions import Fraction
 
-from vit_jax.cli import UserError
+from vit_jax.errors import UserError
+from vit_jax.schema import member, members, one_of
+
+HELPERS = ("class_names", "decode", "pictures")  # modules here that are no kind of data
 
 _NUMBER = r"(-?\d+|-?\d+(?:\.\d+)?%)?"
 _SPLIT = re.compile(rf"([^\[\]]+)(?:\[{_NUMBER}:{_NUMBER}\])?")
-
-
-def names():
-    """Members of the family, without importing them."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def make(config, split):
@@ -26,13 +22,13 @@ def make(config, split):
 
     Raises UserError for an unknown member, split or data set, or an empty slice.
     """
-    if config.data.name not in names():
-        raise UserError(f"no data called '{config.data.name}'; there are {', '.join(names())}")
+    name, known = config.data.name, members("data")
+    if name not in known:
+        raise UserError(f"config.data.name = {name!r} must be {one_of(known, name)}")
     match = _SPLIT.fullmatch(split.strip())
     if not match:
         raise UserError(f"'{split}' is not a split; say train, train[100:], train[:99%] or so")
-    member = importlib.import_module(f"{__name__}.{config.data.name}")
-    source = member.make(match[1], config)
+    source = member("data", name).make(match[1], config)
     start, stop = _bounds(match[2], match[3], len(source), split)
     source = Slice(source, start, stop, split)
     return Cached(source) if config.data.cache else source

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 grey images of 8x8 in 10 classes, in the package itself.
+"""scikit-learn's handwritten digits: 1,797 gray images of 8x8 in 10 classes, in the package itself.
 
 Alpaydin & Kaynak, UCI "Optical Recognition of Handwritten Digits" (test part).
 """

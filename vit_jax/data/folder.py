@@ -4,9 +4,9 @@ import os
 
 import numpy as np
 
-from vit_jax.cli import UserError
 from vit_jax.data import unknown_split
-from vit_jax.decode import decode
+from vit_jax.data.decode import decode
+from vit_jax.errors import UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".bmp")
 

@@ -15,9 +15,9 @@ import tarfile
 
 import numpy as np
 
-from vit_jax.cli import UserError
 from vit_jax.data import unknown_split
-from vit_jax.decode import decode
+from vit_jax.data.decode import decode
+from vit_jax.errors import UserError
 
 TRAIN, VAL, DEVKIT = (
     f"ILSVRC2012_{name}" for name in ("img_train.tar", "img_val.tar", "devkit_t12.tar.gz")

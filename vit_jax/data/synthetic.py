@@ -5,8 +5,8 @@ Example i of a split is always the same, and nothing is read from disk.
 
 import numpy as np
 
-from vit_jax.cli import UserError
 from vit_jax.data import unknown_split
+from vit_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
 GRID = 4  # cells along each side of a class's pattern

@@ -10,9 +10,9 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
-from vit_jax.cli import UserError
 from vit_jax.data import unknown_split
-from vit_jax.decode import DecodeError, decode
+from vit_jax.data.decode import DecodeError, decode
+from vit_jax.errors import UserError
 
 
 def make(split, config):
@@ -45,7 +45,7 @@ def make(split, config):
 
 
 class Records:
-    """Source over serialised tf.train.Examples with an encoded `image` and an integer `label`.
+    """Source over serialized tf.train.Examples with an encoded `image` and an integer `label`.
 
     TFDS's own parser and decoder are bypassed: they cost more than a small image does.
     """

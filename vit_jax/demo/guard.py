@@ -8,7 +8,7 @@ from html import escape
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
-from vit_jax.cli import UserError
+from vit_jax.errors import UserError
 
 SHORTEST = 16  # characters of a token
 FORM = 4096  # bytes of the form with the token

@@ -6,7 +6,7 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
-from vit_jax import decode
+from vit_jax.data import decode
 from vit_jax.demo import panel, seen
 
 QUEUE, SESSIONS = 16, 8  # requests that wait; sessions whose pictures are remembered

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vit_jax import attention, augment, decode, gradcam, look, names, pictures
+from vit_jax import augment
+from vit_jax.analysis import attention, attention_maps, gradcam
+from vit_jax.data import class_names, decode, pictures
 from vit_jax.figures import overlay
 
 MAX_FILE = 20 * 2**20  # bytes: of a stranger's
@@ -49,14 +51,16 @@ class Seen(NamedTuple):
 def complete(model, lang="en"):
     """A `trained.Trained` with what `see` needs: `compute`, `names`, `depth`, `heads`, `prefix`."""
     module = model.module
-    model.names = [] if module.head is None else names.translate(model.class_names, lang)
-    model.depth, model.heads = (len(module.stages), 0) if model.cnn else look.count(module)
-    model.prefix = None if model.cnn else module.prefix
+    model.names = [] if module.head is None else class_names.translate(model.class_names, lang)
+    model.depth, model.heads = (
+        (len(module.stages), 0) if model.cnn else attention_maps.count(module)
+    )
+    model.prefix = None if model.cnn else module.config.prefix
     explain = cam if model.cnn else softmax
 
     @jax.jit
     def compute(params, images):
-        images = augment.normalise(images, model.mean, model.std)
+        images = augment.normalize(images, model.mean, model.std)
         return explain(model.model.bind(params), images)
 
     model.compute = compute
@@ -136,9 +140,9 @@ def fits(model, side):
     """Whether a side in pixels divides into patches that are few enough."""
     if model.cnn:
         return side % 1 == 0
-    tokens = (side // model.module.patch) ** 2 + model.prefix
+    tokens = (side // model.module.config.patch) ** 2 + model.prefix
     return (
-        side % model.module.patch == 0
+        side % model.module.config.patch == 0
         and 2 * model.depth * (model.heads + 2) * tokens**2 <= LARGEST
     )
 
@@ -186,5 +190,5 @@ def place(index, shape, grid):
 
 
 def convert(patch, grid, other):
-    """The patch of another grid that lies where the centre of this one does."""
+    """The patch of another grid that lies where the center of this one does."""
     return tuple(int((i + 0.5) * k // n) for i, n, k in zip(patch, grid, other, strict=True))

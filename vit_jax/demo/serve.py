@@ -6,9 +6,9 @@ import socket
 import sys
 import tempfile
 
-from vit_jax.cli import UserError
 from vit_jax.demo import guard, seen
 from vit_jax.demo.words import Words
+from vit_jax.errors import UserError
 
 REQUEST = seen.MAX_FILE + 1_000_000  # bytes: a picture and what gradio puts around it
 CONNECTIONS = 64

@@ -4,19 +4,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import augment, extract
-from vit_jax.cli import UserError
+from vit_jax import augment, forward
+from vit_jax.errors import UserError
 
 
 def make(model, config, split, mesh):
     """-> evaluate(params) -> {"acc1", "acc5" (with more than 5 classes), "loss", "images"}."""
-    if not model.module.num_classes:
+    if not model.module.config.num_classes:
         raise UserError("accuracy needs a classifier, which this model lacks; knn does without")
-    source, read = extract.reader(config, split, mesh)
+    source, read = forward.reader(config, split, mesh)
 
     @jax.jit
     def count(params, batch):
-        images = augment.normalise(batch["image"], config.data.mean, config.data.std)
+        images = augment.normalize(batch["image"], config.data.mean, config.data.std)
         logits = model.apply(params, images)["logits"]
         label, mask = batch["label"], batch["mask"]
         # The rank of the right class: how many others score at least as much. A model that gives

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour readout of frozen features (arXiv:1805.01978, section 3.4).
+"""Weighted k-nearest-neighbor readout of frozen features (arXiv:1805.01978, section 3.4).
 
 As DINO is measured (arXiv:2104.14294, section 3.2): the k training images with the most similar
 features, by the cosine s, vote for their classes with the weight exp(s / T).
@@ -10,33 +10,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.cli import UserError
+from vit_jax.errors import UserError
 
-NEIGHBOURS, TEMPERATURE = (10, 20), 0.07
-ROWS, COLUMNS = 1024, 8192  # queries and training images compared at a time: 32 MiB
+BLOCK = (1024, 8192)  # queries and training images compared at a time: 32 MiB
 
 
-def read_out(bank, queries):
-    """-> {"knn10", "knn20"}, the shares of the queries that are classed right.
+def read_out(bank, queries, *, k, temperature):
+    """Classify by the nearest training images.
 
-    bank, queries: {"pooled" [n, d], "label" [n]}. Where there are fewer than k training images,
-    all of them vote.
+    Args:
+      bank, queries: {"pooled" [n, d], "label" [n]} of the training split and the one to score.
+      k: numbers of neighbors that vote. Where there are fewer training images, all of them vote.
+      temperature: T in the weight exp(s / T) of a vote.
+
+    Returns:
+      {"knn10", ...}, for each k the fraction of the queries that is classified correctly.
     """
-    train, features = (_normalise(x["pooled"]) for x in (bank, queries))
-    similarities, at = nearest(train, features, min(max(NEIGHBOURS), len(train)))
+    train, features = (normalize(x["pooled"]) for x in (bank, queries))
+    similarities, at = nearest(train, features, min(max(k), len(train)))
     labels, num_classes, scores = bank["label"][at], bank["label"].max() + 1, {}
-    for k in NEIGHBOURS:
-        predicted = predict(similarities[:, :k], labels[:, :k], TEMPERATURE, num_classes)
-        scores[f"knn{k}"] = float(np.mean(predicted == queries["label"]))
+    for count in k:
+        predicted = predict(similarities[:, :count], labels[:, :count], temperature, num_classes)
+        scores[f"knn{count}"] = float(np.mean(predicted == queries["label"]))
     return scores
 
 
-def knn_predict(train_features, train_labels, features, k, temperature, num_classes):
+def knn_predict(
+    train_features, train_labels, features, k, temperature, num_classes, *, block=BLOCK
+):
     """The classes that the k nearest of m training images vote for, int [n].
 
-    train_features [m, d] and features [n, d] are L2-normalised; train_labels [m], below
+    train_features [m, d] and features [n, d] are L2-normalized; train_labels [m], below
     num_classes; all numpy or jax arrays. With fewer than k training images all of them vote.
-    Raises UserError for arguments that do not fit together.
+    block: as of `nearest`. Raises UserError for arguments that do not fit together.
     """
     train_features, features = np.asarray(train_features), np.asarray(features)
     labels = np.asarray(train_labels)
@@ -55,33 +61,34 @@ def knn_predict(train_features, train_labels, features, k, temperature, num_clas
             f"k-NN: labels are {labels.min()} to {labels.max()}, but there are {num_classes} "
             "classes"
         )
-    similarities, at = nearest(train_features, features, min(k, len(labels)))
-    return predict(similarities, labels[at], temperature, num_classes)
+    similarities, at = nearest(train_features, features, min(k, len(labels)), block=block)
+    return predict(similarities, labels[at], temperature, num_classes, rows=block[0])
 
 
-def nearest(train_features, features, k):
+def nearest(train_features, features, k, *, block=BLOCK):
     """The k most similar rows of train_features [m, d], k <= m, for each of features [n, d].
 
     -> similarities float32 [n, k], falling, and indices [n, k]; the lower index of equals first.
-    Computed on one device, whose memory holds train_features and two small tables.
+    Computed on one device, whose memory holds train_features and a few tables of the size of a
+    block: rows of features, rows of train_features.
     """
     bank, parts = jax.device_put(np.asarray(train_features, np.float32)), []
-    for start in range(0, len(features), ROWS):
-        rows = np.asarray(features[start : start + ROWS], np.float32)
-        parts.append(jax.device_get(_nearest(bank, rows, k)))
+    for start in range(0, len(features), block[0]):
+        rows = np.asarray(features[start : start + block[0]], np.float32)
+        parts.append(jax.device_get(_nearest(bank, rows, k, block[1])))
     similarities, at = zip(*parts, strict=True)
     return np.concatenate(similarities), np.concatenate(at)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _nearest(bank, queries, k):
-    """Column block by column block: the best k so far, and those of the block, contend."""
-    count, size = len(bank), min(COLUMNS, len(bank))
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _nearest(bank, queries, k, columns):
+    """Merge the best k so far with those of the next block of columns."""
+    count, size = len(bank), min(columns, len(bank))
 
     def merge(best, begin):
         start = jnp.minimum(begin, count - size)  # the last block overlaps the one before it
         block = jax.lax.dynamic_slice_in_dim(bank, start, size)
-        # Not in an accelerator's short floats: neighbours are told apart by little.
+        # Not in an accelerator's short floats: neighbors are are close to each other.
         found = jnp.einsum("nd,md->nm", queries, block, precision="highest")
         found = jnp.where(start + jnp.arange(size) < begin, -jnp.inf, found)
         found, at = jax.lax.top_k(found, min(k, size))
@@ -95,18 +102,18 @@ def _nearest(bank, queries, k):
     return jax.lax.scan(merge, best, jnp.arange(0, count, size))[0]
 
 
-def predict(similarities, labels, temperature, num_classes):
+def predict(similarities, labels, temperature, num_classes, *, rows=BLOCK[0]):
     """The class with the most votes, int [n]; the lowest of equals; -1 where a feature is NaN."""
     predicted = []
-    for start in range(0, len(labels), ROWS):  # a table of votes a part
-        rows = slice(start, start + ROWS)
-        votes = count_votes(similarities[rows], labels[rows], temperature, num_classes)
+    for start in range(0, len(labels), rows):  # one table of votes per part
+        part = slice(start, start + rows)
+        votes = count_votes(similarities[part], labels[part], temperature, num_classes)
         predicted.append(np.where(np.isnan(votes).any(1), -1, votes.argmax(1)))
     return np.concatenate(predicted)
 
 
 def count_votes(similarities, labels, temperature, num_classes):
-    """Sums over each class of exp((s - s_1) / T), float64 [n, classes], of neighbours [n, k].
+    """Sums over each class of exp((s - s_1) / T), float64 [n, classes], of neighbors [n, k].
 
     s_1 is the largest similarity: without it, which changes no order, small T would overflow.
     """
@@ -117,6 +124,7 @@ def count_votes(similarities, labels, temperature, num_classes):
     return votes.reshape(len(s), num_classes)
 
 
-def _normalise(features):
+def normalize(features):
+    """features [n, d], each of length 1."""
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.maximum(norms, 1e-12)

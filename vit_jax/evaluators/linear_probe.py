@@ -11,31 +11,38 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax.cli import UserError
+from vit_jax.errors import UserError
 
-LARGEST = 60_000  # training images; with more, a CPU takes too long to the optimum
-# DINO's eval_linear: images a step, the learning rate for 256 of them, deviation of the first
-# weights; no weight decay.
-EPOCHS, BATCH, LR, MOMENTUM, STD = 100, 1024, 0.001, 0.9, 0.01
+INIT_STD = 0.01  # of the classifier's weights, as in DINO's eval_linear
 
 
-def read_out(bank, queries):
-    """-> {"linear_acc1"}, the share of the queries that is classed right.
+def read_out(bank, queries, *, max_exact, **options):
+    """Train a linear classifier on frozen features.
 
-    bank, queries: {"pooled" [n, d], "label" [n]}. Raises UserError where there is but one class.
+    Args:
+      bank, queries: {"pooled" [n, d], "label" [n]} of the training split and the one to score.
+      max_exact: training images up to which logistic regression is solved exactly.
+      **options: those of `sgd`, used for more images.
+
+    Returns:
+      {"linear_acc1"}, the fraction of the queries that is classified correctly.
+
+    Raises:
+      UserError: if all training images are of one class.
     """
     train, labels, features = bank["pooled"], bank["label"], queries["pooled"]
     if len(np.unique(labels)) < 2:
         raise UserError("linear_probe: all training images are of one class; it needs two or more")
     if not (np.isfinite(train).all() and np.isfinite(features).all()):
         return {"linear_acc1": 0.0}  # a model that gives NaN is never right
-    scale = standardiser(train)
-    learn = logistic_regression if len(train) <= LARGEST else sgd
-    predicted = learn(scale(train), labels, scale(features))
+    scale = standardizer(train)
+    arrays = (scale(train), labels, scale(features))
+    exact = len(train) <= max_exact
+    predicted = logistic_regression(*arrays) if exact else sgd(*arrays, **options)
     return {"linear_acc1": float(np.mean(predicted == queries["label"]))}
 
 
-def standardiser(train):
+def standardizer(train):
     """train [n, d] -> scale(features), by which each of the d has mean 0 and deviation 1 there.
 
     MAE's probe does likewise (arXiv:2111.06377, appendix A.1): the classifiers to be had are the
@@ -60,17 +67,20 @@ def logistic_regression(train, labels, features):
     return fitted.predict(features.astype(np.float64))
 
 
-def sgd(train, labels, features):
-    """-> predicted labels, as logistic_regression. A step takes BATCH images, in a new order every
-    epoch; what is left over at its end waits for another one."""
-    size = min(BATCH, len(train))
+def sgd(train, labels, features, *, epochs, batch_size, lr, momentum):
+    """Predict labels, as `logistic_regression`, with a classifier trained by SGD.
+
+    lr is the peak learning rate for 256 images per step; it follows a half cosine, updated once per
+    epoch. Every epoch has a new order and leaves out the images that do not fill a batch.
+    """
+    size = min(batch_size, len(train))
     steps = len(train) // size
-    peak = LR * size / 256
+    peak = lr * size / 256
 
-    def rate(step):  # a step down half a cosine after every epoch
-        return peak * (1 + jnp.cos(jnp.pi * (step // steps) / EPOCHS)) / 2
+    def rate(step):
+        return peak * (1 + jnp.cos(jnp.pi * (step // steps) / epochs)) / 2
 
-    tx = optax.sgd(rate, momentum=MOMENTUM)
+    tx = optax.sgd(rate, momentum=momentum)
 
     @jax.jit
     def epoch(state, key, train, labels):
@@ -86,8 +96,8 @@ def sgd(train, labels, features):
         order = jax.random.permutation(key, len(train))[: steps * size]
         return jax.lax.scan(step, state, order.reshape(steps, size))[0]
 
-    first, *keys = jax.random.split(jax.random.key(0), 1 + EPOCHS)
-    kernel = STD * jax.random.normal(first, (train.shape[1], labels.max() + 1))
+    first, *keys = jax.random.split(jax.random.key(0), 1 + epochs)
+    kernel = INIT_STD * jax.random.normal(first, (train.shape[1], labels.max() + 1))
     params = {"kernel": kernel, "bias": jnp.zeros(kernel.shape[1])}
     state = (params, tx.init(params))
     train, labels = jax.device_put(train), jax.device_put(labels)

@@ -13,12 +13,12 @@ from vit_jax.figures.curves import BLUE, ORANGE
 
 COLUMNS, MOST = 7, 14  # filters in a row; positions along a side that are drawn
 CELL, PIXELS = 1.25, 48  # inches; pixels that a small picture is blown up to, at least
-COLORS = "viridis"  # even to the eye, also without colour
+COLORS = "viridis"  # even to the eye, also without color
 
 
 def filters(components, shares):
     """-> matplotlib Figure: filters [n, p, p, c] as `anatomy.filters` has them, in the order of
-    the shares [n] of the variance. 0 is grey; each has its own scale."""
+    the shares [n] of the variance. 0 is gray; each has its own scale."""
     top = np.abs(components).reshape(len(components), -1).max(1)[:, None, None, None]
     pictures = components / np.where(top > 0, top, 1) / 2 + 0.5
     pictures = np.repeat(pictures, 3, -1) if pictures.shape[-1] == 1 else pictures
@@ -60,33 +60,33 @@ def positions(similarity):
     return figure
 
 
-def tokens(images, similarity, colours, reader="[CLS]"):
+def tokens(images, similarity, colors, reader="[CLS]"):
     """-> matplotlib Figure, a row an image: the image, the similarity of its patches with the token
-    that is read out, and their features as colours.
+    that is read out, and their features as colors.
 
-    images: uint8 [h, w, 1 or 3] each; similarity [b, rows, columns]; colours: {name of a layer:
+    images: uint8 [h, w, 1 or 3] each; similarity [b, rows, columns]; colors: {name of a layer:
     [b, rows, columns, 3] in [0, 1]}.
     """
-    count = 2 + len(colours)
+    count = 2 + len(colors)
     size = (CELL * count + 0.9, CELL * len(images) + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(images), count, squeeze=False)
     # One scale for all images, and at most so wide that differences of rounding stay invisible.
     low, high = similarity.min(), max(similarity.max(), similarity.min() + 1e-3)
     for row, image in enumerate(images):
-        grey = image.shape[-1] == 1
-        plain = image[..., 0] if grey else image
+        gray = image.shape[-1] == 1
+        plain = image[..., 0] if gray else image
         style = dict(interpolation="nearest")
-        axes[row, 0].imshow(plain, cmap="gray" if grey else None, vmin=0, vmax=255, **style)
+        axes[row, 0].imshow(plain, cmap="gray" if gray else None, vmin=0, vmax=255, **style)
         scale = dict(cmap=COLORS, vmin=low, vmax=high)
         drawn = axes[row, 1].imshow(similarity[row], **scale, **style)
-        for axis, layer in zip(axes[row, 2:], colours.values(), strict=True):
+        for axis, layer in zip(axes[row, 2:], colors.values(), strict=True):
             axis.imshow(layer[row], **style)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set(linewidth=0.5, color="0.5")
-    for axis, name in zip(axes[0], ("image", f"cosine with {reader}", *colours), strict=True):
+    for axis, name in zip(axes[0], ("image", f"cosine with {reader}", *colors), strict=True):
         axis.set_title(name, fontsize=9)
     figure.colorbar(drawn, ax=axes[:, 1].tolist(), location="right", shrink=0.9, pad=0.04)
     return figure

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-# Okabe and Ito's colours, which colour-blind people tell apart; markers differ as well.
+# Okabe and Ito's colors, which color-blind people tell apart; markers differ as well.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 STYLES = ((ORANGE, "o"), (GREEN, "s"), (PURPLE, "D"), ("#E69F00", "^"))
 
@@ -49,7 +49,7 @@ def curves(rows, title=""):
 def smooth(values, span):
     """Mean around every value of a sequence, weighted by a bell `span` values wide. -> same length
 
-    Centred, so that a falling curve does not lag; at the ends the bell is cut and scaled anew.
+    Centerd, so that a falling curve does not lag; at the ends the bell is cut and scaled anew.
     """
     bell = np.hanning(2 * (int(span) // 2) + 3)[1:-1]
     pad = len(bell) // 2

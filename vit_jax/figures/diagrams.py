@@ -1,6 +1,6 @@
 """The drawings of a Vision Transformer with a model's own numbers, as SVG text.
 
-sizes: as `anatomy.sizes` or `variants.parse` have them. Nothing in a drawing is a fixed number.
+model: its `ViTConfig`. No number in a drawing is fixed.
 """
 
 from vit_jax.figures.drawing import (
@@ -16,18 +16,16 @@ from vit_jax.figures.drawing import (
 MOST_HEADS, MOST_TOKENS = 4, 5  # that are drawn one by one
 
 
-def grid_of(sizes):
+def grid_of(model):
     """-> side of the grid, patches, tokens before them, tokens"""
-    side = sizes["image"] // sizes["patch"]
-    before = sizes.get("class_token")
-    before = sizes.get("pool", "cls") == "cls" if before is None else before
-    return side, side**2, int(before), side**2 + int(before)
+    side = model.grid[0]
+    return side, side**2, model.prefix, side**2 + model.prefix
 
 
 def whole(rows, title):
     """From the image to the classes, top down: a box a stage, its shape and parameters beside it.
 
-    rows: (stage, shape, parameters) as `tools.summary.stages` has them; those that begin with two
+    rows: (stage, shape, parameters) as `analysis.stages` has them; those that begin with two
     spaces are inside the encoder blocks, whose skip connections are drawn.
     """
     d = Drawing(title)
@@ -64,10 +62,10 @@ def _color(name):
     return PURPLE if "Norm" in name else BLUE if name[0] != " " else None
 
 
-def self_attention(sizes):
+def self_attention(model):
     """One head: queries, keys, values, the softmax [n × n], the weighted sum."""
-    _, _, before, n = grid_of(sizes)
-    width, e = sizes["width"], sizes["width"] // sizes["num_heads"]
+    _, _, before, n = grid_of(model)
+    width, e = model.width, model.width // model.num_heads
     d = Drawing(f"Self-attention of one head: {n} tokens, {e} dimensions")
     x = d.box(8, 92, "tokens X", shape(n, width), color=BLUE)
     parts = []
@@ -92,10 +90,10 @@ def self_attention(sizes):
     return str(d)
 
 
-def multi_head(sizes):
+def multi_head(model):
     """All heads side by side, joined and mixed by a linear layer."""
-    _, _, _, n = grid_of(sizes)
-    width, h = sizes["width"], sizes["num_heads"]
+    _, _, _, n = grid_of(model)
+    width, h = model.width, model.num_heads
     e = width // h
     d = Drawing(f"Multi-head attention: {h} heads of {e}")
     few = h <= MOST_HEADS
@@ -125,12 +123,12 @@ def multi_head(sizes):
     return str(d)
 
 
-def patch_embedding(sizes):
+def patch_embedding(model):
     """A convolution with the patch's stride, and the same as unfold and linear."""
-    side, n, _, _ = grid_of(sizes)
-    p, c, width, image = (sizes.get(k, 3) for k in ("patch", "channels", "width", "image"))
+    side, n, _, _ = grid_of(model)
+    p, c, width, image = model.patch, model.channels, model.width, model.image
     d = Drawing(f"Patch embedding: {n} patches of {p} × {p} pixels become {n} × {width}")
-    used = {"conv": 0, "linear": 1}[sizes.get("patch_embed", "conv")]
+    used = {"conv": 0, "linear": 1}[model.patch_embed]
     start = ("image", shape(image, image, c), BLUE)
     count = f"{(p * p * c + 1) * width:,} parameters"
     lanes = (
@@ -156,10 +154,10 @@ def patch_embedding(sizes):
     return str(d)
 
 
-def positions(sizes):
+def positions(model):
     """What is added to the tokens to tell them where they are."""
-    side, n, before, tokens = grid_of(sizes)
-    width, learned = sizes["width"], sizes.get("pos_embed", "learned") == "learned"
+    side, n, before, tokens = grid_of(model)
+    width, learned = model.width, model.pos_embed == "learned"
     kind = "learned" if learned else "fixed sines and cosines"
     d = Drawing(f"Positions, {kind}: {side} × {side} patches")
     few = n <= MOST_TOKENS
@@ -191,7 +189,7 @@ def positions(sizes):
     return str(d)
 
 
-def dino(sizes, config):
+def dino(model, config):
     """Student and teacher of DINO (figure 2 of arXiv:2104.14294). config: the run's."""
     o, a, c = config.objective, config.augment, config.model.channels
     local, image = a.local_views, config.model.image
@@ -209,14 +207,14 @@ def dino(sizes, config):
     for box in (crops, small) if local else (crops,):
         turn = picture[2] + 20
         d.arrow((picture[2], 105), (turn, 105), (turn, box[1]), (box[0], box[1]))
-    head = f"{sizes['width']} → {o.hidden_dim:,} → {o.hidden_dim:,} → {o.bottleneck_dim}"
+    head = f"{model.width} → {o.hidden_dim:,} → {o.hidden_dim:,} → {o.bottleneck_dim}"
     head += f" → {o.out_dim:,}"
     left = max(crops[2], small[2]) + 60
-    text = f"ViT {sizes['width']} wide, {sizes['depth']} blocks"
+    text = f"ViT {model.width} wide, {model.depth} blocks"
     temp = f"{o.teacher_temp}"
     if o.warmup_teacher_temp != o.teacher_temp:
         temp = f"({o.warmup_teacher_temp} → {temp})"
-    tail = f"softmax of (output − centre) / {temp}"
+    tail = f"softmax of (output − center) / {temp}"
     width = wide("student: " + text, head)
     teacher = d.box(left, 50, "teacher: " + text, head, width=width, color=GREEN)
     student = d.box(left, 160, "student: " + text, head, width=width, color=ORANGE)

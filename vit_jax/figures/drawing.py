@@ -1,7 +1,7 @@
 """Boxes, arrows and words as SVG text.
 
 Every line and letter is in `currentColor`, so that a drawing inside a page is readable in its light
-and in its dark colours; boxes are tinted.
+and in its dark colors; boxes are tinted.
 """
 
 from xml.etree import ElementTree
@@ -62,7 +62,7 @@ class Drawing:
             self.text((a + x) / 2, (b + y) / 2 - 6, label, font_size=11)
 
     def chain(self, x, y, *boxes, gap=34, labels=()):
-        """Boxes, tuples of lines and a colour, from left to right with arrows. -> their places"""
+        """Boxes, tuples of lines and a color, from left to right with arrows. -> their places"""
         placed = []
         for i, (*lines, color) in enumerate(boxes):
             place = self.box(x, y, *lines, color=color)

@@ -9,23 +9,23 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-COLORS = "magma"  # even to the eye, also without colour
-STRENGTH = (0.45, 0.85)  # of a map's colours at 0 and at its maximum; the rest is the picture
+COLORS = "magma"  # even to the eye, also without color
+STRENGTH = (0.45, 0.85)  # of a map's colors at 0 and at its maximum; the rest is the picture
 DIMMED = 0.15  # of the picture's brightness outside a mask
 FORMATS = {".gif": "GIF", ".apng": "PNG", ".png": "PNG"}  # of an animation
 
 
 def overlay(image, values, *, strength=STRENGTH, colors=COLORS):
-    """The picture in grey beneath the map in colour -> float [h, w, 3] in [0, 1].
+    """The picture in gray beneath the map in color -> float [h, w, 3] in [0, 1].
 
-    values: from 0; the largest has the last colour of matplotlib's map `colors`. strength: how
-    much of the colour there is at 0 and at the largest value, from 0 to 1.
+    values: from 0; the largest has the last color of matplotlib's map `colors`. strength: how
+    much of the color there is at 0 and at the largest value, from 0 to 1.
     """
     values = np.asarray(values, np.float64)
     values = stretch(values / (values.max() or 1), image.shape)
     painted, weight = colormaps[colors](values)[..., :3], np.interp(values, (0, 1), strength)
-    grey = image @ (np.array([0.299, 0.587, 0.114]) if image.shape[-1] == 3 else np.ones(1)) / 255
-    return ((1 - weight) * grey)[..., None] + weight[..., None] * painted
+    gray = image @ (np.array([0.299, 0.587, 0.114]) if image.shape[-1] == 3 else np.ones(1)) / 255
+    return ((1 - weight) * gray)[..., None] + weight[..., None] * painted
 
 
 def spotlight(image, mask):
@@ -70,6 +70,6 @@ def _draw(figure, dpi):
 
 
 def _reduce(frame):
-    """256 colours of its own, dithered; Pillow's default takes a hundred times as long."""
+    """256 colors of its own, dithered; Pillow's default takes a hundred times as long."""
     colors = frame.quantize(method=Image.Quantize.FASTOCTREE)
     return frame.quantize(palette=colors, dither=Image.Dither.FLOYDSTEINBERG)

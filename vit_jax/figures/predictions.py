@@ -10,7 +10,7 @@ from matplotlib.ticker import PercentFormatter
 from vit_jax.figures.curves import curves
 from vit_jax.figures.fonts import fit
 
-# Okabe and Ito's colours, which colour-blind people tell apart; right and wrong are also written.
+# Okabe and Ito's colors, which color-blind people tell apart; right and wrong are also written.
 RIGHT, WRONG, OTHER = "#009E73", "#D55E00", "#9AA5B1"
 COLUMNS = 3  # most images in a row
 LONGEST = 22  # characters of a name
@@ -50,8 +50,8 @@ def predictions(images, tops, *, titles=None, labels=None, rows=()):
 
 
 def _draw_image(axis, image, title, label, top):
-    grey = image.shape[-1] == 1
-    axis.imshow(image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
+    gray = image.shape[-1] == 1
+    axis.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=255)
     axis.set_xticks([])
     axis.set_yticks([])
     axis.set_title(_short(title, keep_end=True), fontsize=9)

@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from vit_jax.attention import mass_mask
+from vit_jax.analysis.attention import mass_mask
+from vit_jax.analysis.receptive_field import SHARE, area
 from vit_jax.figures.curves import BLUE, ORANGE
 from vit_jax.figures.fonts import fit
 from vit_jax.figures.overlay import COLORS, outline, overlay
 from vit_jax.figures.seeing import OUTLINE, short
-from vit_jax.receptive_field import SHARE, area
 
 CELLS = 32  # along a side of a map, by which its outline is drawn
 WIDE = 22  # characters of a name above or below a map
@@ -89,7 +89,7 @@ def _draw_vit(axis, rows, heads):
 
 
 def fields(models):
-    """-> matplotlib Figure, a row a model: the effective field of every layer's centre unit.
+    """-> matplotlib Figure, a row a model: the effective field of every layer's center unit.
 
     models: (name, {layer: gradient [h, w]}, {layer: [first, last] pixel of the theoretical field
     in the image, where it is smaller than that}).
@@ -97,7 +97,7 @@ def fields(models):
     columns = max(len(gradients) for _, gradients, _ in models)
     size = max(1.5 * columns + 0.5, 5.2), 1.8 * len(models) + 0.7  # not below the words
     figure = Figure(figsize=size, layout="constrained")
-    words = ["|gradient| of the centre unit, square-root scale from 0 to each map's maximum."]
+    words = ["|gradient| of the center unit, square-root scale from 0 to each map's maximum."]
     words += [f"Outline: the fewest pixels with {SHARE:.0%} of it; side: the root of their number."]
     sizes = {_cell(x) for _, gradients, _ in models for x in gradients.values()} - {1}
     words += [f"It is drawn by squares of {max(sizes)} pixels."] if sizes else []
@@ -154,8 +154,8 @@ def looks(images, titles, models):
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(images), 1 + len(columns), squeeze=False)
     for i, (axes, image) in enumerate(zip(grid, images, strict=True)):
-        grey = image.shape[-1] == 1
-        _map(axes[0], image[..., 0] if grey else image, cmap="gray", vmin=0, vmax=255)
+        gray = image.shape[-1] == 1
+        _map(axes[0], image[..., 0] if gray else image, cmap="gray", vmin=0, vmax=255)
         lines = [short(line, WIDE) for line in titles[i].splitlines()]
         axes[0].set_xlabel("\n".join(lines), fontsize=8, labelpad=2)
         for axis, (model, layer) in zip(axes[1:], columns, strict=True):

@@ -1,4 +1,4 @@
-"""What models look at: images, and beside them attention maps, and features as colours."""
+"""What models look at: images, and beside them attention maps, and features as colors."""
 
 import textwrap
 
@@ -7,11 +7,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from vit_jax.attention import head_map, mass_mask
+from vit_jax.analysis.attention import head_map, mass_mask
 from vit_jax.figures.fonts import fit
 from vit_jax.figures.overlay import COLORS, outline, overlay, spotlight
 
-OUTLINE = "#00D5FF"  # none of the colours of a map
+OUTLINE = "#00D5FF"  # none of the colors of a map
 KEEP = 0.6  # share of the attention inside the outline, as in figure 1 of arXiv:2104.14294
 CELLS, ALL = (1.3, 2.2), 9  # inches: the least and greatest side of a picture; of all, if it can be
 GAP, BETWEEN = 0.1, 0.3  # space beside a picture, and between models
@@ -21,11 +21,11 @@ PER_INCH = 15  # characters of small type
 
 
 def seeing(images, models, *, titles=None, style="map", keep=KEEP):
-    """-> matplotlib Figure, a row an image: the image, then for each model maps and colours.
+    """-> matplotlib Figure, a row an image: the image, then for each model maps and colors.
 
     images: uint8 [h, w, 1 or 3] each. models: dicts with "name", of the weights; "note", lines
     such as layer and resolution; "columns" {title: maps [b, rows, columns]}; and if wanted
-    "labels", what stands left of each row, and "colours" [b, rows, columns, 3] in [0, 1]. titles:
+    "labels", what stands left of each row, and "colors" [b, rows, columns, 3] in [0, 1]. titles:
     text below each image. style: "map" alone, "overlay" over the image, or "mask", the image with
     what is outside the fewest patches that hold the share `keep` darkened. The others have an
     outline around these patches.
@@ -33,7 +33,7 @@ def seeing(images, models, *, titles=None, style="map", keep=KEEP):
     is smoothed.
     """
     titles = titles or [""] * len(images)
-    counts = [len(model["columns"]) + ("colours" in model) for model in models]
+    counts = [len(model["columns"]) + ("colors" in model) for model in models]
     cell = float(np.clip(ALL / (1 + sum(counts)), *CELLS))
     widths = [max(count * (cell + GAP), NARROWEST) for count in counts]  # of the models, in inches
     start = cell + GAP + BETWEEN
@@ -96,7 +96,7 @@ def panel(seen, heads, images, rows=None):
         }
         extra = {"labels": [layers[row] for _ in images for row in rows]}
     else:
-        columns, extra = {}, {"colours": seen.colours[images]}
+        columns, extra = {}, {"colors": seen.colors[images]}
         for i, layer in enumerate(layers):
             for title, maps in drawn.items():
                 one = layer if len(heads) == 1 else f"{layer}, {title}"
@@ -119,7 +119,7 @@ def head_title(head, count):
 
 
 def _draw(axes, model, row, image, style, keep):
-    """One image of one model: its maps, and the colours."""
+    """One image of one model: its maps, and the colors."""
     for axis, maps in zip(axes, model["columns"].values(), strict=False):
         values = np.asarray(maps[row], np.float64)
         top, (rows, columns) = values.max(), values.shape
@@ -135,8 +135,8 @@ def _draw(axes, model, row, image, style, keep):
             thin = dict(colors=OUTLINE, linewidths=np.clip(10 / rows, 0.4, 1.4), clip_on=False)
             axis.add_collection(LineCollection(outline(mask), **thin))
         axis.set_xlabel(f"max {100 * top:.3g}%", fontsize=7, labelpad=2, color="0.3")
-    if "colours" in model:
-        axes[-1].imshow(model["colours"][row], interpolation="nearest")
+    if "colors" in model:
+        axes[-1].imshow(model["colors"][row], interpolation="nearest")
     if "labels" in model:
         axes[0].set_ylabel(model["labels"][row], fontsize=9, labelpad=3)
 
@@ -155,23 +155,23 @@ def _label(axes, model, note, width):
 def _legend(models, style, keep):
     lines = ["Attention: the share of it that a patch receives. Every map has its own scale."]
     if style == "overlay":
-        lines = [f"{lines[0][:-1]}, and lies over the image in grey."]
+        lines = [f"{lines[0][:-1]}, and lies over the image in gray."]
     shown = {"map": "Outline", "overlay": "Outline", "mask": "Lit"}[style]
     lines += [
         f"{shown}: the fewest patches that hold {keep:.0%} of what the map's patches receive."
     ]
     if any("rollout" in text for model in models for text in (model["note"], *model["columns"])):
         lines += ["Rollout: through all layers up to the one named (arXiv:2005.00928)."]
-    if any("colours" in model for model in models):
+    if any("colors" in model for model in models):
         lines += [
             "Features: the first three principal components of the patches of all these images, "
-            "as red, green and blue; the colours of one model mean nothing in another."
+            "as red, green and blue; the colors of one model mean nothing in another."
         ]
     return "\n".join(lines)
 
 
 def _explain(figure, lines, left, cell, style):
-    """Below the last row: the colour scale, and how to read the rest."""
+    """Below the last row: the color scale, and how to read the rest."""
     width, height = figure.get_size_inches()
     top = FOOT * (len(lines) + 0.3)
     if style != "mask":

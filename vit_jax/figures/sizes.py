@@ -19,8 +19,8 @@ def bars(rows, title=""):
     axis = figure.subplots()
     least = min(row["parameters"] for row in rows) / 4
     for y, row in enumerate(rows):
-        _, colour, _ = FAMILIES[row["heads"] is None]
-        axis.barh(y, row["parameters"] - least, left=least, color=colour, height=0.62)
+        _, color, _ = FAMILIES[row["heads"] is None]
+        axis.barh(y, row["parameters"] - least, left=least, color=color, height=0.62)
         words = f"{row['layers']} layers, width {row['width']}"
         words += f", {row['heads']} heads" if row["heads"] else ""
         words += f"  |  {count(row['parameters'])}"
@@ -57,20 +57,20 @@ def accuracy(rows, title=""):
     for axis, key, label in zip(
         panels, ("parameters", "flops"), ("parameters", "FLOPs an image"), strict=True
     ):
-        for cnn, (name, colour, marker) in FAMILIES.items():
+        for cnn, (name, color, marker) in FAMILIES.items():
             ours = [row for row in rows if (row["heads"] is None) == cnn and row["top1"]]
             ours.sort(key=lambda row: row[key])
             if ours:
                 ys = [mean(row["top1"]) for row in ours]
                 low = [y - min(row["top1"]) for y, row in zip(ys, ours, strict=True)]
                 high = [max(row["top1"]) - y for y, row in zip(ys, ours, strict=True)]
-                style = dict(color=colour, marker=marker, capsize=3, label=name)
+                style = dict(color=color, marker=marker, capsize=3, label=name)
                 axis.errorbar([row[key] for row in ours], ys, yerr=[low, high], **style)
             theirs = [r for r in rows if (r["heads"] is None) == cnn and r["published"] is not None]
             if theirs:
                 points = [row[key] for row in theirs], [row["published"] for row in theirs]
                 hollow = dict(markerfacecolor="none", linestyle="none", label=f"{name}, published")
-                axis.plot(*points, color=colour, marker=marker, **hollow)
+                axis.plot(*points, color=color, marker=marker, **hollow)
         for row in rows:
             y = mean(row["top1"]) if row["top1"] else row["published"]
             if y is not None:

@@ -1,6 +1,6 @@
 """Attention maps as text, for a terminal."""
 
-from vit_jax import attention
+from vit_jax.analysis import attention
 from vit_jax.figures.seeing import drawn_map, head_title
 
 

@@ -2,7 +2,7 @@
 
 The student sees all views of an image, the teacher the two global ones; the student learns to give
 for each view what the teacher gave for another. The teacher is the student's moving average. Its
-outputs are centred, which keeps one prototype from winning, and sharpened, which keeps all from
+outputs are centerd, which keeps one prototype from winning, and sharpened, which keeps all from
 being alike: either alone collapses (section 5.3).
 
 Axes here: v views of the student, g of the teacher (the first of the v), b images, k prototypes.
@@ -13,11 +13,11 @@ import math
 import jax
 import jax.numpy as jnp
 
-from vit_jax import augment, photometry
-from vit_jax.heads import DinoHead
+from vit_jax import augment
+from vit_jax.config import steps
+from vit_jax.layers.heads import DinoHead
 from vit_jax.models import pure
 from vit_jax.objectives import Objective
-from vit_jax.recipe import steps
 from vit_jax.schedules import cosine_schedule
 from vit_jax.vit import image_keys
 
@@ -32,7 +32,7 @@ def make(model, config, steps_per_epoch):
     c = config.objective
     head = pure(
         lambda rngs: DinoHead(
-            model.module.width,
+            model.module.config.width,
             hidden_dim=c.hidden_dim,
             bottleneck_dim=c.bottleneck_dim,
             out_dim=c.out_dim,
@@ -88,16 +88,16 @@ def make(model, config, steps_per_epoch):
 
 
 def make_views(batch, rng, config):
-    """The photometric half of the augmentation. -> [global, local] normalised b v h w c, keys [b]
+    """The photometric half of the augmentation. -> [global, local] normalized b v h w c, keys [b]
     that are left for the noise in the model."""
-    colour, noise = jax.random.split(rng)
+    color, noise = jax.random.split(rng)
     groups = []
     for i, name in enumerate(name for name in ("global", "local") if name in batch):
         images = batch[name]
         kinds = tuple(range(GLOBAL)) if name == "global" else (GLOBAL,) * images.shape[1]
-        keys = image_keys(jax.random.fold_in(colour, i), batch["row"])
-        images = photometry.views(images, keys, config.augment, kinds)
-        groups.append(augment.normalise(images, config.data.mean, config.data.std))
+        keys = image_keys(jax.random.fold_in(color, i), batch["row"])
+        images = augment.photometric(images, keys, config.augment, kinds)
+        groups.append(augment.normalize(images, config.data.mean, config.data.std))
     return groups, image_keys(noise, batch["row"])
 
 
@@ -114,7 +114,7 @@ def dino_loss(student_logits, teacher_logits, center, student_temp, teacher_temp
 
 
 def teacher_targets(logits, center, temp):
-    """Centred and sharpened: softmax((logits - center) / temp), float32."""
+    """Centerd and sharpened: softmax((logits - center) / temp), float32."""
     return jax.nn.softmax((logits.astype(jnp.float32) - center) / temp, axis=-1)
 
 
@@ -159,7 +159,7 @@ def temperature_schedule(start, end, warmup, steps_per_epoch):
 
 
 def health(features, targets, loss, center):
-    """What tells a collapse, from the teacher's features b g d and targets b g k, and the centre
+    """What tells a collapse, from the teacher's features b g d and targets b g k, and the center
     before this step. Entropies are shares of log(k)."""
     entropy, most = entropy_of(targets), math.log(targets.shape[-1])
     return {
@@ -188,7 +188,7 @@ def alarm(metrics):
     """Both kinds of collapse, from a step's metrics. -> one line with the keys to change, or None.
 
     To one prototype: the mean of the teacher's distributions has next to no entropy. To all alike:
-    each of them is even (figure 7 of the paper; without centring, and without sharpening).
+    each of them is even (figure 7 of the paper; without centering, and without sharpening).
     """
     if metrics["mean_entropy"] < TOO_NARROW:
         return (

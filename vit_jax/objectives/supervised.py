@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vit_jax import augment, mixing, photometry
+from vit_jax import augment, mixing
 from vit_jax.models import union
 from vit_jax.objectives import Objective, with_ema
 from vit_jax.vit import image_keys
@@ -43,14 +43,14 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every ste
 def make_views(batch, rng, config):
     """The device's part of the augmentation, mixing last. batch: image, row and target [b, k].
 
-    -> [images] normalised b 1 h w c, keys [b] that are left for the noise in the model, and the
+    -> [images] normalized b 1 h w c, keys [b] that are left for the noise in the model, and the
     targets, mixed as the images are.
     """
     a = config.augment
-    colours, erases, mixed, noise = jax.random.split(rng, 4)
-    keys = image_keys(colours, batch["row"])
-    images = photometry.views(batch["image"][:, None], keys, a, kinds=(0,))[:, 0]
-    images = augment.normalise(images, config.data.mean, config.data.std)
+    colors, erases, mixed, noise = jax.random.split(rng, 4)
+    keys = image_keys(colors, batch["row"])
+    images = augment.photometric(batch["image"][:, None], keys, a, kinds=(0,))[:, 0]
+    images = augment.normalize(images, config.data.mean, config.data.std)
     if a.erase:
         images = augment.erase(images, image_keys(erases, batch["row"]), a.erase)
     images, targets = mixing.mix_batch(

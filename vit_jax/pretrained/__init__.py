@@ -1,23 +1,26 @@
-"""FAMILY: weights of other projects, each member a table of names.
+"""FAMILY: weight layouts, each member a table of names.
 
-A member module has `matches(tensors) -> bool`, `sizes(tensors) -> dict`, the arguments of `ViT`
-that keys and shapes tell, and `params(tensors, template) -> params`, the tensors in our layout.
-`tensors` is a flat dict of numpy arrays; `template` is our parameter tree, of which only shapes
-and paths are looked at.
+A member module has `matches(tensors) -> bool`; `options(tensors) -> dict`, the options of
+`ViTConfig` that names and shapes determine; and `params(tensors, template) -> params`, the tensors
+in our layout. `tensors` is a flat dict of numpy arrays; `template` is our parameter tree, of which
+only shapes and paths are used.
 """
 
 import json
+import math
 import re
 from pathlib import Path
 
 import numpy as np
 from flax import nnx
 
-from vit_jax import folders, recipe, variants
-from vit_jax.cli import UserError
-from vit_jax.pretrained import dino, timm
+from vit_jax import variants
+from vit_jax.config import IMAGENET_MEAN, IMAGENET_STD
+from vit_jax.errors import UserError
+from vit_jax.schema import member, members
+from vit_jax.workdir import storage
 
-FORMATS = (timm, dino)
+HELPERS = ("runs",)  # modules here that are no weight layout
 LARGEST_HEADER = 16 << 20  # bytes; the header of 20,000 tensors is 2 MB
 
 
@@ -31,52 +34,53 @@ def load(spec, name=None, **overrides):
     """
     from vit_jax import vit  # here, so that reading a file's names needs no model
 
-    if folders.is_folder(spec):
-        from vit_jax import checkpoint
+    if storage.is_folder(spec):
+        from vit_jax.pretrained import runs
 
-        return checkpoint.load_model(spec)
+        return runs.load_model(spec)
     if variants.is_cnn(name or ""):
         raise UserError(f"{spec}: weights of a {name} are read from runs alone; name a ViT")
     tensors = read(spec)
-    member = next((m for m in FORMATS if m.matches(tensors)), None)
-    if member is None:
+    layouts = (member("pretrained", name) for name in members("pretrained"))
+    layout = next((m for m in layouts if m.matches(tensors)), None)
+    if layout is None:
         some = ", ".join(sorted(tensors)[:3])
         raise UserError(f"{spec} holds weights of no known layout; its keys begin {some}")
     try:
-        sizes = member.sizes(tensors)
+        found = layout.options(tensors)
     except KeyError as error:
-        raise UserError(f"{spec}: there is no tensor {error}") from error
+        raise UserError(f"{spec}: missing tensor {error}") from error
     except (ValueError, IndexError) as error:
         raise UserError(f"{spec}: its tensors do not have the shapes of a ViT's") from error
     if not name and "num_heads" not in overrides:
         # Of published sizes alone: H, g and G do not have heads of 64.
         heads = {width: heads for width, _, heads, _ in variants.VARIANTS.values() if width >= 192}
-        if sizes["width"] not in heads:
+        if found["width"] not in heads:
             raise UserError(
                 f"{spec} does not tell the number of heads; name the model, as in "
                 "vit_tiny_patch16_224 or S/16,num_heads=3"
             )
-        overrides["num_heads"] = heads[sizes["width"]]
+        overrides["num_heads"] = heads[found["width"]]
     try:
-        options = variants.parse(name or "S/16", **{**overrides, **sizes})
+        config = variants.parse(name or "S/16", **overrides | found)
         # Abstract: no time goes into random numbers that would be overwritten.
-        model = nnx.eval_shape(lambda: vit.create("S/16", **options))
+        model = nnx.eval_shape(lambda: vit.ViT(config, rngs=nnx.Rngs(params=0)))
         graph, template = nnx.split(model)
-        return nnx.merge(graph, member.params(tensors, nnx.to_pure_dict(template)))
+        return nnx.merge(graph, layout.params(tensors, nnx.to_pure_dict(template)))
     except ValueError as error:
         raise UserError(f"{spec}: {error}") from error
 
 
-def prepared(model, name):
+def preprocessing(model, name):
     """How images are prepared for the weights of a file, a `vit.ViT`: {"mean", "std", "crop"}.
 
     DeiT's, MAE's and DINO's see ImageNet's mean and deviation, AugReg's [-1, 1]; name may be None.
     """
-    common = recipe.common()
-    facebook = re.match(r"deit|.*\.(mae|dino|fb|deit)", name or "") or model.pos_resize == "dino"
-    half = (0.5,) * model.channels
-    if facebook and model.channels == 3:
-        return {"mean": common.IMAGENET_MEAN, "std": common.IMAGENET_STD, "crop": 0.9}
+    facebook = re.match(r"deit|.*\.(mae|dino|fb|deit)", name or "")
+    facebook = facebook or model.config.pos_resize == "dino"
+    half = (0.5,) * model.config.channels
+    if facebook and model.config.channels == 3:
+        return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "crop": 0.9}
     return {"mean": half, "std": half, "crop": 0.9}
 
 
@@ -90,18 +94,19 @@ def begin(spec, module, config):
     """
     import jax
 
-    from vit_jax import models, patch_embed
+    from vit_jax.layers.patch_embed import resize_positions
+    from vit_jax.vit import functional
 
     heads = {"num_heads": config.num_heads} if config.num_heads else {}
-    source = load(folders.place(spec), config.variant, **heads)
-    found = jax.device_get(models.functional(source)[1])
+    source = load(storage.place(spec), config.variant, **heads)
+    found = jax.device_get(functional(source)[1])
     wanted = nnx.to_pure_dict(nnx.state(module))
-    if "pos_embed" in found.keys() & wanted.keys() and source.prefix == module.prefix:
-        grids = [(m.image // m.patch,) * 2 for m in (source, module)]
-        table = patch_embed.resize_positions(
-            found["pos_embed"], *grids, module.prefix, module.pos_resize
-        )
-        found["pos_embed"] = np.asarray(table)
+    if "pos_embed" in found.keys() & wanted.keys():
+        old, new, table = source.config, module.config, found["pos_embed"]
+        prefix = table.shape[1] - math.prod(old.grid)  # rows that belong to no patch
+        if prefix == wanted["pos_embed"].shape[1] - math.prod(new.grid):
+            table = resize_positions(table, old.grid, new.grid, prefix, new.pos_resize)
+            found["pos_embed"] = np.asarray(table)
     fresh = {n for n in ("norm", "fc_norm", "head") if _shapes(found, n) != _shapes(wanted, n)}
     found = {name: part for name, part in found.items() if name not in fresh}
     theirs, ours = _shapes(found), _shapes({n: x for n, x in wanted.items() if n not in fresh})
@@ -118,7 +123,7 @@ def _shapes(params, name=""):
     """{"blocks/norm1/scale": (12, 192), ...} of the parameters, or of those called `name`."""
     import jax
 
-    from vit_jax.sharding import path_name
+    from vit_jax.devices.sharding import path_name
 
     leaves = jax.tree_util.tree_leaves_with_path(params.get(name, {}) if name else params)
     return {path_name(path): leaf.shape for path, leaf in leaves}
@@ -130,7 +135,7 @@ def read(path):
 
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no weights at {path}; say a .safetensors file or the workdir of a run")
+        raise UserError(f"no weights at {path}; pass a .safetensors file or the workdir of a run")
     if path.suffix != ".safetensors":
         raise UserError(f"{path.name}: weights are read from .safetensors files; convert it first")
     with path.open("rb") as file:

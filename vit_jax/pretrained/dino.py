@@ -17,9 +17,9 @@ def matches(tensors):
     return timm.matches(part(tensors, "backbone."))
 
 
-def sizes(tensors):
-    """The arguments of `ViT` that the file tells."""
-    return timm.sizes(part(tensors, "backbone.")) | {"pos_resize": "dino"}
+def options(tensors):
+    """The options of `ViTConfig` that names and shapes determine."""
+    return timm.options(part(tensors, "backbone.")) | {"pos_resize": "dino"}
 
 
 def params(tensors, template):
@@ -39,8 +39,8 @@ def head_params(tensors, norm_last_layer=None):
     linear = {f"{name}.{kind}" for name in LINEAR for kind in ("weight", "bias")}
     expected = linear | {"last_layer.weight_g", "last_layer.weight_v"}
     if odd := sorted(expected ^ tensors.keys()):
-        word = "lacks" if odd[0] in expected else "has no place for"
-        raise ValueError(f"the projection head {word} the tensor '{odd[0]}'")
+        word = "missing" if odd[0] in expected else "unexpected"
+        raise ValueError(f"{word} tensor '{odd[0]}' of the projection head")
     head = {
         ours: {
             "kernel": jnp.asarray(tensors[f"{theirs}.weight"].T),

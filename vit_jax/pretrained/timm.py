@@ -17,8 +17,8 @@ def matches(tensors):
     return {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= tensors.keys()
 
 
-def sizes(tensors):
-    """The arguments of `ViT` that the file tells."""
+def options(tensors):
+    """The options of `ViTConfig` that names and shapes determine."""
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
     blocks = [int(m[1]) for key in tensors if (m := re.match(r"blocks\.(\d+)\.", key))]
     found = dict(
@@ -54,7 +54,7 @@ def params(tensors, template):
     def take(path, shape):
         name = key(path)
         if name not in tensors:
-            raise ValueError(f"there is no tensor '{name}'")
+            raise ValueError(f"missing tensor '{name}'")
         unused.discard(name)
         try:
             return from_torch(tensors[name], path, shape)
@@ -71,7 +71,7 @@ def params(tensors, template):
 
     placed = jax.tree_util.tree_map_with_path(place, template)
     if unused:
-        raise ValueError(f"the model has no place for the tensor '{sorted(unused)[0]}'")
+        raise ValueError(f"unexpected tensor '{sorted(unused)[0]}' in the weight file")
     return placed
 
 

@@ -13,7 +13,7 @@ HEALTH = {
     "train/teacher_entropy": "teacher's entropy, share of log k",
     "train/mean_entropy": "entropy of the mean, share of log k",
     "train/kl": "KL(teacher, student), nats",
-    "train/center_norm": "norm of the centre",
+    "train/center_norm": "norm of the center",
     "train/feature_std": "spread of features",
     "eval/val/knn20": "k-NN accuracy on val",
 }

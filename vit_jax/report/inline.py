@@ -1,4 +1,4 @@
-"""Figures and pictures as text inside a page: nothing is fetched, and colours follow the page's."""
+"""Figures and pictures as text inside a page: nothing is fetched, and colors follow the page's."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ from PIL import Image
 
 from vit_jax.report import labels
 
-INK = "#010203"  # stands for the page's colour of text until the figure is text
+INK = "#010203"  # stands for the page's color of text until the figure is text
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 LARGEST, SMALL = 224, 64  # px: side of a picture; up to here it stays as it is, pixel by pixel
 
@@ -24,7 +24,7 @@ LARGEST, SMALL = 224, 64  # px: side of a picture; up to here it stays as it is,
 def svg(figure, name):
     """A matplotlib Figure, or a drawing that is SVG text already -> <svg>...</svg>.
 
-    name: of the figure in its page; ids inside begin with it. Greys become the page's colour of
+    name: of the figure in its page; ids inside begin with it. Grays become the page's color of
     text, the lighter the more transparent; the background is transparent; letters are the page's.
     A title is left out: the caption says more. Labels are in both languages.
     """
@@ -33,7 +33,7 @@ def svg(figure, name):
         file = io.StringIO()
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
             figure.savefig(file, format="svg", transparent=True, dpi=120, metadata=NO_METADATA)
-        text = _centre(file.getvalue(), figure).replace(INK, "currentColor")
+        text = _center(file.getvalue(), figure).replace(INK, "currentColor")
         figure = _resize(text[text.index("<svg") :])
     figure = re.sub(r"<title>.*?</title>|font-family: [^;]*sans-serif[^;]*; ", "", figure)
     # matplotlib names everything, equal pictures alike: what nothing points to stays nameless.
@@ -66,8 +66,8 @@ def _resize(text):
     return short + text[len(tag) :]
 
 
-def _centre(text, figure):
-    """Lines that are centred below each other get their middle as their place: matplotlib gives
+def _center(text, figure):
+    """Lines that are centerd below each other get their middle as their place: matplotlib gives
     them where they begin in its own font, and in another or in Korean they are not as wide."""
     widths = {}
     for artist in figure.findobj(Text):

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from vit_jax import anatomy, attention, look
+from vit_jax.analysis import attention, attention_maps, weight_stats
 from vit_jax.figures import anatomy as figures
 from vit_jax.figures import receptive_field
 from vit_jax.figures.seeing import KEEP, drawing
@@ -16,14 +16,18 @@ from vit_jax.report import subject
 from vit_jax.report.page import figure, section, text
 from vit_jax.report.words import Phrase
 
-LAYERS = 4  # layers whose features are drawn as colours
+LAYERS = 4  # layers whose features are drawn as colors
 ACROSS, HEADS = 6, 12  # heads beside each other, and that are drawn at all
 
 
 def looks(say, seen):
     """A ViT's attention over the images, how far every head looks, effective receptive fields."""
-    model, blocks = seen.model, look.ends(seen.depth)
-    found, names, views = look.see(model, seen.views, blocks, True), seen.names, seen.views
+    model, blocks = seen.model, attention_maps.ends(seen.depth)
+    found, names, views = (
+        attention_maps.see(model, seen.views, blocks, True),
+        seen.names,
+        seen.views,
+    )
     heads = found.maps.shape[2]
     masks = [attention.mass_mask(x[:, -1], KEEP) for x in (found.maps.mean(2), found.rollout)]
     share, rolled = (mask.mean() for mask in masks)
@@ -64,7 +68,7 @@ def distance(say, seen):
     distances = np.reshape([row["distance"] for row in seen.heads], shape)
     entropies = np.reshape([row["entropy_bits"] for row in seen.heads], shape)
     even = seen.heads[0]["even_distance"]
-    most = math.log2((seen.model.image // seen.model.module.patch) ** 2)
+    most = math.log2((seen.model.image // seen.model.module.config.patch) ** 2)
     ends = dict(first=distances[0].mean(), last=distances[-1].mean(), layer=seen.depth)
     ends |= dict(low=entropies.min(), high=entropies.max(), even=even, most=most)
     words = say("distance", heads=distances.shape[1], count=len(seen.names), **ends)
@@ -114,7 +118,7 @@ def looked(seen):
     said = None if says is None else [names[i] for i in says]
     panel = {"name": model.short, "maps": maps, "says": said, "views": seen.views}
     if not model.cnn:
-        panel["whose"] = "[CLS]" if model.module.prefix else "the average patch"
+        panel["whose"] = "[CLS]" if model.module.config.prefix else "the average patch"
     return panel
 
 
@@ -127,21 +131,23 @@ def titles(seen):
 
 
 def tokens(say, seen):
-    """Similarity of the patches with what is read out, and their features as colours."""
+    """Similarity of the patches with what is read out, and their features as colors."""
     model, arrays = seen.model, seen.tokens
-    module, side = model.module, model.image // model.module.patch
-    similarity = anatomy.reader_similarity(arrays["tokens"], (side, side), module.prefix)
-    colours = {}
+    module, side = model.module, model.image // model.module.config.patch
+    similarity = weight_stats.reader_similarity(
+        arrays["tokens"], (side, side), module.config.prefix
+    )
+    colors = {}
     for layer in subject.spaced(seen.depth, LAYERS):
-        x = arrays[f"block_{layer - 1:02}"][:, module.prefix :]
-        colours[f"layer {layer}"] = attention.pca(x).reshape(-1, side, side, 3)
-    reader = "[CLS]" if module.prefix else "the mean"
-    whose = Phrase("cls_token" if module.prefix else "mean_token")
+        x = arrays[f"block_{layer - 1:02}"][:, module.config.prefix :]
+        colors[f"layer {layer}"] = attention.pca(x).reshape(-1, side, side, 3)
+    reader = "[CLS]" if module.config.prefix else "the mean"
+    whose = Phrase("cls_token" if module.config.prefix else "mean_token")
     values = dict(low=similarity.min(), high=similarity.max(), layers=seen.depth)
     words = say("similar", whose=whose, count=len(seen.names), **values)
-    shown = figures.tokens(seen.views, similarity, colours, reader)
+    shown = figures.tokens(seen.views, similarity, colors, reader)
     return section("tokens", figure("token-features", shown, words))
 
 
 def _whose(model):
-    return Phrase("cls" if model.module.prefix else "patches")
+    return Phrase("cls" if model.module.config.prefix else "patches")

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from vit_jax import anatomy, sight
-from vit_jax.cli import UserError
+from vit_jax.analysis import effective_fields, weight_stats
+from vit_jax.errors import UserError
 from vit_jax.figures import anatomy as figures
 from vit_jax.figures import diagrams
 from vit_jax.figures.sizes import bars, count
@@ -25,7 +25,9 @@ def parts(say, model):
     words = say("whole", name=model.variant, count=total, flops=count(flops))
     blocks = [figure("whole", diagrams.whole(rows, model.variant), words)]
     row = last(model.rows, "eval/test/acc1")
-    beside = anatomy.beside_published(model.variant, options, row and 100 * row["eval/test/acc1"])
+    beside = weight_stats.beside_published(
+        model.variant, options, row and 100 * row["eval/test/acc1"]
+    )
     near = [row for row in beside if not row.get("this")]
     near = min(near, key=lambda row: abs(math.log(row["parameters"] / total)))
     ratio = dict(ratio=total / near["parameters"], other=f"ViT-{near['model']}")
@@ -38,8 +40,8 @@ def drawings(say, model):
     """Drawings 2 to 6 of a ViT, each to be unfolded."""
     options = model.options
     _, patches, _, n = diagrams.grid_of(options)
-    width, heads, p = (options[key] for key in ("width", "num_heads", "patch"))
-    kind = "learned" if options["pos_embed"] == "learned" else "fixed"
+    width, heads, p = options.width, options.num_heads, options.patch
+    kind = "learned" if options.pos_embed == "learned" else "fixed"
     found = [
         ("self", diagrams.self_attention(options), dict(n=n)),
         ("heads", diagrams.multi_head(options), dict(heads=heads, dim=width // heads)),
@@ -62,7 +64,7 @@ def weights(say, model, seen):
     """
     first = model.module.stem if model.cnn else model.module.patch_embed
     kernel = np.asarray(first.kernel[...])
-    components, shares = anatomy.filters(kernel)
+    components, shares = weight_stats.filters(kernel)
     p, _, c, d = kernel.shape
     words = say(
         "filters", n=len(shares), d=d, p=p, c=c, first=shares[0], all=min(shares.sum(), 1.0)
@@ -72,17 +74,17 @@ def weights(say, model, seen):
         blocks.append(_fields(say, model, seen))
         blocks += of_images.reach(say, seen) if seen else []
     else:
-        similarity = anatomy.position_similarity(anatomy.positions(model.module))
-        near, far = anatomy.neighbour_similarity(similarity)
+        similarity = weight_stats.position_similarity(weight_stats.positions(model.module))
+        near, far = weight_stats.neighbor_similarity(similarity)
         h, w = similarity.shape[:2]
-        kind = Phrase("learned" if model.options["pos_embed"] == "learned" else "fixed")
+        kind = Phrase("learned" if model.options.pos_embed == "learned" else "fixed")
         words = say("positions", h=h, w=w, kind=kind, near=near, far=far)
         blocks.append(figure("position-similarity", figures.positions(similarity), words))
     return section("filters-fields" if model.cnn else "weights", *blocks)
 
 
 def _fields(say, model, seen):
-    rows = seen.fields[0] if seen else sight.layers_of_cnn(model)
+    rows = seen.fields[0] if seen else effective_fields.layers_of_cnn(model)
     rows = [row for row in rows if "/" not in row["layer"]]
     keys = {"layer": "layer", "field": "field", "stride": "jump"}
     keys |= {"effective": "side95", "filled": "share95"} if "side95" in rows[0] else {}
@@ -105,7 +107,7 @@ def answers(say, model, split, most):
     said, names = shares.argmax(1), model.class_names
     right = said == labels
     words = say("scored", count=len(labels), of=found["of"], acc=right.mean())
-    words += say("by_knn", k=scores.NEIGHBOURS) if found["knn"] else ""
+    words += say("by_knn", k=found["knn"]) if found["knn"] else ""
 
     def card(name, view, i):
         order = (-shares[i]).argsort(kind="stable")[:TOP]

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from vit_jax import sight
 from vit_jax.figures import receptive_field
 from vit_jax.figures.sizes import count
+from vit_jax.perf import forward_speed
 from vit_jax.report import of_images
 from vit_jax.report.of_run import last, median
 from vit_jax.report.page import figure, section, table, text
@@ -49,13 +49,13 @@ def costs(say, models):
 
 
 def forward(models):
-    """`sight.in_turns` of the two, by number: no more images at once than take a second or so."""
+    """Interleaved timing of the two, by number, with batches that take about a second at most."""
     size = int(np.clip(FLOPS // max(model.sizes[1] for model in models), 1, BATCH))
     sides = {
         i: (model, np.zeros((size, model.image, model.image, model.channels), np.uint8))
         for i, model in enumerate(models)
     }
-    return sight.in_turns(sides, PAIRS, SECONDS)
+    return forward_speed.interleaved(sides, PAIRS, SECONDS)
 
 
 def _test(model):

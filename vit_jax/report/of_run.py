@@ -3,8 +3,8 @@
 import numpy as np
 from markupsafe import Markup
 
-from vit_jax import recipe
-from vit_jax.cli import UserError
+from vit_jax.config import defaults, flat, objective
+from vit_jax.errors import UserError
 from vit_jax.figures.sizes import count
 from vit_jax.report import drawn, inline, subject
 from vit_jax.report.page import figure, pictures, section, table, text
@@ -63,17 +63,17 @@ def devices(run):
 
 def setup(say, model):
     """The config, what differs from the defaults first; the environment."""
-    values = recipe.flat(model.config)
+    values = flat(model.config)
     blocks = []
     try:
-        defaults = recipe.flat(_defaults(model.config))
+        usual = flat(_defaults(model.config))
     except UserError:
         blocks.append(text(say("no_defaults")))
     else:
         rows = [
-            [key, _short(defaults.get(key, "—")), _short(value)]
+            [key, _short(usual.get(key, "—")), _short(value)]
             for key, value in values.items()
-            if defaults.get(key, "—") != value
+            if usual.get(key, "—") != value
         ]
         head = [say("key"), say("default"), say("here")]
         words = say("diff", count=len(rows))
@@ -87,14 +87,12 @@ def setup(say, model):
 
 
 def _defaults(config):
-    """configs/common.py's, with the keys of this objective."""
-    common = recipe.common()
-    defaults = common.defaults()
-    make = getattr(common, config.objective.name, None)
-    if make and config.objective.name != defaults.objective.name:
-        defaults.objective = make()
-        defaults.objective.name = common.defaults().objective.name
-    return defaults
+    """Those of vit_jax.config, with the keys of this objective."""
+    found = defaults()
+    usual = found.objective.name
+    found.objective = objective(config.objective.name)
+    found.objective.name = usual
+    return found
 
 
 def _short(value):

@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vit_jax import augment, extract, sharding
+from vit_jax import augment, forward
+from vit_jax.devices import sharding
 from vit_jax.evaluators import knn
-
-NEIGHBOURS = max(knn.NEIGHBOURS)
 
 
 def of_split(model, params, config, split, most):
-    """-> {"labels" [n], "scores" float32 [n, k], "of": images in the split, "knn": whether scores
-    are the shares of the votes of nearest neighbours}, of the first `most` images.
+    """-> {"labels" [n], "scores" float32 [n, k], "of": images in the split, "knn": the number
+    of nearest neighbors whose votes the scores are, or 0}, of the first `most` images.
 
     Without a classifier the first `most` training images vote. Raises UserError.
     """
@@ -23,27 +22,23 @@ def of_split(model, params, config, split, most):
     scores = found.get("logits")
     if scores is None:
         bank = _outputs(model, params, config, "train", most)[0]
-        lengths = [np.linalg.norm(x["pooled"], axis=1, keepdims=True) for x in (bank, found)]
-        features = [
-            x["pooled"] / np.maximum(length, 1e-12)
-            for x, length in zip((bank, found), lengths, strict=True)
-        ]
-        neighbours = min(NEIGHBOURS, len(features[0]))
-        similarities, at = knn.nearest(*features, neighbours)
-        votes = knn.count_votes(similarities, bank["label"][at], knn.TEMPERATURE, classes)
+        features = [knn.normalize(x["pooled"]) for x in (bank, found)]
+        k = max(config.knn.k)
+        similarities, at = knn.nearest(*features, min(k, len(features[0])))
+        votes = knn.count_votes(similarities, bank["label"][at], config.knn.temperature, classes)
         shares = votes / votes.sum(1, keepdims=True)
-        return {"labels": found["label"], "scores": shares, "of": total, "knn": True}
+        return {"labels": found["label"], "scores": shares, "of": total, "knn": k}
     scores = np.asarray(jax.nn.softmax(scores))
-    return {"labels": found["label"], "scores": scores, "of": total, "knn": False}
+    return {"labels": found["label"], "scores": scores, "of": total, "knn": 0}
 
 
 def _outputs(model, params, config, split, most):
     mesh = sharding.make_mesh(ConfigDict(dict(data=1, fsdp=1, tensor=1)), jax.devices()[:1])
-    source, read = extract.reader(config, split, mesh)
+    source, read = forward.reader(config, split, mesh)
 
     @jax.jit
     def compute(params, rows):
-        images = augment.normalise(rows["image"], config.data.mean, config.data.std)
+        images = augment.normalize(rows["image"], config.data.mean, config.data.std)
         out = model.apply(params, images)
         name = "logits" if "logits" in out else "pooled"
         return {name: out[name].astype(jnp.float32), "label": rows["label"], "mask": rows["mask"]}

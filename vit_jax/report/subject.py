@@ -2,43 +2,41 @@
 
 import os
 from functools import cached_property
-from importlib import import_module
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import augment, batch, data, log, look, sight, variants
-from vit_jax.tools import features, summary
+from vit_jax import augment, batch, data, forward, schema
+from vit_jax.analysis import attention_maps, effective_fields
+from vit_jax.analysis import stages as model_stages
+from vit_jax.flops import count_flops, count_params
+from vit_jax.workdir import log
 
 BLOCKS = 6  # of a ViT's, whose effective receptive fields are shown
 LIMIT = 1.5e12  # FLOPs that these may take: half a minute of a CPU core
 
 
 def of(model):
-    """A `trained.Trained` with what the page says of it: `options` as `variants.parse` has them,
-    with num_classes, `sizes`, which are parameters and FLOPs, and `rows`, a run's metrics."""
-    model.options = sight.options(model)
-    model.sizes = variants.count_params(**model.options), variants.count_flops(**model.options)
+    """An `inference.LoadedModel` with what the page says of it: `options`, its `ViTConfig` or
+    `ResNetConfig`, `sizes`, which are parameters and FLOPs, and `rows`, a run's metrics."""
+    model.options = model.module.config
+    model.sizes = count_params(model.options), count_flops(model.options)
     model.rows = log.read_metrics(model.folder) if model.config else []
     return model
 
 
 def stages(subject):
-    """The rows of `tools.summary.stages` of its model: (stage, shape, parameters)."""
-    rows = summary.cnn_stages if subject.cnn else summary.stages
-    weights = jax.eval_shape(lambda: subject.params)
-    if subject.cnn:  # the running statistics are no parameters
-        weights = jax.eval_shape(subject.model.init, jax.random.key(0))
-    return rows(subject.model, weights, subject.options)
+    """The stages of its model: (stage, shape, parameters)."""
+    return model_stages.of_config(subject.options)[0]
 
 
 class Seen:
-    """What a model makes of some images; each part is computed when it is first asked for.
+    """What a model computes of some images; each part is computed on first access.
 
-    pictures: (name, view, name of the true class or None) each. reach: how many images and how
-    many draws of each the `sight.fields` are of; 0, 0 where they would take more than LIMIT, each
-    image and draw being `cost` FLOPs.
+    pictures: (name, view, name of the true class or None) each. reach: numbers of images and draws
+    per image of the `effective_fields.fields`; 0, 0 where one of each, `cost` FLOPs, is more than
+    LIMIT.
     """
 
     def __init__(self, model, pictures):
@@ -46,35 +44,35 @@ class Seen:
         if model.cnn:
             self.blocks, count = None, len(model.module.stages) + 1 + model.module.pools
         else:
-            self.depth, _ = look.count(model.module)
+            self.depth, _ = attention_maps.count(model.module)
             self.blocks = spaced(self.depth, BLOCKS)
             count = len(self.blocks)
-        self.cost = sight.cost(model, count)
+        self.cost = effective_fields.cost(model, count)
         most = int(LIMIT // self.cost)
         images = min(len(pictures), most)
-        self.reach = (images, min(sight.DRAWS, most // images)) if images else (0, 0)
+        self.reach = (images, min(effective_fields.DRAWS, most // images)) if images else (0, 0)
 
     @cached_property
     def fields(self):
-        """Rows and gradients as `sight.fields` has them, without what would cost too much."""
+        """Rows and gradients of `effective_fields.fields`, without what would cost too much."""
         count, draws = self.reach
         if not count:
-            return sight.layers_of_cnn(self.model) if self.model.cnn else [], {}
-        return sight.fields(self.model, self.views[:count], self.blocks, draws)
+            return effective_fields.layers_of_cnn(self.model) if self.model.cnn else [], {}
+        return effective_fields.fields(self.model, self.views[:count], self.blocks, draws)
 
     @cached_property
     def heads(self):
-        return sight.heads(self.model, self.views)
+        return effective_fields.heads(self.model, self.views)
 
     @cached_property
     def looks(self):
-        return sight.looks(self.model, self.views)
+        return effective_fields.looks(self.model, self.views)
 
     @cached_property
     def tokens(self):
-        """`tools.features.compute`'s arrays, with the tokens after every block."""
-        images = np.asarray(self.model.normalise(self.views))
-        return features.compute(self.model.module, images, sight.AT_ONCE, blocks=True)
+        """`forward.compute`'s arrays, with the tokens after every block."""
+        images = np.asarray(self.model.normalize(self.views))
+        return forward.compute(self.model.module, images, effective_fields.AT_ONCE, blocks=True)
 
 
 def spaced(depth, most):
@@ -110,7 +108,7 @@ def samples(subject):
 def first_batch(config, count):
     """What training begins with: images of batch 0 as the model gets them.
 
-    -> {"image" or "global" and "local": normalised float32 [n, v, h, w, c], v views an image},
+    -> {"image" or "global" and "local": normalized float32 [n, v, h, w, c], v views an image},
     labels [n]. Mixing takes its partners from these images alone. Raises UserError.
     """
     source = data.make(config, config.data.train)
@@ -126,8 +124,8 @@ def first_batch(config, count):
         batches.close()
     rows |= {"row": jnp.arange(size), "target": jax.nn.one_hot(rows["label"], source.num_classes)}
     _, rng = jax.random.split(jax.random.key(config.seed))
-    member = import_module(f"vit_jax.objectives.{config.objective.name}")
-    make_views = jax.jit(lambda rows, rng: member.make_views(rows, rng, config))
+    objective = schema.member("objectives", config.objective.name)
+    make_views = jax.jit(lambda rows, rng: objective.make_views(rows, rng, config))
     groups, *_ = make_views(rows, jax.random.fold_in(rng, 0))
     names = (name for name in ("image", "global", "local") if name in rows)
     seen = {name: np.asarray(group) for name, group in zip(names, groups, strict=True)}
@@ -135,5 +133,5 @@ def first_batch(config, count):
 
 
 def visible(images, mean, std):
-    """Normalised images -> floats in [0, 1]."""
+    """Normalized images -> floats in [0, 1]."""
     return np.clip(images * np.asarray(std, np.float32) + np.asarray(mean, np.float32), 0, 1)

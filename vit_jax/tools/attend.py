@@ -1,4 +1,4 @@
-"""What a model looks at: its attention, of any layers and heads, and its features as colours.
+"""What a model looks at: its attention, of any layers and heads, and its features as colors.
 
 python -m vit_jax.tools.attend --workdir=runs/dino --output=seen.png test:0 test:1 cat.jpg
 python -m vit_jax.tools.attend --weights=FILE.safetensors --model=vit_small_patch8_224.dino \\
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from absl import flags
 
-from vit_jax import cli, trained, variants
-from vit_jax.cli import UserError
-from vit_jax.tools import features
+from vit_jax import cli, variants
+from vit_jax.errors import UserError
+from vit_jax.tools import features, model_flags
 
 MOST, MOST_FRAMES = 16, 500  # images of a figure, of an animation
 MOST_MAPS = 600  # of a figure; it is a square metre then
@@ -28,8 +28,8 @@ STYLES = ("overlay", "map", "mask")
 
 
 def define_flags():
-    trained.define_flags()
-    trained.define_view_flags()
+    model_flags.define_flags()
+    model_flags.define_view_flags()
     flags.DEFINE_list(
         "layers",
         None,
@@ -57,14 +57,15 @@ def main(flags, words):
     words = list_images(words)
     output, film = check(flags, words)
 
-    from vit_jax import look, pictures
+    from vit_jax.analysis import attention_maps
+    from vit_jax.data import pictures
 
-    models = trained.of_flags(flags)
+    models = model_flags.of_flags(flags)
     of_layers = film is not None and len(words) == 1
     for model in models:
         prepare(model, flags)
-    layers = [pick_layers(flags, look.count(m.module)[0], of_layers) for m in models]
-    fewest = min(look.count(m.module)[1] for m in models)
+    layers = [pick_layers(flags, attention_maps.count(m.module)[0], of_layers) for m in models]
+    fewest = min(attention_maps.count(m.module)[1] for m in models)
     heads = pick_heads(flags.heads, fewest, max(map(len, layers)))
     by_layer = len(heads) > 1 and max(map(len, layers)) > 1
     check_size(len(words) if output else 1, layers, heads, by_layer or of_layers)
@@ -76,7 +77,7 @@ def main(flags, words):
         found, _ = pictures.open_images(names, model, models[0].config)
         views.append([p.view for p in found])
     rolled = "rollout" in heads
-    seen = [look.see(*one, rolled) for one in zip(models, views, layers, strict=True)]
+    seen = [attention_maps.see(*one, rolled) for one in zip(models, views, layers, strict=True)]
     show(flags, output, film, names, views[0], seen, heads, by_layer, of_layers)
     return 2 if broken else 0
 
@@ -124,7 +125,7 @@ def list_images(words):
 
 def check(flags, words):
     """-> paths of the picture and of the animation, or None. Raises UserError, before any work."""
-    configs = trained.check_flags(flags)
+    configs = model_flags.check_flags(flags)
     if not (flags.output or flags.animate or flags.terminal):
         raise UserError("say --output=seen.png, --animate=layers.gif or --terminal")
     most = MOST if flags.output or flags.terminal else MOST_FRAMES
@@ -152,21 +153,21 @@ def check(flags, words):
 
 def prepare(model, flags):
     """What the flags say of the images, in place of what goes with the weights."""
-    from vit_jax import look
+    from vit_jax.analysis import attention_maps
 
-    if words := trained.override(model, flags):
+    if words := model_flags.override(model, flags):
         print(f"{model.name}{words}")
     if flags.image is not None:
-        look.resize(model, flags.image)
+        attention_maps.resize(model, flags.image)
 
 
 def pick_layers(flags, depth, of_layers):
     """--layers as numbers from 1. Raises UserError."""
-    from vit_jax import look
+    from vit_jax.analysis import attention_maps
 
     words = flags.layers
     if words is None:
-        some = ["last"] if flags.against else look.ends(depth)
+        some = ["last"] if flags.against else attention_maps.ends(depth)
         words = ["all"] if of_layers else some
     named = {"all": range(1, depth + 1), "last": [depth]}
     try:
@@ -216,12 +217,12 @@ def save(path, names, views, seen, keep):
     """The arrays of a picture beside it; says what was written."""
     import numpy as np
 
-    from vit_jax.attention import mass_mask
+    from vit_jax.analysis.attention import mass_mask
 
     arrays = {"names": np.array(names), "images": np.stack(views)}
     for prefix, model in zip(("", "against_"), seen, strict=False):
         found = dict(maps=model.maps, layers=model.layers, heads=range(model.maps.shape[2]))
-        found |= dict(mask=mass_mask(model.maps.mean(2), keep), colours=model.colours)
+        found |= dict(mask=mass_mask(model.maps.mean(2), keep), colors=model.colors)
         found |= {} if model.rollout is None else {"rollout": model.rollout}
         found["note"] = f"{model.name}: attention of {model.whose}; {model.size}"
         arrays |= {prefix + name: np.asarray(array) for name, array in found.items()}

@@ -18,9 +18,13 @@ from importlib import metadata
 
 from absl import flags
 
-from vit_jax import cli, log, memory, turns, workloads
-from vit_jax.cli import UserError
+from vit_jax import cli
+from vit_jax.devices import memory
+from vit_jax.errors import UserError
+from vit_jax.perf import interleave, workloads
+from vit_jax.workdir import log
 
+DINO_RECIPE = interleave.ROOT / "configs/dino.py"  # of --what=dino_step
 IMPORTS = "import vit_jax.vit, vit_jax.objectives.supervised, vit_jax.optim, vit_jax.step"
 
 
@@ -30,7 +34,7 @@ def define_flags():
     flags.DEFINE_enum("what", "train_step", whats, "what is timed")
     flags.DEFINE_string("model", "vit_tiny_patch16_224", "its name, with overrides: S/16,depth=4")
     flags.DEFINE_integer("batch_size", 8, "images a step", lower_bound=1)
-    flags.DEFINE_enum("against", None, list(turns.PEERS), "the peer to take turns with: timm")
+    flags.DEFINE_enum("against", None, list(interleave.PEERS), "the peer to take turns with: timm")
     flags.DEFINE_integer("pairs", 5, "turns of each", lower_bound=1)
     flags.DEFINE_float("seconds", 5.0, "about so long is a turn", lower_bound=0)
     flags.DEFINE_integer("steps", 0, "steps a turn; 0: as --seconds says", lower_bound=0)
@@ -72,14 +76,15 @@ def measure(flags, threads, folder):
 
     -> the rest of the result
     """
-    words, sizes = (flags.model, flags.batch_size), {"num_classes": None}
+    words, model = (flags.model, flags.batch_size), None
+    recipe = cli.load_recipe(str(DINO_RECIPE)) if flags.what == "dino_step" else None
     if flags.config:
         config = flags.config
     elif flags.what == "input":
-        config, sizes = workloads.input_config(*words, folder, threads)
+        config, model = workloads.input_config(*words, folder, threads)
     else:
-        config, sizes = workloads.make_config(*words, flags.dtype, flags.what)
-    cost = workloads.count_flops(flags.what, config, sizes)
+        config, model = workloads.make_config(*words, flags.dtype, recipe)
+    cost = workloads.count_flops(flags.what, config, model)
     import jax
 
     result = {"device": jax.devices()[0].device_kind if flags.what != "input" else "host"}
@@ -87,20 +92,20 @@ def measure(flags, threads, folder):
         result |= {"model": config.model.variant, "batch_size": config.batch_size}
     peer = None
     if flags.against and flags.what == "input":
-        peer = turns.Peer(flags.against, turns.input_job(config, folder))
+        peer = interleave.Peer(flags.against, interleave.input_job(config, folder))
     elif flags.against:
-        job = turns.peer_job(config, sizes, flags.what, threads, jax.default_backend())
-        peer = turns.Peer(flags.against, job)
+        job = interleave.peer_job(config, model, flags.what, threads, jax.default_backend())
+        peer = interleave.Peer(flags.against, job)
     elif flags.what == "attention":
-        peer = turns.Ours(workloads.build_forward(config, sizes["num_classes"]), "forward")
+        peer = interleave.Ours(workloads.build_forward(config, model), "forward")
     try:
-        ours = turns.Ours(workloads.BUILD[flags.what](config, sizes["num_classes"]))
-        taken = turns.take(ours, peer, flags.pairs, flags.seconds, flags.steps)
-        result |= turns.summarise(taken, config.batch_size, cost, peer)
+        ours = interleave.Ours(workloads.BUILD[flags.what](config, model))
+        taken = interleave.take(ours, peer, flags.pairs, flags.seconds, flags.steps)
+        result |= interleave.summarize(taken, config.batch_size, cost, peer)
         if peer and flags.what == "input":
             steps = result["peer"]["steps"]
             seconds = [peer.run(steps, output="float")["seconds"] for _ in range(flags.pairs)]
-            rates = turns.spread([steps * config.batch_size / s for s in seconds])
+            rates = interleave.spread([steps * config.batch_size / s for s in seconds])
             result["peer"]["images_per_s_float"] = rates
     finally:
         if peer:
@@ -145,12 +150,12 @@ def startup(model, batch_size, repeats):
                 run = [sys.executable, *words]
                 subprocess.run(run, env=environment, check=True, stdout=subprocess.DEVNULL)
                 seconds[name].append(time.perf_counter() - start)
-    return {name: turns.spread(values) for name, values in seconds.items()}
+    return {name: interleave.spread(values) for name, values in seconds.items()}
 
 
 def first_step(model, batch_size):
-    config, sizes = workloads.make_config(model, batch_size, "float32")
-    turns.Ours(workloads.build_train_step(config, sizes["num_classes"])).run(1)
+    config, model = workloads.make_config(model, batch_size, "float32")
+    interleave.Ours(workloads.build_train_step(config, model)).run(1)
 
 
 def table(result):
@@ -173,7 +178,7 @@ def table(result):
         rows += [f"  {ours} / {result['against']}, images/s, pair by pair: {ratio}"]
     if "images_per_s_float" in result.get("peer", {}):
         rate = _range(result["peer"]["images_per_s_float"])
-        rows += [f"  {result['against']} normalising on the host as well, images/s: {rate}"]
+        rows += [f"  {result['against']} normalizing on the host as well, images/s: {rate}"]
     return "\n".join([title, *rows])
 
 

@@ -20,8 +20,9 @@ from importlib import metadata
 
 from absl import flags
 
-from vit_jax import chips, cli, hlo, variants, workloads
-from vit_jax.cli import UserError
+from vit_jax import cli, variants
+from vit_jax.errors import UserError
+from vit_jax.perf import device_specs, hlo, workloads
 
 GIB = 2**30
 # What the compiler asks of the environment where there is no TPU; before JAX is imported.
@@ -49,7 +50,7 @@ def main(flags):
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)  # or the seconds would mean nothing
-    devices = chips.topology(flags.topology) if flags.topology else jax.devices()
+    devices = device_specs.topology(flags.topology) if flags.topology else jax.devices()
     config = settle(flags.config, devices[0].platform)
     say = (lambda _: None) if flags.json else (lambda text: print(text, flush=True))
     result = compile_step(config, devices)
@@ -76,10 +77,10 @@ def main(flags):
 def settle(config, platform):
     """A copy of the config that compiles here to what it compiles to on that platform, and that
     needs no data set of which the sizes are known."""
-    from vit_jax.encoder import automatic
+    from vit_jax.layers.kernels import automatic
 
     config = config.copy_and_resolve_references().unlock()
-    depth = variants.of_config(**config.model).get("depth", 1)
+    depth = getattr(variants.of_config(config.model), "depth", 1)
     for key, value in automatic(platform, depth).items():
         if config.model[key] == "auto":
             config.model[key] = value
@@ -105,8 +106,8 @@ def compile_step(config, devices):
     result |= {"device": devices[0].device_kind, "mesh": dict(run.mesh.shape)}
     result["parameters"] = sum(x.size for x in jax.tree.leaves(run.abstract.params))
     result["state"] = sum(map(local_bytes, jax.tree.leaves(run.abstract)))
-    result |= cost(config, run.model.module.num_classes, devices)
-    limit, began = chips.memory(devices), time.perf_counter()
+    result |= cost(config, run.model.module.config, devices)
+    limit, began = device_specs.memory(devices), time.perf_counter()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -142,13 +143,12 @@ def local_bytes(x):
     return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
-def cost(config, num_classes, devices):
+def cost(config, model, devices):
     """FLOPs of a step, three forward passes, and the time that the devices' peak would take for
     them and for what remat=full computes again."""
-    sizes = variants.of_config(**config.model) | {"num_classes": num_classes}
     what = "dino_step" if config.objective.name == "dino" else "train_step"
-    flops = config.batch_size * workloads.count_flops(what, config, sizes)
-    if not (chip := chips.of(devices[0])):
+    flops = config.batch_size * workloads.count_flops(what, config, model)
+    if not (chip := device_specs.of(devices[0])):
         return {"flops": flops, "least_ms": None}
     done = flops * (4 / 3 if config.model.remat == "full" else 1)
     return {"flops": flops, "least_ms": 1e3 * done / (chip.peak * 1e12 * len(devices))}

@@ -14,12 +14,13 @@ import importlib.util
 
 from absl import flags
 
-from vit_jax import cli, trained
-from vit_jax.cli import UserError
+from vit_jax import cli
+from vit_jax.errors import UserError
+from vit_jax.tools import model_flags
 
 
 def define_flags():
-    trained.define_flags()
+    model_flags.define_flags()
     flags.DEFINE_enum("lang", "en", ["en", "ko"], "language of the page")
     flags.DEFINE_string("host", "127.0.0.1", "address to listen on")
     flags.DEFINE_integer("port", 7860, "0: any that is free", lower_bound=0, upper_bound=65535)
@@ -32,7 +33,7 @@ def main(flags):
     from vit_jax.demo import seen, serve
 
     listening = serve.bind(flags.host, flags.port)
-    models = [seen.complete(model, flags.lang) for model in trained.of_flags(flags)]
+    models = [seen.complete(model, flags.lang) for model in model_flags.of_flags(flags)]
     for model in models:
         seen.warm_up(model)
     serve.serve(models, flags.lang, listening, flags.host, flags.token)
@@ -43,7 +44,7 @@ def check(flags):
     from vit_jax.demo import guard
 
     guard.check_token(flags.host, flags.token)
-    trained.check_flags(flags)
+    model_flags.check_flags(flags)
     if importlib.util.find_spec("gradio") is None:
         raise UserError("the page needs gradio, which is not installed: make install EXTRA=demo")
 

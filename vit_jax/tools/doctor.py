@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from absl import flags
 
-from vit_jax import cli, folders
-from vit_jax.cli import UserError
+from vit_jax import cli
+from vit_jax.errors import UserError
+from vit_jax.workdir import storage
 
 SIZES = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}  # images, where it is known
 MOST = 10  # complaints of a kind that are written out
@@ -45,7 +46,7 @@ def main(flags):
 def check_devices(config, _):
     import jax
 
-    from vit_jax import sharding
+    from vit_jax.devices import sharding
 
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch_size(
@@ -108,17 +109,16 @@ def check_disk(config, flags):
         return []
     import jax
 
-    from vit_jax import models
+    from vit_jax import models, variants
 
-    options = config.model.to_dict()
-    model = models.build(options["num_classes"] or 1000, **options)
+    model = models.build(variants.of_config(config.model))
     shapes = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
     size = sum(x.size * x.dtype.itemsize for x in shapes) * COPIES
     size += size // COPIES * (config.objective.get("ema", 0) > 0 or config.objective.name == "dino")
     needed = size * (config.keep_checkpoints + 2)
     words = f"{config.model.variant}: {needed / 1e9:.2f} GB of checkpoints, "
-    folder = folders.place(flags.workdir)
-    if folders.is_address(folder):
+    folder = storage.place(flags.workdir)
+    if storage.is_address(folder):
         print(f"{words}in a bucket that answers")
         return []
     while not folder.exists():

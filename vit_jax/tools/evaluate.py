@@ -4,14 +4,13 @@ python -m vit_jax.tools.evaluate --workdir=runs/digits --split=test
 """
 
 import json
-from pathlib import Path
 
 from absl import flags
 
 from vit_jax import cli
-from vit_jax.cli import UserError
-
-EVALUATORS = Path(__file__).parents[1] / "evaluators"
+from vit_jax.config import load_config
+from vit_jax.errors import UserError
+from vit_jax.schema import members, one_of
 
 
 def define_flags():
@@ -25,10 +24,11 @@ def define_flags():
 
 
 def main(flags):
-    known = sorted(path.stem for path in EVALUATORS.glob("[!_]*.py"))
+    known = members("evaluators")
     if flags.evaluator not in (None, *known):
-        raise UserError(f"--evaluator={flags.evaluator} must be one of {', '.join(known)}")
-    cli.load_config(flags.workdir)  # before the wait for jax
+        words = one_of(known, flags.evaluator)
+        raise UserError(f"--evaluator={flags.evaluator} must be {words}")
+    load_config(flags.workdir)  # before the wait for jax
     names = (flags.evaluator,) if flags.evaluator else ()
     print(json.dumps(score(flags.workdir, flags.split, names, flags.checkpoint, flags.raw)))
 
@@ -41,10 +41,11 @@ def score(workdir, split, names=(), checkpoint="best", raw=False):
     import jax
     from ml_collections import ConfigDict
 
-    from vit_jax import checkpoint as checkpoints
-    from vit_jax import evaluators, sharding
+    from vit_jax import evaluators
+    from vit_jax.devices import sharding
+    from vit_jax.pretrained import runs
 
-    config, _, model, params, step = checkpoints.load_weights(workdir, checkpoint, raw)
+    config, _, model, params, step = runs.load_weights(workdir, checkpoint, raw)
     # All devices of this machine, whatever the run was trained on.
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
     names = list(names or config.evaluators)

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from absl import flags
 
-from vit_jax import cli, trained
-from vit_jax.cli import UserError
+from vit_jax import cli, inference
+from vit_jax.config import load_config
+from vit_jax.errors import UserError
 
 BATCH = 32  # images at a time
 
@@ -24,7 +25,7 @@ def define_flags():
     flags.DEFINE_string(
         "model", None, "its name, such as vit_small_patch16_224; a run knows its own"
     )
-    flags.DEFINE_string("input", None, ".npy, float32 [batch, height, width, channels], normalised")
+    flags.DEFINE_string("input", None, ".npy, float32 [batch, height, width, channels], normalized")
     flags.DEFINE_string("workdir", None, "folder of a run, whose model sees its data")
     flags.DEFINE_enum("split", None, ["train", "val", "test"], "of --workdir: train, val or test")
     flags.DEFINE_string("checkpoint", "best", "of --workdir: best, latest or a step")
@@ -44,19 +45,21 @@ def main(flags):
     if output.is_dir() or not output.parent.is_dir():
         raise UserError(f"--output={output} is not a file in a folder that exists")
     if whole_split:
-        cli.load_config(flags.workdir)  # before the wait for jax
+        load_config(flags.workdir)  # before the wait for jax
 
     import jax
+
+    from vit_jax import forward
 
     # In full float32: accelerators round the operands of a product otherwise.
     jax.config.update("jax_default_matmul_precision", "highest")
     if whole_split:
         arrays = of_split(flags.workdir, flags.split, flags.checkpoint, flags.raw, flags.batch_size)
     else:
-        model = trained.load(flags.weights, flags.model, raw=flags.raw).module
+        model = inference.load(flags.weights, flags.model, raw=flags.raw).module
         check(images, model, flags.attention or flags.blocks)
         size = flags.batch_size or BATCH
-        arrays = compute(model, images, size, flags.attention, flags.blocks)
+        arrays = forward.compute(model, images, size, flags.attention, flags.blocks)
     write(output, arrays)
     for name, array in arrays.items():
         print(f"{name:10} {list(array.shape)}")
@@ -86,13 +89,14 @@ def of_split(workdir, split, checkpoint="best", raw=False, batch_size=None):
     import jax
     from ml_collections import ConfigDict
 
-    from vit_jax import checkpoint as checkpoints
-    from vit_jax import extract, sharding
+    from vit_jax import forward
+    from vit_jax.devices import sharding
+    from vit_jax.pretrained import runs
 
-    config, _, model, params, _ = checkpoints.load_weights(workdir, checkpoint, raw)
+    config, _, model, params, _ = runs.load_weights(workdir, checkpoint, raw)
     config.eval_batch_size = batch_size or config.eval_batch_size
     mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
-    read_split = extract.features(model, config, (split,), mesh, ("pooled", "logits"))
+    read_split = forward.features(model, config, (split,), mesh, ("pooled", "logits"))
     return read_split(jax.device_put(params, sharding.replicated(mesh)), split)
 
 
@@ -110,7 +114,7 @@ def read(path):
         raise UserError(f"--input={path} is an archive; it must be a .npy file with one array")
     if images.dtype != np.float32:
         raise UserError(
-            f"--input={path} holds {images.dtype}; it must be float32, already normalised"
+            f"--input={path} holds {images.dtype}; it must be float32, already normalized"
         )
     if images.ndim != 4 or not images.size:
         raise UserError(
@@ -125,45 +129,20 @@ def check(images, model, named=False):
     if named and not hasattr(model, "blocks"):
         raise UserError("a ResNet has no --attention and no --blocks; leave them out")
     _, h, w, c = shape = images.shape
-    if c != model.channels:
+    if c != model.config.channels:
         hint = ""
-        if shape[1] == model.channels:
+        if shape[1] == model.config.channels:
             hint = "; it looks like channels first: transpose it by (0, 2, 3, 1)"
         raise UserError(
-            f"--input has shape {list(shape)}, but the model's images have {model.channels} "
+            f"--input has shape {list(shape)}, but the model's images have {model.config.channels} "
             f"channels, last{hint}"
         )
-    patch = getattr(model, "patch", 1)  # a CNN takes any size
+    patch = getattr(model.config, "patch", 1)  # a CNN takes any size
     if h % patch or w % patch:
         raise UserError(
             f"--input has images of {h}x{w} pixels, which do not divide into patches of "
             f"{patch}x{patch}"
         )
-
-
-def compute(model, images, batch_size, attention=False, blocks=False):
-    """images [b, h, w, c] -> {"logits", "pooled", "tokens", ...}, numpy float32."""
-    import jax
-    import numpy as np
-
-    from vit_jax import models
-
-    apply, params = models.functional(model)
-    apply = jax.jit(apply, static_argnames=("attention", "blocks"))
-    size, parts = min(batch_size, len(images)), []
-    for start in range(0, len(images), size):
-        rows = np.asarray(images[start : start + size])
-        rows = np.pad(rows, [(0, size - len(rows)), *[(0, 0)] * 3])  # one size, one compilation
-        parts.append(jax.device_get(apply(params, rows, attention=attention, blocks=blocks)))
-
-    def join(name):
-        axis = 1 if name in ("attention", "blocks") else 0  # of the images; layers come first
-        array = np.concatenate([part[name] for part in parts], axis)
-        return array[(slice(None),) * axis + (slice(len(images)),)].astype(np.float32)
-
-    arrays = {name: join(name) for name in parts[0]}
-    layers = arrays.pop("blocks", ())
-    return arrays | {f"block_{i:02}": layer for i, layer in enumerate(layers)}
 
 
 def write(path, arrays):

@@ -8,16 +8,17 @@ import json
 
 from absl import flags
 
-from vit_jax import cli, trained
-from vit_jax.cli import UserError
+from vit_jax import cli
+from vit_jax.errors import UserError
+from vit_jax.tools import model_flags
 
 MAX_FIGURE = 48  # images
 BATCH, BAR = 64, 24  # images at a time; characters of a bar at probability 1
 
 
 def define_flags():
-    trained.define_flags(against=False)
-    trained.define_view_flags()
+    model_flags.define_flags(against=False)
+    model_flags.define_view_flags()
     flags.DEFINE_integer("topk", 5, "classes an image", lower_bound=1)
     flags.DEFINE_bool("json", False, "print one JSON object an image")
     flags.DEFINE_string("figure", None, "picture to write: .png, .pdf or .svg")
@@ -26,14 +27,14 @@ def define_flags():
 def main(flags, words):
     if not words:
         raise UserError("name one image or more: a file, or test:0 with --workdir")
-    trained.check_flags(flags)
+    model_flags.check_flags(flags)
     figure = flags.figure and check_figure(flags.figure, len(words))
-    (model,) = trained.of_flags(flags)
-    if not model.module.num_classes:
+    (model,) = model_flags.of_flags(flags)
+    if not model.module.config.num_classes:
         raise UserError(f"{model.name} has no classifier, so it cannot name classes")
-    title = model.name + trained.override(model, flags)
+    title = model.name + model_flags.override(model, flags)
 
-    from vit_jax.pictures import open_images
+    from vit_jax.data.pictures import open_images
 
     pictures, broken = open_images(words, model)
     if pictures:
@@ -58,7 +59,7 @@ def predict(model, views):
 
     @jax.jit
     def apply(params, images):
-        images = augment.normalise(images, model.mean, model.std)
+        images = augment.normalize(images, model.mean, model.std)
         return jax.nn.softmax(model.model.apply(params, images)["logits"])
 
     size, rows = min(BATCH, len(views)), []
@@ -97,8 +98,8 @@ def check_figure(path, count):
 
 
 def write_figure(path, pictures, model, workdir):
-    from vit_jax import log
     from vit_jax.figures.predictions import predictions
+    from vit_jax.workdir import log
 
     figure = predictions(
         [p.view for p in pictures],

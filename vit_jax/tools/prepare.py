@@ -22,7 +22,7 @@ import zlib
 from absl import flags
 
 from vit_jax import cli
-from vit_jax.cli import UserError
+from vit_jax.errors import UserError
 
 flags.DEFINE_string("input", None, "folder with the images", required=True)
 flags.DEFINE_string("name", None, "the data set's name: small letters, digits, _", required=True)
@@ -193,7 +193,7 @@ def _encoded(files):
 def _checked(place):
     """A path, or a place in an archive -> the bytes to keep. Raises DecodeError."""
     from vit_jax.data import ilsvrc
-    from vit_jax.decode import decode
+    from vit_jax.data.decode import decode
 
     if isinstance(place, tuple):
         data, name = ilsvrc.read(place), f"{place[0]} at byte {place[1]}"

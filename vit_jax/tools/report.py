@@ -14,14 +14,16 @@ from datetime import UTC, datetime
 
 from absl import flags
 
-from vit_jax import cli, folders, trained
-from vit_jax.cli import UserError
+from vit_jax import cli
+from vit_jax.errors import UserError
+from vit_jax.tools import model_flags
+from vit_jax.workdir import storage
 
 SHOWN = 4  # images of which attention and features are drawn, if none is named
 
 
 def define_flags():
-    trained.define_flags()
+    model_flags.define_flags()
     flags.DEFINE_string("output", None, ".html to write (of a run: DIR/report.html)")
     flags.DEFINE_enum("lang", "both", ["en", "ko", "both"], "English, Korean or both")
     flags.DEFINE_enum("split", "test", ["val", "test"], "whose images are predicted: val or test")
@@ -33,21 +35,21 @@ def main(flags, words):
     from vit_jax.report import subject
     from vit_jax.report.words import LANGS, Words
 
-    models = [subject.of(model) for model in trained.of_flags(flags)]
+    models = [subject.of(model) for model in model_flags.of_flags(flags)]
     say = Words(LANGS if flags.lang == "both" else (flags.lang,))
     html = compose(say, models, words, flags)
-    folders.write_text(output, html)
+    storage.write_text(output, html)
     print(f"{output}  {len(html.encode()) / 1e6:.2f} MB")
 
 
 def check(flags):
     """-> where to write. Raises UserError."""
-    trained.check_flags(flags)
+    model_flags.check_flags(flags)
     if flags.output is None:
         if flags.weights:
             raise UserError("--weights needs --output=report.html")
-        return folders.place(flags.workdir) / "report.html"
-    output = folders.place(flags.output)
+        return storage.place(flags.workdir) / "report.html"
+    output = storage.place(flags.output)
     if output.suffix != ".html" or not output.parent.is_dir():
         raise UserError(f"--output={flags.output} must be a .html in a folder that exists")
     return output
@@ -92,7 +94,7 @@ def compose(say, models, words, flags):
 def see(models, words, split):
     """The same images for every model: those that are named, else the first of the split of the
     first run among the models, else samples. -> [subject.Seen, ...]"""
-    from vit_jax import pictures
+    from vit_jax.data import pictures
     from vit_jax.report import subject
 
     owner = next((model for model in models if model.config is not None), None)

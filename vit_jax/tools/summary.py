@@ -8,12 +8,14 @@ also student and teacher, each as an SVG with this model's own shapes, and its s
 published ones.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from absl import flags
 
 from vit_jax import cli, variants
-from vit_jax.cli import UserError
+from vit_jax.errors import UserError
+from vit_jax.flops import count_flops
 
 
 def define_flags():
@@ -28,24 +30,20 @@ def define_flags():
 def main(flags):
     if (flags.model is None) == (flags.config is None):
         raise UserError("say either --model=NAME or --config=FILE; see --help")
-    try:
-        if flags.config is None:
-            name, options = flags.model, variants.parse(flags.model)
-            options.setdefault("num_classes", 1000)
-        else:
-            name, options = flags.config.model.variant, variants.of_config(**flags.config.model)
-            options["num_classes"] = 0
-            if flags.num_classes is None:
-                options["num_classes"] = count_classes(flags.config)
-        if flags.num_classes is not None:
-            options["num_classes"] = flags.num_classes
-        print(describe(name, options))
-        if flags.drawings:
-            draw(flags.drawings, name, options, flags.config)
-    except UserError:
-        raise
-    except ValueError as error:  # an option that the model does not have, or sizes that clash
-        raise UserError(str(error)) from error
+    classes = flags.num_classes
+    if flags.config is None:
+        name = flags.model
+        config = variants.parse(name, num_classes=classes)
+    else:
+        name = flags.config.model.variant
+        if classes is None and flags.config.model.num_classes is None:
+            classes = count_classes(flags.config)
+        config = variants.of_config(flags.config.model, classes)
+    if classes is not None:
+        config = replace(config, num_classes=classes)
+    print(describe(name, config))
+    if flags.drawings:
+        draw(flags.drawings, name, config, flags.config)
 
 
 def count_classes(config):
@@ -58,59 +56,41 @@ def count_classes(config):
         raise UserError(f"{error}\nOr say how many classes there are: --num_classes=1000") from None
 
 
-def measure(name, options):
-    """-> rows as of `stages`, their sum. options: as `variants.parse` has them, and num_classes."""
-    import jax
+def describe(name, config):
+    """A table of the stages, as text."""
+    from vit_jax.analysis import stages
 
-    from vit_jax import models
-
-    options = dict(options)
-    num_classes = options.pop("num_classes")
-    cnn = "layers" in options
-    variant = name.split(",")[0] if cnn else f"mu/{options['patch']}"
-    model = models.build(num_classes, variant=variant, **options)
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    rows = (cnn_stages if cnn else stages)(model, params, options)
-    total = sum(x.size for x in jax.tree.leaves(params))
-    stray = total - sum(count for _, _, count in rows if count)
-    if stray:
-        raise AssertionError(f"{stray:,} parameters belong to no stage")
-    return rows, total
-
-
-def describe(name, options):
-    """A table of the stages, as text; options as for `measure`."""
-    rows, total = measure(name, options)
+    rows, total = stages.of_config(config)
     wide = max(len(stage) for stage, _, _ in rows) + 2
-    lines = [f"{name}: width {options['width']}, ", ""]
-    if "layers" in options:
-        lines[0] += f"stages of {', '.join(map(str, options['layers']))} {options['block']} blocks"
+    lines = [f"{name}: width {config.width}, ", ""]
+    if isinstance(config, variants.ResNetConfig):
+        lines[0] += f"stages of {', '.join(map(str, config.layers))} {config.block} blocks"
     else:
-        lines[0] += f"depth {options['depth']}, {options['num_heads']} heads"
+        lines[0] += f"depth {config.depth}, {config.num_heads} heads"
     lines += [f"{'stage':{wide}}{'shape of an image':20}{'parameters':>14}"]
     for stage, shape, count in rows:
         lines.append(f"{stage:{wide}}{shape:20}{f'{count:,}' if count else '':>14}".rstrip())
-    flops = variants.count_flops(**options)
+    flops = count_flops(config)
     lines += [f"{'total':{wide}}{'':20}{total:>14,}", ""]
-    words = f"{flops / 1e9:.4g} GFLOPs an image forward ({flops / 2e9:.4g} GMACs: one multiply-add"
+    words = f"{flops / 1e9:.4g} GFLOPs per image forward ({flops / 2e9:.4g} GMACs: one multiply-add"
     lines += [words + " is 2 FLOPs); a training step takes 3 times as many"]
     lines += [f"{4 * total / 1e6:,.4g} MB of weights in float32; AdamW's state is twice that again"]
     return "\n".join(lines)
 
 
-def draw(folder, name, options, config=None):
+def draw(folder, name, model, config=None):
     """Writes the drawings into a folder, which is made; says which. Raises UserError."""
-    from vit_jax import anatomy
+    from vit_jax.analysis import stages, weight_stats
     from vit_jax.figures import diagrams, sizes
 
     folder = Path(folder).expanduser()
-    drawn = {"whole": diagrams.whole(measure(name, options)[0], name)}
-    if "layers" not in options:
+    drawn = {"whole": diagrams.whole(stages.of_config(model)[0], name)}
+    if isinstance(model, variants.ViTConfig):
         parts = ("self_attention", "multi_head", "patch_embedding", "positions")
-        drawn |= {part: getattr(diagrams, part)(options) for part in parts}
+        drawn |= {part: getattr(diagrams, part)(model) for part in parts}
     if config is not None and config.objective.name == "dino":
-        drawn["dino"] = diagrams.dino(options, config)
-    bars = sizes.bars(anatomy.beside_published(name.partition(",")[0], options))
+        drawn["dino"] = diagrams.dino(model, config)
+    bars = sizes.bars(weight_stats.beside_published(name.partition(",")[0], model))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for part, text in drawn.items():
@@ -119,106 +99,6 @@ def draw(folder, name, options, config=None):
     except OSError as error:
         raise UserError(f"--drawings={folder} cannot be written: {error.strerror}") from None
     print("\n".join(f"{folder}/{part}.svg" for part in (*drawn, "sizes")))
-
-
-def one_image(options):
-    import jax
-
-    side = options["image"]
-    return jax.ShapeDtypeStruct((1, side, side, options.get("channels", 3)), "float32")
-
-
-def cnn_stages(model, params, options):
-    """As `stages`, of a ResNet."""
-    import jax
-
-    from vit_jax import models
-
-    images = one_image(options)
-    out = jax.eval_shape(
-        lambda p, x: model.apply(models.union(p, model.stats()), x, blocks=True), params, images
-    )
-    names = {"stem": "stem, convolution", "pool": "stem, max pooling"}
-    names |= {f"layer{i + 1}": f"{n} blocks" for i, n in enumerate(options["layers"])}
-    rows = [("image", images, "")]
-    rows += [(names[stage], out["maps"][stage], stage) for stage in names if stage in out["maps"]]
-    rows += [("mean over the image", out["pooled"], "")]
-    rows += [("head", out["logits"], "head")] if "logits" in out else []
-    return [(name, shape(x.shape[1:]), size(params, stage)) for name, x, stage in rows]
-
-
-def size(params, *path):
-    """Parameters below a path; 0 where there is nothing."""
-    import jax
-
-    for key in path:
-        params = params.get(key, {})
-    return sum(x.size for x in jax.tree.leaves(params))
-
-
-def shape(x):
-    return f"[{'x'.join(map(str, x))}]"
-
-
-def stages(model, params, options):
-    """[(stage, shape for one image, parameters)], from the outside in."""
-    import jax
-
-    images = one_image(options)
-    named = {"attention": True, "blocks": True}
-    out = jax.eval_shape(lambda p, x: model.apply(p, x, **named), params, images)
-    patches = jax.eval_shape(lambda p, x: model.bind(p).patch_embed(x), params, images)
-    patch, (_, n, d) = options["patch"], out["tokens"].shape
-    depth, _, heads, _, _ = out["attention"].shape
-
-    how = {"conv": "convolution", "linear": "unfold and linear"}
-    how = how[options.get("patch_embed", "conv")]
-    rows = [("image", shape(images.shape[1:]), 0)]
-    count = patches.shape[1]
-    rows += [
-        (
-            f"{count} patches of {patch}x{patch} ({how})",
-            shape(patches.shape[1:]),
-            size(params, "patch_embed"),
-        )
-    ]
-    position = {"learned": "position, learned", "sincos2d": "position, fixed 2-D sin-cos"}
-    position = position[options.get("pos_embed", "learned")]
-    extra = "[CLS] + " if "cls_token" in params else ""
-    count = size(params, "cls_token") + size(params, "pos_embed")
-    rows += [(extra + position, shape((n, d)), count)]
-    rows += [(f"{depth} encoder blocks of", shape(out["blocks"].shape[2:]), 0)]
-    rows += [(f"  {stage}", *rest) for stage, *rest in block(params, options, n, heads)]
-    pools = {"cls": "CLS", "gap": "mean of the patches", "map": "attention pooling (MAP)"}
-    pool = pools[options.get("pool", "cls")]
-    if "norm" in params:
-        rows += [("LayerNorm", shape((n, d)), size(params, "norm"))]
-    rows += [(pool, shape(out["pooled"].shape[1:]), size(params, "attn_pool"))]
-    if "fc_norm" in params:
-        rows += [("LayerNorm", shape((d,)), size(params, "fc_norm"))]
-    if "logits" in out:
-        rows += [("head", shape(out["logits"].shape[1:]), size(params, "head"))]
-    return rows
-
-
-def block(params, options, n, heads):
-    """The stages of the encoder blocks; parameters are those of all blocks together."""
-    d, m = options["width"], options["mlp_dim"]
-    tokens = shape((n, d))
-    norms = [("LayerNorm", tokens, size(params, "blocks", f"norm{i}")) for i in (1, 2)]
-    attention = [
-        (
-            f"{heads} heads of {d // heads}: attention",
-            shape((heads, n, n)),
-            size(params, "blocks", "attn", "qkv"),
-        ),
-        ("heads joined, linear", tokens, size(params, "blocks", "attn", "proj")),
-    ]
-    mlp = [(f"MLP {d} -> {m} -> {d}", tokens, size(params, "blocks", "mlp"))]
-    add = [("+ what came in", tokens, 0)]
-    if options.get("norm", "pre") == "post":
-        return attention + add + norms[:1] + mlp + add + norms[1:]
-    return norms[:1] + attention + add + norms[1:] + mlp + add
 
 
 if __name__ == "__main__":

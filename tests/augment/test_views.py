@@ -1,0 +1,205 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import tests
+from vit_jax import augment
+from vit_jax.augment import host
+from vit_jax.config import IMAGENET_MEAN, IMAGENET_STD, defaults
+
+GOLDEN = tests.GOLDEN / "augment"
+
+
+def noise(h, w, c=3, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (h, w, c), np.uint8)
+
+
+@pytest.mark.parametrize("name, size", [("landscape", 64), ("portrait", 32), ("upscale", 32)])
+def test_eval_view_is_the_reference_pixel_for_pixel(name, size):
+    golden = np.load(GOLDEN / "eval_preprocess/images.npz")
+    view = augment.eval_view(golden[f"{name}_input"], size=size, channels=3, eval_crop=0.875)
+    np.testing.assert_array_equal(view, golden[f"{name}_bicubic_crop"])
+
+
+def test_normalized_as_the_reference():
+    golden = np.load(GOLDEN / "eval_preprocess/images.npz")
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    normalized = augment.normalize(jnp.asarray(golden["portrait_bicubic_crop"])[None], mean, std)[0]
+    expected = golden["portrait_normalised_chw"].transpose(1, 2, 0)
+    np.testing.assert_allclose(normalized, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_eval_view_of_an_image_of_that_size_is_the_image():
+    image = noise(28, 28, 1)
+    np.testing.assert_array_equal(
+        augment.eval_view(image, size=28, channels=1, eval_crop=1.0), image
+    )
+    assert augment.eval_view(image, size=28, channels=3, eval_crop=1.0).shape == (28, 28, 3)
+
+
+def test_channels():
+    color = noise(20, 30)
+    gray = np.asarray(Image.fromarray(color).convert("L"))[..., None]
+    np.testing.assert_array_equal(augment.to_channels(color, 1), gray)
+    np.testing.assert_array_equal(augment.to_channels(gray, 3), np.concatenate([gray] * 3, -1))
+
+
+@pytest.mark.parametrize("crop", ["resized", "pad", "none"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_train_view_has_its_shape_and_follows_its_rng(crop, channels):
+    c = defaults()
+    c.model.image, c.model.channels = 24, channels
+    c.augment.crop, c.augment.pad, c.augment.rotate = crop, 2, 10.0
+    train, _ = augment.views(c)
+    image = noise(40, 31)
+    a, b, other = (train(image, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert a.shape == (24, 24, channels) and a.dtype == np.uint8
+    np.testing.assert_array_equal(a, b)
+    assert (a != other).any()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("local_views", [0, 3])
+def test_multi_crop_has_its_shapes_and_areas_and_follows_its_rng(channels, local_views):
+    c = defaults()
+    c.model.image, c.model.channels, c.augment.crop = 24, channels, "multi"
+    c.augment.scale, c.augment.local_scale = (0.4, 1.0), (0.05, 0.4)
+    c.augment.local_size, c.augment.local_views = 12, local_views
+    train, evaluation = augment.views(c)
+    image = noise(40, 60)
+    a, b, other = (train(image, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    shapes = {"global": (2, 24, 24, channels)}
+    if local_views:
+        shapes["local"] = (3, 12, 12, channels)
+    assert {key: view.shape for key, view in a.items()} == shapes
+    assert all(view.dtype == np.uint8 for view in a.values())
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert (a["global"] != other["global"]).any() and (a["global"][0] != a["global"][1]).any()
+    assert evaluation(image).shape == (24, 24, channels)
+    # Where an image's value is the column, a crop spans as many values as it is wide.
+    ramp = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None], (200, 200, channels))
+    ramp = np.swapaxes(ramp, 0, 1) if channels == 3 else ramp
+    crops = [train(np.ascontiguousarray(ramp), np.random.default_rng(seed)) for seed in range(60)]
+    for key, (low, high) in {"global": (0.4, 1.0), "local": (0.05, 0.4)}.items():
+        if key in shapes:
+            spans = np.concatenate([np.ptp(crop[key].astype(int), (1, 2, 3)) for crop in crops])
+            # The sides of a share of the area, in shapes of 3 : 4 to 4 : 3.
+            assert spans.min() > 190 * (low * 3 / 4) ** 0.5 - 5
+            assert spans.max() < 200 * min(1, (high * 4 / 3) ** 0.5) + 5
+            assert np.ptp(spans) > 40
+
+
+def test_resized_crop_boxes_have_the_asked_area_and_ratio():
+    rng = np.random.default_rng(0)
+    boxes = np.array(
+        [host._crop_box(200, 300, rng, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(3000)]
+    )
+    y, x, h, w = boxes.T
+    assert (y >= 0).all() and (x >= 0).all() and (y + h <= 200).all() and (x + w <= 300).all()
+    area, ratio = h * w / 60000, w / h
+    assert area.min() < 0.09 and 0.85 < area.max() <= 1  # a box of 4:3 at most: 267 x 200
+    assert abs(np.log(ratio)).max() < np.log(4 / 3) + 0.03
+    small = ratio[area < 0.5]  # of which none was rejected: log-uniform, so symmetric about 1
+    assert abs(np.log(small).mean()) < 0.02
+    assert abs(np.log(small).std() - np.log(16 / 9) / 12**0.5) < 0.01
+    # Boxes start everywhere they fit.
+    assert abs((x / np.maximum(300 - w, 1)).mean() - 0.5) < 0.02
+
+
+def test_resized_crop_of_a_strip_falls_back_to_its_center():
+    rng = np.random.default_rng(0)
+    assert host._crop_box(10, 1000, rng, (0.5, 1.0), (3 / 4, 4 / 3)) == (0, 493, 10, 13)
+    assert host._crop_box(1000, 10, rng, (0.5, 1.0), (3 / 4, 4 / 3)) == (493, 0, 13, 10)
+
+
+def test_resized_crop_does_not_look_outside_its_box():
+    image = np.full((64, 64, 3), 255, np.uint8)
+    y, x, h, w = host._crop_box(64, 64, np.random.default_rng(3), (0.1, 0.2), (1, 1))
+    image[y : y + h, x : x + w] = 0
+    view = augment.random_resized_crop(image, np.random.default_rng(3), 16, (0.1, 0.2), (1, 1))
+    assert view.max() == 0
+
+
+def test_pad_crop_shifts_over_black():
+    image = np.full((6, 6, 1), 9, np.uint8)
+    seen = set()
+    for seed in range(200):
+        view = augment.pad_crop(image, np.random.default_rng(seed), 2)
+        rows, columns = view[..., 0].any(1), view[..., 0].any(0)
+        assert view.shape == image.shape and (view[rows][:, columns] == 9).all()
+        seen.add((*rows, *columns))
+    assert len(seen) == 25
+
+
+class Fixed:
+    """An rng whose draws are given."""
+
+    def __init__(self, *values):
+        self.values = values
+
+    def uniform(self, *_):
+        return np.array(self.values)
+
+
+def test_affine_moves_as_it_says():
+    image = noise(8, 8, 1)
+    one = augment.affine(image, Fixed(0, 0, 0, 1, 0), shift=0.25)
+    np.testing.assert_array_equal(one[:, 2:], image[:, :-2])  # to the right
+    assert not one[:, :2].any()
+    one = augment.affine(image, Fixed(0, 0, 0, 0, 1), shift=0.25)
+    np.testing.assert_array_equal(one[2:], image[:-2])  # down
+    turned = augment.affine(image, Fixed(1, 0, 0, 0, 0), rotate=90.0)
+    inner = np.s_[1:-1, 1:-1]  # at the rim 90 degrees, as a float, may fall outside
+    offs = [turned[inner].astype(int) - np.rot90(image, k)[inner] for k in (1, 3)]
+    assert min(abs(off).max() for off in offs) <= 1
+    bar = np.zeros((16, 16, 1), np.uint8)
+    bar[6:10, 6:10] = 255
+    twice = augment.affine(bar, Fixed(0, 0, 1, 0, 0), zoom=1.0)
+    assert (twice > 128).sum() == 64 and twice[4:12, 4:12].min() > 100
+    column = np.zeros((16, 16, 1), np.uint8)
+    column[:, 7:9] = 255
+    slanted = augment.affine(column, Fixed(0, 1, 0, 0, 0), shear=45.0)[..., 0]
+    middle = slanted.argmax(1)[2:-2]
+    assert (np.abs(np.diff(middle)) == 1).all()  # one column a row is 45 degrees
+
+
+KEYS = jax.random.split(jax.random.key(0), 400)
+
+
+def test_flip_is_a_coin_per_image():
+    images = jnp.asarray(np.stack([noise(4, 5, 1, seed) for seed in range(400)]))
+    flipped = jax.jit(augment.flip)(images, KEYS, 0.3)
+    mirrored = (flipped == images[:, :, ::-1]).all((1, 2, 3))
+    same = (flipped == images).all((1, 2, 3))
+    assert (mirrored | same).all() and 80 < mirrored.sum() < 160
+    alone = augment.flip(images[7:8], KEYS[7:8], 0.3)
+    np.testing.assert_array_equal(alone[0], flipped[7])
+
+
+def test_erase_fills_boxes_like_the_reference_with_noise():
+    images = jnp.full((400, 64, 64, 3), 50.0)
+    erased = np.asarray(jax.jit(augment.erase)(images, KEYS, 0.25))
+    hit = (erased != 50).all(-1)
+    count = hit.any((1, 2)).sum()
+    assert 70 < count < 130
+    values = erased[hit]
+    assert abs(values.mean()) < 0.01 and abs(values.std() - 1) < 0.01
+    for mask in hit[hit.any((1, 2))]:
+        assert mask.sum() == mask.any(0).sum() * mask.any(1).sum()  # a full rectangle
+    # The distribution of boxes: 105 draws of timm's on an image of this size.
+    y0, y1, x0, x1 = np.load(GOLDEN / "random_erasing/boxes_yl_yh_xl_xh_64x64.npy").T
+    boxes = jax.jit(jax.vmap(lambda key: augment.erase_box(key, 64, 64)))(KEYS)
+    top, left, h, w = map(np.asarray, boxes)
+    assert (h * w >= 0.015 * 4096).all() and (h * w <= 0.35 * 4096).all()
+    for ours, theirs in [
+        (h, y1 - y0),
+        (w, x1 - x0),
+        (h * w, (y1 - y0) * (x1 - x0)),
+        (top, y0),
+        (left, x0),
+    ]:
+        error = theirs.std() * (1 / 105 + 1 / 400) ** 0.5
+        assert abs(ours.mean() - theirs.mean()) < 3.5 * error
+        assert 0.75 < ours.std() / theirs.std() < 1.33

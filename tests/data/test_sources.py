@@ -1,0 +1,188 @@
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_jax import data
+from vit_jax.config import defaults
+from vit_jax.data.decode import DecodeError
+from vit_jax.errors import UserError
+from vit_jax.schema import members
+
+
+def config(**keys):
+    c = defaults()
+    c.data.update(keys)
+    c.model.image, c.model.channels = 16, 3
+    return c
+
+
+def save(path, color=(10, 20, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (5, 4), color).save(path, "PNG")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for k, name in enumerate(["가", "apple", "Zebra"]):  # in order: Zebra, apple, 가
+        for i in range(4):
+            save(tmp_path / "train" / name / f"{i}.{'PNG' if i else 'JPEG'}", (k * 50, 0, i))
+            save(tmp_path / "val" / name / f"{i}.png")
+        (tmp_path / "train" / name / ".DS_Store").write_bytes(b"junk")
+        (tmp_path / "train" / name / "notes.txt").write_text("not an image")
+    (tmp_path / "train" / ".hidden").mkdir()
+    return tmp_path
+
+
+def test_members_are_the_modules():
+    assert members("data") == ("digits", "folder", "ilsvrc", "synthetic", "tfds")
+
+
+@pytest.mark.parametrize(
+    "text, start, stop",
+    [
+        ("train", 0, 16),
+        ("train[:]", 0, 16),
+        ("train[3:]", 3, 16),
+        ("train[:-5]", 0, 11),
+        ("train[-5:]", 11, 16),
+        ("train[25%:75%]", 4, 12),
+        ("train[:99%]", 0, 16),
+        ("train[-12.5%:]", 14, 16),
+        ("train[:10]", 0, 10),
+    ],
+)
+def test_slices(text, start, stop):
+    c = config(name="synthetic")
+    c.data.synthetic.images = 16
+    whole, part = data.make(c, "train"), data.make(c, text)
+    assert len(part) == stop - start
+    np.testing.assert_array_equal(part[0]["image"], whole[start]["image"])
+    np.testing.assert_array_equal(part[len(part) - 1]["image"], whole[stop - 1]["image"])
+    with pytest.raises(IndexError):
+        part[len(part)]
+
+
+@pytest.mark.parametrize("percent", ["1", "33", "66.6", "99"])
+def test_complementary_percents_part_a_split(percent):
+    c = config(name="synthetic")
+    c.data.synthetic.images = 101
+    parts = [len(data.make(c, s)) for s in (f"train[:{percent}%]", f"train[{percent}%:]")]
+    assert sum(parts) == 101
+
+
+@pytest.mark.parametrize(
+    "text", ["train[99%:]", "train[20:]", "train[5:5]", "train[:1.5]", "train[3]", "", "nope[:2]"]
+)
+def test_slices_that_cannot_be_are_refused(text):
+    c = config(name="synthetic")
+    c.data.synthetic.images = 16
+    with pytest.raises(UserError):
+        data.make(c, text)
+
+
+def test_digits_splits_are_disjoint_whole_and_stratified():
+    c = config(name="digits")
+    splits = [data.make(c, name) for name in ("train", "val", "test")]
+    assert [len(s) for s in splits] == [1257, 180, 360]
+    images = [s[i]["image"] for s in splits for i in range(len(s))]
+    assert images[0].shape == (8, 8, 1) and images[0].dtype == np.uint8
+    assert abs(np.mean(images) / 255 - 0.305) < 1e-3 and np.max(images) == 255
+    assert len({image.tobytes() for image in images}) == 1797  # all of them differ
+    for s in splits:
+        counts = np.bincount([s[i]["label"] for i in range(len(s))])
+        assert len(counts) == 10 and counts.min() > 0.9 * counts.max() - 3
+    assert splits[0].class_names == list("0123456789") and splits[0].num_classes == 10
+
+
+def test_synthetic_is_the_same_every_time_and_tells_its_class():
+    c = config(name="synthetic")
+    train, again, test = (data.make(c, s) for s in ("train", "train", "test"))
+    np.testing.assert_array_equal(train[5]["image"], again[5]["image"])
+    assert (train[5]["image"] != test[5]["image"]).any()
+    assert train[0]["image"].shape == (18, 18, 3)
+    # The nearest class mean of train finds every class of test.
+    means = [np.mean([train[i]["image"] for i in range(k, 40, 10)], 0) for k in range(10)]
+    for i in range(20):
+        distances = [np.square(test[i]["image"] - mean).sum() for mean in means]
+        assert np.argmin(distances) == test[i]["label"]
+
+
+def test_folder_reads_classes_in_order(folder):
+    source = data.make(config(name="folder", dir=str(folder)), "train")
+    assert source.class_names == ["Zebra", "apple", "가"] and len(source) == 12
+    seen = [(source[i]["label"], tuple(source[i]["image"][0, 0])) for i in range(12)]
+    assert sorted(seen) == sorted((2 - k, (k * 50, 0, i)) for k in range(3) for i in range(4))
+    assert [label for label, _ in seen] != sorted(label for label, _ in seen)  # shuffled, once
+    again = data.make(config(name="folder", dir=str(folder)), "train")
+    assert [again[i]["label"] for i in range(12)] == [label for label, _ in seen]
+    # "validation" is found under its other name.
+    assert len(data.make(config(name="folder", dir=str(folder)), "validation")) == 12
+
+
+def test_folder_mistakes_are_named(folder):
+    def refuse(match, split="train", root=folder):
+        with pytest.raises(UserError, match=match):
+            data.make(config(name="folder", dir=str(root)), split)
+
+    refuse("no split 'test'", "test")
+    refuse("no folder", root=folder / "missing")
+    refuse("config.data.dir", root="")
+    (folder / "empty" / "train").mkdir(parents=True)
+    refuse("no images", root=folder / "empty")
+    (folder / "train" / "hollow").mkdir()
+    refuse("hollow: a class without images")
+
+
+def test_a_broken_image_is_named(folder):
+    (folder / "train" / "apple" / "2.PNG").write_bytes(b"")
+    source = data.make(config(name="folder", dir=str(folder)), "train")
+    with pytest.raises(DecodeError, match=r"apple/2\.PNG: empty file"):
+        [source[i] for i in range(len(source))]
+
+
+class Mislabeled:
+    num_classes, class_names = 3, ["a", "b", "c"]
+
+    def __init__(self, label):
+        self.label = label
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        return {"image": np.zeros((2, 2, 3), np.uint8), "label": self.label}
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_outside_the_classes_stop_the_run(label):
+    with pytest.raises(UserError, match=f"train has label {label}, but there are 3 classes"):
+        data.Slice(Mislabeled(label), 0, 1, "train")[0]
+    assert data.Slice(Mislabeled(2), 0, 1, "train")[0]["label"] == 2
+
+
+def test_cache_reads_once_and_is_not_sent_to_workers(folder):
+    source = data.make(config(name="folder", dir=str(folder), cache=True), "train[:6]")
+    before = [source[i] for i in range(6)]
+    (folder / "train").rename(folder / "moved")
+    assert all(source[i] is before[i] for i in range(6))
+    sent = pickle.loads(pickle.dumps(source))
+    assert len(sent) == 6 and not sent.examples
+    with pytest.raises(DecodeError):
+        sent[0]
+
+
+def test_tfds_sets_that_are_not_there_are_named(tmp_path, monkeypatch):
+    def refuse(match, **keys):
+        with pytest.raises(UserError, match=match):
+            data.make(config(name="tfds", **keys), "train")
+
+    refuse(
+        f"'imagenet2012' in {tmp_path}.*tools.prepare", dataset="imagenet2012", dir=str(tmp_path)
+    )
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "elsewhere"))
+    refuse("elsewhere", dataset="imagenet2012")
+    refuse("config.data.dataset", dir=str(tmp_path))
+    with pytest.raises(UserError, match="config.data.name = 'nope' must be one of digits"):
+        data.make(config(name="nope"), "train")

@@ -1,0 +1,76 @@
+"""Several processes are one run: they find each other, stop together, and go on."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests import ROOT
+from vit_jax.devices import distributed
+from vit_jax.errors import UserError
+from vit_jax.workdir import log
+
+SLURM = dict.fromkeys(distributed.SLURM, "1") | {"SLURM_NTASKS": "4"}
+
+
+def test_what_the_environment_says():
+    cpu = {"JAX_PLATFORMS": "cpu"}
+    assert distributed.options(cpu) is None
+    assert distributed.options(cpu | SLURM) == {}  # jax reads the rest
+    assert distributed.options(cpu | SLURM | {"SLURM_NTASKS": "1"}) is None
+    assert distributed.options(cpu | SLURM | {distributed.VARIABLE: "off"}) is None
+    said = distributed.options({distributed.VARIABLE: "10.0.0.2:1234,4,3"})
+    assert list(said.values()) == ["10.0.0.2:1234", 4, 3]
+    for word in ("10.0.0.2:1234,4,4", "10.0.0.2,4,0", "on"):
+        with pytest.raises(UserError, match="VIT_JAX_DISTRIBUTED=.* must be auto, off or HOST"):
+            distributed.options({distributed.VARIABLE: word})
+
+
+def start(workdir, count):
+    """The same command `count` times, as processes of one run."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "vit_jax.train", "--config=configs/digits.py"]
+    command += [f"--workdir={workdir}", "--config.total_steps=60", "--config.log_every=5"]
+    command += ["--config.checkpoint_every=10", "--config.model.depth=1"]
+    command += [f"--config.compilation_cache={workdir}-cache"]
+    environment = os.environ | {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
+    return [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment | {distributed.VARIABLE: f"localhost:{port},{count},{i}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(count)
+    ]
+
+
+def test_two_processes_stop_together_and_go_on(tmp_path):
+    """SIGTERM reaches one of them. Both save the same step; the loss is that of one process."""
+    processes, deadline = start(tmp_path / "two", 2), time.time() + 240
+    while not any(p.name.isdigit() for p in (tmp_path / "two/checkpoints").glob("*")):
+        assert processes[0].poll() is None and time.time() < deadline, processes[0].communicate()[0]
+        time.sleep(0.02)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], outputs
+    processes = start(tmp_path / "two", 2)
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "resuming from step" in outputs[0] and not outputs[1].count("step 60/60")
+    (alone,) = start(tmp_path / "one", 1)
+    assert alone.communicate(timeout=240) and alone.returncode == 0
+    losses = []
+    for name in ("one", "two"):
+        rows = log.read_metrics(tmp_path / name)
+        losses.append({r["step"]: r["train/loss"] for r in rows if "train/loss" in r})
+    assert list(losses[1]) == list(range(5, 61, 5))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -1,0 +1,392 @@
+"""The report of a run: one page, whole, escaped, with the run's own numbers in both languages."""
+
+import json
+import re
+import shutil
+import string
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import jax
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from configs import digits, dino_digits
+from tests import ROOT
+from tests.report.test_labels import untranslated
+from tests.tiny import tiny
+from vit_jax import data, inference, train
+from vit_jax.analysis import effective_fields
+from vit_jax.config import load_config
+from vit_jax.data import pictures
+from vit_jax.errors import UserError
+from vit_jax.figures.sizes import count
+from vit_jax.report import drawn, inline, of_images, of_pair, of_run, page, scores, subject
+from vit_jax.report.words import WORDS, Phrase, Words
+from vit_jax.run import Run
+from vit_jax.tools import report
+from vit_jax.workdir import checkpoint, log
+
+WEIGHTS = ROOT / "tests/golden/vit/vit_cls/state_dict.safetensors"
+FLAGS = dict(workdir=None, weights=None, model=None, output=None, lang="both", split="test")
+FLAGS |= dict(class_names=None, against=None, against_model=None)
+FLAGS |= dict(most=10_000, checkpoint="best", raw=False)
+NAMES = ["<img src=x onerror=alert(1)>", "나비", "cat & 'dog'"]
+SCRIPT = "<script>alert(1)</script>"
+SVG = "{http://www.w3.org/2000/svg}svg"
+
+
+def made(config, folder, row=None):
+    """A run that has initialized, and says that it came to step 4: compiling steps takes long.
+    row: its last one; None: what it really scores on test."""
+    config.compilation_cache = ""
+    train.claim(folder, config)
+    run = Run(config, jax.devices()[:1])
+    state = run.init()
+    with checkpoint.Checkpoints(folder, metric=config.best_metric) as saved:
+        saved.save(4, state)
+        saved.wait()
+    log.write_run_json(folder, mesh=run.mesh, **run.facts())
+    row = row or run.evaluate("test", run.weights(state))
+    rows = [{"step": 1, "train/loss": 5.25}, {"step": 4, "train/loss": 3.5} | row]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def write(words=(), **flags):
+    assert report.main(SimpleNamespace(**FLAGS | flags), list(words)) is None
+    path = flags.get("output") or Path(flags["workdir"]) / "report.html"
+    return Path(path).read_text("utf-8")
+
+
+def whole(html):
+    """The page as a tree, after what must hold of every page."""
+    assert len(html.encode()) < 8e6
+    assert not re.search(r"https?:", re.sub(r'xmlns(:\w+)?="[^"]*"', "", html))
+    assert "@import" not in html and "<script" not in html and '<link rel="stylesheet' not in html
+    tree = ElementTree.fromstring(html)  # well-formed
+    ids = [node.get("id") for node in tree.iter() if node.get("id")]
+    assert len(ids) == len(set(ids))
+    for node in tree.iter():
+        for key, value in node.attrib.items():
+            if key.rpartition("}")[2] in ("src", "href"):
+                assert value.startswith(("data:", "#")), value
+                assert value[0] != "#" or value[1:] in ids, value
+            assert not key.startswith("on")
+            for name in re.findall(r"url\(#([^)]*)\)", value):
+                assert name in ids
+        if node.tag == "img":
+            assert node.get("alt")
+        if node.get("role") == "img" and node.tag != SVG:  # what is read out has numbers
+            caption = next(n for n in tree.iter() if n.get("id") == node.get("aria-labeledby"))
+            assert re.search(r"\d", "".join(caption.itertext()))
+            assert node.find(SVG) is not None
+    assert not untranslated(tree)
+    return tree
+
+
+def said_of(tree, name):
+    """The caption of a figure, in English and in Korean."""
+    return "".join(tree.find(f".//*[@id='{name}-says']").itertext())
+
+
+def cells(tree, name):
+    """The rows of a table, as text."""
+    rows = tree.findall(f".//figure[@id='{name}']//tbody/tr")
+    return [["".join(cell.itertext()) for cell in row] for row in rows]
+
+
+def figures(tree):
+    return {node.get("id") for node in tree.iter("figure")}
+
+
+def sections(tree):
+    return [node.get("id") for node in tree.iter("section")]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run on a folder of images whose classes have awkward names."""
+    root, rng = tmp_path_factory.mktemp("pictures <b>"), np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for k, name in enumerate(NAMES):
+            (root / split / name).mkdir(parents=True)
+            for i in range(6):
+                pixels = rng.integers(80 * k, 80 * k + 60, (8, 8), np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    c = digits.get_config()
+    c.data.name, c.data.dir, c.data.threads = "folder", str(root), 1
+    c.model.depth, c.model.width, c.model.mlp_dim, c.model.pool = 1, 16, 32, "cls"
+    c.batch_size, c.eval_batch_size, c.objective.ema, c.model.init = 8, 8, 0.5, "deit"
+    return made(c, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def html(workdir):
+    """Its page; a class got a name that no folder can have, and the run a second start."""
+    run = json.loads((workdir / "run.json").read_text())
+    run["data"]["class_names"][1] = SCRIPT
+    run["starts"].append(run["starts"][0] | {"step": 3})
+    (workdir / "run.json").write_text(json.dumps(run))
+    return write(workdir=str(workdir))
+
+
+def test_a_run_is_shown_whole_and_escaped(workdir, html):
+    run = json.loads((workdir / "run.json").read_text())
+    tree = whole(html)
+    parts = ["setup", "course", "input", "model", "weights", "attention", "tokens", "answers"]
+    assert sections(tree) == parts
+    expected = {"config-changes", "config", "environment", "curves", "starts", "batch", "whole"}
+    expected |= {"size-bars", "drawing-self", "drawing-heads", "drawing-patch", "drawing-where"}
+    expected |= {"filter-components", "position-similarity", "attention-maps", "token-features"}
+    expected |= {"attention-heads-1", "attention-mask", "effective-fields"}
+    expected |= {"attention-distance", "predictions", "mistakes", "confusion", "pairs", "per-class"}
+    assert expected - {"mistakes", "pairs"} <= figures(tree) <= expected
+    text = "\n".join(tree.itertext())
+    for name in (*NAMES[:2], SCRIPT):
+        assert name in text and (name.isalpha() or name not in html)
+    assert load_config(workdir).data.dir in text and "pictures <b>" not in html
+    assert len(list(tree.find(".//figure[@id='batch']").iter("img"))) == 8
+    # The numbers are those of the run: restarts, scores, sizes.
+    curves = tree.find(".//figure[@id='curves']")
+    assert "from 5.25 to 3.5" in "".join(curves.itertext())
+    assert "started again" in list(curves.itertext()) and "currentColor" in html
+    row = log.read_metrics(workdir)[-1]
+    score = f"{row['eval/test/acc1']:.2%}"
+    assert score in [dd.text for dd in tree.iter("dd")]
+    said = next(p for p in tree.find(".//section[@id='answers']").iter("p"))
+    assert score in "".join(said.itertext())
+    counts = [
+        int(td.text) for td in tree.find(".//figure[@id='confusion']").iter("td") if td.text != "·"
+    ]
+    assert sum(counts) == 18 and f"{run['model']['parameters']:,} parameters" in text
+    rows = {tr[0].text: [td.text for td in tr[1:]] for tr in tree.iter("tr") if tr[0].text}
+    assert rows["model.width"] == ["None", "16"] or rows["model.width"] == ["16"]
+    assert rows["augment.flip"][-1] == "0.0"
+
+
+def same_in_both(tree):
+    """Checks that every phrase has the same numbers in both languages. -> the phrases of each"""
+    spans = {lang: [] for lang in ("en", "ko")}
+    for node in tree.iter("span"):
+        if node.get("lang"):
+            spans[node.get("lang")].append("".join(node.itertext()))
+    assert len(spans["en"]) == len(spans["ko"]) > 40
+    for pair in zip(spans["en"], spans["ko"], strict=True):
+        en, ko = (sorted(re.findall(r"\d[\d.,]*\d|\d", text)) for text in pair)
+        assert en == ko and bool(re.search("[가-힣]", pair[0])) is ("나비" in pair[0]), pair
+    return spans
+
+
+def test_both_languages_have_the_same_numbers(html):
+    spans = same_in_both(whole(html))
+    assert re.search("[가-힣]", "".join(spans["ko"]))
+    # One language alone: no other, and no switch.
+    for lang, own, other in (("ko", "예측", "Predictions"), ("en", "Predictions", "예측")):
+        parts = [page.section("answers", page.text(Words((lang,))("no_mistakes")))]
+        found = page.render(Words((lang,)), "x", "y", [("1", "z")], parts)
+        tree = whole(found)
+        assert own in found and other not in found
+        assert tree.get("lang") == lang and not list(tree.iter("input"))
+
+
+def test_every_phrase_has_the_same_values_in_both():
+    for key, phrase in WORDS.items():
+        fields = [
+            sorted((name, form) for _, name, form, _ in string.Formatter().parse(text) if name)
+            for text in (phrase["en"], phrase["ko"])
+        ]
+        assert fields[0] == fields[1], key
+        fixed = [re.findall(r"\d+", re.sub(r"{.*?}", "", phrase[x])) for x in ("en", "ko")]
+        assert sorted(fixed[0]) == sorted(fixed[1]), key
+    said = Words()("where", n=1234, width=16, kind=Phrase("learned"))
+    assert "1,234" in said and "learned" in said and "학습됨" in said
+    assert "&lt;b&gt;" in Words(("en",))("is", name="<b>")
+
+
+def test_dino_has_its_health(tmp_path):
+    c = tiny(dino_digits.get_config())
+    row = {"teacher_entropy": 0.41, "mean_entropy": 0.76, "kl": 0.92, "center_norm": 1.97}
+    row = {f"train/{key}": x for key, x in row.items()} | {"train/feature_std": 0.64}
+    tree = whole(write(workdir=str(made(c, tmp_path, row))))
+    assert sections(tree)[:3] == ["setup", "course", "health"]
+    assert figures(tree) >= {"health-curves", "drawing-dino", "predictions", "confusion"}
+    assert len(list(tree.find(".//figure[@id='batch']").iter("img"))) == 6 * 4  # views of each
+    text = "".join(tree.itertext())
+    assert "41%" in text and "76%" in text and "norm of the center 1.97" in text
+    assert "nearest training images vote" in text and "teacher's entropy" in text
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory):
+    c = tiny(digits.get_config())
+    c.model.variant, c.model.image = "resnet8", 8
+    c.model.depth, c.model.pool, c.model.init = None, "cls", "deit"
+    return made(c, tmp_path_factory.mktemp("resnet"), {"eval/test/acc1": 0.125})
+
+
+def test_a_resnet_has_what_applies(resnet, tmp_path):
+    tree = whole(write(workdir=str(resnet), most=64, output=str(tmp_path / "x.html")))
+    parts = ["setup", "course", "input", "model", "filters-fields", "gradcam", "answers"]
+    assert sections(tree) == parts and "12.50%" in [dd.text for dd in tree.iter("dd")]
+    drawn = {"whole", "size-bars", "filter-components", "receptive-fields"}
+    assert figures(tree) >= drawn | {"predictions", "effective-fields", "gradcam-maps"}
+    # The fields and the answers are those of the same first test images.
+    model = inference.of_run(str(resnet))
+    source = data.make(model.config, model.config.data.test)
+    views = [model.view(source[i]["image"]) for i in range(4)]
+    rows = [row for row in effective_fields.fields(model, views)[0] if "side95" in row]
+    expected = [[row["layer"], str(row["field"]), str(row["jump"])] for row in rows]
+    assert [row[:3] for row in cells(tree, "receptive-fields")] == expected
+    sides = [f"{row['side95']:.1f}" for row in rows]
+    assert [row[3] for row in cells(tree, "receptive-fields")] == sides
+    assert f"a side of {sides[0]} in" in said_of(tree, "effective-fields")
+    assert "mean of 4 channels of it in each of 4" in said_of(tree, "effective-fields")
+    shown = "\n".join(tree.find(".//figure[@id='gradcam-maps']").itertext())
+    logits = model.module(model.normalize(views))["logits"]
+    for name in np.asarray(logits.argmax(-1)):
+        assert f"says {model.class_names[name]}" in shown
+    # Without its data the rest is there.
+    broken = tmp_path / "run"
+    shutil.copytree(resnet, broken)
+    config = json.loads((broken / "config.json").read_text())
+    config["data"] |= {"name": "folder", "dir": "/nowhere"}
+    (broken / "config.json").write_text(json.dumps(config))
+    tree = whole(write(workdir=str(broken)))
+    assert figures(tree) >= drawn
+    assert not figures(tree) & {"predictions", "effective-fields", "gradcam-maps"}
+    assert "no folder /nowhere" in "".join(tree.itertext()) and "gradcam" in sections(tree)
+
+
+def test_a_cnn_and_a_vit_side_by_side(workdir, resnet, tmp_path, monkeypatch):
+    monkeypatch.setattr(of_pair, "PAIRS", 1)
+    monkeypatch.setattr(of_pair, "SECONDS", 0.0)
+    pair = dict(workdir=str(resnet), against=str(workdir), output=str(tmp_path / "x.html"), most=64)
+    tree = whole(write(**pair))
+    assert sections(tree)[-1] == "against"
+    parts = {"against-table", "against-looks", "against-fields", "against-distances"}
+    assert figures(tree) >= parts and same_in_both(tree)
+    table = {row[0].split("테스트")[0]: row[1:] for row in cells(tree, "against-table")}
+    sizes = [json.loads((run / "run.json").read_text())["model"] for run in (resnet, workdir)]
+    assert [f"{size['parameters']:,}" for size in sizes] in table.values()
+    row = log.read_metrics(workdir)[-1]
+    assert table["test"] == ["12.50% (acc1)", f"{row['eval/test/acc1']:.2%} (acc1)"]
+    # The second one has its own fields and heads, of the images of the first.
+    other, first = inference.of_run(str(workdir)), inference.of_run(str(resnet))
+    source = data.make(first.config, first.config.data.test)
+    views = [other.view(source[i]["image"]) for i in range(4)]
+    (row,), _ = effective_fields.fields(other, views)
+    side = (
+        f"{row['side95']:.1f} pixels in the first layer drawn and {row['side95']:.1f} in the last"
+    )
+    assert f"{other.short}: 95% of the gradient has a side of {side}" in said_of(
+        tree, "against-fields"
+    )
+    shown = "\n".join(tree.find(".//figure[@id='against-looks']").itertext())
+    assert "Grad-CAM, layer3" in shown and "attention, block 1" in shown and "test:3" in shown
+    # What is too much to compute is said, not skipped.
+    monkeypatch.setattr(subject, "LIMIT", 1e6)
+    seen = subject.Seen(first, [(f"{i}", view, None) for i, view in enumerate(views)])
+    (block,) = of_images.reach(Words(("en",)), seen)
+    flops = count(effective_fields.cost(first, 4))
+    words = f"would take {flops} FLOPs, and this page spends at most 1 M"
+    assert block["kind"] == "text" and words in block["text"] and seen.reach == (0, 0)
+
+
+def test_a_run_beside_a_file(workdir, tmp_path, monkeypatch):
+    """Other sizes, other channels, other classes; an image that is named."""
+    monkeypatch.setattr(of_pair, "PAIRS", 1)
+    monkeypatch.setattr(of_pair, "SECONDS", 0.0)
+    picture = tmp_path / "mine.png"
+    Image.fromarray(np.arange(30 * 20 * 3, dtype=np.uint8).reshape(30, 20, 3)).save(picture)
+    found = dict(workdir=str(workdir), against=str(WEIGHTS), against_model="S/4,num_heads=3")
+    tree = whole(write([str(picture), "test:2"], **found, output=str(tmp_path / "x.html")))
+    table = cells(tree, "against-table")
+    assert [row[1:] for row in table if "×" in row[1]] == [["8 × 8", "32 × 32"]]
+    assert any(row[2] == "—" and row[1] != "—" for row in table)
+    for name in ("against-looks", "attention-maps", "attention-heads-1", "attention-mask"):
+        shown = "".join(tree.find(f".//figure[@id='{name}']").itertext())
+        assert "mine.png" in shown and "test:2" in shown
+    # The file's fields are of these images, in its own size.
+    other, run = inference.of_file(str(WEIGHTS), "S/4,num_heads=3"), inference.of_run(str(workdir))
+    images, _ = pictures.open_images([str(picture), "test:2"], other, run.config)
+    rows, _ = effective_fields.fields(other, [image.view for image in images])
+    assert len(rows) <= subject.BLOCKS
+    last = f"{rows[-1]['side95']:.1f} in the last, of 32."
+    assert last in said_of(tree, "against-fields")
+    with pytest.raises(UserError, match="none of the images"):
+        write(["/nowhere.png"], **found, output=str(tmp_path / "x.html"))
+
+
+def test_weights_without_a_run(tmp_path):
+    with pytest.raises(UserError, match="needs --output"):
+        write(weights=str(WEIGHTS))
+    with pytest.raises(UserError, match="either"):
+        write()
+    with pytest.raises(UserError, match=".html"):
+        write(weights=str(WEIGHTS), output=str(tmp_path / "x.txt"))
+    output = str(tmp_path / "x.html")
+    tree = whole(write(weights=str(WEIGHTS), model="S/4,num_heads=3", output=output))
+    assert sections(tree) == ["model", "weights", "attention", "tokens"]
+    assert "china" in "".join(tree.find(".//figure[@id='attention-maps']").itertext())
+
+
+def test_the_batch_is_what_the_model_gets():
+    c = digits.get_config()
+    c.augment.rotate = c.augment.shift = c.augment.zoom = 0.0
+    c.augment.flip = 1.0
+    groups, labels = subject.first_batch(c, 5)
+    shown = subject.visible(groups["image"], c.data.mean, c.data.std)
+    assert shown.shape == (5, 1, 8, 8, 1)
+    source = data.make(c, "train")
+    known = {source[i]["image"].tobytes(): source[i]["label"] for i in range(len(source))}
+    for image, label in zip(shown[:, 0], labels, strict=True):
+        pixels = np.round(image[:, ::-1] * 255).astype(np.uint8)
+        assert known[pixels.tobytes()] == label
+    c.augment.erase, c.augment.flip = 1.0, 0.0  # what comes after normalization is seen too
+    erased, _ = subject.first_batch(c, 5)
+    assert (np.abs(erased["image"] - groups["image"][:, :, :, ::-1]).max((1, 2, 3, 4)) > 0).all()
+
+
+def test_scores_of_known_answers():
+    labels = np.array([0, 1, 1, 2, 2, 2])
+    shares = np.eye(3)[[0, 1, 2, 2, 0, 0]] * np.array([[0.9, 0.5, 0.6, 0.7, 0.8, 0.95]]).T
+    matrix = scores.confusion(labels, shares.argmax(1), 3)
+    assert matrix.tolist() == [[1, 0, 0], [0, 1, 1], [2, 0, 1]]
+    assert scores.mistakes(labels, shares, 2).tolist() == [5, 4]
+    assert scores.confused(matrix, 5) == [(2, 0, 2), (1, 2, 1)]
+
+
+def test_figures_follow_the_colors_of_the_page():
+    figure = Figure()
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color="#0072B2")
+    axis.plot([0, 1], [1, 0], color="0.9")
+    axis.set_title("<a> & 0.1")
+    tree = ElementTree.fromstring(inline.svg(figure, "one"))
+    text = ElementTree.tostring(tree, encoding="unicode")
+    assert text.count("currentColor") > 10 and "#0072b2" in text and inline.INK not in text
+    assert "stroke-opacity: 0.1" in text and "#e5e5e5" not in text and "#000000" not in text
+    assert tree.get("width") and not tree.get("height") and "<a> & 0.1" in list(tree.itertext())
+    ids = [node.get("id") for node in tree.iter() if node.get("id")]
+    assert ids and all(name.startswith("one-") for name in ids)
+    assert drawn.restarts([{"step": 0}, {"step": 5}, {"step": 5}, {"step": 2}]) == [2, 5]
+    assert drawn.course([{"step": 1, "perf/step_ms": 3.0}], []) is None
+    assert of_run.best([{"step": 1, "a": 2}, {"step": 2, "a": None}, {"step": 3}], "a")["step"] == 1
+
+
+def test_what_the_page_needs_is_installed_with_it():
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    package = ROOT / "vit_jax"
+    named = {
+        path
+        for name, patterns in wanted["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / name.replace(".", "/")).glob(pattern)
+    }
+    files = {p for p in package.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    assert named == {p for p in files if p.suffix != ".py"}

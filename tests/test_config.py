@@ -1,0 +1,183 @@
+"""The schema: what is accepted can be built, and what is refused is refused in one plain line."""
+
+import jax
+import numpy as np
+import pytest
+
+from vit_jax import config as configs
+from vit_jax import variants
+from vit_jax.config import check, defaults, flat, objective, schema
+from vit_jax.errors import UserError
+from vit_jax.run import Run
+from vit_jax.schema import members
+
+# Values that a person might try, the default first; a config has the others now and then.
+TRIED = {
+    "model.variant": [
+        "mu/4",
+        "nano/2",
+        "resnet8",
+        "mu/5",
+        "nano/2,depth=1",
+        "vit_tiny_patch16_224",
+    ],
+    "model.image": [8, 16, 20, 12, 1],
+    "model.channels": [3, 1, 2],
+    "model.depth": [None, 1, 2, 0],
+    "model.width": [None, 48, 6, 50],
+    "model.num_heads": [None, 1, 3],
+    "model.mlp_dim": [None, 7],
+    "model.patch": [None, 4, 3],
+    "model.num_classes": [None, 10, 0],
+    "model.pool": ["cls", "gap", "map", "mean"],
+    "model.class_token": [None, True, False],
+    "model.fc_norm": [None, True, False],
+    "model.pos_embed": ["learned", "sincos2d"],
+    "model.pos_resize": ["timm", "dino"],
+    "model.patch_embed": ["conv", "linear"],
+    "model.norm": ["pre", "post"],
+    "model.act": ["gelu", "gelu_tanh"],
+    "model.qkv_bias": [True, False],
+    "model.drop_path": [0.0, 0.3, 1.0],
+    "model.dropout": [0.0, 0.2],
+    "model.remat": ["none", "dots", "full"],
+    "model.scan": ["auto", "on", "off"],
+    "model.attn": ["auto", "matmul", "xla", "cudnn"],
+    "model.init": ["deit", "big_vision"],
+    "model.dtype": ["float32", "bfloat16", "float64"],
+    "objective.name": ["supervised", "dino"],
+    "augment.crop": ["none", "resized", "pad", "multi"],
+    "augment.local_views": [2, 0],
+    "augment.local_size": [4, 6],
+    "augment.randaugment": ["", "rand-m9-mstd0.5-inc1", "rand-m9"],
+    "augment.scale": [(0.3, 1.0), (1.0, 0.3)],
+    "augment.rotate": [0.0, 10.0],
+    "augment.jitter": [(0.4, 0.4, 0.2, 0.1), (0.4, 0.4)],
+    "augment.mixup": [0.0, 0.8],
+    "augment.erase": [0.0, 0.25],
+    "evaluators": [("accuracy",), ("knn",), ("none_such",)],
+    "optim.name": ["adamw", "sgd"],
+    "optim.layer_decay": [1.0, 0.8],
+    "optim.decay_by": ["lr", "schedule"],
+    "optim.clip": [0.0, 1.0],
+    "accum_steps": [1, 2, 3],
+}
+
+
+def draw(rng):
+    """A config on eight synthetic images, most of it as usual."""
+    c = defaults()
+    picks = {
+        key: values[rng.integers(len(values)) if rng.random() < 0.12 else 0]
+        for key, values in TRIED.items()
+    }
+    c.objective = objective(picks["objective.name"])
+    if picks["objective.name"] == "dino" and rng.random() < 0.8:  # what goes with it
+        picks |= {"augment.crop": "multi", "model.num_classes": 0, "evaluators": ("knn",)}
+    for key, value in picks.items():
+        *groups, leaf = key.split(".")
+        group = c
+        for word in groups:
+            group = group[word]
+        group[leaf] = value
+    if "out_dim" in c.objective:
+        c.objective.update(out_dim=32, hidden_dim=16, bottleneck_dim=8)
+    c.data.name, c.data.train, c.data.threads = "synthetic", "train", 1
+    c.data.mean = c.data.std = (0.5,) * c.model.channels
+    c.data.synthetic.images, c.batch_size, c.total_steps, c.optim.warmup = 8, 4, "4", "1"
+    return c
+
+
+def test_what_is_accepted_can_be_built_and_what_is_refused_says_why():
+    """Random configs: `check` against reading a batch and tracing the training step."""
+    rng, accepted, refused = np.random.default_rng(0), 0, 0
+    for _ in range(45):
+        config = draw(rng)
+        try:
+            check(config)
+        except UserError as error:
+            assert str(error).startswith("config") and "\n" not in str(error), error
+            refused += 1
+            continue
+        accepted += 1
+        try:
+            run = Run(config, jax.devices()[:1])
+        except UserError as error:  # what the platform cannot do
+            assert "cudnn" in str(error) and config.model.attn == "cudnn"
+            continue
+        batches = run.batches(0)
+        run.lower(next(batches))
+        batches.close()
+    assert accepted > 12 and refused > 12
+
+
+@pytest.mark.parametrize("name", members("objectives"))
+def test_every_key_refuses_another_type_and_what_is_out_of_range(name):
+    for key, spec in schema(name).items():
+        assert spec.doc and not spec.doc.endswith("."), key
+        spec.check(key, spec.default)
+        wrong = [b"bytes", {}, None] if spec.default is not None else [b"bytes", {}]
+        tuples = isinstance(spec.default, tuple)
+        count = len(spec.default) if tuples else 1
+        for bound, beyond in ((spec.least, -1), (spec.most, 1)):
+            if np.isfinite(bound):
+                wrong.append(bound + beyond)
+        wrong += [bound for bound in (spec.above, spec.below) if np.isfinite(bound)]
+        wrong += ["none_such"] if spec.choices or spec.family else []
+        wrong += [(1.0,) * (count + 1)] if spec.length else []
+        for value in wrong:
+            value = (value,) * count if tuples and not isinstance(value, tuple) else value
+            if spec.duration and isinstance(value, float):
+                value = str(int(value))
+            with pytest.raises(UserError, match=f"^{key}\\b"):
+                spec.check(key, value)
+
+
+def test_the_group_model_is_made_of_the_options_of_a_vit():
+    group = defaults().model
+    assert set(group) == {"variant", *variants.ViTConfig.__dataclass_fields__}
+    plain = variants.parse("S/16")
+    same = variants.of_config(group)
+    assert same == plain and variants.of_config(group, 7).num_classes == 7
+    group.num_classes = 5
+    assert variants.of_config(group, 7).num_classes == 5
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("model.depth", 0, "config.model.depth = 0 must be at least 1"),
+        ("model.variant", "nano/2,depth=1", "pass --config.model.depth=1"),
+        ("model.class_token", False, "pool = 'cls' needs class_token"),
+        ("model.channels", 2, "must be 3 .color. or 1 .gray."),
+        ("augment.crop", "multi", "several views"),
+        ("knn.k", (0,), "config.knn.k = .0,. must be at least 1"),
+        ("best_metric", "eval/val/knn5", "is not evaluated"),
+        ("data.mean", (0.5,), "must have 3 numbers"),
+        ("model.dtype", "float64", "JAX_ENABLE_X64=1"),
+    ],
+)
+def test_a_config_that_cannot_work_says_why(key, value, said):
+    config = defaults()
+    config.evaluators = ("accuracy", "knn")
+    *groups, leaf = key.split(".")
+    group = config[groups[0]] if groups else config
+    group[leaf] = value
+    with pytest.raises(UserError, match=said):
+        check(config)
+
+
+def test_configs_of_older_runs_are_read(tmp_path):
+    """Keys that came later have their defaults, renamed ones keep their value."""
+    old = defaults()
+    old.augment.gray = 0.2
+    values = old.to_dict()
+    values["augment"]["grey"] = values["augment"].pop("gray")
+    del values["model"]["patch"], values["knn"]
+    configs.storage.write_json(tmp_path / "config.json", values)
+    found = configs.load_config(tmp_path)
+    assert flat(found) == flat(old)
+    check(found)
+    assert configs.fixed_diff(found, old) == []
+    old.total_steps, old.optim.lr = "7", 0.5
+    assert configs.fixed_diff(found, old) == ["optim.lr: 0.001 -> 0.5"]

@@ -1,0 +1,241 @@
+"""The command that draws attention: of a run, of a weight file, as pictures, film and text."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tests import GOLDEN, ROOT
+from vit_jax import augment, data, inference, pretrained, vit
+from vit_jax.analysis import attention, attention_maps
+from vit_jax.config import defaults, load_config
+from vit_jax.errors import UserError
+from vit_jax.pretrained import runs
+from vit_jax.tools import attend
+
+WEIGHTS = GOLDEN / "vit/vit_cls/state_dict.safetensors"  # 2 layers, 3 heads, 32/4
+NAME = "vit_tiny_patch16_224"
+FLAGS = dict.fromkeys("workdir weights model class_names against against_model".split())
+FLAGS |= dict.fromkeys("layers heads image output animate fps".split())
+FLAGS |= dict.fromkeys(["mean", "std", "crop"]) | dict(style="overlay", keep=0.6, terminal=False)
+FLAGS |= dict(checkpoint="best", raw=False)
+
+
+def run(words, **change):
+    change = {k: str(v) if isinstance(v, Path) else v for k, v in change.items()}
+    return attend.main(SimpleNamespace(**FLAGS | change), [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory, train_digits):
+    """A step of the smallest model with a class token on the digits: 4 x 4 patches, 4 heads."""
+    sizes = dict(depth=1, width=16, mlp_dim=32, pool="cls")
+    return train_digits(tmp_path_factory.mktemp("run"), 1, **sizes)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Three files in a folder, of which the names sort otherwise than as text."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in (2, 10, 1):
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{i}.png")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What stands on each figure that is made, as sets of texts."""
+    found, make = [], Figure.__init__
+
+    def note(self, *args, **options):
+        make(self, *args, **options)
+        found.append(self)
+
+    monkeypatch.setattr(Figure, "__init__", note)
+    return lambda: [{t.get_text() for t in figure.findobj(match=is_text)} for figure in found]
+
+
+def is_text(artist):
+    return hasattr(artist, "get_text")
+
+
+def test_of_a_run_the_numbers_are_what_the_model_says(workdir, tmp_path, capsys):
+    image = data.make(load_config(workdir), "test")[0]["image"]
+    Image.fromarray(image[..., 0]).save(tmp_path / "x.png")
+    (tmp_path / "page.jpg").write_text("<html>404</html>")
+    output = tmp_path / "seen.png"
+    words = ["test:0", str(tmp_path / "page.jpg"), str(tmp_path / "x.png"), "val:3"]
+    assert run(words, workdir=workdir, against=workdir, output=output) == 2
+    out, err = capsys.readouterr()
+    assert out.split() == [str(output), str(tmp_path / "seen.npz")]
+    assert len(err.splitlines()) == 1 and "page.jpg" in err
+    with Image.open(output) as picture:
+        assert min(picture.size) > 600
+    arrays = np.load(tmp_path / "seen.npz")
+    assert arrays["names"].tolist() == [words[0], *words[2:]]
+    c, model = load_config(workdir), runs.load_model(workdir)
+    x = augment.normalize(arrays["images"][:1], c.data.mean, c.data.std)
+    maps = model(x, attention=True)["attention"][-1][0, :, 0, 1:].reshape(4, 4, 4)
+    np.testing.assert_allclose(arrays["maps"][0, 0], maps, atol=2e-6)
+    for name in ("maps", "colors", "mask"):
+        values = arrays[name]
+        np.testing.assert_array_equal(values[0], values[1])  # the same image, from a file
+        np.testing.assert_array_equal(values, arrays[f"against_{name}"])
+    mask = attention.mass_mask(arrays["maps"].mean(2), 0.6)
+    np.testing.assert_array_equal(arrays["mask"], mask)
+    assert "step 1: attention of [CLS]; image 8x8, 4x4 patches of 2x2" in str(arrays["note"])
+
+
+def test_of_a_file_any_layers_heads_and_resolution(photos, drawn):
+    output = photos.parent / "new" / "seen.svg"
+    options = dict(weights=WEIGHTS, model=NAME, image=48, layers=["2", "1"], keep=0.5)
+    assert run([photos], **options, heads=["2", "max", "rollout"], output=output) == 0
+    arrays = np.load(output.with_suffix(".npz"))
+    names = [Path(name).name for name in arrays["names"]]
+    assert names == ["1.png", "2.png", "10.png"]
+    assert arrays["layers"].tolist() == [2, 1] and arrays["heads"].tolist() == [0, 1, 2]
+    x = arrays["images"] / 255 * 2 - 1  # a timm name without a suffix: AugReg's
+    assert x.shape == (3, 48, 48, 3)
+    whole = np.asarray(pretrained.load(WEIGHTS, NAME)(x, attention=True)["attention"])
+    assert whole.shape == (2, 3, 3, 145, 145)
+    rows = whole[[1, 0], ..., 0, 1:].reshape(2, 3, 3, 12, 12).swapaxes(0, 1)
+    np.testing.assert_allclose(arrays["maps"], rows, atol=2e-6)
+    rolled = attention.rollout(whole)[[1, 0], :, 0, 1:].reshape(2, 3, 12, 12).swapaxes(0, 1)
+    np.testing.assert_allclose(arrays["rollout"], rolled, atol=2e-6)
+    np.testing.assert_array_equal(arrays["mask"], attention.mass_mask(rows.mean(2), 0.5))
+    (texts,) = drawn()
+    size = "image 48x48, 12x12 patches of 4x4, positions resized from 8x8"
+    assert any(size in text for text in texts)
+    assert f"state_dict.safetensors, {NAME}" in texts
+    assert {"layer 1 of 2", "layer 2 of 2", "head 2", "max of 3 heads", "rollout"} < texts
+    assert any("hold 50%" in text for text in texts)
+
+
+def test_a_run_against_a_file(workdir, tmp_path, drawn):
+    options = dict(workdir=workdir, against=WEIGHTS, against_model=NAME)
+    assert run(["test:1"], **options, output=tmp_path / "both.png") == 0
+    arrays = np.load(tmp_path / "both.npz")
+    assert arrays["maps"].shape == (1, 1, 4, 4, 4) and arrays["layers"].tolist() == [1]
+    assert arrays["against_maps"].shape == (1, 1, 3, 8, 8)
+    assert arrays["against_layers"].tolist() == [2]
+    (texts,) = drawn()
+    assert f"state_dict.safetensors, {NAME}" in texts and "layer 2 of 2" in " ".join(texts)
+
+
+def test_a_frame_a_layer_or_an_image(photos, tmp_path, drawn):
+    options = dict(weights=WEIGHTS, model=NAME)
+    assert run([photos / "1.png"], **options, animate=tmp_path / "layers.gif") == 0
+    assert [{"layer 1 of 2", "layer 2 of 2"} & texts for texts in drawn()] == [
+        {"layer 1 of 2"},
+        {"layer 2 of 2"},
+    ]
+    assert run([photos], **options, animate=tmp_path / "images.apng", fps=5) == 0
+    for name, frames, each in (("layers.gif", 2, 500), ("images.apng", 3, 200)):
+        with Image.open(tmp_path / name) as film:
+            film.load()
+            assert film.n_frames == frames and film.info["duration"] == each
+    maps = np.load(tmp_path / "layers.npz")["maps"]
+    assert maps.shape == (1, 2, 3, 8, 8)
+    np.testing.assert_allclose(maps, np.load(tmp_path / "images.npz")["maps"][:1], atol=1e-6)
+
+
+def test_in_the_terminal(photos, capsys):
+    assert run([photos / "1.png"], weights=WEIGHTS, model=NAME, terminal=True, layers=["2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "mean 0.5,0.5,0.5" in lines[0] and lines[-1] == attention.LEGEND
+    assert any(line.startswith("mean of 3 heads") and "head 1" in line for line in lines)
+    maps = [line for line in lines[:-1] if set(line) & set("█▓░")]
+    assert len(maps) % 8 == 0 and "█" in "".join(maps) and not list(photos.parent.glob("*.npz"))
+
+
+def test_which_layers_and_heads():
+    def layers(depth, of_layers=False, **change):
+        return attend.pick_layers(SimpleNamespace(**FLAGS | change), depth, of_layers)
+
+    assert layers(12) == [1, 6, 12] and layers(1) == [1] and layers(2) == [1, 2]
+    assert layers(12, against="x") == [12] and layers(3, True, against="x") == [1, 2, 3]
+    assert layers(4, layers=["last", "2", "all"]) == [4, 2, 1, 3]
+    assert attend.pick_heads(None, 6, 3) == ["mean"]
+    assert attend.pick_heads(None, 6, 1) == ["mean", 0, 1, 2]
+    assert attend.pick_heads(None, 1, 1) == ["mean"]
+    assert attend.pick_heads(["max", "1", "all"], 3, 3) == ["max", 1, 0, 2]
+    with pytest.raises(UserError, match="from 1 to 12"):
+        layers(12, layers=["13"])
+    with pytest.raises(UserError, match="maps"):
+        attend.check_size(16, [range(12)], range(6), True)
+
+
+def test_mistakes_are_named(workdir, photos, tmp_path):
+    flags = dict(workdir=workdir, output=tmp_path / "out" / "x.png")
+    (tmp_path / "cnn").mkdir()
+    config = json.loads((workdir / "config.json").read_text())
+    config["model"] = defaults().model.to_dict() | dict(variant="resnet20")
+    (tmp_path / "cnn/config.json").write_text(json.dumps(config))
+    (tmp_path / "empty").mkdir()
+    file = dict(workdir=None, weights=WEIGHTS, model=NAME)
+    cases = [
+        (dict(output=tmp_path / "x.svgz"), ["test:0"], "--output="),
+        (dict(animate=tmp_path / "x.mp4"), ["test:0"], "--animate=.*gif"),
+        (dict(animate=tmp_path / "out" / "x.png"), ["test:0"], "both"),
+        (dict(output=None), ["test:0"], "--terminal"),
+        ({}, [], "1 to 16"),
+        ({}, ["test:0"] * 17, "1 to 16"),
+        ({}, [tmp_path / "empty"], "holds no image"),
+        (dict(keep=0.0), ["test:0"], "--keep"),
+        (dict(heads=["4"]), ["test:0"], "from 0 to 3"),
+        (dict(heads=["a"]), ["test:0"], "heads"),
+        (dict(layers=["2"]), ["test:0"], "from 1 to 1"),
+        (dict(image=9), ["test:0"], "--image=9 does not divide"),
+        (dict(image=2**12), ["test:0"], "GB a layer"),
+        (dict(against=tmp_path), ["test:0"], "config.json"),
+        (dict(against=workdir, against_model=NAME), ["test:0"], "--against_model goes with"),
+        (dict(workdir=tmp_path / "cnn"), ["test:0"], "resnet20, which has no attention"),
+        (dict(weights=WEIGHTS), ["test:0"], "either"),
+        (file | dict(model="resnet50"), [photos], "weights of a resnet50"),
+        (file | dict(raw=True), [photos], "--raw"),
+    ]
+    for change, words, message in cases:
+        with pytest.raises(UserError, match=message) as error:
+            run(words, **flags | change)
+        assert "\n" not in str(error.value)
+    assert run(["test:999"], **flags) == 2
+    assert run(["test:0"], **flags | file) == 2  # a row of what data?
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".npz", ".svg", ".mp4")]
+    command = [sys.executable, "-m", "vit_jax.tools.attend", "--workdir=nowhere", "test:0"]
+    done = subprocess.run([*command, "--output=x.png"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not done.stdout
+
+
+def see(name, views, layers=(2,), **options):
+    module = vit.create(name, num_classes=0, **options)
+    return attention_maps.see(inference.of_module(module, name), views, layers, with_rollout=True)
+
+
+def test_models_with_and_without_a_class_token():
+    views = np.random.default_rng(0).integers(0, 256, (10, 28, 28, 1), np.uint8)
+    a, b = (see("mu/4", views, image=28, channels=1, depth=2, pool=pool) for pool in ("cls", "gap"))
+    assert a.maps.shape == b.maps.shape == (10, 1, 2, 7, 7)
+    assert a.colors.shape == (10, 7, 7, 3) and "28x28, 7x7 patches of 4x4" in a.size
+    assert a.whose == "[CLS]" and "(no [CLS])" in b.whose and a.depth == 2
+    assert (a.maps.sum((3, 4)) < 1).all() and (a.rollout.sum((2, 3)) < 1).all()
+    np.testing.assert_allclose(b.maps.sum((3, 4)), 1, rtol=1e-5)
+    np.testing.assert_allclose(b.rollout.sum((2, 3)), 1, rtol=1e-5)
+
+
+def test_a_batch_or_one_at_a_time(monkeypatch):
+    views = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), np.uint8)
+    options = dict(layers=(1, 2), image=28, channels=1, depth=2)
+    together = see("mu/4", views, **options)
+    monkeypatch.setattr(attention_maps, "AT_ONCE", 2 * 4 * 2 * 2 * 50**2)  # two images' softmax
+    apart = see("mu/4", views, **options)
+    np.testing.assert_allclose(together.maps, apart.maps, atol=1e-6)
+    np.testing.assert_allclose(together.rollout, apart.rollout, atol=1e-6)

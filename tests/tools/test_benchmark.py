@@ -1,0 +1,168 @@
+"""vit_jax.tools.benchmark and vit_jax.perf.interleave: output, and what is compared with what."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from configs import dino
+from vit_jax.errors import UserError
+from vit_jax.perf import interleave, workloads
+
+TINY = ["--model=mu/8,image=16,num_classes=10", "--batch_size=2", "--pairs=2", "--steps=2"]
+
+
+def run(*words):
+    command = [sys.executable, "-m", "vit_jax.tools.benchmark", *words]
+    return subprocess.run(command, cwd=interleave.ROOT, capture_output=True, text=True)
+
+
+def test_train_step_prints_one_json_object_and_needs_no_input_pipeline():
+    code = "import sys; sys.modules['grain'] = sys.modules['tensorflow_datasets'] = None\n"
+    code += "import vit_jax.tools.benchmark as b; b.define_flags(); b.cli.run(b.main)"
+    command = [sys.executable, "-c", code, "--what=train_step", "--json", *TINY]
+    done = subprocess.run(command, cwd=interleave.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["what"] == "train_step" and result["batch_size"] == 2
+    assert len(result["pairs"]) == 2 and result["steps"] == 2 and result["versions"]["jax"]
+    rate, ms = result["images_per_s"], result["step_ms"]
+    assert 0 < rate["min"] <= rate["median"] <= rate["max"]
+    assert 2e3 / ms["max"] == pytest.approx(rate["min"], rel=1e-3)
+    assert result["flops_per_s"] > 0 and result["peak_rss_mb"] > 0 and "ratio_against" not in result
+
+
+def test_dino_step_prints_the_same_keys():
+    head = "hidden_dim=32,bottleneck_dim=16,out_dim=64"
+    words = ["--what=dino_step", "--json", f"--model=mu/4,image=16,{head}", "--batch_size=2"]
+    done = run(*words, "--pairs=1", "--steps=1")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["what"] == "dino_step" and result["steps"] == 1
+    assert result["flops_per_s"] > 0
+    rate, ms = result["images_per_s"]["median"], result["step_ms"]["median"]
+    assert 2e3 / ms == pytest.approx(rate, rel=1e-3)
+
+
+def test_attention_takes_turns_with_the_plain_forward_pass():
+    done = run("--what=attention", "--json", *TINY)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["against"] == "forward" and len(result["pairs"][0]) == 2
+    (ours, plain), ratio = result["pairs"][0], result["ratio_spread"]
+    assert ratio["min"] * 0.999 <= ours / plain <= ratio["max"] * 1.001
+    for words, cause in (
+        (["--model=resnet18"], "ResNet"),
+        (["--against=timm"], "--what=attention"),
+    ):
+        done = run("--what=attention", *words)
+        assert done.returncode == 2 and cause in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_input_reads_photographs_as_the_peer_is_told_to(tmp_path):
+    done = run("--what=input", "--json", "--batch_size=8", "--pairs=2", "--steps=1", "--threads=1")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["device"] == "host" and result["threads"] == 1 and len(result["pairs"]) == 2
+    workloads.write_photographs(tmp_path / "train", count=4, names=3)
+    files = sorted(tmp_path.glob("train/*/*.jpg"))
+    assert len(files) == 12 and len({file.read_bytes() for file in files}) == 4
+    with Image.open(files[0]) as photo:
+        assert sorted(photo.size) == [375, 500]
+    config, _ = workloads.input_config("S/16,image=160", 8, tmp_path / "more", 1)
+    job = interleave.input_job(config, "FOLDER")
+    assert (job["image"], job["batch_size"], job["scale"]) == (160, 8, (0.08, 1.0))
+    assert job["randaugment"] == "rand-m9-mstd0.5-inc1" and job["folder"] == "FOLDER"
+    batch, _ = workloads.build_input(config, None)()
+    assert batch["image"].shape == (8, 160, 160, 3) and set(batch["label"]) == {0, 1}
+    with pytest.raises(UserError, match="color"):
+        interleave.input_job(workloads.make_config("S/16,channels=1", 8, "float32")[0], "")
+
+
+def test_a_peer_that_is_not_installed_is_the_users_mistake(tmp_path, monkeypatch):
+    monkeypatch.setattr(interleave, "ROOT", tmp_path)
+    with pytest.raises(UserError, match="make bench-peer"):
+        interleave.Peer("timm", {})
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--model=mu/8,widt=3"], "did you mean 'width'"),
+        (["--what=startup", "--against=timm"], "startup"),
+        (["--what=input", "--against=timm", "--config=configs/digits.py"], "--config"),
+        (["--what=input", "--against=timm", "--threads=2"], "--threads=1"),
+        (["--threads=100000"], "cores"),
+        (["--what=step"], "--what"),
+        (["--what=dino_step", "--model=mu/8,num_classes=10"], "no classifier"),
+    ],
+)
+def test_mistakes_end_in_2_and_one_line(words, says):
+    done = run(*words)
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_peer_is_given_the_same_model_batch_and_optimizer():
+    config, sizes = workloads.make_config("S/16,depth=2,pool=gap,image=32", 4, "float32")
+    job = interleave.peer_job(config, sizes, "train_step", 1, "cpu")
+    assert job["options"] == {
+        "embed_dim": 384,
+        "depth": 2,
+        "num_heads": 6,
+        "patch_size": 16,
+        "img_size": 32,
+        "in_chans": 3,
+        "num_classes": 1000,
+        "qkv_bias": True,
+        "drop_path_rate": 0.0,
+        "mlp_ratio": 4.0,
+        "global_pool": "avg",
+        "class_token": False,
+    }
+    assert (job["batch_size"], job["lr"], job["weight_decay"]) == (4, config.optim.lr, 0.05)
+    config, sizes = workloads.make_config("S/16,norm=post", 4, "float32")
+    with pytest.raises(UserError, match="norm"):
+        interleave.peer_job(config, sizes, "train_step", 1, "cpu")
+
+
+def test_the_peer_of_a_dino_step_is_given_the_recipe():
+    config, sizes = workloads.make_config("Ti/16", 2, "float32", dino.base())
+    job = interleave.peer_job(config, sizes, "dino_step", 1, "cpu")
+    batch = workloads.one_batch(config, 0)
+    assert batch["global"].shape == (2, 2, 224, 224, 3)
+    assert batch["local"].shape == (2, 8, 96, 96, 3)
+    assert job["head"] == [(192, 2048), (2048, 2048), (2048, 256), (256, 65536)]
+    assert (job["clip"], job["momentum"], job["weight_decay"]) == (3.0, 0.996, 0.04)
+    assert job["options"]["num_classes"] == 0 and job["options"]["drop_path_rate"] == 0.1
+    # The published 5,717,416 without their classifier, and the head without biases in its last.
+    head = 193 * 2048 + 2049 * 2048 + 2049 * 256 + 256 * 65536
+    assert job["parameters"] == 5_717_416 - 193 * 1000 + head
+    # Ti/16 is 1.26 GMACs (DeiT, with its classifier); 36 tokens and [CLS] instead of 197: 0.208.
+    macs = 1.26e9 * 8 + 0.208e9 * 24 + 32 * head
+    assert workloads.count_flops("dino_step", config, sizes) == pytest.approx(2 * macs, rel=0.01)
+
+
+def test_turns_alternate_and_the_ratio_is_of_pairs():
+    order = []
+
+    class Runner:
+        name, facts = "peer", {}
+
+        def __init__(self, label, seconds):
+            self.label, self.seconds = label, seconds
+
+        def run(self, steps):
+            order.append(self.label)
+            seconds = self.seconds[min(order.count(self.label), len(self.seconds)) - 1] * steps
+            return {"seconds": seconds, "peak_rss_mb": 1, "cpu": [0.0, 0.0]}
+
+    # Two runs of each come first: compiling, and one step that is timed to size the turns.
+    ours, peer = Runner("ours", [9, 1, 1, 2, 4]), Runner("peer", [9, 2, 3, 4, 4])
+    result = interleave.summarize(interleave.take(ours, peer, pairs=3, seconds=4), 8, 10, peer)
+    assert order == ["ours", "ours", "peer", "peer"] + ["ours", "peer"] * 3
+    assert (result["steps"], result["peer"]["steps"]) == (4, 2)
+    assert result["pairs"] == [[8, 2.6667], [4, 2], [2, 2]]
+    assert result["ratio_against"] == 2 and result["ratio_spread"] == {"min": 1, "max": 3}
+    assert result["flops_per_s"] == 40

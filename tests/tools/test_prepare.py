@@ -1,0 +1,220 @@
+import gzip
+import io
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from scipy.io import savemat
+
+from vit_jax import data
+from vit_jax.config import defaults
+from vit_jax.data.decode import decode
+from vit_jax.errors import UserError
+from vit_jax.tools import prepare
+
+
+class Args:
+    version, class_names, shard_mb = "1.0.0", None, 256
+
+    def __init__(self, source, target, **keys):
+        self.input, self.data_dir, self.name = str(source), str(target), "tiny"
+        self.__dict__.update(keys)
+
+
+def load(target, split, channels=3):
+    c = defaults()
+    c.data.name, c.data.dataset, c.data.dir = "tfds", "tiny", str(target)
+    c.model.channels = channels
+    return data.make(c, split)
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wb") as file:
+        file.write(header + array.tobytes())
+
+
+@pytest.fixture
+def idx(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for prefix, n in (("train", 30), ("t10k", 7)):
+        arrays[prefix] = rng.integers(0, 256, (n, 6, 5), np.uint8), np.arange(n, dtype=np.uint8) % 3
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", arrays[prefix][0])
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte", arrays[prefix][1])
+    return tmp_path, arrays
+
+
+def test_idx_comes_back_as_it_was(idx, tmp_path):
+    source, arrays = idx
+    target = tmp_path / "sets"
+    command = [sys.executable, "-m", "vit_jax.tools.prepare", f"--input={source}", "--name=tiny"]
+    command += [f"--data_dir={target}", "--class_names=T-shirt/top,bag,신발"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("tiny/1.0.0: train 30, test 7 images, 3 classes\n")
+    for prefix, split in (("train", "train"), ("t10k", "test")):
+        found = load(target, split, channels=1)
+        assert found.class_names == ["T-shirt/top", "bag", "신발"]
+        images, labels = arrays[prefix]
+        np.testing.assert_array_equal(
+            [found[i]["image"][..., 0] for i in range(len(found))], images
+        )
+        assert [found[i]["label"] for i in range(len(found))] == labels.tolist()
+    # TFDS itself reads it too.
+    theirs = tfds.data_source("tiny", data_dir=target, split="test", download=False)
+    np.testing.assert_array_equal(theirs[3]["image"][..., 0], arrays["t10k"][0][3])
+    # Said again, it refuses and leaves what is there.
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 2 and "is there already" in again.stderr
+    assert len(load(target, "train")) == 30
+    with pytest.raises(UserError, match="no split 'val' here; there are test, train"):
+        load(target, "val")
+
+
+def test_newest_version_unless_one_is_named(idx, tmp_path):
+    source, _ = idx
+    for version, names in (("9.0.0", "abc"), ("10.0.0", "xyz")):
+        prepare.main(Args(source, tmp_path, version=version, class_names=list(names)))
+    assert load(tmp_path, "train").class_names == list("xyz")
+    c = defaults()
+    c.data.dataset, c.data.dir = "tiny:9.0.0", str(tmp_path)
+    assert data.make(c, "train").class_names == list("abc")
+
+
+def test_sets_of_another_kind_are_refused(idx, tmp_path):
+    source, _ = idx
+    prepare.main(Args(source, tmp_path))
+    info, features = (tmp_path / "tiny/1.0.0" / f"{x}.json" for x in ("dataset_info", "features"))
+    whole = features.read_text()
+    features.write_text(whole.replace('"label"', '"digit"'))
+    with pytest.raises(UserError, match="has digit, image; an image and a label are needed"):
+        load(tmp_path, "train")
+    features.write_text(whole)
+    info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(UserError, match="prepare it again .* file_format=array_record"):
+        load(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda d: (d / "train-labels-idx1-ubyte").unlink(), "train needs both"),
+        (lambda d: (d / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01"), "not a whole idx"),
+        (lambda d: (d / "train-images-idx3-ubyte.gz").write_bytes(b"junk"), "images-idx3"),
+        (lambda d: write_idx(d / "t10k-labels-idx1-ubyte", np.zeros(3, np.uint8)), "7 images"),
+    ],
+)
+def test_broken_idx_files_are_named_and_leave_nothing(idx, tmp_path, damage, message):
+    source, _ = idx
+    damage(source)
+    with pytest.raises(UserError, match=message):
+        prepare.main(Args(source, tmp_path / "sets"))
+    assert not list((tmp_path / "sets").rglob("*.*"))
+
+
+def test_folder_keeps_jpegs_and_shards_by_size(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    jpegs = {}
+    for split, k in (("train", 4), ("val", 1)):
+        for label, name in enumerate(["cat", "dog"]):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(k):
+                path = tmp_path / split / name / f"{i}.{'png' if i == 3 else 'jpg'}"
+                Image.fromarray(rng.integers(0, 256, (600, 500, 3), np.uint8)).save(path)
+                if path.suffix == ".jpg":
+                    jpegs[path.read_bytes()] = label
+    monkeypatch.setattr(prepare, "CHUNK", 3)
+    prepare.main(Args(tmp_path, tmp_path / "sets", shard_mb=1))
+    shards = sorted(p.name for p in (tmp_path / "sets/tiny/1.0.0").glob("tiny-train*"))
+    assert len(shards) > 1 and shards[0].endswith(f"array_record-00000-of-{len(shards):05d}")
+    train, val = load(tmp_path / "sets", "train"), load(tmp_path / "sets", "validation")
+    assert train.class_names == ["cat", "dog"] and (len(train), len(val)) == (8, 2)
+    # By content: every JPEG as it was, under its label.
+    raw = tfds.data_source(
+        "tiny",
+        data_dir=tmp_path / "sets",
+        download=False,
+        decoders={"image": tfds.decode.SkipDecoding()},
+    )
+    found = {x["image"]: int(x["label"]) for split in raw.values() for x in split}
+    assert len(found) == 10 and jpegs.items() <= found.items()
+    assert {train[i]["image"].shape for i in range(8)} == {(600, 500, 3)}
+
+
+def test_a_broken_image_stops_it_by_name(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "train" / name / "a.png")
+    (tmp_path / "train" / "dog" / "a.png").write_bytes(b"<html>")
+    with pytest.raises(ValueError, match=r"dog/a\.png: not an image but a page"):
+        prepare.main(Args(tmp_path, tmp_path / "sets"))
+    assert not list((tmp_path / "sets").rglob("*.*"))
+
+
+def add(tar, name, content):
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture
+def archives(tmp_path):
+    """ILSVRC's three, with three classes. -> folder, {bytes of a JPEG: its class}"""
+    rng, found = np.random.default_rng(0), {"train": {}, "validation": {}}
+
+    def jpeg():
+        out = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8)).save(out, "JPEG")
+        return out.getvalue()
+
+    names = ["n02", "n03", "n01"]  # in the devkit's order, which is not that of the labels
+    with tarfile.open(tmp_path / "ILSVRC2012_img_train.tar", "w") as outer:
+        for name in names:
+            buffer = io.BytesIO()
+            with tarfile.open(fileobj=buffer, mode="w") as inner:
+                for i in range(4):
+                    found["train"][content := jpeg()] = name
+                    add(inner, f"{name}_{i}.JPEG", content)
+            add(outer, f"{name}.tar", buffer.getvalue())
+    with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w") as tar:
+        for i in (2, 1, 3, 5, 4):
+            found["validation"][content := jpeg()] = names[i % 3]
+            add(tar, f"ILSVRC2012_val_{i:08d}.JPEG", content)
+    kinds = [("ILSVRC2012_ID", object), ("WNID", object), ("num_children", object)]
+    rows = [(i + 1, name, 0) for i, name in enumerate(names)] + [(4, "n00", 3)]
+    savemat(meta := io.BytesIO(), {"synsets": np.array(rows, kinds)})
+    truth = "".join(f"{i % 3 + 1}\n" for i in range(1, 6)).encode()
+    with tarfile.open(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
+        add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
+        add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth)
+    return tmp_path, found
+
+
+def test_imagenets_archives(archives, tmp_path):
+    """Read where they lie, and prepared: every image under its class."""
+    root, found = archives
+    prepare.main(Args(root, tmp_path / "sets"))
+    raw = tfds.decode.SkipDecoding()
+    theirs = tfds.data_source(
+        "tiny", data_dir=tmp_path / "sets", download=False, decoders={"image": raw}
+    )
+    c = defaults()
+    c.data.name, c.data.dir = "ilsvrc", str(root)
+    for split, images in found.items():
+        source = data.make(c, split)
+        assert source.class_names == ["n01", "n02", "n03"] and len(source) == len(images)
+        labels = {content: source.class_names.index(name) for content, name in images.items()}
+        assert {x["image"]: int(x["label"]) for x in theirs[split]} == labels
+        ours = {source[i]["image"].tobytes(): source[i]["label"] for i in range(len(source))}
+        assert ours == {decode(content).tobytes(): label for content, label in labels.items()}
+    (root / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    with pytest.raises(UserError, match="no ILSVRC2012_devkit_t12.tar.gz in .*image-net.org"):
+        data.make(c, "validation")
+    cut = (root / "ILSVRC2012_img_val.tar").read_bytes()[:600]
+    (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(cut)
+    with pytest.raises(UserError, match="is broken or cut off"):
+        data.make(c, "validation")

@@ -1,0 +1,178 @@
+"""The records of a run survive restarts, torn lines and full disks."""
+
+import errno
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests import ROOT
+from vit_jax.workdir import log, metrics
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def events(folder):
+    """The TensorBoard events of a folder, in order."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    for path in sorted(folder.iterdir(), key=lambda p: p.stat().st_mtime_ns):
+        data = path.read_bytes()
+        while data:  # TFRecord: length, its checksum, the event, its checksum
+            (size,) = struct.unpack("<Q", data[:8])
+            yield Event.FromString(data[12 : 12 + size])
+            data = data[16 + size :]
+
+
+def test_a_run_records_the_commit_of_its_code():
+    if not ((ROOT / ".git").exists() and shutil.which("git")):
+        pytest.skip("not in a git checkout")
+    head = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        pytest.skip(f"git does not work here: {head.stderr}")
+    assert log._revision()["revision"] == head.stdout.strip()
+
+
+def test_rows_are_plain_json_with_the_step_first(tmp_path):
+    with log.Log(tmp_path, 10, stream=io.StringIO()) as out:
+        out.write(np.int64(3), {"train/loss": np.float32(0.5), "a": float("nan"), "b": 2})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text == '{"step": 3, "train/loss": 0.5, "a": null, "b": 2}\n'
+    assert log.read_metrics(tmp_path) == [{"step": 3, "train/loss": 0.5, "a": None, "b": 2}]
+    assert log.read_metrics(tmp_path / "nothing") == []
+
+
+def test_a_restart_sets_aside_what_is_done_again(tmp_path):
+    with log.Log(tmp_path, 40, stream=io.StringIO()) as out:
+        for step in (10, 20, 30):
+            out.write(step, {"train/loss": 1 / step})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 40, "train/lo')  # the crash
+    assert [row["step"] for row in log.read_metrics(tmp_path)] == [10, 20, 30]
+    with log.Log(tmp_path, 40, start=20, stream=io.StringIO()) as out:
+        out.write(30, {"train/loss": 0.0})
+    rows = log.read_metrics(tmp_path)
+    assert [(row["step"], row["train/loss"]) for row in rows] == [(10, 0.1), (20, 0.05), (30, 0.0)]
+    discarded = (tmp_path / "metrics.discarded.jsonl").read_text().splitlines()
+    assert [json.loads(discarded[0])["step"], discarded[1]] == [30, '{"step": 40, "train/lo']
+    # TensorBoard hides what came at or after the step of the second START.
+    marks = [e for e in events(tmp_path / "tb") if e.HasField("session_log")]
+    assert [e.step for e in marks] == [0, 21]
+    sums = [e for e in events(tmp_path / "tb") if e.HasField("summary")]
+    found = [(e.step, e.summary.value[0].tag, e.summary.value[0].simple_value) for e in sums]
+    assert [step for step, _, _ in found] == [10, 20, 30, 30]
+    assert found[1] == (20, "train/loss", pytest.approx(0.05))
+    with log.Log(tmp_path, 40, stream=io.StringIO()):
+        pass
+    assert log.read_metrics(tmp_path) == []  # nothing was restored, so all is done again
+
+
+def test_a_line_that_lacks_only_its_end_is_kept_whole(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}')
+    with log.Log(tmp_path, 3, start=1, stream=io.StringIO()) as out:
+        out.write(2, {})
+    assert log.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+def test_rows_of_a_bucket_are_objects_written_now_and_then(tmp_path, monkeypatch):
+    """On a disk here, where a run that was copied from its bucket goes on too."""
+    monkeypatch.setattr(metrics, "MOST", 3)
+    rows = metrics.Objects(tmp_path, 0)
+    rows.write({"step": 10})
+    assert not rows.due and log.read_metrics(tmp_path) == []
+    rows.flush()
+    assert log.read_metrics(tmp_path) == [{"step": 10}]
+    rows.write({"step": 20})
+    rows.saved -= metrics.SECONDS
+    assert rows.due
+    for step in (20, 30, 40):
+        rows.write({"step": step})
+    rows.close()
+    found = {path.name: len(path.read_text().splitlines()) for path in tmp_path.iterdir()}
+    assert found == {"metrics-000000000.jsonl": 3, "metrics-000000029.jsonl": 2}
+    with log.Log(tmp_path, 40, start=30, stream=io.StringIO()) as out:
+        out.write(35, {})
+    rows = metrics.Objects(tmp_path, 29)  # its first object is there already, from before
+    rows.write({"step": 36})
+    rows.close()
+    assert [row["step"] for row in log.read_metrics(tmp_path)] == [10, 20, 20, 30, 35, 36]
+    assert (tmp_path / "metrics.discarded.jsonl").read_text() == '{"step": 40}\n'
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
+    with log.Log(tmp_path, 3, stream=io.StringIO()) as out:
+        out.write(1, {"a": 1})
+        write = os.write
+        monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:5]))
+        with pytest.raises(OSError) as error:
+            out.write(2, {"a": 2})
+        monkeypatch.undo()
+        out.write(3, {"a": 3})
+    assert error.value.errno == errno.ENOSPC
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "a": 1}\n{"step": 3, "a": 3}\n'
+
+
+ROW = {"train/loss": 1.25, "train/acc1": 0.5, "perf/images_per_s": 1234.4}
+ROW["perf/data_wait_frac"] = 0.031
+
+
+def test_progress_is_a_line_a_row_without_a_terminal(tmp_path, monkeypatch):
+    stream, now = io.StringIO(), iter([100.0, 110.0])
+    clock = SimpleNamespace(monotonic=lambda: next(now), time=time.time, time_ns=time.time_ns)
+    monkeypatch.setattr(log, "time", clock)
+    with log.Log(tmp_path, 1000, start=50, stream=stream) as out:
+        out.write(100, ROW | {"perf/step_ms": 20.0})  # 900 steps of 20 ms
+        out.write(200, ROW)  # 100 steps in 10 s: 800 more take 80 s
+        out.write(200, {"eval/val/acc1": 0.75})
+    assert stream.getvalue().splitlines() == [
+        "step 100/1,000  loss 1.2500  acc 50.0%  1,234 images/s  0:00:18 left  data wait 3%",
+        "step 200/1,000  loss 1.2500  acc 50.0%  1,234 images/s  0:01:20 left  data wait 3%",
+        "step 200/1,000  eval/val/acc1 0.75",
+    ]
+
+
+def test_progress_stays_in_place_on_a_terminal(tmp_path):
+    stream = Terminal()
+    with log.Log(tmp_path, 1000, stream=stream) as out:
+        out.write(200, ROW)
+        out._shown = 0.0
+        out.tick(201)
+        out.tick(202)  # too soon after the one before to be shown
+        out.write(300, {"eval/val/acc1": 0.75})
+    text = stream.getvalue()
+    assert "step 200/1,000" in text and "step 201/1,000  loss 1.2500" in text
+    assert "step 300/1,000  loss" not in text and "step 202" not in text
+    assert "eval/val/acc1 0.75" in text
+    assert text.count("\n") == 2, "the evaluation's line, and the end of the progress line"
+
+
+def test_only_the_primary_process_writes(tmp_path):
+    with log.Log(tmp_path, 10, primary=False, stream=io.StringIO()) as out:
+        out.write(1, {"train/loss": 1.0})
+        out.tick(2)
+        out.say("hello")
+        assert out.stream.getvalue() == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_json_keeps_every_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train", "--api_key=secret", "--workdir=w"])
+    log.write_run_json(tmp_path, num_classes=2, class_names=["a", "b"])
+    log.write_run_json(tmp_path, step=30)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert [start["step"] for start in run["starts"]] == [0, 30]
+    assert run["num_classes"] == 2 and run["class_names"] == ["a", "b"]
+    assert run["command"] == ["train", "--api_key=***", "--workdir=w"]
+    assert run["versions"]["jax"] and run["devices"] and run["python"].startswith("3.")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

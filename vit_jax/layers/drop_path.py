@@ -1,0 +1,47 @@
+"""Dropout and drop path (stochastic depth), drawn from one key per image."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class NoDropout:
+    """The identity, used at evaluation."""
+
+    def drop(self, x, site):  # noqa: ARG002
+        return x
+
+    drop_path = drop
+
+
+class Noise:
+    """Dropout and drop path of one block, drawn from one key an image, keys [b].
+
+    An image's noise depends on its own key alone, not on what else is in the batch, how it is
+    sharded, or whether the blocks are scanned. `site` tells apart the places in a block.
+    """
+
+    def __init__(self, keys, shapes, dropout, rate):
+        self.keys, self.shapes, self.dropout, self.rate = keys, shapes, dropout, rate
+
+    def drop(self, x, site):
+        """Zero a share of the elements of x [t, d] and scale up the rest."""
+        if not self.dropout:
+            return x
+        mask = self._mask(site, 1 - self.dropout, (x.size // len(self.keys),))
+        return x * mask.astype(x.dtype).reshape(x.shape)
+
+    def drop_path(self, x, site):
+        """Drop the branch x [t, d] of whole views (stochastic depth, arXiv:1603.09382)."""
+        if isinstance(self.rate, float) and not self.rate:
+            return x
+        lengths = [n for _, v, n in self.shapes for _ in range(v)]
+        mask = self._mask(site, 1 - self.rate, (len(lengths),))  # b v
+        tokens = jnp.repeat(mask, np.array(lengths), axis=1, total_repeat_length=sum(lengths))
+        return x * tokens.astype(x.dtype).reshape(-1, 1)
+
+    def _mask(self, site, keep, shape):
+        def draw(key):
+            return jax.random.uniform(jax.random.fold_in(key, site), shape) < keep
+
+        return jax.vmap(draw)(self.keys) / keep

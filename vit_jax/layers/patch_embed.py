@@ -1,0 +1,119 @@
+"""Images to tokens: patches, and where they are.
+
+An image of h x w pixels becomes n = (h / p) (w / p) tokens, one a patch of p x p pixels, row by
+row (arXiv:2010.11929, equation 1).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+class PatchEmbed(nnx.Module):
+    """b h w c -> b n d, as a convolution with stride p or as unfold + linear.
+
+    Both read the same kernel [p, p, c, d] and are the same function. Initialized as torch's
+    Conv2d, which DeiT keeps: uniform within 1 / sqrt(p * p * c).
+    """
+
+    def __init__(self, patch, channels, width, *, how, dtype, rngs):
+        bound = (patch * patch * channels) ** -0.5
+        shape = (patch, patch, channels, width)
+        key = rngs.params()
+        self.kernel = nnx.Param(jax.random.uniform(key, shape, jnp.float32, -bound, bound))
+        key = rngs.params()
+        self.bias = nnx.Param(jax.random.uniform(key, (width,), jnp.float32, -bound, bound))
+        self.how, self.dtype = how, dtype
+
+    def __call__(self, images):
+        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        p, _, c, d = kernel.shape
+        b, h, w, _ = images.shape
+        if h % p or w % p:
+            raise ValueError(f"{h}x{w} pixels do not divide into patches of {p}x{p}")
+        images = images.astype(self.dtype)
+        if self.how == "conv":
+            layout = ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(
+                images, kernel, (p, p), "VALID", dimension_numbers=layout
+            )
+            return x.reshape(b, -1, d) + bias
+        return unfold(images, p) @ kernel.reshape(p * p * c, d) + bias
+
+
+def unfold(images, p):
+    """b h w c -> b n (p*p*c): each row is one patch, its pixels row by row."""
+    b, h, w, c = images.shape
+    x = images.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3)
+    return x.reshape(b, (h // p) * (w // p), p * p * c)
+
+
+def sincos2d(grid, width):
+    """Fixed positions [1, h*w, d]: sines and cosines of x, then of y.
+
+    Section 2 of "Better plain ViT baselines" (arXiv:2205.01580), which takes them from MoCo v3.
+    """
+    if width % 4:
+        raise ValueError(f"2-D sin-cos positions need a width divisible by 4, not {width}")
+    h, w = grid
+    y, x = np.mgrid[:h, :w]
+    omega = 1.0 / 10_000 ** (np.arange(width // 4) / max(width // 4 - 1, 1))
+    x, y = x.reshape(-1, 1) * omega, y.reshape(-1, 1) * omega
+    table = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
+    return jnp.asarray(table[None], jnp.float32)
+
+
+# How the code that trained the weights resizes positions: parameter a of the cubic kernel, whether
+# the kernel is stretched over all the rows that become one (antialiasing), and what is added to
+# the new side before its rows are placed.
+RESIZE = {
+    "timm": (-0.5, True, 0.0),  # `resample_abs_pos_embed`; DINOv2 with registers
+    "dino": (-0.75, False, 0.1),  # `interpolate_pos_encoding`; DINOv2 without registers
+}
+
+
+def resize_positions(table, old_grid, new_grid, prefix, rule="timm"):
+    """Learned positions [1, prefix + h*w, d] for another grid, the prefix rows untouched.
+
+    Bicubic, by one of the rules in RESIZE: a network has learned with one of them, so that it
+    belongs to the weights. Both sides are a fixed matrix, applied in full float32.
+    """
+    if tuple(old_grid) == tuple(new_grid):
+        return table
+    d = table.shape[-1]
+    rows, columns = (
+        jnp.asarray(cubic_matrix(old, new, rule), table.dtype)
+        for old, new in zip(old_grid, new_grid, strict=True)
+    )
+    grid = table[0, prefix:].reshape(*old_grid, d)
+    grid = jnp.einsum("Hh,Ww,hwd->HWd", rows, columns, grid, precision="highest")
+    return jnp.concatenate([table[:, :prefix], grid.reshape(1, -1, d)], axis=1)
+
+
+@functools.cache
+def cubic_matrix(old, new, rule):
+    """Bicubic interpolation along one side as a matrix [new, old], float64; each row adds up to 1.
+
+    Pixels are squares: row i is centerd at (i + 1/2) old / new - 1/2. Beyond the edge, "dino" sees
+    the edge again and "timm" nothing.
+    """
+    a, antialias, extra = RESIZE[rule]
+    center = (np.arange(new)[:, None] + 0.5) * old / (new + extra) - 0.5
+    if antialias:
+        weights = cubic((np.arange(old) - center) / max(old / new, 1), a)
+        return weights / weights.sum(1, keepdims=True)
+    taps = np.floor(center).astype(int) + np.arange(-1, 3)
+    matrix = np.zeros((new, old))
+    np.add.at(matrix, (np.arange(new)[:, None], taps.clip(0, old - 1)), cubic(taps - center, a))
+    return matrix
+
+
+def cubic(x, a):
+    """The cubic convolution kernel: 1 at 0, 0 at the other whole numbers and beyond 2."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = a * (((x - 5) * x + 8) * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0))

@@ -1,0 +1,59 @@
+"""What a device has of memory and of computing; the devices of a TPU slice that is elsewhere."""
+
+import os
+from typing import NamedTuple
+
+from vit_jax.errors import UserError
+
+
+class Chip(NamedTuple):
+    """Of a device as JAX counts them: a chip, or one of the two cores of a v2, v3 or TPU7x."""
+
+    memory: float  # GiB that a program may use
+    peak: float  # TFLOP/s in bfloat16
+
+
+# memory: the "available HBM" in the errors of libtpu 0.0.42 for a program that is too large; on a
+# v5e 0.25 less than there is. peak: cloud.google.com/tpu/docs/v5e and so on, key specifications.
+CHIPS = {
+    "TPU v2": Chip(7.48, 22.5),
+    "TPU v3": Chip(15.48, 61.5),
+    "TPU v4": Chip(30.75, 275),
+    "TPU v5 lite": Chip(15.75, 197),
+    "TPU v5": Chip(95.74, 459),
+    "TPU v6 lite": Chip(31.25, 918),
+    "TPU7x": Chip(94.75, 1153.5),
+}
+
+
+def of(device):
+    """The `Chip` of a JAX device; None where it is not in the table."""
+    return CHIPS.get(device.device_kind)
+
+
+def memory(devices):
+    """Bytes of a device's memory that a program may use."""
+    if chip := of(devices[0]):
+        return int(chip.memory * 2**30)
+    stats = devices[0].memory_stats() or {}
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # where the CPU is the device
+    return stats.get("bytes_limit", ram // len(devices))
+
+
+def topology(name):
+    """ "v5e:2x4" -> the devices of that slice, to compile for. Raises UserError."""
+    from jax.errors import JaxRuntimeError
+    from jax.experimental import topologies
+
+    kind, _, shape = name.partition(":")
+    options = {"chip_config_name": "megacore"} if kind == "v4" else {}  # one device a chip
+    if set(shape.split("x")) == {"1"}:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    try:
+        return topologies.get_topology_desc(name, "tpu", **options).devices
+    except (JaxRuntimeError, ValueError) as error:
+        why = " ".join(str(error).split()).split(" and does not match regex")[0]
+        raise UserError(
+            f"--topology={name}: {why}; say TYPE:SHAPE in chips, such as v5e:2x4, v5e:16x16, "
+            "v6e:4x4, v5p:2x2x2, v4:2x2x4 or v3:4x4"
+        ) from None

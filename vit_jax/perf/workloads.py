@@ -1,0 +1,254 @@
+"""What the benchmark times: configs without augmentation, random batches, steps to call.
+
+A workload is `step() -> (arrays, scalar)` on one device. JAX is imported where it is needed: the
+number of cores must be set before.
+"""
+
+import dataclasses
+import os
+
+import vit_jax.config
+from vit_jax import flops, variants
+from vit_jax.errors import UserError
+
+STEPS_PER_EPOCH = 1000  # durations in epochs are counted with it; nothing else depends on it
+
+
+def make_config(name, batch_size, dtype, recipe=None):
+    """A config to time: without augmentation, on synthetic images.
+
+    Args:
+      name: of the model, with overrides; with a recipe also of keys of its objective, such as
+        "S/16,out_dim=4096".
+      batch_size: images per step.
+      dtype: of activations.
+      recipe: the config to begin with, such as that of configs/dino.py; None: the defaults.
+
+    Returns:
+      The config, and the `ViTConfig` or `ResNetConfig` of its model.
+
+    Raises:
+      UserError: for an unknown name or option.
+    """
+    config = recipe or vit_jax.config.defaults()
+    try:
+        base, options = variants.split_name(name)
+        own = config.objective.keys() & options.keys() if recipe else ()
+        config.objective.update({key: options.pop(key) for key in own})
+        if unknown := options.keys() - config.model.keys():
+            key = min(unknown)
+            raise UserError(f"no option {key!r}; {vit_jax.config.near(key, config.model.keys())}")
+        changes = {"variant": base, "image": variants.parse(base).image, "dtype": dtype} | options
+        with config.model.ignore_type():  # `of_config` checks them
+            config.model.update(changes)
+        model = variants.of_config(config.model)
+    except UserError as error:
+        raise UserError(f"--model: {error}") from None
+    if "num_classes" in options and config.augment.crop == "multi":
+        raise UserError("--model: this objective trains no classifier; leave num_classes out")
+    config.batch_size = batch_size
+    config.data.name, config.data.train = "synthetic", "train"
+    config.data.synthetic.images = max(512, batch_size)
+    config.augment.flip = 0.0
+    config.optim.lr, config.total_steps, config.optim.warmup = 1e-4, "1000k", "0"
+    if config.augment.crop == "multi":
+        _plain_crops(config, model.patch)
+    return config, model
+
+
+def _plain_crops(config, patch):
+    """Colors off, local crops of 3/7 of the image's side, nothing frozen after step 1."""
+    a = config.augment
+    a.jitter_prob, a.gray, a.blur, a.solarize = 0.0, 0.0, (0.0,) * 3, (0.0,) * 3
+    a.local_size = max(round(config.model.image * 3 / 7 / patch), 1) * patch  # 96 of 224
+    config.optim.lr_batch = 0
+    config.optim.freeze_for = "1"  # what is timed is not the first epoch, but all the others
+
+
+def input_config(name, batch_size, folder, threads):
+    """-> a config of DeiT's crops and RandAugment, at the model's image size, of photographs that
+    this writes to `folder`."""
+    config, model = make_config(name, batch_size, "float32")
+    write_photographs(os.path.join(folder, "train"))
+    config.data.name, config.data.dir = "folder", str(folder)
+    config.augment.randaugment = "rand-m9-mstd0.5-inc1"
+    # One thread is this one: what a thread of its own reads ahead would not be in a turn's time.
+    config.data.threads = 0 if threads == 1 else threads
+    return config, model
+
+
+def write_photographs(folder, count=128, names=32):
+    """`count` JPEGs of 500 x 375 or 375 x 500 pixels, each under `names` names (hard links).
+
+    Parts of scikit-learn's two photographs at their own resolution, a quarter of them turned by
+    90 degrees, half of them mirrored, brightness times 0.7 to 1.3; quality 90, 4:2:0, 55 kB each.
+    The many names make a data set large enough for its shuffling to cost what it does in ImageNet.
+    """
+    import numpy as np
+    from PIL import Image, ImageEnhance
+    from sklearn.datasets import load_sample_images
+
+    rng, sample = np.random.default_rng(0), load_sample_images()
+    for i in range(count):
+        label = i % len(sample.images)
+        place = os.path.join(folder, os.path.basename(sample.filenames[label]).split(".")[0])
+        os.makedirs(place, exist_ok=True)
+        photo = Image.fromarray(sample.images[label])
+        if rng.random() < 0.25:
+            photo = photo.transpose(Image.Transpose.ROTATE_90)
+        w, h = (500, 375) if photo.width > photo.height else (375, 500)
+        x, y = rng.integers(photo.width - w + 1), rng.integers(photo.height - h + 1)
+        photo = photo.crop((x, y, x + w, y + h))
+        if rng.random() < 0.5:
+            photo = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        photo = ImageEnhance.Brightness(photo).enhance(rng.uniform(0.7, 1.3))
+        path = os.path.join(place, f"{i:03}.jpg")
+        photo.save(path, quality=90)
+        for k in range(1, names):
+            os.link(path, os.path.join(place, f"{i:03}_{k:02}.jpg"))
+
+
+def one_batch(config, num_classes):
+    """Random images uint8 [b, h, w, c] and labels int32 [b], or crops; peer_*.py draw the same."""
+    import numpy as np
+
+    rng, b, side = np.random.default_rng(0), config.batch_size, config.model.image
+    channels, a = config.model.channels, config.augment
+    if a.crop == "multi":
+        views = {"global": (2, side), "local": (a.local_views, a.local_size)}
+        shapes = {name: (b, v, s, s, channels) for name, (v, s) in views.items()}
+        return {name: rng.integers(0, 256, shape, np.uint8) for name, shape in shapes.items()}
+    images = rng.integers(0, 256, (b, side, side, channels), np.uint8)
+    labels = rng.integers(0, num_classes, b, np.int64)
+    return {"image": images, "label": labels.astype(np.int32)}
+
+
+def count_flops(what, config, model):
+    """FLOPs of a step, for one image, as `flops.count_flops` counts. -> int
+
+    A training step costs three forward passes. One of DINO is that for all crops, and one forward
+    pass more, the teacher's, for the two global ones; the head counts as often as the backbone.
+    """
+    if what == "input":
+        return 0
+    large = flops.count_flops(model)
+    if what in ("forward", "attention"):
+        return large
+    if what == "train_step":
+        return 3 * large
+    a = config.augment
+    small = flops.count_flops(dataclasses.replace(model, image=a.local_size))
+    head = 2 * sum(n * m for n, m in head_sizes(config, model))
+    return (3 + 1) * 2 * (large + head) + 3 * a.local_views * (small + head)
+
+
+def count_params(what, config, model):
+    """Parameters that train. -> int"""
+    count = flops.count_params(model)
+    if what == "dino_step":
+        *mlp, (n, k) = head_sizes(config, model)
+        count += sum((a + 1) * b for a, b in mlp) + n * k
+        count += 0 if config.objective.norm_last_layer else k
+    return count
+
+
+def head_sizes(config, model):
+    """Inputs and outputs of the four linear layers of heads.DinoHead."""
+    o = config.objective
+    widths = [model.width, o.hidden_dim, o.hidden_dim, o.bottleneck_dim, o.out_dim]
+    return list(zip(widths, widths[1:], strict=False))
+
+
+def prepare(config, model):
+    """-> TrainState, train_step(state, batch, rng), jitted: as train.py has them."""
+    import jax
+
+    from vit_jax import models, objectives, optim, step
+
+    objective = objectives.make(models.build(model), config, STEPS_PER_EPOCH)
+    tx, _ = optim.make(config, STEPS_PER_EPOCH)
+    state = jax.jit(lambda rng: step.init_state(objective, tx, rng))(jax.random.key(0))
+    return state, jax.jit(step.make_train_step(objective, tx), donate_argnums=0)
+
+
+def build_train_step(config, model):
+    """-> step() -> (state, loss): what train.py does in a step."""
+    import jax
+
+    state, train_step = prepare(config, model)
+    rng, batch = jax.random.key(0), jax.device_put(one_batch(config, model.num_classes))
+
+    def advance():
+        nonlocal state
+        state, metrics = train_step(state, batch, rng)
+        return state, metrics["loss"]
+
+    return advance
+
+
+def build_forward(config, model):
+    """-> step() -> (logits, their mean): normalize and classify."""
+    import jax
+
+    from vit_jax import augment, models
+
+    images = jax.device_put(one_batch(config, model.num_classes)["image"])
+    model = models.build(model)
+    params = jax.jit(lambda rng: models.union(model.init(rng), model.stats()))(jax.random.key(0))
+
+    @jax.jit
+    def forward(params, images):
+        images = augment.normalize(images, config.data.mean, config.data.std)
+        logits = model.apply(params, images)["logits"]
+        return logits, logits.mean()
+
+    return lambda: forward(params, images)
+
+
+def build_attention(config, model):
+    """-> step() -> (maps and features, one of them): what `tools.attend` draws if not told more."""
+    import jax
+
+    from vit_jax import inference, models
+    from vit_jax.analysis import attention_maps
+
+    if variants.is_cnn(config.model.variant):
+        raise UserError("--what=attention: a ResNet has none; name a ViT")
+    images = jax.device_put(one_batch(config, model.num_classes)["image"])
+    model = models.build(model)
+    module = model.bind(jax.jit(model.init)(jax.random.key(0)))
+    ready = inference.of_module(module, "", mean=config.data.mean, std=config.data.std)
+    layers = attention_maps.ends(attention_maps.count(module)[0])
+    see, params = attention_maps.reader(ready, layers)
+    return lambda: (found := see(params, images), found["tokens"][0, 0, 0])
+
+
+def build_input(config, _):
+    """-> step() -> (batch, a label): batches as train.py reads them, on the host alone."""
+    from vit_jax import augment, batch, data
+
+    read, (view, _) = config.data, augment.views(config)
+    batches = batch.train_batches(
+        data.make(config, read.train),
+        view,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        repeats=config.augment.repeats,
+        workers=read.workers,
+        threads=read.threads,
+    )
+
+    def advance():
+        rows = next(batches)
+        return rows, rows["label"][0]
+
+    return advance
+
+
+BUILD = {
+    "train_step": build_train_step,
+    "dino_step": build_train_step,
+    "forward": build_forward,
+    "attention": build_attention,
+    "input": build_input,
+}

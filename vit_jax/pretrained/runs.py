@@ -1,0 +1,61 @@
+"""The weights of a run, as its objective says which to use."""
+
+import json
+
+import jax
+
+from vit_jax import models, objectives, variants
+from vit_jax.config import load_config
+from vit_jax.errors import UserError
+from vit_jax.workdir import storage
+from vit_jax.workdir.checkpoint import Checkpoints
+
+
+def pick(checkpoints, which):
+    """ "best", "latest" or a step -> the step. Where nothing was evaluated, best is latest."""
+    steps = checkpoints.manager.all_steps()
+    if not steps:
+        raise UserError(f"there is no checkpoint in {checkpoints.folder}; train first")
+    best = checkpoints.best()
+    named = {"latest": max(steps), "best": best[0] if best else max(steps)}
+    step = named.get(str(which), which)
+    try:
+        if int(step) in steps:
+            return int(step)
+    except ValueError:
+        pass
+    some = ", ".join(map(str, sorted(steps)))
+    raise UserError(f"no checkpoint '{which}' in {checkpoints.folder}; say best, latest, {some}")
+
+
+def load_weights(workdir, which="best", raw=False):
+    """A run's model and the weights that the objective says to use.
+
+    -> (config, run, model, weights, step): the config, run.json, `models.Model`, the weights on one
+    device, and the step they are from. raw=True: the trained parameters, not their average.
+    """
+    config = load_config(workdir)
+    path = storage.place(workdir) / "run.json"
+    try:
+        run = json.loads(path.read_text())
+        num_classes, steps_per_epoch = run["data"]["num_classes"], run["steps_per_epoch"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not the record of a run ({error}); train first") from error
+    model = models.build(variants.of_config(config.model, num_classes))
+    objective = objectives.make(model, config, steps_per_epoch)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    params, extra = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+        jax.eval_shape(objective.init, jax.random.key(0)),
+    )
+    with Checkpoints(workdir, metric=config.best_metric, write=False) as checkpoints:
+        step = pick(checkpoints, which)
+        params, extra = checkpoints.restore_model(params, extra, step)
+    weights = (objective.raw if raw else objective.weights)(params, extra)
+    return config, run, model, weights, step
+
+
+def load_model(workdir, which="best", raw=False):
+    """A run's model with its weights, to call: model(images) -> named outputs."""
+    _, _, model, params, _ = load_weights(workdir, which, raw)
+    return model.bind(params)
