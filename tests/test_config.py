@@ -38,6 +38,7 @@ TRIED = {
     "model.norm": ["pre", "post"],
     "model.act": ["gelu", "gelu_tanh"],
     "model.qkv_bias": [True, False],
+    "model.layer_scale_init": [None, 1e-4, -1.0],
     "model.drop_path": [0.0, 0.3, 1.0],
     "model.dropout": [0.0, 0.2],
     "model.remat": ["none", "dots", "full"],

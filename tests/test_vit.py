@@ -84,6 +84,7 @@ def test_parameters_are_as_published(name):
         dict(pool="gap", class_token=True),
         dict(pool="map"),
         dict(pos_embed="sincos2d", qkv_bias=False),
+        dict(layer_scale_init=1e-4),
     ],
 )
 def test_parameters_of_options_are_counted(options):
@@ -214,6 +215,23 @@ def test_post_norm_normalizes_the_output_of_every_block():
     np.testing.assert_allclose(after.mean(-1), 0, atol=1e-5)
     np.testing.assert_allclose(after.std(-1), 1, atol=1e-4)
     assert np.abs(np.asarray(before).std(-1) - 1).mean() > 0.1
+
+
+def test_layer_scale_multiplies_the_residual_branches():
+    """The same as its gains multiplied into the last linear layer of each branch."""
+    scaled, params = build(layer_scale_init=0.1)
+    plain, _ = build()
+    blocks = dict(params["blocks"])
+    gains = [blocks.pop(name)["gamma"] for name in ("ls1", "ls2")]
+    for part, name, gain in (("attn", "proj", gains[0]), ("mlp", "fc2", gains[1])):
+        last = blocks[part][name]
+        last = {"kernel": last["kernel"] * gain[:, None], "bias": last["bias"] * gain}
+        blocks[part] = blocks[part] | {name: last}
+    images = draw(2, 32, 32, 3)
+    expected = plain.apply(params | {"blocks": blocks}, images, blocks=True)
+    close(scaled.apply(params, images, blocks=True)["blocks"], expected["blocks"])
+    fresh = vit.create("mu/8", image=32, layer_scale_init=1e-4).blocks
+    assert (fresh.ls1.gamma[...] == jnp.float32(1e-4)).all()
 
 
 NOISE = [(dict(norm="post"), "on", "dots"), (dict(drop_path=0.5, dropout=0.2), "on", "full")]

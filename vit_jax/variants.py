@@ -57,6 +57,9 @@ class ViTConfig:
         "gelu", "exact (erf), or big_vision's tanh approximation", choices=("gelu", "gelu_tanh")
     )
     qkv_bias: bool = option(True, "biases of queries, keys and values")
+    layer_scale_init: float | None = option(
+        None, "LayerScale: initial gain of the residual branches; None: off", kind=float, least=0
+    )
     drop_path: float = option(
         0.0, "stochastic depth: rate of the last block, linear from 0", least=0, below=1
     )

@@ -9,6 +9,8 @@ Blocks are always stored stacked: every leaf of `blocks` has a leading layer axi
 are run by `lax.scan` or unrolled is a matter of speed alone.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -26,6 +28,17 @@ REMAT_POLICIES = {
 }
 
 
+class LayerScale(nnx.Module):
+    """A learned gain per channel of a residual branch (CaiT, arXiv:2103.17239, equation 4)."""
+
+    def __init__(self, width, init, *, dtype):
+        self.gamma = nnx.Param(jnp.full(width, init, jnp.float32))
+        self.dtype = dtype
+
+    def __call__(self, x):
+        return x * self.gamma[...].astype(self.dtype)
+
+
 class Block(nnx.Module):
     """One encoder block: pre-norm, x + f(norm(x)), or post-norm, norm(x + f(x))."""
 
@@ -35,6 +48,10 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(config.width, dtype=config.dtype)
         self.mlp = Mlp(config, rngs=rngs)
         self.post = config.norm == "post"
+        init = config.layer_scale_init
+        gain = None if init is None else partial(LayerScale, config.width, init, dtype=config.dtype)
+        self.ls1 = gain and gain()
+        self.ls2 = gain and gain()
 
     def __call__(self, x, shapes, *, maps=False, noise=None):
         """x [t, d], noise None in evaluation. -> [t, d], maps of each group or None."""
@@ -42,11 +59,13 @@ class Block(nnx.Module):
 
         def attention(x):
             x, probabilities = self.attn(x, shapes, maps)
-            return noise.drop_path(noise.drop(x, 0), 1), probabilities
+            x = noise.drop(x, 0)
+            return noise.drop_path(self.ls1(x) if self.ls1 else x, 1), probabilities
 
         def mlp(x):
             x = self.mlp(x, lambda x: noise.drop(x, 2))
-            return noise.drop_path(noise.drop(x, 3), 4)
+            x = noise.drop(x, 3)
+            return noise.drop_path(self.ls2(x) if self.ls2 else x, 4)
 
         if self.post:
             branch, probabilities = attention(x)

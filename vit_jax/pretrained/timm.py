@@ -13,6 +13,11 @@ import numpy as np
 PARTS = {"patch_embed": "patch_embed.proj", "kernel": "weight", "scale": "weight"}
 
 
+def named_as_timm(tensors):
+    """DeiT III calls `ls1.gamma` of a block `gamma_1`. -> the tensors by timm's names"""
+    return {re.sub(r"\bgamma_([12])$", r"ls\1.gamma", name): x for name, x in tensors.items()}
+
+
 def matches(tensors):
     return {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= tensors.keys()
 
@@ -32,6 +37,8 @@ def options(tensors):
         qkv_bias="blocks.0.attn.qkv.bias" in tensors,
         fc_norm="fc_norm.weight" in tensors,
     )
+    if "blocks.0.ls1.gamma" in named_as_timm(tensors):
+        found["layer_scale_init"] = 1.0  # of weights that are replaced
     if "pos_embed" in tensors:
         side = math.isqrt(tensors["pos_embed"].shape[1] - found["class_token"])
         found["image"] = side * patch
@@ -49,6 +56,7 @@ def key(path):
 
 def params(tensors, template):
     """timm's tensors as our parameters. Every tensor must find its place, and every place one."""
+    tensors = named_as_timm(tensors)
     unused = set(tensors)
 
     def take(path, shape):
