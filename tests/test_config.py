@@ -33,6 +33,7 @@ TRIED = {
     "model.class_token": [None, True, False],
     "model.fc_norm": [None, True, False],
     "model.pos_embed": ["learned", "sincos2d"],
+    "model.no_embed_class": [False, True],
     "model.pos_resize": ["timm", "dino"],
     "model.patch_embed": ["conv", "linear"],
     "model.norm": ["pre", "post"],

@@ -85,6 +85,7 @@ def test_parameters_are_as_published(name):
         dict(pool="map"),
         dict(pos_embed="sincos2d", qkv_bias=False),
         dict(layer_scale_init=1e-4),
+        dict(no_embed_class=True),
     ],
 )
 def test_parameters_of_options_are_counted(options):
@@ -142,9 +143,13 @@ def test_fixed_positions_equal_big_visions():
     close(sincos2d((4, 6), 24), tables["h4_w6_d24"], atol=1e-6)
 
 
-@pytest.mark.parametrize("pos_embed", ["learned", "sincos2d"])
-def test_other_image_sizes(pos_embed):
-    model, params = build(pos_embed=pos_embed)
+@pytest.mark.parametrize(
+    "options",
+    [dict(pos_embed="learned"), dict(pos_embed="sincos2d"), dict(no_embed_class=True)],
+    ids=["learned", "sincos2d", "no_embed_class"],
+)
+def test_other_image_sizes(options):
+    model, params = build(**options)
     out = model.apply(params, draw(2, 48, 24, 3), attention=True)
     assert out["tokens"].shape == (2, 1 + 6 * 3, 32)
     assert out["attention"].shape == (2, 2, 2, 19, 19)

@@ -40,6 +40,9 @@ class ViTConfig:
     pos_embed: str = option(
         "learned", "learned or fixed 2-D sin-cos positions", choices=("learned", "sincos2d")
     )
+    no_embed_class: bool = option(
+        False, "learned positions for the patches alone, none for [CLS] (DeiT III)"
+    )
     pos_resize: str = option(
         "timm",
         "rule that resizes learned positions to another image size",

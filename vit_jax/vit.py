@@ -35,7 +35,7 @@ class ViT(nnx.Module):
         def normal(std, *shape):
             return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
 
-        tokens = c.prefix + math.prod(c.grid)
+        tokens = math.prod(c.grid) + (0 if c.no_embed_class else c.prefix)
         self.cls_token = normal(std, 1, 1, c.width) if c.prefix else None
         self.pos_embed = normal(std, 1, tokens, c.width) if c.pos_embed == "learned" else None
         self.blocks = make_blocks(c, rngs=rngs)
@@ -58,10 +58,12 @@ class ViT(nnx.Module):
         x = self.patch_embed(images)
         if self.pos_embed is None:
             x = x + sincos2d(grid, c.width).astype(c.dtype)
+        elif c.no_embed_class:
+            x = x + self.positions(grid)
         if self.cls_token is not None:
             cls = jnp.broadcast_to(self.cls_token[...].astype(c.dtype), (b, 1, c.width))
             x = jnp.concatenate([cls, x], axis=1)
-        if self.pos_embed is not None:
+        if self.pos_embed is not None and not c.no_embed_class:
             x = x + self.positions(grid)
         return x
 

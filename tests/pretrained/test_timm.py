@@ -1,6 +1,7 @@
 """Other projects' weights give other projects' numbers, or a plain word about what is wrong."""
 
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -63,6 +64,27 @@ def test_timms_weights_give_timms_numbers(name):
     assert set(out) == set(expected)
     for key, (value, atol) in expected.items():
         np.testing.assert_allclose(out[key], value, rtol=1e-5, atol=atol, err_msg=key)
+
+
+@pytest.mark.parametrize("layout", ["deit3", "timm"])
+def test_deit3s_weights_give_deit3s_numbers(layout, tmp_path):
+    """LayerScale, and positions for the patches alone; timm has other names for the gains."""
+    folder = tests.GOLDEN / "deit3/model_layerscale"
+    file = folder / "state_dict.safetensors"
+    if layout == "timm":
+        tensors = {re.sub(r"gamma_(\d)", r"ls\1.gamma", n): x for n, x in load_file(file).items()}
+        file = tmp_path / "timm.safetensors"
+        save_file(tensors, file)
+    model = pretrained.load(file, NAME)
+    config = model.config
+    assert config.no_embed_class and config.layer_scale_init and config.prefix == 1
+    x = np.load(folder / "input_nchw.npy").transpose(0, 2, 3, 1)
+    out = compute(model, x, blocks=True)
+    found = {"block_out": out["blocks"], "features": out["tokens"], "logits": out["logits"]}
+    found["tokens_in"] = model.embed(jnp.asarray(x))
+    for name, array in found.items():
+        expected = np.load(folder / f"{name}.npy")
+        np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(

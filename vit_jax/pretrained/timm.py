@@ -40,8 +40,10 @@ def options(tensors):
     if "blocks.0.ls1.gamma" in named_as_timm(tensors):
         found["layer_scale_init"] = 1.0  # of weights that are replaced
     if "pos_embed" in tensors:
-        side = math.isqrt(tensors["pos_embed"].shape[1] - found["class_token"])
-        found["image"] = side * patch
+        rows = tensors["pos_embed"].shape[1]
+        found["no_embed_class"] = bool(found["class_token"] and math.isqrt(rows) ** 2 == rows)
+        patches = rows - (found["class_token"] and not found["no_embed_class"])
+        found["image"] = math.isqrt(patches) * patch
     if "attn_pool.latent" in tensors:
         found["pool"] = "map"
     elif found["fc_norm"] or not found["class_token"]:
