@@ -33,7 +33,7 @@ def define_flags():
 def main(flags):
     spec, fixed = runs.handed_on(sys.argv[1:])
     if "seed" in fixed:
-        raise UserError("--config.seed is what changes from run to run; say --seeds=N")
+        raise UserError("--config.seed is what changes from run to run; pass --seeds=N")
     output = Path(flags.output).expanduser()
     name = Path(spec.partition(":")[0]).stem
     root = Path(flags.workdir or f"runs/seeds/{name}").expanduser()

@@ -49,7 +49,7 @@ def main(flags):
     spec, fixed = runs.handed_on(sys.argv[1:])
     space = sweep.spaces(flags.draw)
     if not space:
-        raise UserError("say what is searched: --draw=KEY=LOW..HIGH or --draw=KEY=VALUE,...")
+        raise UserError("pass what to search: --draw=KEY=LOW..HIGH or --draw=KEY=VALUE,...")
     cli.check_local("output", flags.output)
     output = Path(flags.output).expanduser().absolute()
     for key, of in space.items():  # mistakes are found before there is a study

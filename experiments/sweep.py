@@ -81,7 +81,7 @@ def choices(spec, flags):
         module, _ = cli.recipe_module(spec)
         if not callable(getattr(module, "sweep", None)):
             raise UserError(
-                f"{spec} defines no sweep(); say --grid=KEY=VALUE,... or --draw=KEY=LOW..HIGH"
+                f"{spec} defines no sweep(); pass --grid=KEY=VALUE,... or --draw=KEY=LOW..HIGH"
             )
         found = [{key: str(value) for key, value in each.items()} for each in module.sweep()]
         if not found:

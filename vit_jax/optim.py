@@ -92,7 +92,7 @@ def decay_mask(params, rule):
     """
     if rule not in (*UNDECAYED, "kernel", "all"):
         raise UserError(
-            f"'{rule}' is no decay rule; say one of {', '.join(UNDECAYED)}, kernel, all"
+            f"'{rule}' is not a decay rule; pass one of {', '.join(UNDECAYED)}, kernel, all"
         )
 
     def decays(path, leaf):
@@ -121,7 +121,7 @@ def layer_scales(params, decay):
     def scale(path, leaf):
         if _stacked(path):
             return decay ** np.arange(depth, 0.0, -1).reshape(-1, *[1] * (leaf.ndim - 1))
-        embeds = {"cls_token", "pos_embed", "patch_embed"} & set(_names(path))
+        embeds = any(name.endswith(("_token", "_embed")) for name in _names(path))
         return decay ** (depth + 1.0) if embeds else 1.0
 
     return jax.tree_util.tree_map_with_path(scale, params)

@@ -83,7 +83,7 @@ def check(cnn, vit):
         variant = run.config.model.variant
         if variants.is_cnn(variant) != kind:
             other = "vit" if kind else "cnn"
-            raise UserError(f"--{flag} is a {variant}; say --{other} for that one")
+            raise UserError(f"--{flag} is a {variant}; pass --{other} for that one")
         if run.config.model.num_classes == 0 or "accuracy" not in run.config.evaluators:
             raise UserError(f"--{flag} has no classifier; take a run that was trained with labels")
     a, b = (run.config.data for run in (cnn, vit))

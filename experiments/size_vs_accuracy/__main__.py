@@ -65,14 +65,14 @@ def main(flags):
         (spec, fixed), sizes, jobs = runs.handed_on(sys.argv[1:]), flags.sizes, flags.jobs
     module, argument = cli.recipe_module(spec)
     if argument is not None:
-        raise UserError(f"--config={spec}: say the size as --sizes={argument}")
+        raise UserError(f"--config={spec}: pass the size as --sizes={argument}")
     known = tuple(getattr(module, "SIZES", getattr(module, "RUNS", ())))
     if not known:
         raise UserError(f"{spec} lists no SIZES; configs/deit.py is an example of one that does")
     if strange := [size for size in sizes if size not in known]:
         raise UserError(f"--sizes={strange[0]} must be among {', '.join(known)}")
     if "seed" in fixed:
-        raise UserError("--config.seed is what changes from run to run; say --seeds=N")
+        raise UserError("--config.seed is what changes from run to run; pass --seeds=N")
     usual = smoke_folder(spec) if flags.smoke else f"runs/size_vs_accuracy/{Path(spec).stem}"
     output = Path(flags.output or usual).expanduser()
     planned = runs.pick(plan(spec, fixed, sizes or known, flags.seeds, output), flags.index)

@@ -88,7 +88,7 @@ def test_what_does_not_go_together_is_one_line(tmp_path):
 
     done = {"step": 2, "eval/test/acc1": 0.5, "eval/test/step": 2}
     cnn, vit = run("net", "resnet8", done), run("small", "mu/2", done)
-    assert said(cnn=vit, vit=vit) == "--cnn is a mu/2; say --vit for that one"
+    assert said(cnn=vit, vit=vit) == "--cnn is a mu/2; pass --vit for that one"
     assert "--vit is a resnet8" in said(cnn=cnn, vit=cnn)
     assert "is not finished" in said(cnn=cnn, vit=run("half", "mu/2", {"step": 1}))
     other = run("other", "mu/2", done, name="synthetic")

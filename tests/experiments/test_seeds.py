@@ -32,4 +32,4 @@ def test_a_seed_is_trained_once(tmp_path):
     again = subprocess.run([*command, "--seeds=1"], **options)
     assert "1 done already" in again.stdout and json.loads(output.read_text()) == row
     wrong = subprocess.run([*command, "--config.seed=1"], **options)
-    assert wrong.returncode == 2 and "say --seeds=N" in wrong.stderr
+    assert wrong.returncode == 2 and "pass --seeds=N" in wrong.stderr

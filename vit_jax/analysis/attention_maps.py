@@ -1,4 +1,4 @@
-"""Attention maps and features of single images, by a `trained.Trained` Vision Transformer."""
+"""Attention maps and features of single images, by a `inference.LoadedModel` Vision Transformer."""
 
 from types import SimpleNamespace
 
@@ -24,7 +24,7 @@ def resize(model, side):
         size = 4 * heads * tokens**2 / 1e9
         raise UserError(
             f"--image={side} makes {tokens:,} tokens, whose attention is {size:.0f} GB a layer; "
-            "say a smaller one"
+            "pass a smaller one"
         )
     model.image = side
 

@@ -24,7 +24,7 @@ def of_resnet(model, images, classes, stages=None):
         raise ValueError("the model has no classifier, whose score could be explained")
     stages = model.stages if stages is None else stages
     if strange := [stage for stage in stages if stage not in model.stages]:
-        raise ValueError(f"there is no stage '{strange[0]}'; say one of {', '.join(model.stages)}")
+        raise ValueError(f"unknown stage '{strange[0]}'; pass one of {', '.join(model.stages)}")
     maps, found = model(images, blocks=True)["maps"], {}
     for stage in stages:
 

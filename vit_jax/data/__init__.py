@@ -27,7 +27,7 @@ def make(config, split):
         raise UserError(f"config.data.name = {name!r} must be {one_of(known, name)}")
     match = _SPLIT.fullmatch(split.strip())
     if not match:
-        raise UserError(f"'{split}' is not a split; say train, train[100:], train[:99%] or so")
+        raise UserError(f"'{split}' is not a split; pass NAME, NAME[100:] or NAME[:99%]")
     source = member("data", name).make(match[1], config)
     start, stop = _bounds(match[2], match[3], len(source), split)
     source = Slice(source, start, stop, split)

@@ -18,7 +18,9 @@ def make(split, config):
     such as train[:99%] hold all classes. Raises UserError if there is nothing to read.
     """
     if not config.data.dir:
-        raise UserError("config.data.dir is empty; say where <split>/<class>/<image> lies")
+        raise UserError(
+            "config.data.dir is empty; set it to the directory of <split>/<class>/<image>"
+        )
     paths, labels, class_names = scan(os.path.expanduser(config.data.dir), split)
     order = np.random.default_rng(0).permutation(len(paths))
     paths = [paths[i] for i in order]

@@ -32,7 +32,7 @@ def make(split, config):
     such as train[:99%] hold all classes. Raises UserError.
     """
     if not config.data.dir:
-        raise UserError(f"config.data.dir is empty; say where {TRAIN} lies")
+        raise UserError(f"config.data.dir is empty; set it to the directory of {TRAIN}")
     places, labels, class_names = scan(os.path.expanduser(config.data.dir), split)
     order = np.random.default_rng(0).permutation(len(labels))
     places = [places[i] for i in order]

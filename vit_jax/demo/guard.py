@@ -42,7 +42,7 @@ def check_token(host, token):
     """UserError where the page would be open to others, or its token is short."""
     if token is None and not is_loopback(host):
         raise UserError(
-            f"--host={host} opens the page to others: say --token=... of {SHORTEST} characters "
+            f"--host={host} opens the page to others: pass --token=... of {SHORTEST} characters "
             "or more, which they have to enter"
         )
     if token is not None and len(token) < SHORTEST:

@@ -49,7 +49,8 @@ class Seen(NamedTuple):
 
 
 def complete(model, lang="en"):
-    """A `trained.Trained` with what `see` needs: `compute`, `names`, `depth`, `heads`, `prefix`."""
+    """An `inference.LoadedModel` with what `see` needs: `compute`, `names`, `depth`, `heads` and
+    `prefix`."""
     module = model.module
     model.names = [] if module.head is None else class_names.translate(model.class_names, lang)
     model.depth, model.heads = (

@@ -1,0 +1,1 @@
+"""Devices: mesh and sharding rules, the processes of a run, the memory of a host."""

@@ -88,7 +88,7 @@ def _nearest(bank, queries, k, columns):
     def merge(best, begin):
         start = jnp.minimum(begin, count - size)  # the last block overlaps the one before it
         block = jax.lax.dynamic_slice_in_dim(bank, start, size)
-        # Not in an accelerator's short floats: neighbors are are close to each other.
+        # Not in an accelerator's short floats: neighbors are close to each other.
         found = jnp.einsum("nd,md->nm", queries, block, precision="highest")
         found = jnp.where(start + jnp.arange(size) < begin, -jnp.inf, found)
         found, at = jax.lax.top_k(found, min(k, size))

@@ -1,0 +1,1 @@
+"""What the benchmarks and compile_check share: workloads, timing, compiled programs, device specs."""

@@ -54,6 +54,6 @@ def topology(name):
     except (JaxRuntimeError, ValueError) as error:
         why = " ".join(str(error).split()).split(" and does not match regex")[0]
         raise UserError(
-            f"--topology={name}: {why}; say TYPE:SHAPE in chips, such as v5e:2x4, v5e:16x16, "
+            f"--topology={name}: {why}; pass TYPE:SHAPE in chips, such as v5e:2x4, v5e:16x16, "
             "v6e:4x4, v5p:2x2x2, v4:2x2x4 or v3:4x4"
         ) from None

@@ -6,7 +6,7 @@ from vit_jax.perf import interleave
 
 
 def interleaved(sides, pairs, seconds):
-    """The forward pass of two models, of all their images as one batch, timed in turns.
+    """The forward pass of two models, of all their images as one batch, interleaved.
 
     sides: {name: (model, images)}, as many images of one as of the other. -> "pairs" of images a
     second; their "ratio", second / first; for each name images a second and images a CPU second,

@@ -1,4 +1,4 @@
-"""Two programs timed in turns, so that what else the machine does slows both alike.
+"""Interleaved A/B timing, so that background load affects both programs equally.
 
 One is this process, the other a peer: another library, in an environment and a process of its
 own, which answers JSON lines (experiments/benchmarks/peer_*.py). While one runs, the other sleeps.

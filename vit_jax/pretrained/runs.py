@@ -25,7 +25,7 @@ def pick(checkpoints, which):
     except ValueError:
         pass
     some = ", ".join(map(str, sorted(steps)))
-    raise UserError(f"no checkpoint '{which}' in {checkpoints.folder}; say best, latest, {some}")
+    raise UserError(f"no checkpoint '{which}' in {checkpoints.folder}; pass best, latest, {some}")
 
 
 def load_weights(workdir, which="best", raw=False):

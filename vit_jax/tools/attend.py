@@ -127,7 +127,7 @@ def check(flags, words):
     """-> paths of the picture and of the animation, or None. Raises UserError, before any work."""
     configs = model_flags.check_flags(flags)
     if not (flags.output or flags.animate or flags.terminal):
-        raise UserError("say --output=seen.png, --animate=layers.gif or --terminal")
+        raise UserError("pass --output=FILE.png, --animate=FILE.gif or --terminal")
     most = MOST if flags.output or flags.terminal else MOST_FRAMES
     if not 0 < len(words) <= most:
         raise UserError(

@@ -1,10 +1,10 @@
-"""Measure speed, alone or in turns with timm (`make bench-peer` installs it, in .venv-peer).
+"""Measure speed, alone or interleaved with timm (`make bench-peer` installs it, in .venv-peer).
 
 python -m vit_jax.tools.benchmark --what=train_step --model=S/16 --batch_size=8 --against=timm
 
---what: a training step with labels or with DINO (2 + 8 crops an image), a forward pass, the same
-with what `tools.attend` draws (in turns with the plain one), the input pipeline alone, or the time
-until a first step is done.
+--what: a training step with labels or with DINO (2 + 8 crops per image), a forward pass, the same
+with what `tools.attend` draws (interleaved with the plain one), the input pipeline alone, or the
+time until the first step is done.
 """
 
 import json
@@ -34,7 +34,7 @@ def define_flags():
     flags.DEFINE_enum("what", "train_step", whats, "what is timed")
     flags.DEFINE_string("model", "vit_tiny_patch16_224", "its name, with overrides: S/16,depth=4")
     flags.DEFINE_integer("batch_size", 8, "images a step", lower_bound=1)
-    flags.DEFINE_enum("against", None, list(interleave.PEERS), "the peer to take turns with: timm")
+    flags.DEFINE_enum("against", None, list(interleave.PEERS), "the peer, timed interleaved: timm")
     flags.DEFINE_integer("pairs", 5, "turns of each", lower_bound=1)
     flags.DEFINE_float("seconds", 5.0, "about so long is a turn", lower_bound=0)
     flags.DEFINE_integer("steps", 0, "steps a turn; 0: as --seconds says", lower_bound=0)

@@ -45,7 +45,7 @@ def main(args):
         raise UserError(f"--input: no folder {source}")
     target = os.path.join(os.path.expanduser(args.data_dir), args.name, args.version)
     if os.path.exists(target):
-        raise UserError(f"{target} is there already; remove it, or say another --version")
+        raise UserError(f"{target} exists; remove it, or pass another --version")
     idx = any(IDX.fullmatch(name) for name in os.listdir(source))
     splits, class_names, shape = read_idx(source, args.class_names) if idx else read_folder(source)
     temporary = target + ".incomplete"

@@ -29,7 +29,7 @@ def define_flags():
 
 def main(flags):
     if (flags.model is None) == (flags.config is None):
-        raise UserError("say either --model=NAME or --config=FILE; see --help")
+        raise UserError("pass either --model=NAME or --config=FILE; see --help")
     classes = flags.num_classes
     if flags.config is None:
         name = flags.model
@@ -53,7 +53,7 @@ def count_classes(config):
     try:
         return data.make(config, config.data.train).num_classes
     except UserError as error:
-        raise UserError(f"{error}\nOr say how many classes there are: --num_classes=1000") from None
+        raise UserError(f"{error}\nOr pass the number of classes: --num_classes=1000") from None
 
 
 def describe(name, config):
@@ -79,7 +79,7 @@ def describe(name, config):
 
 
 def draw(folder, name, model, config=None):
-    """Writes the drawings into a folder, which is made; says which. Raises UserError."""
+    """Write the drawings into a directory, created if missing, and print them. Raises UserError."""
     from vit_jax.analysis import stages, weight_stats
     from vit_jax.figures import diagrams, sizes
 
