@@ -69,7 +69,7 @@ def test_idx_comes_back_as_it_was(idx, tmp_path):
     np.testing.assert_array_equal(theirs[3]["image"][..., 0], arrays["t10k"][0][3])
     # Said again, it refuses and leaves what is there.
     again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 2 and "is there already" in again.stderr
+    assert again.returncode == 2 and "exists" in again.stderr
     assert len(load(target, "train")) == 30
     with pytest.raises(UserError, match="no split 'val' here; there are test, train"):
         load(target, "val")

@@ -17,8 +17,8 @@ COLORS = "viridis"  # even to the eye, also without color
 
 
 def filters(components, shares):
-    """-> matplotlib Figure of `weight_stats.filters` [n, p, p, c], in the order of the shares [n] of
-    the variance. 0 is gray; each has its own scale."""
+    """-> matplotlib Figure of `weight_stats.filters` [n, p, p, c], in the order of their shares [n]
+    of the variance. 0 is gray; each has its own scale."""
     top = np.abs(components).reshape(len(components), -1).max(1)[:, None, None, None]
     pictures = components / np.where(top > 0, top, 1) / 2 + 0.5
     pictures = np.repeat(pictures, 3, -1) if pictures.shape[-1] == 1 else pictures

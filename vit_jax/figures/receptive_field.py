@@ -23,8 +23,8 @@ def distances(sides, title=""):
     """-> matplotlib Figure, a panel a model: a CNN's fields by convolution, a ViT's attention by
     block.
 
-    sides: dicts with "side", of the image in pixels, and "rows", those of `effective_fields.fields`:
-    of a CNN without "side95" where no effective fields were measured, of a ViT maybe []; of a ViT
+    sides: dicts with "side", of the image in pixels, and "rows" of `effective_fields.fields`: of a
+    CNN without "side95" where no effective fields were measured, of a ViT maybe []; of a ViT
     also "heads", those of `effective_fields.heads`.
     """
     same = len({side["side"] for side in sides}) == 1

@@ -1,7 +1,7 @@
 """The encoder's inner functions, with gradients written by hand where XLA on CPU wants them.
 
 Each is the textbook function; `tests/layers/test_kernels.py` holds values and gradients against
-JAX's own. What is gained is memory traffic: JAX derives gradients that keep and re-read intermediate
+JAX's own. They save memory traffic: JAX derives gradients that keep and re-read intermediate
 arrays, these keep the inputs and a number or two a token. A train step of Ti/16 on CPU is 1.15
 times as fast (experiments/benchmarks). Reverse mode only: jax.jvp and jax.hessian do not pass.
 """

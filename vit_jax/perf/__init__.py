@@ -1,1 +1,1 @@
-"""What the benchmarks and compile_check share: workloads, timing, compiled programs, device specs."""
+"""What benchmark and compile_check share: workloads, timing, compiled programs, device specs."""
