@@ -9,8 +9,6 @@ Blocks are always stored stacked: every leaf of `blocks` has a leading layer axi
 are run by `lax.scan` or unrolled is a matter of speed alone.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -31,9 +29,9 @@ REMAT_POLICIES = {
 class LayerScale(nnx.Module):
     """A learned gain per channel of a residual branch (CaiT, arXiv:2103.17239, equation 4)."""
 
-    def __init__(self, width, init, *, dtype):
-        self.gamma = nnx.Param(jnp.full(width, init, jnp.float32))
-        self.dtype = dtype
+    def __init__(self, config):
+        self.gamma = nnx.Param(jnp.full(config.width, config.layer_scale_init, jnp.float32))
+        self.dtype = config.dtype
 
     def __call__(self, x):
         return x * self.gamma[...].astype(self.dtype)
@@ -48,10 +46,9 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(config.width, dtype=config.dtype)
         self.mlp = Mlp(config, rngs=rngs)
         self.post = config.norm == "post"
-        init = config.layer_scale_init
-        gain = None if init is None else partial(LayerScale, config.width, init, dtype=config.dtype)
-        self.ls1 = gain and gain()
-        self.ls2 = gain and gain()
+        scaled = config.layer_scale_init is not None
+        self.ls1 = LayerScale(config) if scaled else None
+        self.ls2 = LayerScale(config) if scaled else None
 
     def __call__(self, x, shapes, *, maps=False, noise=None):
         """x [t, d], noise None in evaluation. -> [t, d], maps of each group or None."""
@@ -60,12 +57,14 @@ class Block(nnx.Module):
         def attention(x):
             x, probabilities = self.attn(x, shapes, maps)
             x = noise.drop(x, 0)
-            return noise.drop_path(self.ls1(x) if self.ls1 else x, 1), probabilities
+            x = x if self.ls1 is None else self.ls1(x)
+            return noise.drop_path(x, 1), probabilities
 
         def mlp(x):
             x = self.mlp(x, lambda x: noise.drop(x, 2))
             x = noise.drop(x, 3)
-            return noise.drop_path(self.ls2(x) if self.ls2 else x, 4)
+            x = x if self.ls2 is None else self.ls2(x)
+            return noise.drop_path(x, 4)
 
         if self.post:
             branch, probabilities = attention(x)
