@@ -157,6 +157,7 @@ def test_the_group_model_is_made_of_the_options_of_a_vit():
         ("best_metric", "eval/val/knn5", "is not evaluated"),
         ("data.mean", (0.5,), "must have 3 numbers"),
         ("model.dtype", "float64", "JAX_ENABLE_X64=1"),
+        ("objective.name", "dino", "set c.objective = objective.'dino'."),
     ],
 )
 def test_a_config_that_cannot_work_says_why(key, value, said):

@@ -225,6 +225,12 @@ def _keys_of(family, name):
     return module.defaults() if module else {}
 
 
+def _any_objective():
+    """The names of the keys of all objectives."""
+    names = members("objectives")
+    return {f"objective.{key}" for name in names for key in _keys_of("objectives", name)}
+
+
 def defaults():
     """A `ConfigDict` with the default of every key, for the supervised objective."""
     return _tree(schema())
@@ -257,6 +263,11 @@ def check(config):
     _check_member("objective.name", "objectives", name)
     keys = schema(name)
     for key, value in values.items():
+        if key not in keys and key.startswith("objective.") and key in _any_objective():
+            raise UserError(
+                f"config has the key {key!r}, which objective.name = {name!r} has not; in a recipe "
+                f"set c.objective = objective({name!r})"
+            )
         if key not in keys:
             raise UserError(f"config has no key {key!r}; {near(key, keys)}")
         keys[key].check(f"config.{key}", value)
