@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from tests import GOLDEN
-from vit_jax import flops, models, variants, vit
+from vit_jax import flops, models, resnet, variants, vit
 from vit_jax.layers import encoder, heads, norms
 from vit_jax.layers.patch_embed import sincos2d
 
@@ -119,6 +119,12 @@ def test_a_wrong_name_or_option_is_named():
         vit.create("mu/8", widht=3)
     with pytest.raises(ValueError, match="class_token"):
         vit.create("mu/8", image=32, pool="cls", class_token=False)
+
+
+def test_options_in_a_name_count():
+    assert vit.create("mu/8,image=16,num_classes=5").config.num_classes == 5
+    assert resnet.create("resnet8,num_classes=5").config.num_classes == 5
+    assert vit.create("mu/8,image=16", num_classes=3, depth=2).config.depth == 2
 
 
 def test_the_seed_decides_the_weights():

@@ -146,5 +146,6 @@ def create(name, *, num_classes=1000, seed=0, **overrides):
     """
     if not variants.is_cnn(name):
         raise UserError(f"unknown ResNet {name!r}; pass {one_of(variants.RESNETS, name)}")
-    config = variants.parse(name, **{"num_classes": num_classes} | overrides)
-    return ResNet(config, rngs=nnx.Rngs(params=seed))
+    base, named = variants.split_name(name)
+    options = {"num_classes": num_classes} | named | overrides
+    return ResNet(variants.parse(base, **options), rngs=nnx.Rngs(params=seed))

@@ -144,8 +144,9 @@ def create(name, *, num_classes=1000, seed=0, **overrides):
     """
     if variants.is_cnn(name):
         raise UserError(f"{name} is a ResNet; use vit_jax.resnet.create")
-    overrides = {"num_classes": num_classes} | overrides
-    return ViT(variants.parse(name, **overrides), rngs=nnx.Rngs(params=seed))
+    base, named = variants.split_name(name)
+    options = {"num_classes": num_classes} | named | overrides
+    return ViT(variants.parse(base, **options), rngs=nnx.Rngs(params=seed))
 
 
 def functional(module):
