@@ -151,7 +151,7 @@ def test_rules_without_a_golden_file():
     }
     assert decayed["kernel"] == {k for k in SHAPES if k.endswith("kernel")} == decayed["timm"]
     assert decayed["all"] == set(SHAPES)
-    with pytest.raises(UserError, match="'tim' is no decay rule"):
+    with pytest.raises(UserError, match="'tim' is not a decay rule"):
         optim.decay_mask(params, "tim")
     with pytest.raises(UserError, match="needs a model with blocks"):
         optim.layer_scales({"head": params["head"]}, 0.5)

@@ -121,7 +121,7 @@ def layer_scales(params, decay):
     def scale(path, leaf):
         if _stacked(path):
             return decay ** np.arange(depth, 0.0, -1).reshape(-1, *[1] * (leaf.ndim - 1))
-        embeds = any(name.endswith(("_token", "_embed")) for name in _names(path))
+        embeds = {"cls_token", "pos_embed", "patch_embed"} & set(_names(path))  # as timm and MAE
         return decay ** (depth + 1.0) if embeds else 1.0
 
     return jax.tree_util.tree_map_with_path(scale, params)
