@@ -209,7 +209,7 @@ def schema(objective="supervised"):
 
 
 def _model_keys():
-    """The group `model`: a variant, and every option of a ViT in the place of what it says."""
+    """The group `model`: a variant, and every option of `ViTConfig`."""
     keys = {"variant": Key("S/16", "SIZE/PATCH or a ResNet; sizes in vit_jax/variants.py")}
     for name, key in options(variants.ViTConfig).items():
         if name in variants.SIZES:

@@ -119,9 +119,9 @@ def of_run(workdir, which="best", raw=False):
 def of_module(module, name, *, short=None, variant=None, image=None, class_names=None, **ready):
     """A module with its weights, such as `vit.create` and `pretrained.load` make; fields as above.
 
-    image: needed of a ResNet, which takes any. ready: mean, std and crop; if not said, images are
-    scaled to [-1, 1], and nothing is cut off. If there are 1000 classes and nobody says which, they
-    are ImageNet's. Raises UserError where class_names are not as many as the classes.
+    image: side of the images; None: that of the module's config. ready: mean, std and crop; by
+    default images are scaled to [-1, 1] and not cropped. class_names: by default, of 1000 classes,
+    ImageNet's. Raises UserError if their number is not the number of classes.
     """
     from vit_jax import models
 

@@ -13,7 +13,24 @@ from vit_jax.schema import check_options, one_of, option, options
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig:
+class ModelConfig:
+    """The options that every model has."""
+
+    image: int = option(224, "side of the square image, pixels", least=1)
+    channels: int = option(3, "3: color, 1: gray", least=1)
+    num_classes: int = option(1000, "outputs of the classifier; 0: no classifier", least=0)
+    dtype: str = option(
+        "float32",
+        "of activations; parameters are float32",
+        choices=("float32", "bfloat16", "float64"),
+    )
+
+    def __post_init__(self):
+        check_options(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig(ModelConfig):
     """Every option of a Vision Transformer: `ViTConfig(width=384, depth=12, ...)`.
 
     `vit.ViT` and its layers take it, `flops` counts from it, and the group `model` of a run's
@@ -25,9 +42,6 @@ class ViTConfig:
     num_heads: int = option(doc="attention heads per block", kind=int, least=1)
     mlp_dim: int = option(doc="hidden units of the MLP", kind=int, least=1)
     patch: int = option(doc="side of a square patch, pixels", kind=int, least=1)
-    image: int = option(224, "side of the square image, pixels", least=1)
-    channels: int = option(3, "3: color, 1: gray", least=1)
-    num_classes: int = option(1000, "outputs of the classifier; 0: no classifier", least=0)
     pool: str = option(
         "cls",
         "what the classifier sees: the [CLS] token, the mean of the patches, attention pooling",
@@ -89,14 +103,9 @@ class ViTConfig:
         "normal(0.02), or big_vision's: Xavier and a classifier of zeros",
         choices=("deit", "big_vision"),
     )
-    dtype: str = option(
-        "float32",
-        "of activations; parameters are float32",
-        choices=("float32", "bfloat16", "float64"),
-    )
 
     def __post_init__(self):
-        check_options(self)
+        super().__post_init__()
         if self.width % self.num_heads:
             raise UserError(
                 f"width = {self.width} must be divisible by num_heads = {self.num_heads}"
@@ -129,23 +138,12 @@ class ViTConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetConfig:
+class ResNetConfig(ModelConfig):
     """Every option of a ResNet. `image` matters for FLOPs alone: a ResNet takes any size."""
 
     block: str = option(doc="residual block", kind=str, choices=("basic", "bottleneck"))
     layers: tuple = option(doc="blocks per stage; four stages: a stem for large images", kind=tuple)
     width: int = option(doc="channels of the first stage", kind=int, least=1)
-    image: int = option(224, "side of the square image, pixels", least=1)
-    channels: int = option(3, "3: color, 1: gray", least=1)
-    num_classes: int = option(1000, "outputs of the classifier; 0: no classifier", least=0)
-    dtype: str = option(
-        "float32",
-        "of activations; parameters are float32",
-        choices=("float32", "bfloat16", "float64"),
-    )
-
-    def __post_init__(self):
-        check_options(self)
 
 
 # size: (width, depth, num_heads, mlp_dim). Ti to H: Table 1 of arXiv:2010.11929 and Table 1 of

@@ -21,7 +21,7 @@ class Objective(NamedTuple):
     loss: Callable  # params, extra, batch, rng, step -> loss, aux
     update: Callable  # extra, params (after the optimizer), aux, step -> extra
     weights: Callable  # params, extra -> the params that evaluators, predict and features use
-    raw: Callable = lambda params, _: params  # likewise, where what was trained itself is asked for
+    raw: Callable = lambda params, _: params  # the trained parameters, for --raw
     alarm: Callable = lambda _: None  # a step's metrics, floats -> a warning or None
 
 

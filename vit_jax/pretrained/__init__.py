@@ -2,8 +2,8 @@
 
 A member module has `matches(tensors) -> bool`; `options(tensors) -> dict`, the options of
 `ViTConfig` that names and shapes determine; and `params(tensors, template) -> params`, the tensors
-in our layout. `tensors` is a flat dict of numpy arrays; `template` is our parameter tree, of which
-only shapes and paths are used.
+in our layout. `tensors` is a flat dict of numpy arrays; only the shapes and paths of
+`template`, our parameter tree, are used.
 """
 
 import json

@@ -25,8 +25,8 @@ def define_flags(against=True):
 
 def define_view_flags():
     """How images are prepared, in place of what goes with the weights; for `override`."""
-    flags.DEFINE_list("mean", None, "of images in [0, 1], one a channel or one for all")
-    flags.DEFINE_list("std", None, "likewise")
+    flags.DEFINE_list("mean", None, "mean of images in [0, 1] per channel, or one for all")
+    flags.DEFINE_list("std", None, "standard deviation per channel, or one for all")
     flags.DEFINE_float("crop", None, "side of the center crop / short side of the image")
 
 
