@@ -1,107 +1,74 @@
-"""Run a model over a dataset split, visiting each image exactly once, or over an array."""
+"""One forward pass over many batches: compiled once, padded, sharded, each image exactly once.
+
+A pass is a function `apply(params, batch) -> outputs`, a tree of arrays. A batch is a dict of
+arrays of one size; its "mask", bool [b], is False in the rows that only fill up the last batch.
+"""
 
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import augment, batch, data
 from vit_jax.devices import sharding
-from vit_jax.vit import functional
 
 
-def reader(config, split, mesh):
-    """-> (source, read): read() is an iterator over the batches of the split, on the devices.
+def compile(apply, mesh=None):
+    """Compile a pass for `stream` and `collect`.
 
-    split is a key of config.data: train, val or test. The batches are those of
-    `batch.eval_batches`: images by the evaluation view, and black ones where "mask" is False.
-    Raises UserError for a split that is not there or a batch that does not divide over the mesh.
+    Args:
+      apply: function of params and a batch, traced by JAX.
+      mesh: the mesh over which the batches are sharded; None: one device. Outputs are gathered on
+        every device, so that each process can read all of them.
     """
-    size = config.eval_batch_size or config.batch_size
-    sharding.check_batch_size("eval_batch_size", size, mesh)
-    placement = sharding.batch_sharding(mesh)
-    source = data.make(config, config.data[split])
-    _, view = augment.views(config)
+    placement = sharding.replicated(mesh) if mesh is not None else None
 
-    def read():
-        batches = batch.eval_batches(
-            source,
-            view,
-            batch_size=size,
-            threads=config.data.threads,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        return (batch.to_devices(rows, placement) for rows in batches)
+    @functools.partial(jax.jit, out_shardings=placement)
+    def run(params, batch):
+        return apply(params, batch), batch["mask"]
 
-    return source, read
+    return run
 
 
-def features(model, config, splits, mesh, names=("pooled",)):
-    """-> extract(params, split) -> {"label": int32 [n], "pooled": float32 [n, d], ...}, numpy.
+def stream(run, params, batches):
+    """Yield (outputs, mask) of each batch as numpy arrays.
 
-    splits: keys of config.data that may be asked for. names: outputs of the model with a row an
-    image; those that it does not have are left out. Every process gets all images. One process
-    gets them in the order of the split; several may not, but the rows of an image stay together.
+    A result is handed on once the next batch was dispatched, so that the devices go on computing
+    while this one is copied.
     """
-    readers = {split: reader(config, split, mesh) for split in splits}
-
-    # The results are gathered on every device: each process can read them whole.
-    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def compute(params, rows):
-        images = augment.normalize(rows["image"], config.data.mean, config.data.std)
-        found = model.apply(params, images)
-        found = {name: found[name].astype(jnp.float32) for name in names if name in found}
-        return found | {"label": rows["label"], "mask": rows["mask"]}
-
-    def extract(params, split):
-        source, read = readers[split]
-        arrays, done = {}, 0
-        for part in _one_behind(compute(params, rows) for rows in read()):
-            part = jax.device_get(part)
-            mask = part.pop("mask")
-            for name, rows in part.items():
-                if name not in arrays:  # whole at once: the parts of a large split are not kept
-                    arrays[name] = np.empty((len(source), *rows.shape[1:]), rows.dtype)
-                arrays[name][done : done + mask.sum()] = rows[mask]
-            done += int(mask.sum())
-        if done != len(source):
-            raise RuntimeError(f"{done} of {len(source)} images were seen")
-        return arrays
-
-    return extract
+    last = None
+    for batch in batches:
+        result = run(params, batch)
+        if last is not None:
+            yield jax.device_get(last)
+        last = result
+    if last is not None:
+        yield jax.device_get(last)
 
 
-def _one_behind(items):
-    """The same items, each handed on once the next was asked for: the devices go on working while
-    this one is copied."""
-    last = next(items)
-    for item in items:
-        yield last
-        last = item
-    yield last
+def collect(run, params, batches, count):
+    """The outputs for `count` images as numpy arrays [count, ...], without the padding.
 
-
-def compute(module, images, batch_size, attention=False, blocks=False):
-    """The named outputs of a module for an array of images, batch by batch.
-
-    images: normalized float32 [b, h, w, c], may be memory-mapped. -> {"logits", "pooled", "tokens",
-    ..., "block_00", ...}, numpy float32.
+    Raises RuntimeError if the batches hold another number of images.
     """
-    apply, params = functional(module)
-    apply = jax.jit(apply, static_argnames=("attention", "blocks"))
-    size, parts = min(batch_size, len(images)), []
+    arrays, done = None, 0
+    for outputs, mask in stream(run, params, batches):
+        if arrays is None:  # allocated once: the parts of a large split are not kept
+            arrays = jax.tree.map(lambda x: np.empty((count, *x.shape[1:]), x.dtype), outputs)
+        size = int(mask.sum())
+        if done + size > count:
+            raise RuntimeError(f"more than {count} images were seen")
+        for whole, part in zip(jax.tree.leaves(arrays), jax.tree.leaves(outputs), strict=True):
+            whole[done : done + size] = part[mask]
+        done += size
+    if done != count:
+        raise RuntimeError(f"{done} of {count} images were seen")
+    return arrays
+
+
+def split(images, batch_size):
+    """Yield batches {"image", "mask"} of an array [n, ...], the last one filled up with zeros."""
+    size = min(batch_size, len(images))
     for start in range(0, len(images), size):
         rows = np.asarray(images[start : start + size])
-        rows = np.pad(rows, [(0, size - len(rows)), *[(0, 0)] * 3])  # one size, one compilation
-        parts.append(jax.device_get(apply(params, rows, attention=attention, blocks=blocks)))
-
-    def join(name):
-        axis = 1 if name in ("attention", "blocks") else 0  # of the images; layers come first
-        array = np.concatenate([part[name] for part in parts], axis)
-        return array[(slice(None),) * axis + (slice(len(images)),)].astype(np.float32)
-
-    arrays = {name: join(name) for name in parts[0]}
-    layers = arrays.pop("blocks", ())
-    return arrays | {f"block_{i:02}": layer for i, layer in enumerate(layers)}
+        padding = [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
+        yield {"image": np.pad(rows, padding), "mask": np.arange(size) < len(rows)}

@@ -12,8 +12,10 @@ from flax import nnx
 from vit_jax import variants
 from vit_jax.errors import UserError
 from vit_jax.layers import kernels
+from vit_jax.layers.images import check_images
 from vit_jax.layers.mlp import Linear
-from vit_jax.schema import one_of
+from vit_jax.schema import one_of, shows_options
+from vit_jax.variants import ResNetConfig
 
 # He's initialization by the fan out, as torchvision has it (arXiv:1502.01852, equation 14).
 HE = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -114,10 +116,8 @@ class ResNet(nnx.Module):
         """
         del rng
         if attention:
-            raise ValueError("a ResNet has no attention; take a Vision Transformer")
-        channels = images.shape[-1]
-        if channels != self.config.channels:
-            raise ValueError(f"images have {channels} channels, the model {self.config.channels}")
+            raise UserError("a ResNet has no attention; use a Vision Transformer")
+        check_images(images, self.config.channels)
         stats, maps = {}, {}
         x, stats["stem"] = self.stem(images, train)
         x = maps["stem"] = nnx.relu(x)
@@ -139,10 +139,18 @@ class ResNet(nnx.Module):
         return {"pooled": pooled, "logits": self.head(pooled).astype(jnp.float32)}
 
 
+@shows_options(ResNetConfig)
 def create(name, *, num_classes=1000, seed=0, **overrides):
-    """A randomly initialized model: create("resnet50"), create("resnet20", channels=1).
+    """Create a randomly initialized ResNet: create("resnet50"), create("resnet20", channels=1).
 
-    Arguments as of `vit.create`; overrides are options of `ResNetConfig`. Raises UserError.
+    Args:
+      name: of `variants.RESNETS`.
+      num_classes: outputs of the classifier; 0: none.
+      seed: of the weights.
+      **overrides: options of `ResNetConfig`.
+
+    Raises:
+      UserError: for an unknown name or option, or options that cannot be combined.
     """
     if not variants.is_cnn(name):
         raise UserError(f"unknown ResNet {name!r}; pass {one_of(variants.RESNETS, name)}")

@@ -7,6 +7,7 @@ brings its own in a module beside it, named `MEMBER_keys.py`.
 import dataclasses
 import difflib
 import importlib
+import inspect
 import math
 import pkgutil
 import re
@@ -136,6 +137,26 @@ def option(default=dataclasses.MISSING, doc="", **limits):
 def options(cls):
     """The keys of a dataclass made of `option` fields: {name: Key}."""
     return {f.name: f.metadata["key"] for f in dataclasses.fields(cls)}
+
+
+def shows_options(cls):
+    """A decorator: completion and help show the options of `cls` in place of **overrides."""
+
+    def decorate(function):
+        signature = inspect.signature(function)
+        known = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        names = {p.name for p in known}
+        new = {name: key for name, key in options(cls).items() if name not in names}
+        known += [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=key.default)
+            for name, key in new.items()
+        ]
+        function.__signature__ = signature.replace(parameters=known)
+        lines = [f"  {name}: {key.doc}" for name, key in new.items()]
+        function.__doc__ = "\n".join([inspect.getdoc(function), "", "Options:", *lines])
+        return function
+
+    return decorate
 
 
 def check_options(config):

@@ -10,9 +10,11 @@ from vit_jax import variants
 from vit_jax.errors import UserError
 from vit_jax.layers.encoder import encode, make_blocks
 from vit_jax.layers.heads import AttentionPool, pool_tokens
+from vit_jax.layers.images import check_images
 from vit_jax.layers.mlp import INITS, Linear
 from vit_jax.layers.norms import LayerNorm
 from vit_jax.layers.patch_embed import PatchEmbed, resize_positions, sincos2d
+from vit_jax.schema import shows_options
 from vit_jax.variants import VARIANTS, ViTConfig
 
 __all__ = ["VARIANTS", "ViT", "ViTConfig", "create", "functional", "image_keys"]
@@ -52,16 +54,25 @@ class ViT(nnx.Module):
         )
 
     def embed(self, images):
-        """b h w c, normalized -> tokens b n d with [CLS] and positions."""
-        c, (b, h, w, _) = self.config, images.shape
-        grid = (h // c.patch, w // c.patch)
-        x = self.patch_embed(images)
+        """Normalized images b h w c -> tokens b n d, [CLS] and the patches with their positions."""
+        c = self.config
+        check_images(images, c.channels, c.patch)
+        _, h, w, _ = images.shape
+        return self.place(self.patch_embed(images), (h // c.patch, w // c.patch))
+
+    def place(self, patches, grid):
+        """Patches b n d, row by row in a grid (rows, columns) -> tokens with positions and [CLS].
+
+        `embed` is `place` after `patch_embed`: patches may be replaced between the two, as by a
+        mask token, and tokens may be dropped between `place` and `encode`.
+        """
+        c, x = self.config, patches
         if self.pos_embed is None:
             x = x + sincos2d(grid, c.width).astype(c.dtype)
         elif c.no_embed_class:
             x = x + self.positions(grid)
         if self.cls_token is not None:
-            cls = jnp.broadcast_to(self.cls_token[...].astype(c.dtype), (b, 1, c.width))
+            cls = jnp.broadcast_to(self.cls_token[...].astype(c.dtype), (x.shape[0], 1, c.width))
             x = jnp.concatenate([cls, x], axis=1)
         if self.pos_embed is not None and not c.no_embed_class:
             x = x + self.positions(grid)
@@ -74,49 +85,61 @@ class ViT(nnx.Module):
         return resize_positions(table, c.grid, grid, prefix, c.pos_resize).astype(c.dtype)
 
     def __call__(self, images, *, train=False, attention=False, blocks=False, rng=None):
-        """images b h w c, normalized -> a dict of what was computed on the way.
+        """Compute named outputs of images.
 
-        logits [b, k] (none where num_classes is 0); pooled [b, d], what the classifier sees;
-        tokens [b, n, d] after the last norm, where it comes before pooling; and if asked for
-        blocks [l, b, n, d], the output of each block, and attention [l, b, h, q, m], its softmax.
-        train=True turns dropout and drop path on; rng is then one key, or one per image [b].
+        Args:
+          images: normalized float [b, h, w, c]. Positions are resized to sizes other than
+            config.image.
+          train: turns dropout and drop path on.
+          attention: adds "attention" [l, b, h, q, m], the softmax of every block.
+          blocks: adds "blocks" [l, b, n, d], the output of every block.
+          rng: with train=True one key, or one key per image [b].
+
+        Returns:
+          A dict: "logits" float32 [b, k] (missing where num_classes is 0); "pooled" [b, d], what
+          the classifier sees; "tokens" [b, n, d], after the last norm if it comes before pooling.
+
+        Raises:
+          UserError: for images that are not floats, have no batch axis, or do not fit the model.
         """
-        (x,), named = self.encode(
-            [images[:, None]], train=train, rng=rng, attention=attention, outputs=blocks
+        x, out = self.encode(
+            self.embed(images), train=train, rng=rng, attention=attention, blocks=blocks
         )
-        out = {name: groups[0] for name, groups in named.items()}
-        out["tokens"], out["pooled"] = self.read(x[:, 0])
+        out["tokens"], out["pooled"] = self.read(x)
         if self.head is not None:
             out["logits"] = self.head(out["pooled"]).astype(jnp.float32)
         return out
 
     def views(self, groups, *, train=False, rng=None):
         """Several views of each image, of several sizes, in one pass: a list of arrays b v h w c,
-        one a size -> pooled [b, V, d], V all views in order. train and rng as in a plain call."""
-        groups, _ = self.encode(groups, train=train, rng=rng)
+        one a size -> pooled [b, V, d], all V views in order. train and rng as in a plain call."""
+        tokens = []
+        for group in groups:
+            b, v = group.shape[:2]
+            x = self.embed(group.reshape(b * v, *group.shape[2:]))
+            tokens.append(x.reshape(b, v, *x.shape[1:]))
+        groups, _ = self._encode(tokens, train, rng)
         if self.config.pool == "cls":  # the final norm is needed of this one token alone
             groups = [x[:, :, :1] for x in groups]
         pooled = [self.read(x.reshape(-1, *x.shape[2:]))[1] for x in groups]
         pooled = [x.reshape(*g.shape[:2], -1) for x, g in zip(pooled, groups, strict=True)]
         return jnp.concatenate(pooled, axis=1)
 
-    def encode(self, groups, *, train=False, rng=None, attention=False, outputs=False):
-        """Arrays b v h w c -> tokens b v n d after the last block, and what else was asked for."""
-        channels = groups[0].shape[-1]
-        if channels != self.config.channels:
-            raise ValueError(f"images have {channels} channels, the model {self.config.channels}")
+    def encode(self, tokens, *, train=False, rng=None, attention=False, blocks=False):
+        """Tokens b n d, any number of them, through all blocks -> tokens b n d, and a dict of what
+        else was asked for. Arguments as in a plain call."""
+        (x,), named = self._encode([tokens[:, None]], train, rng, attention, blocks)
+        return x[:, 0], {name: groups[0] for name, groups in named.items()}
+
+    def _encode(self, groups, train, rng, attention=False, blocks=False):
+        """Arrays of tokens b v n d -> the same after the last block, and what was asked for."""
         keys = None
         if train:
             if rng is None:
-                raise ValueError("train=True draws noise: pass rng=jax.random.key(...)")
+                raise UserError("train=True draws noise; pass rng=jax.random.key(...)")
             keys = rng if rng.ndim else image_keys(rng, jnp.arange(groups[0].shape[0]))
-        tokens = []
-        for group in groups:
-            b, v = group.shape[:2]
-            x = self.embed(group.reshape(b * v, *group.shape[2:]))
-            tokens.append(x.reshape(b, v, *x.shape[1:]))
         return encode(
-            self.config, self.blocks, tokens, keys=keys, attention=attention, outputs=outputs
+            self.config, self.blocks, groups, keys=keys, attention=attention, outputs=blocks
         )
 
     def read(self, x):
@@ -130,11 +153,12 @@ class ViT(nnx.Module):
         return tokens, pooled if self.fc_norm is None else self.fc_norm(pooled)
 
 
+@shows_options(ViTConfig)
 def create(name, *, num_classes=1000, seed=0, **overrides):
-    """A randomly initialized model: create("S/16"), create("vit_tiny_patch16_224", depth=4).
+    """Create a randomly initialized model: create("S/16"), create("B/16", image=384, pool="gap").
 
     Args:
-      name: as `variants.parse` reads it.
+      name: "S/16" or timm's, such as "vit_tiny_patch16_224"; see `variants.parse`.
       num_classes: outputs of the classifier; 0: none.
       seed: of the weights.
       **overrides: options of `ViTConfig`.
@@ -149,12 +173,29 @@ def create(name, *, num_classes=1000, seed=0, **overrides):
     return ViT(variants.parse(base, **options), rngs=nnx.Rngs(params=seed))
 
 
-def functional(module):
-    """A module with its weights as (apply, weights): apply(weights, images, **options)."""
-    graph, state = nnx.split(module)
+def functional(model):
+    """Split a model into a pure function and its weights, for jit, grad, vmap and training loops.
 
-    def apply(weights, images, **options):
-        return nnx.merge(graph, weights)(images, **options)
+        apply, params = functional(vit.create("Ti/16"))
+
+        def loss(params, images, labels, rng):
+            logits = apply(params, images, train=True, rng=rng)["logits"]
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        gradient = jax.jit(jax.grad(loss))(params, images, labels, rng)
+
+    Args:
+      model: a `ViT` or a `ResNet`. It is not changed.
+
+    Returns:
+      apply(params, images, **options), which is model(images, **options) with these weights; and
+      the weights, a nested dict of arrays. Those of a ResNet hold the running statistics too, which
+      are not trained.
+    """
+    graph, state = nnx.split(model)
+
+    def apply(params, images, **options):
+        return nnx.merge(graph, params)(images, **options)
 
     return apply, nnx.to_pure_dict(state)
 

@@ -1,37 +1,27 @@
-"""Attention maps and features of single images, by a `inference.LoadedModel` Vision Transformer."""
+"""Attention maps and features of single images, of an `inference.LoadedModel` ViT."""
 
+import functools
 from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from vit_jax import augment
 from vit_jax.analysis import attention
 from vit_jax.errors import UserError
 
 BATCH = 8  # most images at a time
-AT_ONCE, LARGEST = 2**29, 2**33  # bytes of softmax: of all layers and a batch; of a layer, an image
+MAX_SOFTMAX_BYTES = 2**29  # of all layers and a batch
+MAX_LAYER_BYTES = 2**33  # of the softmax of one layer and one image
 
 
-def resize(model, side):
-    """From here on its images have this side, in pixels. Raises UserError where they cannot."""
-    patch, heads = model.module.config.patch, count(model.module)[1]
-    if side < patch or side % patch:
-        raise UserError(f"--image={side} does not divide into patches of {patch}x{patch} pixels")
-    tokens = (side // patch) ** 2 + model.module.config.prefix
-    if 4 * heads * tokens**2 > LARGEST:
-        size = 4 * heads * tokens**2 / 1e9
+def check_size(model):
+    """Raise UserError if the attention to images of this size does not fit in memory."""
+    tokens = model.grid[0] * model.grid[1] + model.prefix
+    size = 4 * model.num_heads * tokens**2
+    if size > MAX_LAYER_BYTES:
         raise UserError(
-            f"--image={side} makes {tokens:,} tokens, whose attention is {size:.0f} GB a layer; "
-            "pass a smaller one"
+            f"images of {model.image} pixels make {tokens:,} tokens, whose attention takes "
+            f"{size / 1e9:.0f} GB per layer; use a smaller image size"
         )
-    model.image = side
-
-
-def count(module):
-    """-> number of layers, number of heads of each"""
-    return module.blocks.norm1.scale[...].shape[0], module.blocks.attn.num_heads
 
 
 def ends(depth):
@@ -40,63 +30,68 @@ def ends(depth):
 
 
 def see(model, views, layers, with_rollout=False):
-    """uint8 images [image, image, c] -> what the model sees in them; layers: numbers from 1.
+    """Attention maps and features of images.
 
-    -> namespace of `maps` [b, layers, h, rows, columns], `rollout` [b, layers, rows, columns] or
-    None, `colors` [b, rows, columns, 3], all float32, and for the text around them `name`,
-    `layers`, `depth`, `whose` and `size`. The maps are the class token's or, without one, the mean
-    of the patches'.
+    Args:
+      model: `inference.LoadedModel` of a ViT.
+      views: uint8 [image, image, c] each.
+      layers: numbers from 1.
+      with_rollout: whether to compute attention rollout too.
+
+    Returns:
+      A namespace: `maps` [b, layers, h, rows, columns], of the class token or, without one, the
+      mean of the patches; `rollout` [b, layers, rows, columns] or None; `colors` [b, rows, columns,
+      3]; all float32; and for the text around them `name`, `layers`, `depth`, `whose` and `size`.
     """
-    side, prefix = model.image // model.module.config.patch, model.module.config.prefix
-    depth, heads = count(model.module)
-    look, params = reader(model, layers, with_rollout)
-    # The softmax of a batch is large: kept on the device, and for no more images than are small.
-    size = 4 * depth * heads * (side**2 + prefix) ** 2
-    size = min(BATCH, len(views), max(1, AT_ONCE // size))
-    parts = []
-    for start in range(0, len(views), size):
-        images = np.stack(views[start : start + size])
-        rows = np.pad(images, [(0, size - len(images)), *[(0, 0)] * 3])  # one size, one compilation
-        parts.append({k: x[: len(images)] for k, x in jax.device_get(look(params, rows)).items()})
-    found = {k: np.concatenate([p[k] for p in parts]).astype(np.float32) for k in parts[0]}
+    check_size(model)
+    prefix = model.prefix
+    rows, columns = model.grid
+    # The softmax of a batch is large: no more images than fit are computed at a time.
+    size = 4 * model.depth * model.num_heads * (rows * columns + prefix) ** 2
+    size = min(BATCH, max(1, MAX_SOFTMAX_BYTES // size))
+    look = reader(model.grid, prefix, tuple(layers), with_rollout)
+    found = model.run(list(views), compute=look, batch_size=size)
     return SimpleNamespace(
         name=model.name,
         layers=tuple(layers),
-        depth=depth,
+        depth=model.depth,
         whose="[CLS]" if prefix else "the average patch (no [CLS])",
-        size=sizes(model, side, prefix),
+        size=sizes(model),
         maps=found["maps"],
         rollout=found.get("rollout"),
-        colors=attention.pca(found["tokens"]).reshape(len(views), side, side, 3),
+        colors=attention.pca(found["tokens"]).reshape(len(views), rows, columns, 3),
     )
 
 
-def reader(model, layers, with_rollout=False):
-    """The computation of `see` on the device -> look, params; look(params, uint8 [b, h, w, c]) ->
-    {"maps" [b, layers, h, rows, columns], "tokens" of the patches [b, n, d]} and "rollout"."""
-    prefix, grid = model.module.config.prefix, (model.image // model.module.config.patch,) * 2
+@functools.cache
+def reader(grid, prefix, layers, with_rollout=False):
+    """The computation of `see` on the device, a `compute` of `LoadedModel.run`.
+
+    Returns:
+      look(module, images) -> {"maps" [b, layers, h, rows, columns], "tokens" of the patches
+      [b, n, d]} and "rollout" [b, layers, rows, columns].
+    """
     read = attention.cls_maps if prefix else attention.patch_maps
 
     def draw(softmax):  # layer by layer: XLA then keeps no more of each than is drawn
         return jnp.stack([read(softmax[layer - 1], grid, prefix) for layer in layers], axis=1)
 
-    @jax.jit
-    def look(params, images):
-        images = augment.normalize(images, model.mean, model.std)
-        out = model.model.apply(params, images, attention=True)
+    def look(module, images):
+        out = module(images, attention=True)
         found = {"maps": draw(out["attention"]), "tokens": out["tokens"][:, prefix:]}
         if with_rollout:
             rolled = attention.rollout(out["attention"])
             found["rollout"] = draw(rolled[:, :, None])[:, :, 0]
-        return found
+        return {name: x.astype(jnp.float32) for name, x in found.items()}
 
-    return look, model.params
+    return look
 
 
-def sizes(model, side, prefix):
+def sizes(model):
     """A line with the resolution, the patch, and what attention to all alike would be."""
-    module, square = model.module, "{0}x{0}".format
-    text = f"image {square(model.image)}, {square(side)} patches of {square(module.config.patch)}"
-    if model.image != module.config.image and module.pos_embed is not None:
-        text += f", positions resized from {square(module.config.image // module.config.patch)}"
-    return f"{text}; an even share is {100 / (side * side + prefix):.3g}%"
+    config, side = model.module.config, model.grid[0]
+    square = "{0}x{0}".format
+    text = f"image {square(model.image)}, {square(side)} patches of {square(config.patch)}"
+    if model.image != config.image and model.module.pos_embed is not None:
+        text += f", positions resized from {square(config.image // config.patch)}"
+    return f"{text}; an even share is {100 / (side * side + model.prefix):.3g}%"

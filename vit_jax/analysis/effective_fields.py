@@ -4,7 +4,7 @@ Images are uint8 [b, image, image, c], as `LoadedModel.view` makes each. recepti
 gradcam.py define the numbers.
 """
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vit_jax import variants
@@ -27,7 +27,7 @@ def fields(model, images, blocks=None, draws=DRAWS):
     blocks: of a ViT, numbers from 1; None: all. -> rows, one a block of a ViT, one a convolution
     and one a stage of a CNN; {layer: gradient [h, w]}, by the stages or blocks, from the image on.
     """
-    measure = _fields_of_cnn if model.cnn else _fields_of_vit
+    measure = _fields_of_cnn if model.is_cnn else _fields_of_vit
     return measure(model, model.normalize(images), blocks, draws)
 
 
@@ -68,8 +68,8 @@ def layers_of_cnn(model):
 
 
 def _fields_of_vit(model, images, blocks, draws):
-    grid, prefix = _grid(model)
-    blocks = blocks or range(1, attention_maps.count(model.module)[0] + 1)
+    grid, prefix = model.grid, model.prefix
+    blocks = blocks or range(1, model.depth + 1)
 
     def maps(weights, images):
         found = model.model.apply(weights, images, blocks=True)["blocks"][:, :, prefix:]
@@ -99,12 +99,11 @@ def _seen(gradient, possible):
 def heads(model, images):
     """-> rows, one a head of a ViT: attention distance in pixels, entropy in bits, means over the
     images."""
-    grid, prefix = _grid(model)
-    images, patch = model.normalize(images), model.module.config.patch
-    read = jax.jit(lambda w, images: model.model.apply(w, images, attention=True)["attention"])
+    grid, prefix, patch = model.grid, model.prefix, model.module.config.patch
     parts = []
-    for start in range(0, len(images), AT_ONCE):
-        maps = np.asarray(read(model.params, images[start : start + AT_ONCE]))
+    for start in range(0, len(images), AT_ONCE):  # the softmax of all images would be large
+        part = list(images[start : start + AT_ONCE])
+        maps = model.run(part, attention=True, batch_size=AT_ONCE)["attention"]
         distances = receptive_field.attention_distance(maps, grid, patch, prefix)
         parts.append(np.stack([distances, receptive_field.attention_entropy(maps, grid, prefix)]))
     means = np.concatenate(parts, axis=2).mean(2)  # over images: 2 l h
@@ -123,31 +122,32 @@ def heads(model, images):
 
 
 def looks(model, images):
-    """Where it looks. -> the class that it says [b], and maps {layer: [b, rows, columns]}.
+    """Where a model looks.
 
-    Of a CNN Grad-CAM of every stage for that class; of a ViT the attention of [CLS] or, where it
-    has none, of the average patch: mean of the heads of the first, the middle and the last block.
-    Without a classifier the class is None, and a CNN has no maps.
+    Args:
+      model: `inference.LoadedModel`.
+      images: uint8 [image, image, c] each.
+
+    Returns:
+      The predicted class [b], or None without a classifier; and maps {layer: [b, rows, columns]}:
+      of a CNN Grad-CAM of every stage for that class ({} without a classifier), of a ViT the
+      attention of [CLS] or, where it has none, of the average patch, averaged over the heads of the
+      first, the middle and the last block.
     """
-    says = _says(model, images)
-    if not model.cnn:
-        blocks = attention_maps.ends(attention_maps.count(model.module)[0])
+    if not model.is_cnn:
+        blocks = attention_maps.ends(model.depth)
         maps = attention_maps.see(model, images, blocks).maps.mean(2)
+        says = None
+        if model.module.head is not None:
+            says = model.run(list(images))["logits"].argmax(-1)
         return says, {f"block {block}": maps[:, i] for i, block in enumerate(blocks)}
-    if says is None:
-        return None, {}
-    explain = jax.jit(lambda w, *rest: gradcam.of_resnet(model.model.bind(w), *rest))
-    found = jax.device_get(explain(model.params, model.normalize(images), says))
-    return says, {stage: found[stage] for stage in model.module.stages}
-
-
-def _says(model, images):
     if model.module.head is None:
-        return None
-    read = jax.jit(lambda w, images: model.model.apply(w, images)["logits"].argmax(-1))
-    return np.asarray(read(model.params, model.normalize(images)))
+        return None, {}
+    found = model.run(list(images), compute=_explain)
+    return found.pop("class"), {stage: found[stage] for stage in model.module.stages}
 
 
-def _grid(model):
-    """Rows and columns of patches; tokens before them."""
-    return (model.image // model.module.config.patch,) * 2, model.module.config.prefix
+def _explain(module, images):
+    """The predicted class, and Grad-CAM of every stage of a ResNet for it."""
+    says = module(images)["logits"].argmax(-1)
+    return gradcam.of_resnet(module, images, says) | {"class": says.astype(jnp.int32)}

@@ -1,9 +1,10 @@
-"""The pictures that a person names: files, and rows of a run's data, as a model is given them."""
+"""The images that a person names: files, and rows of a run's own data."""
 
 import re
-import sys
 from pathlib import Path
-from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
 
 from vit_jax.data import decode
 from vit_jax.errors import UserError
@@ -11,39 +12,48 @@ from vit_jax.errors import UserError
 MAX_PIXELS = 50_000_000  # of a file, which may be a stranger's
 
 
-def open_images(words, model, config=None):
-    """Pictures by path, and rows of a run's data ("test:0") -> pictures with name, label (None: not
-    known) and view; the number of broken ones.
+class Picture(NamedTuple):
+    """An image that was read: uint8 [h, w, c] of any size, and its label where it is known."""
 
-    What is wrong with a broken one is printed; the others go on. config: whose data; None: the
-    model's own.
+    name: str
+    image: np.ndarray
+    label: int | None = None
+
+
+def open_images(words, config=None, channels=3):
+    """Read images by path, and rows of a run's data such as "test:0".
+
+    Args:
+      words: paths and rows.
+      config: of the run whose data the rows are of; None: there is no run.
+      channels: of files: 3 (color) or 1 (gray).
+
+    Returns:
+      The `Picture`s, and a line for each image that cannot be read.
     """
-    config = config or model.config
-    pictures, broken, sources = [], 0, {}
+    pictures, errors, sources = [], [], {}
     for word in words:
+        row = re.fullmatch(r"(train|val|test):(\d+)", word)
         try:
-            label, row = None, re.fullmatch(r"(train|val|test):(\d+)", word)
             if row and not Path(word).exists():
-                image, label = example(config, row[1], int(row[2]), sources)
+                pictures.append(_row(word, config, row[1], int(row[2]), sources))
             else:
-                channels = 1 if model.channels == 1 else 3
                 image = decode.decode(word, channels, max_pixels=MAX_PIXELS)
-            pictures.append(SimpleNamespace(name=word, label=label, view=model.view(image)))
+                pictures.append(Picture(word, image))
         except (decode.DecodeError, UserError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            broken += 1
-    return pictures, broken
+            errors.append(str(error))
+    return pictures, errors
 
 
-def example(config, split, i, sources):
-    """Image and label of row i of a split of a run's own data."""
+def _row(word, config, split, i, sources):
+    """Row i of a split of a run's own data."""
     from vit_jax import data
 
     if config is None:
-        raise UserError(f"{split}:{i}: rows of a data set go with --workdir")
+        raise UserError(f"{word}: rows of a dataset go with --workdir")
     if split not in sources:
         sources[split] = data.make(config, config.data[split])
     if i >= len(sources[split]):
-        raise UserError(f"{split}:{i}: there are {len(sources[split])} images, counted from 0")
+        raise UserError(f"{word}: there are {len(sources[split])} images, counted from 0")
     found = sources[split][i]
-    return found["image"], found["label"]
+    return Picture(word, found["image"], found["label"])

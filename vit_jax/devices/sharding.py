@@ -42,6 +42,11 @@ def make_mesh(config, devices=None):
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def local_mesh():
+    """A mesh of all devices, over which a batch is split and parameters are replicated."""
+    return make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+
+
 def batch_sharding(mesh: Mesh):
     """Axis 0 of every array of a batch is split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

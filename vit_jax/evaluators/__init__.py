@@ -11,4 +11,4 @@ name. Importing this package imports no JAX.
 
 from vit_jax.schema import lazy
 
-__getattr__ = lazy("vit_jax.evaluators._evaluate", "make")
+__getattr__ = lazy("vit_jax.evaluators._evaluate", "features", "make", "read_split")

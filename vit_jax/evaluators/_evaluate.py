@@ -1,10 +1,14 @@
-"""All evaluators of a run on one split."""
+"""All evaluators of a run on one split, and what they are made of."""
 
 import functools
+from itertools import islice
 
+import jax
+import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
-from vit_jax import forward
+from vit_jax import augment, batch, data, forward
+from vit_jax.devices import sharding
 from vit_jax.errors import UserError
 from vit_jax.schema import member
 
@@ -31,16 +35,81 @@ def make(names, model, config, split, mesh):
     return evaluate
 
 
+def read_split(config, split, mesh):
+    """-> (source, read): read() is an iterator over the batches of the split, on the devices.
+
+    split is a key of config.data: train, val or test. The batches are those of
+    `batch.eval_batches`: images by the evaluation view, and black ones where "mask" is False.
+    Raises UserError for a split that is missing or a batch that does not divide over the mesh.
+    """
+    size = config.eval_batch_size or config.batch_size
+    sharding.check_batch_size("eval_batch_size", size, mesh)
+    placement = sharding.batch_sharding(mesh)
+    source = data.make(config, config.data[split])
+    _, view = augment.views(config)
+
+    def read():
+        batches = batch.eval_batches(
+            source,
+            view,
+            batch_size=size,
+            threads=config.data.threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        return (batch.to_devices(rows, placement) for rows in batches)
+
+    return source, read
+
+
+def features(model, config, split, mesh, names=("pooled",), max_images=None):
+    """Outputs of a model for each image of a split.
+
+    Args:
+      model: `models.Model`.
+      config: whose data are read.
+      split: a key of config.data.
+      mesh: what the batches are sharded over.
+      names: outputs of the model with the batch on axis 0; those that it lacks are left out.
+      max_images: only the first images of the split; None: all.
+
+    Returns:
+      extract(params) -> {"label": int32 [n], "pooled": float32 [n, d], ...}, numpy. Every process
+      gets all images: one process in the order of the split; with several the order is another
+      one, the same for each output.
+    """
+    source, read = read_split(config, split, mesh)
+    count = min(max_images or len(source), len(source))
+    batch_size = config.eval_batch_size or config.batch_size
+
+    def apply(params, rows):
+        images = augment.normalize(rows["image"], config.data.mean, config.data.std)
+        found = model.apply(params, images)
+        found = {name: found[name].astype(jnp.float32) for name in names if name in found}
+        return found | {"label": rows["label"]}
+
+    run = forward.compile(apply, mesh)
+
+    def extract(params):
+        batches = islice(read(), -(-count // batch_size))
+        read_images = min(-(-count // batch_size) * batch_size, len(source))
+        arrays = forward.collect(run, params, batches, read_images)
+        return {name: array[:count] for name, array in arrays.items()}
+
+    return extract
+
+
 def _read_out(readouts, model, config, split, mesh):
     if split == "train":
         raise UserError(
             "knn and linear_probe learn from the training split, so that they would see the "
             "answers there; score val or test"
         )
-    extract_split = forward.features(model, config, ("train", split), mesh)
+    extract_bank = features(model, config, "train", mesh)
+    extract_queries = features(model, config, split, mesh)
 
     def evaluate(params):
-        bank, queries = extract_split(params, "train"), extract_split(params, split)
+        bank, queries = extract_bank(params), extract_queries(params)
         scores = {"images": len(queries["label"])}
         for read_out in readouts:
             scores |= read_out(bank, queries)

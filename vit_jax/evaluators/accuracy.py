@@ -1,20 +1,19 @@
 """How often the right class is first, or among the first five. Every image counts exactly once."""
 
-import jax
 import jax.numpy as jnp
 import optax
 
 from vit_jax import augment, forward
 from vit_jax.errors import UserError
+from vit_jax.evaluators import read_split
 
 
 def make(model, config, split, mesh):
     """-> evaluate(params) -> {"acc1", "acc5" (with more than 5 classes), "loss", "images"}."""
     if not model.module.config.num_classes:
         raise UserError("accuracy needs a classifier, which this model lacks; knn does without")
-    source, read = forward.reader(config, split, mesh)
+    source, read = read_split(config, split, mesh)
 
-    @jax.jit
     def count(params, batch):
         images = augment.normalize(batch["image"], config.data.mean, config.data.std)
         logits = model.apply(params, images)["logits"]
@@ -29,10 +28,12 @@ def make(model, config, split, mesh):
             sums["acc5"] = better < 5
         return {name: jnp.sum(jnp.where(mask, x, 0)) for name, x in sums.items()}
 
+    run = forward.compile(count, mesh)
+
     def evaluate(params):
         # float32 counts to 2**24 images exactly; Python's own numbers count on.
-        totals = jax.device_get([count(params, rows) for rows in read()])
-        totals = {name: sum(float(sums[name]) for sums in totals) for name in totals[0]}
+        batches = [sums for sums, _ in forward.stream(run, params, read())]
+        totals = {name: sum(float(sums[name]) for sums in batches) for name in batches[0]}
         images = int(totals.pop("images"))
         if images != len(source):
             raise RuntimeError(f"{images} of {len(source)} images were scored")

@@ -206,20 +206,25 @@ def build_forward(config, model):
 
 
 def build_attention(config, model):
-    """-> step() -> (maps and features, one of them): what `tools.attend` draws if not told more."""
+    """-> step() -> (maps and features, one of them): what `tools.attend` draws by default."""
     import jax
 
-    from vit_jax import inference, models
+    from vit_jax import augment, models
     from vit_jax.analysis import attention_maps
 
     if variants.is_cnn(config.model.variant):
         raise UserError("--what=attention: a ResNet has none; name a ViT")
+    layers = tuple(attention_maps.ends(model.depth))
+    look = attention_maps.reader(model.grid, model.prefix, layers)
     images = jax.device_put(one_batch(config, model.num_classes)["image"])
     model = models.build(model)
-    module = model.bind(jax.jit(model.init)(jax.random.key(0)))
-    ready = inference.of_module(module, "", mean=config.data.mean, std=config.data.std)
-    layers = attention_maps.ends(attention_maps.count(module)[0])
-    see, params = attention_maps.reader(ready, layers)
+    params = jax.jit(model.init)(jax.random.key(0))
+
+    @jax.jit
+    def see(params, images):
+        images = augment.normalize(images, config.data.mean, config.data.std)
+        return look(model.bind(params), images)
+
     return lambda: (found := see(params, images), found["tokens"][0, 0, 0])
 
 

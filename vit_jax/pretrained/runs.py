@@ -12,7 +12,7 @@ from vit_jax.workdir.checkpoint import Checkpoints
 
 
 def pick(checkpoints, which):
-    """ "best", "latest" or a step -> the step. Where nothing was evaluated, best is latest."""
+    """The step of a checkpoint: "best", "latest" or a step. Without evaluations, best is latest."""
     steps = checkpoints.manager.all_steps()
     if not steps:
         raise UserError(f"there is no checkpoint in {checkpoints.folder}; train first")
@@ -28,11 +28,16 @@ def pick(checkpoints, which):
     raise UserError(f"no checkpoint '{which}' in {checkpoints.folder}; pass best, latest, {some}")
 
 
-def load_weights(workdir, which="best", raw=False):
+def load_weights(workdir, checkpoint="best", raw=False):
     """A run's model and the weights that the objective says to use.
 
-    -> (config, run, model, weights, step): the config, run.json, `models.Model`, the weights on one
-    device, and the step they are from. raw=True: the trained parameters, not their average.
+    Args:
+      workdir: directory of a run.
+      checkpoint: "best", "latest" or a step.
+      raw: the trained parameters, not their moving average or the teacher.
+
+    Returns:
+      The config, run.json, `models.Model`, the weights on one device, and their step.
     """
     config = load_config(workdir)
     path = storage.place(workdir) / "run.json"
@@ -49,13 +54,13 @@ def load_weights(workdir, which="best", raw=False):
         jax.eval_shape(objective.init, jax.random.key(0)),
     )
     with Checkpoints(workdir, metric=config.best_metric, write=False) as checkpoints:
-        step = pick(checkpoints, which)
+        step = pick(checkpoints, checkpoint)
         params, extra = checkpoints.restore_model(params, extra, step)
     weights = (objective.raw if raw else objective.weights)(params, extra)
     return config, run, model, weights, step
 
 
-def load_model(workdir, which="best", raw=False):
+def load_model(workdir):
     """A run's model with its weights, to call: model(images) -> named outputs."""
-    _, _, model, params, _ = load_weights(workdir, which, raw)
+    _, _, model, params, _ = load_weights(workdir)
     return model.bind(params)

@@ -1,13 +1,13 @@
-"""What a model looks at: its attention, of any layers and heads, and its features as colors.
+"""Where a Vision Transformer looks: attention of any layers and heads, and features as colors.
 
 python -m vit_jax.tools.attend --workdir=runs/dino --output=seen.png test:0 test:1 cat.jpg
 python -m vit_jax.tools.attend --weights=FILE.safetensors --model=vit_small_patch8_224.dino \\
     --image=480 --layers=last --heads=all --style=mask --output=heads.png cat.jpg
 python -m vit_jax.tools.attend --workdir=runs/dino --terminal --animate=layers.gif test:0
 
-Draws the row of the class token, or the mean of the patches' where there is none. Layers are side
-by side or, where several heads are, one below the other. A folder stands for the images in it. The
-arrays lie beside a picture as .npz: maps [images, layers, heads, rows, columns], and more.
+Draws the attention of the class token or, without one, the mean over the patches. Layers are side
+by side or, with several heads, one below the other. A directory stands for the images in it. The
+arrays are written beside a figure as .npz: maps [images, layers, heads, rows, columns], and more.
 """
 
 import re
@@ -21,8 +21,9 @@ from vit_jax import cli, variants
 from vit_jax.errors import UserError
 from vit_jax.tools import features, model_flags
 
-MOST, MOST_FRAMES = 16, 500  # images of a figure, of an animation
-MOST_MAPS = 600  # of a figure; it is a square metre then
+MAX_IMAGES = 16  # of a figure
+MAX_FRAMES = 500  # of an animation
+MAX_MAPS = 600  # of a figure, which is a square meter then
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")  # of the formats of `decode`
 STYLES = ("overlay", "map", "mask")
 
@@ -33,83 +34,139 @@ def define_flags():
     flags.DEFINE_list(
         "layers",
         None,
-        "from 1, such as 1,6,12; last, all; none said: first, middle and last; with --against the "
-        "last; with --animate of one image all",
+        "numbers from 1, such as 1,6,12; last; all (default: first, middle and last; with "
+        "--against the last; with --animate of one image all)",
     )
     flags.DEFINE_list(
         "heads",
         None,
-        "from 0, such as 0,2,5; all; over all of them mean, max, rollout (through all layers up to "
-        "the one named); none said: mean, and of a single layer the first three too",
+        "numbers from 0, such as 0,2,5; all; or over all heads mean, max, rollout, which goes "
+        "through all layers up to this one (default: mean, of a single layer the first three too)",
     )
-    flags.DEFINE_enum("style", "overlay", STYLES, "over the image; alone; the --keep of the image")
+    flags.DEFINE_enum(
+        "style", "overlay", STYLES, "over the image; the map; the --keep of the image"
+    )
     flags.DEFINE_float("keep", 0.6, "share of a map's sum inside an outline or a mask")
     flags.DEFINE_integer("image", None, "side in pixels; positions are resized to it")
-    flags.DEFINE_string("output", None, "picture to write: .png, .pdf or .svg")
+    flags.DEFINE_string("output", None, "figure to write: .png, .pdf or .svg")
     flags.DEFINE_string(
-        "animate", None, "a frame a layer, of several images one an image: .gif, .apng or .png"
+        "animate", None, "a frame per layer or, of several images, per image: .gif, .apng or .png"
     )
-    flags.DEFINE_float("fps", None, "of --animate, frames a second; 2 of layers, 10 of images")
+    flags.DEFINE_float("fps", None, "of --animate: frames per second (2 of layers, 10 of images)")
     flags.DEFINE_bool("terminal", False, "print the maps as text")
 
 
 def main(flags, words):
     words = list_images(words)
-    output, film = check(flags, words)
+    configs = model_flags.check_flags(flags)
+    check_images(len(words), flags.animate and not (flags.output or flags.terminal))
+    for config in filter(None, configs):
+        if variants.is_cnn(config.model.variant):
+            raise UserError(f"a {config.model.variant} has no attention; name the run of a ViT")
+    options = check(
+        output=flags.output,
+        animate=flags.animate,
+        terminal=flags.terminal,
+        keep=flags.keep,
+        fps=flags.fps,
+    )
+    models = model_flags.load(flags)
+    if flags.image is not None:
+        models = [model.replace(image=flags.image) for model in models]
+    pictures, errors = model_flags.open_images(words, models)
+    if pictures:
+        for model in models:
+            if said := model_flags.preprocessing(model):
+                print(f"{model.name}{said}")
+        names = [picture.name for picture in pictures]
+        images = [picture.image for picture in pictures]
+        choice = dict(layers=flags.layers, heads=flags.heads, style=flags.style)
+        attend(models, images, names=names, **choice, **options)
+    return 2 if errors else 0
 
+
+def attend(
+    models,
+    images,
+    *,
+    names=None,
+    layers=None,
+    heads=None,
+    style="overlay",
+    keep=0.6,
+    output=None,
+    animate=None,
+    fps=None,
+    terminal=False,
+):
+    """Draw what models look at, and write the arrays beside the figure.
+
+    Args:
+      models: one `inference.LoadedModel` or two, of ViTs.
+      images: uint8 [h, w, c] each, of any size.
+      names: of the images; None: their numbers.
+      layers: numbers from 1, "last" or "all"; None: first, middle and last, or the last of two
+        models, or all for the animation of one image.
+      heads: numbers from 0, "all", "mean", "max" or "rollout"; None: the mean and, of a single
+        layer, the first three.
+      style: "overlay", "map" or "mask".
+      keep: share of a map's sum inside an outline or a mask.
+      output: .png, .pdf or .svg to write.
+      animate: .gif, .apng or .png to write, a frame per layer or, of several images, per image.
+      fps: frames per second.
+      terminal: whether to print the maps as text.
+
+    Returns:
+      {"maps" [images, layers, heads, rows, columns], "images", "mask", "colors", ...}, numpy; those
+      of a second model begin with "against_".
+
+    Raises:
+      UserError: for layers, heads or sizes that do not exist or fit.
+    """
     from vit_jax.analysis import attention_maps
-    from vit_jax.data import pictures
 
-    models = model_flags.of_flags(flags)
-    of_layers = film is not None and len(words) == 1
-    for model in models:
-        prepare(model, flags)
-    layers = [pick_layers(flags, attention_maps.count(m.module)[0], of_layers) for m in models]
-    fewest = min(attention_maps.count(m.module)[1] for m in models)
-    heads = pick_heads(flags.heads, fewest, max(map(len, layers)))
-    by_layer = len(heads) > 1 and max(map(len, layers)) > 1
-    check_size(len(words) if output else 1, layers, heads, by_layer or of_layers)
-    found, broken = pictures.open_images(words, models[0])
-    if not found:
-        return 2
-    names, views = [p.name for p in found], [[p.view for p in found]]
-    for model in models[1:]:  # rows of the first run's data, prepared for this model
-        found, _ = pictures.open_images(names, model, models[0].config)
-        views.append([p.view for p in found])
+    check_images(len(images), animate and not (output or terminal))
+    options = dict(output=output, animate=animate, terminal=terminal, keep=keep, fps=fps)
+    output, animate = (check(**options)[key] for key in ("output", "animate"))
+    if any(model.is_cnn for model in models):
+        raise UserError("a ResNet has no attention; name a ViT")
+    by_frame = bool(animate) and len(images) == 1  # a frame per layer
+    default = ["all"] if by_frame else ["last"] if len(models) > 1 else None
+    layers = [pick_layers(layers or default, model.depth) for model in models]
+    most = max(map(len, layers))
+    heads = pick_heads(heads, min(model.num_heads for model in models), most)
+    by_layer = len(heads) > 1 and most > 1  # layers below each other
+    check_size(len(images) if output else 1, layers, heads, by_layer or by_frame)
+    names = names or [str(i) for i in range(len(images))]
+    views = [[model.view(image) for image in images] for model in models]
     rolled = "rollout" in heads
     seen = [attention_maps.see(*one, rolled) for one in zip(models, views, layers, strict=True)]
-    show(flags, output, film, names, views[0], seen, heads, by_layer, of_layers)
-    return 2 if broken else 0
+    if terminal:
+        from vit_jax.figures import terminal as text
 
+        print(text.text(names, seen, heads, shutil.get_terminal_size((100, 24)).columns))
+    arrays = collect(names, views[0], seen, keep)
+    if output or animate:
+        from vit_jax.figures import overlay
+        from vit_jax.figures.seeing import drawing
 
-def show(flags, output, film, names, views, seen, heads, by_layer, of_layers):
-    """Text, picture and animation, as far as the flags say."""
-    if flags.terminal:
-        from vit_jax.figures import terminal
-
-        print(terminal.text(names, seen, heads, shutil.get_terminal_size((100, 24)).columns))
-    if not (output or film):
-        return
-
-    from vit_jax.figures import overlay
-    from vit_jax.figures.seeing import drawing
-
-    draw = partial(drawing, names, views, seen, heads, style=flags.style, keep=flags.keep)
-    every = list(range(len(seen[0].layers)))
-    if output:
-        draw(range(len(names)), every if by_layer else None).savefig(output, dpi=150)
-        save(output, names, views, seen, flags.keep)
-    if film:
-        if of_layers:
+        draw = partial(drawing, names, views[0], seen, heads, style=style, keep=keep)
+        every = list(range(most))
+        rows = every if by_layer else None
+        if output:
+            draw(range(len(names)), rows).savefig(output, dpi=150)
+            save(output, arrays)
+        if animate:
             frames = (draw([0], [layer]) for layer in every)
-        else:
-            frames = (draw([i], every if by_layer else None) for i in range(len(names)))
-        overlay.animate(film, frames, fps=flags.fps or (2 if of_layers else 10))
-        save(film, names, views, seen, flags.keep)
+            if not by_frame:
+                frames = (draw([i], rows) for i in range(len(names)))
+            overlay.animate(animate, frames, fps=fps or (2 if by_frame else 10))
+            save(animate, arrays)
+    return arrays
 
 
 def list_images(words):
-    """Images as they are, and for each folder the image files in it, 2.png before 10.png."""
+    """Images as they are, and for each directory the image files in it, 2.png before 10.png."""
     found = []
     for word in words:
         if not Path(word).is_dir():
@@ -123,52 +180,42 @@ def list_images(words):
     return found
 
 
-def check(flags, words):
-    """-> paths of the picture and of the animation, or None. Raises UserError, before any work."""
-    configs = model_flags.check_flags(flags)
-    if not (flags.output or flags.animate or flags.terminal):
-        raise UserError("pass --output=FILE.png, --animate=FILE.gif or --terminal")
-    most = MOST if flags.output or flags.terminal else MOST_FRAMES
-    if not 0 < len(words) <= most:
+def check_images(count, only_frames):
+    """Raise UserError for no images, or more than can be drawn."""
+    most = MAX_FRAMES if only_frames else MAX_IMAGES
+    if not 0 < count <= most:
         raise UserError(
-            f"name 1 to {most} images, not {len(words)}: files, folders or rows of data (test:0)"
+            f"name 1 to {most} images, not {count}: files, directories or rows of data (test:0)"
         )
-    if not 0 < flags.keep <= 1:
-        raise UserError(f"--keep={flags.keep} must be above 0 and at most 1")
-    if flags.fps is not None and not 0.1 <= flags.fps <= 50:
-        raise UserError(f"--fps={flags.fps} must be from 0.1 to 50")
-    for folder, config in zip((flags.workdir, flags.against), configs, strict=False):
-        if config and variants.is_cnn(name := config.model.variant):
-            raise UserError(f"{folder} is of a {name}, which has no attention; name a ViT's run")
-    film = flags.animate and Path(flags.animate).expanduser()
-    if film:
-        if film.suffix not in (".gif", ".apng", ".png"):
-            raise UserError(f"--animate={film} must be a .gif, .apng or .png")
-        cli.figure_path("animate", film.with_suffix(".png"))  # makes the folder
-    output = flags.output and cli.figure_path("output", flags.output)
-    if film and film == output:
-        raise UserError(f"--animate and --output are both {film}")
-    return output or None, film or None
 
 
-def prepare(model, flags):
-    """What the flags say of the images, in place of what goes with the weights."""
+def check(*, output, animate, terminal, keep, fps):
+    """The same options, with output and animate as paths, whose directories are made. Raises
+    UserError."""
+    if not (output or animate or terminal):
+        raise UserError("pass --output=FILE.png, --animate=FILE.gif or --terminal")
+    if not 0 < keep <= 1:
+        raise UserError(f"--keep={keep} must be above 0 and at most 1")
+    if fps is not None and not 0.1 <= fps <= 50:
+        raise UserError(f"--fps={fps} must be from 0.1 to 50")
+    if animate:
+        animate = Path(animate).expanduser()
+        if animate.suffix not in (".gif", ".apng", ".png"):
+            raise UserError(f"--animate={animate} must be a .gif, .apng or .png")
+        cli.figure_path("animate", animate.with_suffix(".png"))  # makes the directory
+    if output:
+        output = cli.figure_path("output", output)
+        if output == animate:
+            raise UserError(f"--animate and --output are both {output}")
+    return dict(output=output, animate=animate, terminal=terminal, keep=keep, fps=fps)
+
+
+def pick_layers(words, depth):
+    """Layers as numbers from 1. Raises UserError."""
     from vit_jax.analysis import attention_maps
 
-    if words := model_flags.override(model, flags):
-        print(f"{model.name}{words}")
-    if flags.image is not None:
-        attention_maps.resize(model, flags.image)
-
-
-def pick_layers(flags, depth, of_layers):
-    """--layers as numbers from 1. Raises UserError."""
-    from vit_jax.analysis import attention_maps
-
-    words = flags.layers
     if words is None:
-        some = ["last"] if flags.against else attention_maps.ends(depth)
-        words = ["all"] if of_layers else some
+        return attention_maps.ends(depth)
     named = {"all": range(1, depth + 1), "last": [depth]}
     try:
         layers = [i for word in words for i in named.get(word) or [int(word)]]
@@ -182,9 +229,9 @@ def pick_layers(flags, depth, of_layers):
 
 
 def pick_heads(words, count, layers):
-    """--heads as numbers from 0, "mean", "max" and "rollout". Raises UserError.
+    """Heads as numbers from 0, "mean", "max" and "rollout". Raises UserError.
 
-    count: how many heads every model has. layers: how many layers are drawn.
+    count: heads that every model has. layers: how many layers are drawn.
     """
     if words is None:
         return ["mean", *range(min(3, count))] if layers == 1 and count > 1 else ["mean"]
@@ -195,26 +242,26 @@ def pick_heads(words, count, layers):
         heads = [-1]
     if any(isinstance(head, int) and not 0 <= head < count for head in heads):
         raise UserError(
-            f"--heads={','.join(words)} must be numbers from 0 to {count - 1}, all, mean, max or "
-            "rollout"
+            f"--heads={','.join(map(str, words))} must be numbers from 0 to {count - 1}, all, "
+            "mean, max or rollout"
         )
     return list(dict.fromkeys(heads))
 
 
 def check_size(images, layers, heads, by_layer):
-    """UserError where the picture would not fit."""
+    """Raise UserError if the figure would be too large."""
     counts = [len(numbers) for numbers in layers]
     if by_layer and len(set(counts)) > 1:
         raise UserError("the two have different numbers of layers; name them: --layers=1,2,3")
-    if images * sum(counts) * len(heads) > MOST_MAPS:
+    if images * sum(counts) * len(heads) > MAX_MAPS:
         raise UserError(
-            f"these are {images * sum(counts) * len(heads)} maps, more than {MOST_MAPS}; name "
+            f"these are {images * sum(counts) * len(heads)} maps, more than {MAX_MAPS}; name "
             "fewer images, --layers or --heads"
         )
 
 
-def save(path, names, views, seen, keep):
-    """The arrays of a picture beside it; says what was written."""
+def collect(names, views, seen, keep):
+    """What is drawn as arrays."""
     import numpy as np
 
     from vit_jax.analysis.attention import mass_mask
@@ -226,6 +273,11 @@ def save(path, names, views, seen, keep):
         found |= {} if model.rollout is None else {"rollout": model.rollout}
         found["note"] = f"{model.name}: attention of {model.whose}; {model.size}"
         arrays |= {prefix + name: np.asarray(array) for name, array in found.items()}
+    return arrays
+
+
+def save(path, arrays):
+    """Write the arrays beside a figure; print what was written."""
     features.write(path.with_suffix(".npz"), arrays)
     print(f"{path}\n{path.with_suffix('.npz')}")
 

@@ -7,20 +7,19 @@ import json
 
 from absl import flags
 
-from vit_jax import cli
+from vit_jax import cli, inference
 from vit_jax.config import load_config
 from vit_jax.errors import UserError
 from vit_jax.schema import members, one_of
 
 
 def define_flags():
-    flags.DEFINE_string("workdir", None, "folder of the run", required=True)
-    flags.DEFINE_string(
-        "evaluator", None, "module of vit_jax/evaluators; if not said: the run's own"
-    )
+    flags.DEFINE_string("workdir", None, "workdir of the run")
+    flags.DEFINE_string("weights", None, "the same as --workdir")
+    flags.DEFINE_string("evaluator", None, "module of vit_jax/evaluators (default: the run's own)")
     flags.DEFINE_enum("split", "test", ["train", "val", "test"], "train, val or test")
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step")
-    flags.DEFINE_bool("raw", False, "the trained weights, not their average")
+    flags.DEFINE_bool("raw", False, "the trained weights, not their average or the teacher")
 
 
 def main(flags):
@@ -28,31 +27,40 @@ def main(flags):
     if flags.evaluator not in (None, *known):
         words = one_of(known, flags.evaluator)
         raise UserError(f"--evaluator={flags.evaluator} must be {words}")
-    load_config(flags.workdir)  # before the wait for jax
-    names = (flags.evaluator,) if flags.evaluator else ()
-    print(json.dumps(score(flags.workdir, flags.split, names, flags.checkpoint, flags.raw)))
+    if (flags.workdir is None) == (flags.weights is None):
+        raise UserError("pass --workdir=DIR; see --help")
+    workdir = flags.workdir or flags.weights
+    load_config(workdir)  # before the wait for JAX
+    model = inference.load(workdir, checkpoint=flags.checkpoint, raw=flags.raw)
+    scores = evaluate(model, flags.split, evaluator=flags.evaluator)
+    print(json.dumps(scores | {"raw": flags.raw}))
 
 
-def score(workdir, split, names=(), checkpoint="best", raw=False):
-    """-> {"workdir", "step", "split", "evaluators", "raw", and their numbers}. Raises UserError.
+def evaluate(model, split="test", *, evaluator=None):
+    """Score a run on all devices of this machine.
 
-    names: modules of vit_jax/evaluators; none: those of the run. checkpoint: best, latest, a step.
+    Args:
+      model: `inference.LoadedModel` of a run.
+      split: train, val or test.
+      evaluator: a module of vit_jax/evaluators; None: those of the run.
+
+    Returns:
+      {"workdir", "step", "split", "evaluators", ...} and the metrics.
+
+    Raises:
+      UserError: for what cannot be scored.
     """
     import jax
-    from ml_collections import ConfigDict
 
     from vit_jax import evaluators
     from vit_jax.devices import sharding
-    from vit_jax.pretrained import runs
 
-    config, _, model, params, step = runs.load_weights(workdir, checkpoint, raw)
-    # All devices of this machine, whatever the run was trained on.
-    mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
-    names = list(names or config.evaluators)
-    evaluate = evaluators.make(names, model, config, split, mesh)
-    scores = evaluate(jax.device_put(params, sharding.replicated(mesh)))
-    head = {"workdir": str(workdir), "step": step, "split": split, "evaluators": names}
-    return head | {"raw": raw} | scores
+    names = [evaluator] if evaluator else list(model.config.evaluators)
+    mesh = sharding.local_mesh()
+    run = evaluators.make(names, model.model, model.config, split, mesh)
+    scores = run(jax.device_put(model.params, sharding.replicated(mesh)))
+    head = {"workdir": model.workdir, "step": model.step, "split": split, "evaluators": names}
+    return head | scores
 
 
 if __name__ == "__main__":

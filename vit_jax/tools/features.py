@@ -4,8 +4,8 @@ python -m vit_jax.tools.features --weights=FILE.safetensors --model=vit_small_pa
     --input=images.npy --output=out.npz
 python -m vit_jax.tools.features --workdir=runs/digits --split=test --output=out.npz
 
-The second form is for a data set, a run's own: `pooled`, `label` and, of a model with a classifier,
-`logits` of every image of the split, in order, by the view of evaluation.
+The second form reads a split of the run's own data: `pooled`, `label` and, with a classifier,
+`logits` of every image, in order, prepared as at evaluation.
 """
 
 import os
@@ -13,95 +13,102 @@ from pathlib import Path
 
 from absl import flags
 
-from vit_jax import cli, inference
-from vit_jax.config import load_config
+from vit_jax import cli
 from vit_jax.errors import UserError
-
-BATCH = 32  # images at a time
+from vit_jax.tools import model_flags
 
 
 def define_flags():
-    flags.DEFINE_string("weights", None, "file.safetensors, or the workdir of a run")
-    flags.DEFINE_string(
-        "model", None, "its name, such as vit_small_patch16_224; a run knows its own"
-    )
+    model_flags.define_flags(against=False)
     flags.DEFINE_string("input", None, ".npy, float32 [batch, height, width, channels], normalized")
-    flags.DEFINE_string("workdir", None, "folder of a run, whose model sees its data")
-    flags.DEFINE_enum("split", None, ["train", "val", "test"], "of --workdir: train, val or test")
-    flags.DEFINE_string("checkpoint", "best", "of --workdir: best, latest or a step")
+    flags.DEFINE_enum("split", None, ["train", "val", "test"], "of a run: train, val or test")
     flags.DEFINE_string("output", None, ".npz to write", required=True)
     flags.DEFINE_bool("attention", False, "add attention [layer, batch, head, query, key]")
     flags.DEFINE_bool("blocks", False, "add block_00, block_01, ...: tokens after each block")
     flags.DEFINE_integer(
-        "batch_size", None, "images at a time; 32, of a run as its config says", lower_bound=1
+        "batch_size", None, "images per forward pass (32; of a split: the run's)", lower_bound=1
     )
-    flags.DEFINE_bool("raw", False, "of a run: the trained weights, not their average")
 
 
 def main(flags):
-    whole_split = check_flags(flags)
-    images = None if whole_split else read(flags.input)
+    (config,) = model_flags.check_flags(flags)
+    if (flags.input is None) == (flags.split is None):
+        raise UserError("pass either --input=FILE.npy or, of a run, --split=SPLIT; see --help")
+    if flags.split and config is None:
+        raise UserError("--split goes with a run; for a weight file pass --input=FILE.npy")
+    if flags.split and (flags.attention or flags.blocks):
+        raise UserError("--attention and --blocks go with --input; of a split they would be huge")
+    images = flags.input and read(flags.input)
     output = Path(flags.output).expanduser()
     if output.is_dir() or not output.parent.is_dir():
-        raise UserError(f"--output={output} is not a file in a folder that exists")
-    if whole_split:
-        load_config(flags.workdir)  # before the wait for jax
+        raise UserError(f"--output={output} must be a file in a directory that exists")
 
     import jax
 
-    from vit_jax import forward
-
     # In full float32: accelerators round the operands of a product otherwise.
     jax.config.update("jax_default_matmul_precision", "highest")
-    if whole_split:
-        arrays = of_split(flags.workdir, flags.split, flags.checkpoint, flags.raw, flags.batch_size)
+    (model,) = model_flags.load(flags)
+    if flags.split:
+        arrays = of_split(model, flags.split, batch_size=flags.batch_size)
     else:
-        model = inference.load(flags.weights, flags.model, raw=flags.raw).module
-        check(images, model, flags.attention or flags.blocks)
-        size = flags.batch_size or BATCH
-        arrays = forward.compute(model, images, size, flags.attention, flags.blocks)
+        named = dict(attention=flags.attention, blocks=flags.blocks)
+        arrays = features(model, images, batch_size=flags.batch_size or 32, **named)
     write(output, arrays)
     for name, array in arrays.items():
         print(f"{name:10} {list(array.shape)}")
 
 
-def check_flags(flags):
-    """-> whether it is about a split of a run's data, else an array. Raises UserError."""
-    whole_split = flags.workdir is not None or flags.split is not None
-    needed = ("workdir", "split") if whole_split else ("weights", "input")
-    for name in needed:
-        if getattr(flags, name) is None:
-            raise UserError(f"--{name}=... is missing; see --help")
-    others = ("weights", "model", "input", "attention", "blocks") if whole_split else ()
-    for name in others:
-        if getattr(flags, name):
-            raise UserError(f"--{name} does not go with --workdir and --split; see --help")
-    if not whole_split and flags.checkpoint != "best":
-        raise UserError("--checkpoint goes with --workdir and --split; see --help")
-    return whole_split
+def features(model, images, *, attention=False, blocks=False, batch_size=32):
+    """Named outputs of a model for an array of images.
+
+    Args:
+      model: `inference.LoadedModel`.
+      images: normalized float32 [b, h, w, c], which may be memory-mapped.
+      attention: whether to add "attention" [l, b, h, q, m].
+      blocks: whether to add "block_00", "block_01", ... [b, n, d].
+      batch_size: images per forward pass.
+
+    Returns:
+      {"logits", "pooled", "tokens", ...}, numpy float32.
+
+    Raises:
+      UserError: for images that do not fit the model, or outputs that it lacks.
+    """
+    if (attention or blocks) and model.is_cnn:
+        raise UserError("a ResNet has no --attention and no --blocks; leave them out")
+    arrays = model.run(images, attention=attention, blocks=blocks, batch_size=batch_size)
+    layers = arrays.pop("blocks", ())
+    return arrays | {f"block_{i:02}": layer for i, layer in enumerate(layers)}
 
 
-def of_split(workdir, split, checkpoint="best", raw=False, batch_size=None):
-    """A run's features of its data -> {"label" [n], "pooled" [n, d], "logits" [n, k]}, numpy.
+def of_split(model, split, *, batch_size=None):
+    """Features of a split of a run's own data, computed on all devices.
 
-    batch_size: images at a time, over all devices; None: as the config says. Raises UserError.
+    Args:
+      model: `inference.LoadedModel` of a run.
+      split: train, val or test.
+      batch_size: images per forward pass, over all devices; None: that of the config.
+
+    Returns:
+      {"label" [n], "pooled" [n, d], "logits" [n, k]}, numpy.
+
+    Raises:
+      UserError: for a split that is missing, or a batch that does not divide over the devices.
     """
     import jax
-    from ml_collections import ConfigDict
 
-    from vit_jax import forward
+    from vit_jax import evaluators
     from vit_jax.devices import sharding
-    from vit_jax.pretrained import runs
 
-    config, _, model, params, _ = runs.load_weights(workdir, checkpoint, raw)
+    config = model.config.copy_and_resolve_references()
     config.eval_batch_size = batch_size or config.eval_batch_size
-    mesh = sharding.make_mesh(ConfigDict(dict(data=-1, fsdp=1, tensor=1)))
-    read_split = forward.features(model, config, (split,), mesh, ("pooled", "logits"))
-    return read_split(jax.device_put(params, sharding.replicated(mesh)), split)
+    mesh = sharding.local_mesh()
+    extract = evaluators.features(model.model, config, split, mesh, ("pooled", "logits"))
+    return extract(jax.device_put(model.params, sharding.replicated(mesh)))
 
 
 def read(path):
-    """The array of a .npy file, float32 of rank 4, not yet read from disk. Raises UserError."""
+    """The array of a .npy file, float32 of rank 4, memory-mapped. Raises UserError."""
     import numpy as np
 
     try:
@@ -109,7 +116,7 @@ def read(path):
     except OSError as error:
         raise UserError(f"--input={path}: {error.strerror or error}") from None
     except (ValueError, EOFError, SyntaxError):
-        raise UserError(f"--input={path} is no .npy file, or it was cut off") from None
+        raise UserError(f"--input={path} is not a .npy file, or it is truncated") from None
     if not isinstance(images, np.ndarray):
         raise UserError(f"--input={path} is an archive; it must be a .npy file with one array")
     if images.dtype != np.float32:
@@ -124,29 +131,8 @@ def read(path):
     return images
 
 
-def check(images, model, named=False):
-    """UserError unless images b h w c can be put into the model, and it has what is asked for."""
-    if named and not hasattr(model, "blocks"):
-        raise UserError("a ResNet has no --attention and no --blocks; leave them out")
-    _, h, w, c = shape = images.shape
-    if c != model.config.channels:
-        hint = ""
-        if shape[1] == model.config.channels:
-            hint = "; it looks like channels first: transpose it by (0, 2, 3, 1)"
-        raise UserError(
-            f"--input has shape {list(shape)}, but the model's images have {model.config.channels} "
-            f"channels, last{hint}"
-        )
-    patch = getattr(model.config, "patch", 1)  # a CNN takes any size
-    if h % patch or w % patch:
-        raise UserError(
-            f"--input has images of {h}x{w} pixels, which do not divide into patches of "
-            f"{patch}x{patch}"
-        )
-
-
 def write(path, arrays):
-    """An .npz file, whole or not at all."""
+    """Write an .npz file, whole or not at all."""
     import numpy as np
 
     part = path.with_name(f".{path.name}.{os.getpid()}")
