@@ -42,5 +42,5 @@ def test_a_model_of_1000_classes_is_of_imagenet_if_nobody_says_more():
 
     assert classes(1000) == class_names.imagenet() and classes(0) == []
     assert classes(2) == ["class 0", "class 1"] and classes(2, class_names="ab") == ["a", "b"]
-    with pytest.raises(UserError, match="3 class names, and 1000 classes"):
+    with pytest.raises(UserError, match="3 class names, but 1000 classes"):
         classes(1000, class_names="abc")

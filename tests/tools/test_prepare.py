@@ -12,17 +12,14 @@ from scipy.io import savemat
 
 from vit_jax import data
 from vit_jax.config import defaults
+from vit_jax.data import tfds as tfds_source
 from vit_jax.data.decode import decode
 from vit_jax.errors import UserError
 from vit_jax.tools import prepare
 
 
-class Args:
-    version, class_names, shard_mb = "1.0.0", None, 256
-
-    def __init__(self, source, target, **keys):
-        self.input, self.data_dir, self.name = str(source), str(target), "tiny"
-        self.__dict__.update(keys)
+def prepare_tiny(source, output, **options):
+    prepare.prepare(source, "tiny", output=output, **options)
 
 
 def load(target, split, channels=3):
@@ -53,7 +50,7 @@ def test_idx_comes_back_as_it_was(idx, tmp_path):
     source, arrays = idx
     target = tmp_path / "sets"
     command = [sys.executable, "-m", "vit_jax.tools.prepare", f"--input={source}", "--name=tiny"]
-    command += [f"--data_dir={target}", "--class_names=T-shirt/top,bag,신발"]
+    command += [f"--output={target}", "--class_names=T-shirt/top,bag,신발"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("tiny/1.0.0: train 30, test 7 images, 3 classes\n")
     for prefix, split in (("train", "train"), ("t10k", "test")):
@@ -78,7 +75,7 @@ def test_idx_comes_back_as_it_was(idx, tmp_path):
 def test_newest_version_unless_one_is_named(idx, tmp_path):
     source, _ = idx
     for version, names in (("9.0.0", "abc"), ("10.0.0", "xyz")):
-        prepare.main(Args(source, tmp_path, version=version, class_names=list(names)))
+        prepare_tiny(source, tmp_path, version=version, class_names=list(names))
     assert load(tmp_path, "train").class_names == list("xyz")
     c = defaults()
     c.data.dataset, c.data.dir = "tiny:9.0.0", str(tmp_path)
@@ -87,7 +84,7 @@ def test_newest_version_unless_one_is_named(idx, tmp_path):
 
 def test_sets_of_another_kind_are_refused(idx, tmp_path):
     source, _ = idx
-    prepare.main(Args(source, tmp_path))
+    prepare_tiny(source, tmp_path)
     info, features = (tmp_path / "tiny/1.0.0" / f"{x}.json" for x in ("dataset_info", "features"))
     whole = features.read_text()
     features.write_text(whole.replace('"label"', '"digit"'))
@@ -112,11 +109,11 @@ def test_broken_idx_files_are_named_and_leave_nothing(idx, tmp_path, damage, mes
     source, _ = idx
     damage(source)
     with pytest.raises(UserError, match=message):
-        prepare.main(Args(source, tmp_path / "sets"))
+        prepare_tiny(source, tmp_path / "sets")
     assert not list((tmp_path / "sets").rglob("*.*"))
 
 
-def test_folder_keeps_jpegs_and_shards_by_size(tmp_path, monkeypatch):
+def test_folder_keeps_jpegs_and_shards(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     jpegs = {}
     for split, k in (("train", 4), ("val", 1)):
@@ -127,10 +124,11 @@ def test_folder_keeps_jpegs_and_shards_by_size(tmp_path, monkeypatch):
                 Image.fromarray(rng.integers(0, 256, (600, 500, 3), np.uint8)).save(path)
                 if path.suffix == ".jpg":
                     jpegs[path.read_bytes()] = label
-    monkeypatch.setattr(prepare, "CHUNK", 3)
-    prepare.main(Args(tmp_path, tmp_path / "sets", shard_mb=1))
+    monkeypatch.setattr(tfds_source, "CHUNK_IMAGES", 3)
+    monkeypatch.setattr(tfds_source, "MAX_SHARD_IMAGES", 5)
+    prepare_tiny(tmp_path, tmp_path / "sets")
     shards = sorted(p.name for p in (tmp_path / "sets/tiny/1.0.0").glob("tiny-train*"))
-    assert len(shards) > 1 and shards[0].endswith(f"array_record-00000-of-{len(shards):05d}")
+    assert shards == ["tiny-train.array_record-00000", "tiny-train.array_record-00001"]
     train, val = load(tmp_path / "sets", "train"), load(tmp_path / "sets", "validation")
     assert train.class_names == ["cat", "dog"] and (len(train), len(val)) == (8, 2)
     # By content: every JPEG as it was, under its label.
@@ -151,7 +149,7 @@ def test_a_broken_image_stops_it_by_name(tmp_path):
         Image.new("RGB", (4, 4)).save(tmp_path / "train" / name / "a.png")
     (tmp_path / "train" / "dog" / "a.png").write_bytes(b"<html>")
     with pytest.raises(ValueError, match=r"dog/a\.png: not an image but a page"):
-        prepare.main(Args(tmp_path, tmp_path / "sets"))
+        prepare_tiny(tmp_path, tmp_path / "sets")
     assert not list((tmp_path / "sets").rglob("*.*"))
 
 
@@ -197,7 +195,7 @@ def archives(tmp_path):
 def test_imagenets_archives(archives, tmp_path):
     """Read where they lie, and prepared: every image under its class."""
     root, found = archives
-    prepare.main(Args(root, tmp_path / "sets"))
+    prepare_tiny(root, tmp_path / "sets")
     raw = tfds.decode.SkipDecoding()
     theirs = tfds.data_source(
         "tiny", data_dir=tmp_path / "sets", download=False, decoders={"image": raw}

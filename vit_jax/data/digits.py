@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from vit_jax.data import unknown_split
+from vit_jax.data.sources import Arrays
 
 
 def make(split, config):
@@ -21,18 +22,5 @@ def make(split, config):
     if split not in splits:
         raise unknown_split(split, splits)
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    return Digits(images[splits[split]], labels[splits[split]])
-
-
-class Digits:
-    """Source over arrays: images uint8 [n, 8, 8, 1], labels [n]."""
-
-    def __init__(self, images, labels):
-        self.images, self.labels = images, labels
-        self.num_classes, self.class_names = 10, [str(i) for i in range(10)]
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, i):
-        return {"image": self.images[i], "label": int(self.labels[i])}
+    chosen = splits[split]
+    return Arrays(images[chosen], labels[chosen], [str(digit) for digit in range(10)])

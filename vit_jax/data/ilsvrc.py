@@ -15,78 +15,52 @@ import tarfile
 
 import numpy as np
 
-from vit_jax.data import unknown_split
-from vit_jax.data.decode import decode
+from vit_jax.data import data_dir, unknown_split
+from vit_jax.data.sources import Files
 from vit_jax.errors import UserError
 
-TRAIN, VAL, DEVKIT = (
-    f"ILSVRC2012_{name}" for name in ("img_train.tar", "img_val.tar", "devkit_t12.tar.gz")
-)
-META, TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
+TRAIN = "ILSVRC2012_img_train.tar"
+VAL = "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+META = "data/meta.mat"
+TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 
 
 def make(split, config):
-    """Split train or validation (or val) of the archives in the folder config.data.dir.
+    """Split train or validation (or val) of the archives in the directory config.data.dir.
 
-    Classes are the WordNet IDs in order. The images are in a fixed random order, so that slices
-    such as train[:99%] hold all classes. Raises UserError.
+    Classes are the WordNet IDs in order. Raises UserError.
     """
-    if not config.data.dir:
-        raise UserError(f"config.data.dir is empty; set it to the directory of {TRAIN}")
-    places, labels, class_names = scan(os.path.expanduser(config.data.dir), split)
-    order = np.random.default_rng(0).permutation(len(labels))
-    places = [places[i] for i in order]
-    return Members(places, np.asarray(labels)[order], class_names, config.model.channels)
+    return Files(*scan(data_dir(config, TRAIN), split), config.model.channels)
 
 
 def splits(root):
-    """Names of the splits whose archives are in a folder."""
-    return [s for s, name in (("train", TRAIN), ("validation", VAL)) if _there(root, name)]
+    """The names of the splits with their archive in a directory."""
+    archives = {"train": TRAIN, "validation": VAL}
+    return [name for name, file in archives.items() if os.path.isfile(os.path.join(root, file))]
 
 
 def scan(root, split):
-    """-> places (path, offset, size), labels (ints), class names; in the archives' order."""
+    """List a split, in the order of the archives.
+
+    Returns:
+      Places (path, offset, size), labels (ints), class names.
+    """
     read = {"train": _scan_train, "validation": _scan_val, "val": _scan_val}
     if split not in read:
         raise unknown_split(split, ("train", "validation"))
-    for name in (TRAIN,) if split == "train" else (VAL, DEVKIT):
-        if not _there(root, name):
-            raise UserError(f"there is no {name} in {root}; it comes from image-net.org")
     try:
         return read[split](root)
+    except FileNotFoundError as error:
+        name = os.path.basename(error.filename)
+        raise UserError(f"there is no {name} in {root}; it comes from image-net.org") from None
     except (tarfile.TarError, EOFError) as error:
         raise UserError(f"an archive in {root} is broken or cut off ({error})") from None
 
 
-def read(place):
-    """The bytes of one file in an archive."""
-    path, offset, size = place
-    with open(path, "rb") as file:
-        return os.pread(file.fileno(), size, offset)
-
-
-class Members:
-    """Source over files in archives."""
-
-    def __init__(self, places, labels, class_names, channels):
-        self.places, self.labels, self.channels = places, labels, channels
-        self.num_classes, self.class_names = len(class_names), class_names
-
-    def __len__(self):
-        return len(self.places)
-
-    def __getitem__(self, i):
-        path, offset, _ = place = self.places[i]
-        image = decode(read(place), self.channels, name=f"{path} at byte {offset}")
-        return {"image": image, "label": int(self.labels[i])}
-
-
-def _there(root, name):
-    return os.path.isfile(os.path.join(root, name))
-
-
 def _scan_train(root):
-    path, classes = os.path.join(root, TRAIN), {}
+    path = os.path.join(root, TRAIN)
+    classes = {}
     with tarfile.open(path, "r:") as outer:
         for member in outer:
             # The archive of a class is stored as it is, so that a file in it has a place here.
