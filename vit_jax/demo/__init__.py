@@ -1,5 +1,5 @@
-"""The page of `vit_jax.tools.demo`: a picture dropped on it, and what a model makes of it.
+"""The page of `vit_jax.tools.demo`: drop a picture on it and look inside a model.
 
-seen: a picture through a model once, and what can be drawn of that; words: what the page says;
-guard: who may see it, and how much they may send; page: its components and events, in gradio.
+access: passwords, hosts and ports; explain: a picture through a model, and drawings of the
+result; panel: tables and captions; page: components and events; serve: the web server.
 """

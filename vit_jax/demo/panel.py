@@ -1,98 +1,96 @@
-"""What the page shows of a picture: the classes as a table, a drawing, a line about the drawing.
+"""What the page shows of a picture: a table of classes, a drawing and its caption.
 
-Of plain values, without gradio. say: `words.Words`; HTML has every name in it escaped.
+Plain values, without gradio. say: `figures.catalog.Catalog`. HTML escapes every name in it.
 """
 
 from html import escape
 from typing import NamedTuple
 
-from vit_jax.demo import seen
+from vit_jax.demo import explain
 
 
 class Dials(NamedTuple):
-    """What a visitor has set, not to be trusted: fields may be empty, and requests forged.
+    """What a visitor has chosen; None where a field is empty.
 
-    layer, row, column: from 1; head, rank: from 0. heads: "mean", "one" (that is `head`) or
-    "rollout". whose: "whole", for the class token or the average patch, or "patch". rank: of the
-    class among the most probable ones, for Grad-CAM.
+    layer, row, column: from 1. opacity: 0 to 1. heads: "mean", "rollout" or a number from 0. query:
+    "whole", the class token or the mean over patches, or "patch". rank: of the class that Grad-CAM
+    explains, from 0.
     """
 
-    layer: float = 1
-    strength: float = 0.65
-    heads: str = "mean"
-    head: float = 0
-    whose: str = "whole"
-    row: float = 1
-    column: float = 1
-    rank: float = 0
+    layer: int | None = 1
+    opacity: float = 0.65
+    heads: str | int = "mean"
+    query: str = "whole"
+    row: int | None = 1
+    column: int | None = 1
+    rank: int = 0
 
 
-def number(value, low, high, kind=int):
-    """A dial's value as a number that there is."""
-    try:
-        value = kind(value)
-    except (TypeError, ValueError, OverflowError):
-        return low
-    return min(max(value, low), high) if value == value else low  # NaN is not
+def clip(value, high):
+    """A number from 1 to high; 1 for an empty field."""
+    return min(max(int(value or 1), 1), high)
 
 
-def drawing(say, model, one, dials, grid=None):
-    """-> picture uint8 [h, w, 3] and a line about it, plain text; (None, "") where none is.
+def drawing(say, model, found, dials, grid=None):
+    """Draw a map of a picture as the dials say.
 
-    one: `seen.Seen`. grid: the rows and columns that dials.row and dials.column count in, where
-    that is not the picture's own grid.
+    Args:
+      say: the catalog.
+      model: `inference.LoadedModel`.
+      found: `explain.Explanation`.
+      dials: `Dials`.
+      grid: rows and columns in which dials.row and dials.column count; None: those of `found`.
+
+    Returns:
+      A drawing, uint8 [h, w, 3], and its caption in plain text; (None, "") if there is none.
     """
-    if model.cnn:
-        return _cam(say, model, one, dials) if one.top else (None, "")
-    layer = number(dials.layer, 1, model.depth)
-    head = number(dials.head, 0, model.heads - 1)
-    patch, source = None, say("from_cls" if model.prefix else "from_average")
-    if dials.whose == "patch":
-        rows, columns = grid = grid or one.grid
-        asked = number(dials.row, 1, rows) - 1, number(dials.column, 1, columns) - 1
-        patch = seen.convert(asked, grid, one.grid)
+    if model.is_cnn:
+        return _cam(say, model, found, dials) if found.top else (None, "")
+    layer = clip(dials.layer, model.depth)
+    patch = None
+    source = say("from_cls" if model.prefix else "from_average")
+    if dials.query == "patch":
+        grid = grid or found.grid
+        patch = clip(dials.row, grid[0]) - 1, clip(dials.column, grid[1]) - 1
+        patch = explain.convert_patch(patch, grid, found.grid)
         source = say("from_patch", row=patch[0] + 1, column=patch[1] + 1)
-    how = dials.heads if dials.heads in ("mean", "one") else "rollout"
-    values = seen.softmax_map(one, layer - 1, head if how == "one" else how, patch)
-    line = [
+    head = dials.heads
+    how = head if head in ("mean", "rollout") else "head"
+    if how == "head":
+        head = min(head, model.num_heads - 1)
+    values = explain.attention_map(found, layer - 1, head, patch)
+    size = dict(side=found.view.shape[0], rows=found.grid[0], columns=found.grid[1])
+    caption = [
         say("in_layer", layer=layer, depth=model.depth),
-        say(f"by_{how}", count=model.heads, head=head, last=model.heads - 1),
+        say(f"by_{how}", count=model.num_heads, head=head),
         source,
-        _size(say, "scale", one, values, most=float(values.max()), even=1 / one.maps.shape[-1]),
+        say("scale", **size, max=float(values.max()), uniform=1 / found.maps.shape[-1]),
     ]
-    return seen.draw(one.view, values, number(dials.strength, 0, 1, float), patch), _join(line)
+    return explain.draw(found.view, values, dials.opacity, patch), " · ".join(caption)
 
 
-def _cam(say, model, one, dials):
-    stage = number(dials.layer, 1, model.depth)
-    rank = number(dials.rank, 0, len(one.top) - 1)
-    values = one.maps[stage - 1][rank]
-    line = [
+def _cam(say, model, found, dials):
+    stage = clip(dials.layer, model.depth)
+    rank = min(dials.rank, len(found.top) - 1)
+    values = found.maps[stage - 1][rank]
+    size = dict(side=found.view.shape[0], rows=values.shape[0], columns=values.shape[1])
+    caption = [
         say("in_stage", layer=stage, depth=model.depth),
-        say("for_class", name=one.top[rank][0]),
-        _size(say, "scale_cam", one, values) if values.any() else say("flat"),
+        say("for_class", name=found.top[rank][0]),
+        say("scale_cam", **size) if values.any() else say("flat"),
     ]
-    return seen.draw(one.view, values, number(dials.strength, 0, 1, float)), _join(line)
+    return explain.draw(found.view, values, dials.opacity), " · ".join(caption)
 
 
-def _size(say, phrase, one, values, **others):
-    rows, columns = values.shape
-    return say(phrase, side=one.view.shape[0], rows=rows, columns=columns, **others)
-
-
-def _join(parts):
-    return " · ".join(parts)
-
-
-def table(say, model, one):
+def table(say, model, found):
     """The most probable classes, as HTML."""
     name = escape(title(say, model))
-    if not one.top:
+    if not found.top:
         return f"<p><b>{name}</b><br>{say('unnamed')}</p>"
     rows = "".join(
         f'<tr><th scope="row">{escape(label)}</th>'
         f'<td class="bar"><i style="width:{share:.1%}"></i></td><td>{share:.1%}</td></tr>'
-        for label, share in one.top
+        for label, share in found.top
     )
     heads = f'<th scope="col">{say("class")}</th><td></td><th scope="col">{say("probability")}</th>'
     return (
@@ -106,8 +104,6 @@ def title(say, model):
     return model.name if model.step is None else say("run", name=model.short, step=model.step)
 
 
-def note(say, phrase, **values):
-    """A line about the state of the page, as HTML."""
-    values = {key: escape(str(value)) for key, value in values.items()}
-    role = "alert" if phrase == "broken" else "status"
-    return f'<p role="{role}">{say(phrase, **values)}</p>'
+def note(role, text):
+    """A line about the state of the page, as HTML. role: "status" or "alert"."""
+    return f'<p role="{role}">{escape(text)}</p>'

@@ -1,0 +1,88 @@
+"""Who may open the page, and where it listens. Imports nothing heavy."""
+
+import ipaddress
+import os
+import socket
+from pathlib import Path
+
+from vit_jax.errors import UserError
+
+VARIABLE = "VIT_JAX_DEMO_AUTH"
+
+
+def read_auth(path=None):
+    """Read user names and passwords.
+
+    Args:
+      path: a text file with `user:password` per line; None: the environment variable
+        VIT_JAX_DEMO_AUTH, in the same format.
+
+    Returns:
+      [(user, password)], or None without a file and variable.
+
+    Raises:
+      UserError: if the file cannot be read, is empty or malformed.
+    """
+    if path is None:
+        text = os.environ.get(VARIABLE)
+        return None if text is None else _parse(text, VARIABLE)
+    try:
+        text = Path(path).read_text("utf-8")
+    except OSError as error:
+        raise UserError(f"--auth_file={path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--auth_file={path} must be a text file in UTF-8") from None
+    return _parse(text, f"--auth_file={path}")
+
+
+def _parse(text, source):
+    pairs = []
+    for i, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        user, _, password = line.partition(":")
+        if not user.strip() or not password:
+            raise UserError(f"{source}: line {i} must be user:password")
+        pairs.append((user.strip(), password))
+    if not pairs:
+        raise UserError(f"{source} is empty; write one user:password per line")
+    return pairs
+
+
+def check_host(host, auth):
+    """Raise UserError if other machines could open the page without a password."""
+    if auth is None and not is_loopback(host):
+        raise UserError(
+            f"--host={host} opens the page to other machines; pass --auth_file=FILE with "
+            f"user:password per line, or set {VARIABLE}"
+        )
+
+
+def is_loopback(host):
+    """Whether only this machine can reach a server bound to the address or name."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def allowed_hosts(host):
+    """Values of the Host header to accept, without port; all for a wildcard address."""
+    try:
+        if ipaddress.ip_address(host).is_unspecified:
+            return ["*"]
+    except ValueError:
+        pass
+    hosts = ["localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host]
+    return list(dict.fromkeys(hosts))
+
+
+def free_port(host, port):
+    """The port, or any free one for 0. Raises UserError if a server cannot listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family) as listening:
+            return listening.getsockname()[1]
+    except (OSError, OverflowError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise UserError(f"--host={host} --port={port}: {cause}; pass another one") from None
