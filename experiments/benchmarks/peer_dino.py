@@ -71,29 +71,32 @@ class Loss(nn.Module):
 
     def __init__(self, job):
         super().__init__()
-        self.job = job
-        self.register_buffer("center", torch.zeros(1, job["head"][-1][1]))
+        self.keys, self.views = job["objective"], 2 + job["local_views"]
+        self.register_buffer("center", torch.zeros(1, self.keys["out_dim"]))
 
     def forward(self, student, teacher):
-        job = self.job
-        targets = F.softmax((teacher - self.center) / job["teacher_temp"], dim=-1).chunk(2)
-        views = (student / job["student_temp"]).chunk(2 + job["local_views"])
+        keys = self.keys
+        targets = F.softmax((teacher - self.center) / keys["teacher_temp"], dim=-1).chunk(2)
+        views = (student / keys["student_temp"]).chunk(self.views)
         losses = [
             -(target * F.log_softmax(view, dim=-1)).sum(-1).mean()
             for (i, target), (j, view) in itertools.product(enumerate(targets), enumerate(views))
             if i != j
         ]
         with torch.no_grad():
-            m = job["center_momentum"]
+            m = keys["center_momentum"]
             self.center = self.center * m + teacher.mean(0, keepdim=True) * (1 - m)
         return sum(losses) / len(losses)
 
 
 def build(job, vit, normalize, precision, device):
     """-> student, step() -> loss. job["weights"], if it is there: an .npz of both networks'."""
-    student = Network(vit(dynamic_img_size=True), Head(job["head"], job["norm_last_layer"]))
+    keys = job["objective"]
+    widths = [keys["hidden_dim"], keys["hidden_dim"], keys["bottleneck_dim"], keys["out_dim"]]
+    sizes = list(itertools.pairwise([job["options"]["embed_dim"], *widths]))
+    student = Network(vit(dynamic_img_size=True), Head(sizes, keys["norm_last_layer"]))
     teacher = Network(
-        vit(dynamic_img_size=True, drop_path_rate=0.0), Head(job["head"], norm_last_layer=True)
+        vit(dynamic_img_size=True, drop_path_rate=0.0), Head(sizes, norm_last_layer=True)
     )
     if "weights" in job:
         tensors = np.load(job["weights"])
@@ -132,7 +135,7 @@ def build(job, vit, normalize, precision, device):
                 p.grad = None
         optimizer.step()
         with torch.no_grad():
-            m = job["momentum"]
+            m = keys["momentum"]
             for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
                 old.mul_(m).add_(new, alpha=1 - m)
         done += 1

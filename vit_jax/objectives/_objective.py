@@ -11,7 +11,7 @@ from vit_jax.optim import hold
 
 
 class Objective(NamedTuple):
-    """Pure functions, in the order in which training calls them.
+    """Pure functions, in the order in which training calls them, and what others need to know.
 
     extra is what is neither trained nor thrown away: a teacher, a moving average, statistics.
     aux is {"metrics": scalars to log, "carry": means over the batch that `update` needs}.
@@ -21,8 +21,12 @@ class Objective(NamedTuple):
     loss: Callable  # params, extra, batch, rng, step -> loss, aux
     update: Callable  # extra, params (after the optimizer), aux, step -> extra
     weights: Callable  # params, extra -> the params that evaluators, predict and features use
+    views: Callable  # batch, rng -> {name: normalized [b, v, h, w, c]}, what the model is given
+    flops: Callable  # () -> FLOPs of a training step per image
     raw: Callable = lambda params, _: params  # the trained parameters, for --raw
     alarm: Callable = lambda _: None  # a step's metrics, floats -> a warning or None
+    health: dict = {}  # metrics that show how training does -> their labels in a figure
+    drawing: str = ""  # function of figures.diagrams(model's config, config) that draws it
 
 
 def make(model, config, steps_per_epoch):

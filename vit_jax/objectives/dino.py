@@ -8,6 +8,7 @@ being alike: either alone collapses (section 5.3).
 Axes here: v views of the student, g of the teacher (the first of the v), b images, k prototypes.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 
 from vit_jax import augment
 from vit_jax.config import steps
+from vit_jax.flops import count_flops
 from vit_jax.layers.heads import DinoHead
 from vit_jax.models import pure
 from vit_jax.objectives import Objective
@@ -24,6 +26,13 @@ from vit_jax.vit import image_keys
 GLOBAL = 2  # views that the teacher sees
 # Thresholds of `alarm`: shares of log(k), the largest entropy that there is.
 TOO_EVEN, TOO_NARROW = 0.999, 0.05
+HEALTH = {
+    "teacher_entropy": "teacher's entropy, share of log k",
+    "mean_entropy": "entropy of the mean, share of log k",
+    "kl": "KL(teacher, student), nats",
+    "center_norm": "norm of the center",
+    "feature_std": "spread of features",
+}
 
 
 def make(model, config, steps_per_epoch):
@@ -60,6 +69,19 @@ def make(model, config, steps_per_epoch):
         features = model.bind(params["backbone"]).views(groups, **options)
         return features, head.bind(params["head"])(features)
 
+    def views(batch, rng):
+        groups, _ = make_views(batch, rng, config)
+        return dict(zip(("global", "local"), groups, strict=False))
+
+    def flops():
+        """The student sees all views, forward and backward; the teacher the global ones."""
+        vit, views = model.module.config, config.augment.local_views
+        shapes = jax.tree.leaves(jax.eval_shape(head.init, jax.random.key(0)))
+        top = 2 * sum(x.size for x in shapes if len(x.shape) == 2)
+        large = count_flops(vit) + top
+        small = count_flops(dataclasses.replace(vit, image=config.augment.local_size)) + top
+        return (3 + 1) * GLOBAL * large + 3 * views * small
+
     def loss(params, extra, batch, rng, step):
         groups, noise = make_views(batch, rng, config)
         features, teacher = jax.lax.stop_gradient(project(extra["teacher"], groups[:1]))
@@ -82,8 +104,12 @@ def make(model, config, steps_per_epoch):
         loss,
         update,
         weights=lambda _, extra: extra["teacher"]["backbone"],
+        views=views,
+        flops=flops,
         raw=lambda params, _: params["backbone"],
         alarm=alarm,
+        health=HEALTH,
+        drawing="dino",
     )
 
 

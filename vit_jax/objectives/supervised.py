@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax import augment, mixing
+from vit_jax.flops import count_flops
 from vit_jax.models import union
 from vit_jax.objectives import Objective, with_ema
 from vit_jax.vit import image_keys
@@ -26,8 +27,7 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every ste
         image = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
         num_classes = jax.eval_shape(model.apply, weights, image)["logits"].shape[-1]
         targets = smooth(jax.nn.one_hot(batch["label"], num_classes), c.label_smoothing)
-        (views,), keys, targets = make_views(batch | {"target": targets}, rng, config)
-        images = views[:, 0]
+        images, keys, targets = make_views(batch | {"target": targets}, rng, config)
         out = model.apply(weights, images, train=True, rng=keys)
         logits, stats = out["logits"], out.get("stats", {})
         acc1 = jnp.mean(logits.argmax(-1) == targets.argmax(-1))
@@ -36,14 +36,27 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every ste
     def update(extra, params, aux, step):  # noqa: ARG001  the same at every step
         return jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, extra, aux["carry"])
 
-    objective = Objective(init, loss, update, weights=union, raw=union)
+    def views(batch, rng):
+        targets = jax.nn.one_hot(batch["label"], model.module.config.num_classes)
+        images, *_ = make_views(batch | {"target": targets}, rng, config)
+        return {"image": images[:, None]}
+
+    objective = Objective(
+        init,
+        loss,
+        update,
+        weights=union,
+        views=views,
+        flops=lambda: 3 * count_flops(model.module.config),  # backward: twice the forward pass
+        raw=union,
+    )
     return with_ema(objective, c.ema) if c.ema else objective
 
 
 def make_views(batch, rng, config):
     """The device's part of the augmentation, mixing last. batch: image, row and target [b, k].
 
-    -> [images] normalized b 1 h w c, keys [b] that are left for the noise in the model, and the
+    -> normalized images b h w c, keys [b] that are left for the noise in the model, and the
     targets, mixed as the images are.
     """
     a = config.augment
@@ -62,7 +75,7 @@ def make_views(batch, rng, config):
         prob=a.mix_prob,
         switch=a.mix_switch,
     )
-    return [images[:, None]], image_keys(noise, batch["row"]), targets
+    return images, image_keys(noise, batch["row"]), targets
 
 
 def cross_entropy(logits, targets):

@@ -102,7 +102,7 @@ def peer_job(config, model, what, threads, backend):
         raise UserError(f"--against: the option '{min(odd)}' has no counterpart there")
     options = {theirs: getattr(model, ours) for ours, theirs in PEER_OPTIONS.items()}
     options |= {"mlp_ratio": model.mlp_dim / model.width, "global_pool": POOLS[model.pool]}
-    job = {
+    return {
         "what": what,
         "model": config.model.variant.split(".")[0],
         "options": options | {"class_token": bool(model.prefix)},
@@ -111,6 +111,11 @@ def peer_job(config, model, what, threads, backend):
         "image": config.model.image,
         "channels": config.model.channels,
         "num_classes": model.num_classes,
+        "objective": config.objective.to_dict(),
+        "local_views": config.augment.local_views,
+        "local_size": config.augment.local_size,
+        "clip": config.optim.clip,
+        "freeze_for": int(config.optim.freeze_for),
         "mean": config.data.mean,
         "std": config.data.std,
         "lr": config.optim.lr,
@@ -120,13 +125,6 @@ def peer_job(config, model, what, threads, backend):
         "threads": threads,
         "device": {"cpu": "cpu", "gpu": "cuda"}[backend],
     }
-    if what == "dino_step":
-        o, a, p = config.objective, config.augment, config.optim
-        keys = ("student_temp", "teacher_temp", "momentum", "center_momentum", "norm_last_layer")
-        job |= {key: o[key] for key in keys} | {"clip": p.clip, "freeze_for": int(p.freeze_for)}
-        job |= {"local_views": a.local_views, "local_size": a.local_size}
-        job |= {"head": workloads.head_sizes(config, model)}
-    return job
 
 
 def input_job(config, folder):

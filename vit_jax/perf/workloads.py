@@ -4,7 +4,6 @@ A workload is `step() -> (arrays, scalar)` on one device. JAX is imported where 
 number of cores must be set before.
 """
 
-import dataclasses
 import os
 
 import vit_jax.config
@@ -14,14 +13,14 @@ from vit_jax.errors import UserError
 STEPS_PER_EPOCH = 1000  # durations in epochs are counted with it; nothing else depends on it
 
 
-def make_config(name, batch_size, dtype, recipe=None):
-    """A config to time: without augmentation, on synthetic images.
+def make_config(name=None, batch_size=None, dtype=None, recipe=None):
+    """A config to time: no random colors, synthetic images.
 
     Args:
       name: of the model, with overrides; with a recipe also of keys of its objective, such as
-        "S/16,out_dim=4096".
-      batch_size: images per step.
-      dtype: of activations.
+        "S/16,out_dim=4096"; None: the recipe's model.
+      batch_size: images per step; None: the recipe's.
+      dtype: of activations; None: the recipe's.
       recipe: the config to begin with, such as that of configs/dino.py; None: the defaults.
 
     Returns:
@@ -31,38 +30,43 @@ def make_config(name, batch_size, dtype, recipe=None):
       UserError: for an unknown name or option.
     """
     config = recipe or vit_jax.config.defaults()
-    try:
-        base, options = variants.split_name(name)
-        own = config.objective.keys() & options.keys() if recipe else ()
-        config.objective.update({key: options.pop(key) for key in own})
-        if unknown := options.keys() - config.model.keys():
-            key = min(unknown)
-            raise UserError(f"no option {key!r}; {vit_jax.config.near(key, config.model.keys())}")
-        changes = {"variant": base, "image": variants.parse(base).image, "dtype": dtype} | options
-        with config.model.ignore_type():  # `of_config` checks them
-            config.model.update(changes)
-        model = variants.of_config(config.model)
-    except UserError as error:
-        raise UserError(f"--model: {error}") from None
-    if "num_classes" in options and config.augment.crop == "multi":
-        raise UserError("--model: this objective trains no classifier; leave num_classes out")
-    config.batch_size = batch_size
-    config.data.name, config.data.train = "synthetic", "train"
-    config.data.synthetic.images = max(512, batch_size)
-    config.augment.flip = 0.0
-    config.optim.lr, config.total_steps, config.optim.warmup = 1e-4, "1000k", "0"
-    if config.augment.crop == "multi":
-        _plain_crops(config, model.patch)
-    return config, model
-
-
-def _plain_crops(config, patch):
-    """Colors off, local crops of 3/7 of the image's side, nothing frozen after step 1."""
-    a = config.augment
-    a.jitter_prob, a.gray, a.blur, a.solarize = 0.0, 0.0, (0.0,) * 3, (0.0,) * 3
-    a.local_size = max(round(config.model.image * 3 / 7 / patch), 1) * patch  # 96 of 224
+    config.data.name = "synthetic"
+    config.data.train = "train"
+    if name:
+        try:
+            _set_model(config, name, own_keys=recipe is not None)
+        except UserError as error:
+            raise UserError(f"--model: {error}") from None
+    config.model.dtype = dtype or config.model.dtype
+    config.batch_size = batch_size or config.batch_size
+    config.data.synthetic.images = max(512, config.batch_size)
+    config.optim.lr = 1e-4
     config.optim.lr_batch = 0
-    config.optim.freeze_for = "1"  # what is timed is not the first epoch, but all the others
+    config.optim.warmup = "0"
+    config.total_steps = "1000k"
+    a = config.augment
+    a.flip = a.jitter_prob = a.gray = 0.0
+    a.blur = a.solarize = (0.0,) * 3
+    if a.crop == "multi":
+        patch = variants.of_config(config.model).patch
+        a.local_size = max(round(config.model.image * 3 / 7 / patch), 1) * patch  # 96 of 224
+    if config.optim.freeze_for != "0":
+        config.optim.freeze_for = "1"  # what is timed is not the first epoch, but all the others
+    vit_jax.config.check(config)
+    return config, variants.of_config(config.model)
+
+
+def _set_model(config, name, own_keys):
+    """Set the model by its name, and with own_keys the keys of the objective among its options."""
+    base, options = variants.split_name(name)
+    own = config.objective.keys() & options.keys() if own_keys else ()
+    config.objective.update({key: options.pop(key) for key in own})
+    if unknown := options.keys() - config.model.keys():
+        key = min(unknown)
+        raise UserError(f"no option {key!r}; {vit_jax.config.near(key, config.model.keys())}")
+    with config.model.ignore_type():  # `of_config` checks them
+        config.model.update({"variant": base, "image": variants.parse(base).image} | options)
+    variants.of_config(config.model)
 
 
 def input_config(name, batch_size, folder, threads):
@@ -108,64 +112,70 @@ def write_photographs(folder, count=128, names=32):
             os.link(path, os.path.join(place, f"{i:03}_{k:02}.jpg"))
 
 
-def one_batch(config, num_classes):
-    """Random images uint8 [b, h, w, c] and labels int32 [b], or crops; peer_*.py draw the same."""
+def batch_shapes(config):
+    """A global batch as the training step gets it, in shapes and dtypes."""
+    import jax
     import numpy as np
 
-    rng, b, side = np.random.default_rng(0), config.batch_size, config.model.image
-    channels, a = config.model.channels, config.augment
-    if a.crop == "multi":
-        views = {"global": (2, side), "local": (a.local_views, a.local_size)}
-        shapes = {name: (b, v, s, s, channels) for name, (v, s) in views.items()}
-        return {name: rng.integers(0, 256, shape, np.uint8) for name, shape in shapes.items()}
-    images = rng.integers(0, 256, (b, side, side, channels), np.uint8)
-    labels = rng.integers(0, num_classes, b, np.int64)
-    return {"image": images, "label": labels.astype(np.int32)}
+    from vit_jax import augment
+
+    view, _ = augment.views(config)
+    image = np.zeros((config.model.image, config.model.image, config.model.channels), np.uint8)
+    views = view(image, np.random.default_rng(0))
+    views = views if isinstance(views, dict) else {"image": views}
+    rows = views | {"label": np.zeros((), np.int32)}
+    return {
+        name: jax.ShapeDtypeStruct((config.batch_size, *x.shape), x.dtype)
+        for name, x in rows.items()
+    }
+
+
+def one_batch(config):
+    """A random batch: views uint8 [b, ..., h, w, c], labels int32 [b]; peer_*.py draw the same."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    shapes = batch_shapes(config)
+    classes = config.model.num_classes or variants.of_config(config.model).num_classes
+    classes = classes or config.data.synthetic.classes
+    label = shapes.pop("label")
+    batch = {name: rng.integers(0, 256, x.shape, np.uint8) for name, x in shapes.items()}
+    return batch | {"label": rng.integers(0, classes, label.shape, np.int64).astype(np.int32)}
+
+
+def make_objective(config, model):
+    """The objective of a config and of the `ViTConfig` or `ResNetConfig` of its model."""
+    from vit_jax import models, objectives
+
+    return objectives.make(models.build(model), config, STEPS_PER_EPOCH)
 
 
 def count_flops(what, config, model):
-    """FLOPs of a step, for one image, as `flops.count_flops` counts. -> int
-
-    A training step costs three forward passes. One of DINO is that for all crops, and one forward
-    pass more, the teacher's, for the two global ones; the head counts as often as the backbone.
-    """
+    """FLOPs of a step, for one image; 0 for what is none. -> int"""
     if what == "input":
         return 0
-    large = flops.count_flops(model)
     if what in ("forward", "attention"):
-        return large
-    if what == "train_step":
-        return 3 * large
-    a = config.augment
-    small = flops.count_flops(dataclasses.replace(model, image=a.local_size))
-    head = 2 * sum(n * m for n, m in head_sizes(config, model))
-    return (3 + 1) * 2 * (large + head) + 3 * a.local_views * (small + head)
+        return flops.count_flops(model)
+    return make_objective(config, model).flops()
 
 
 def count_params(what, config, model):
     """Parameters that train. -> int"""
-    count = flops.count_params(model)
-    if what == "dino_step":
-        *mlp, (n, k) = head_sizes(config, model)
-        count += sum((a + 1) * b for a, b in mlp) + n * k
-        count += 0 if config.objective.norm_last_layer else k
-    return count
+    import jax
 
-
-def head_sizes(config, model):
-    """Inputs and outputs of the four linear layers of heads.DinoHead."""
-    o = config.objective
-    widths = [model.width, o.hidden_dim, o.hidden_dim, o.bottleneck_dim, o.out_dim]
-    return list(zip(widths, widths[1:], strict=False))
+    if what in ("forward", "attention"):
+        return flops.count_params(model)
+    params, _ = jax.eval_shape(make_objective(config, model).init, jax.random.key(0))
+    return sum(x.size for x in jax.tree.leaves(params))
 
 
 def prepare(config, model):
     """-> TrainState, train_step(state, batch, rng), jitted: as train.py has them."""
     import jax
 
-    from vit_jax import models, objectives, optim, step
+    from vit_jax import optim, step
 
-    objective = objectives.make(models.build(model), config, STEPS_PER_EPOCH)
+    objective = make_objective(config, model)
     tx, _ = optim.make(config, STEPS_PER_EPOCH)
     state = jax.jit(lambda rng: step.init_state(objective, tx, rng))(jax.random.key(0))
     return state, jax.jit(step.make_train_step(objective, tx), donate_argnums=0)
@@ -176,7 +186,7 @@ def build_train_step(config, model):
     import jax
 
     state, train_step = prepare(config, model)
-    rng, batch = jax.random.key(0), jax.device_put(one_batch(config, model.num_classes))
+    rng, batch = jax.random.key(0), jax.device_put(one_batch(config))
 
     def advance():
         nonlocal state
@@ -192,7 +202,7 @@ def build_forward(config, model):
 
     from vit_jax import augment, models
 
-    images = jax.device_put(one_batch(config, model.num_classes)["image"])
+    images = jax.device_put(one_batch(config)["image"])
     model = models.build(model)
     params = jax.jit(lambda rng: models.union(model.init(rng), model.stats()))(jax.random.key(0))
 
@@ -216,7 +226,7 @@ def build_attention(config, model):
         raise UserError("--what=attention: a ResNet has none; name a ViT")
     layers = tuple(attention_maps.ends(model.depth))
     look = attention_maps.reader(model.grid, model.prefix, layers)
-    images = jax.device_put(one_batch(config, model.num_classes)["image"])
+    images = jax.device_put(one_batch(config)["image"])
     model = models.build(model)
     params = jax.jit(model.init)(jax.random.key(0))
 
@@ -252,7 +262,6 @@ def build_input(config, _):
 
 BUILD = {
     "train_step": build_train_step,
-    "dino_step": build_train_step,
     "forward": build_forward,
     "attention": build_attention,
     "input": build_input,

@@ -1,10 +1,12 @@
 """Measure speed, alone or interleaved with timm (`make bench-peer` installs it, in .venv-peer).
 
 python -m vit_jax.tools.benchmark --what=train_step --model=S/16 --batch_size=8 --against=timm
+python -m vit_jax.tools.benchmark --what=train_step --config=configs/deit.py:S --batch_size=8
 
---what: a training step with labels or with DINO (2 + 8 crops per image), a forward pass, the same
-with what `tools.attend` draws (interleaved with the plain one), the input pipeline alone, or the
-time until the first step is done.
+--what: a training step (of any recipe with --config), a DINO step (2 + 8 crops per image), a
+forward pass, the same with what `tools.attend` draws (interleaved with the plain one), the input
+pipeline alone, or the time until the first step is done. Images are synthetic, but --what=input
+--config reads the recipe's own data.
 """
 
 import json
@@ -26,86 +28,141 @@ from vit_jax.workdir import log
 
 DINO_RECIPE = interleave.ROOT / "configs/dino.py"  # of --what=dino_step
 IMPORTS = "import vit_jax.vit, vit_jax.objectives.supervised, vit_jax.optim, vit_jax.step"
+WHATS = ["train_step", "dino_step", "forward", "attention", "input", "startup"]
 
 
 def define_flags():
     cli.define_config(required=False)
-    whats = ["train_step", "dino_step", "forward", "attention", "input", "startup"]
-    flags.DEFINE_enum("what", "train_step", whats, "what is timed")
-    flags.DEFINE_string("model", "vit_tiny_patch16_224", "its name, with overrides: S/16,depth=4")
-    flags.DEFINE_integer("batch_size", 8, "images a step", lower_bound=1)
+    flags.DEFINE_enum("what", "train_step", WHATS, "what is timed")
+    flags.DEFINE_string(
+        "model", None, "its name, with overrides: S/16,depth=4 (default: vit_tiny_patch16_224)"
+    )
+    flags.DEFINE_integer("batch_size", None, "images per step (default: 8)", lower_bound=1)
     flags.DEFINE_enum("against", None, list(interleave.PEERS), "the peer, timed interleaved: timm")
     flags.DEFINE_integer("pairs", 5, "turns of each", lower_bound=1)
-    flags.DEFINE_float("seconds", 5.0, "about so long is a turn", lower_bound=0)
-    flags.DEFINE_integer("steps", 0, "steps a turn; 0: as --seconds says", lower_bound=0)
+    flags.DEFINE_float("seconds", 5.0, "duration of a turn, about", lower_bound=0)
+    flags.DEFINE_integer("steps", 0, "steps per turn; 0: as --seconds says", lower_bound=0)
     flags.DEFINE_integer("threads", 0, "cores for each; 0: all it may use", lower_bound=0)
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of activations")
+    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "of activations (default: float32)")
     flags.DEFINE_bool("json", False, "print one JSON object as the last line, and no table")
 
 
 def main(flags):
-    """The command: prints a table, or with --json one object whose keys experiments/benchmarks
-    explains. Raises UserError."""
-    alone = flags.what in ("startup", "attention") or (flags.what == "input" and flags.config)
-    if flags.against and alone:
-        how = "--config" if flags.config else f"--what={flags.what}"
-        raise UserError(f"--against={flags.against} does not go with {how}; leave it out")
-    if flags.config and flags.what != "input":
-        raise UserError("--config says where images come from; it goes with --what=input only")
-    threads = flags.threads
-    if flags.against and flags.what == "input":
+    """Print a table, or with --json one object whose keys experiments/benchmarks explains."""
+    result = benchmark(
+        flags.what,
+        config=flags.config,
+        model=flags.model,
+        batch_size=flags.batch_size,
+        against=flags.against,
+        pairs=flags.pairs,
+        seconds=flags.seconds,
+        steps=flags.steps,
+        threads=flags.threads,
+        dtype=flags.dtype,
+    )
+    print(json.dumps(result) if flags.json else table(result))
+
+
+def benchmark(
+    what="train_step",
+    *,
+    config=None,
+    model=None,
+    batch_size=None,
+    against=None,
+    pairs=5,
+    seconds=5.0,
+    steps=0,
+    threads=0,
+    dtype=None,
+):
+    """Time a workload, alone or interleaved with a peer.
+
+    Args:
+      what: one of `WHATS`.
+      config: a checked config whose step, or with what="input" whose data, is timed.
+      model: name with overrides; None: the config's, or vit_tiny_patch16_224.
+      batch_size: images per step; None: the config's, or 8.
+      against: "timm", or None for no peer.
+      pairs: turns of each side.
+      seconds: duration of a turn, about.
+      steps: steps per turn; 0: as many as take `seconds`.
+      threads: cores; 0: all that the process may use. Call it before JAX is imported.
+      dtype: of activations; None: the config's, or float32.
+
+    Returns:
+      A dict of medians and spreads, which can be written as JSON.
+
+    Raises:
+      UserError: for arguments that do not go together, or a peer that is not installed.
+    """
+    if against and (config or what in ("startup", "attention")):
+        other = "--config" if config else f"--what={what}"
+        raise UserError(f"--against={against} does not go with {other}; leave it out")
+    if config and what not in ("train_step", "input"):
+        raise UserError(f"--config goes with --what=train_step and --what=input, not {what}")
+    if against and what == "input":
         threads = threads or 1
         if threads > 1:
             raise UserError("--what=input --against compares one core with one: --threads=1")
+    if config is None:
+        model, batch_size = model or "vit_tiny_patch16_224", batch_size or 8
+        dtype = dtype or "float32"
     memory.keep()
     found = {d.name: d.version for d in metadata.distributions() if d.name in log.PACKAGES}
     found["python"] = platform.python_version()
     load = round(os.getloadavg()[0], 2)  # what else the machine does
-    result = {"what": flags.what, "model": flags.model, "batch_size": flags.batch_size}
-    result |= {"dtype": flags.dtype, "threads": pin(threads), "versions": found, "load": load}
-    if flags.what == "startup":
-        result["seconds"] = startup(flags.model, flags.batch_size, flags.pairs)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            result |= measure(flags, result["threads"], folder)
-    print(json.dumps(result) if flags.json else table(result))
+    threads = pin(threads)
+    result = {"what": what, "model": model, "batch_size": batch_size, "dtype": dtype}
+    result |= {"threads": threads, "versions": found, "load": load}
+    if what == "startup":
+        return result | {"seconds": startup(model, batch_size, pairs)}
+    with tempfile.TemporaryDirectory() as folder:
+        config, sizes = prepare(what, config, model, batch_size, dtype, folder, threads)
+        result |= {"model": model or config.model.variant, "batch_size": config.batch_size}
+        result["dtype"] = config.model.dtype
+        turns = dict(pairs=pairs, seconds=seconds, steps=steps)
+        return result | measure(what, config, sizes, against, folder, threads, turns)
 
 
-def measure(flags, threads, folder):
-    """Turns of a workload, and of the peer. folder: an empty one, for what is written for it.
+def prepare(what, config, model, batch_size, dtype, folder, threads):
+    """The config to time, and the config of its model. folder: for the images that are written."""
+    if what == "input" and config is None:
+        return workloads.input_config(model, batch_size, folder, threads)
+    if what == "input":
+        config = config.copy_and_resolve_references().unlock()
+        config.batch_size = batch_size or config.batch_size
+        return config, None
+    recipe = config and config.copy_and_resolve_references().unlock()
+    if what == "dino_step":
+        recipe = cli.load_recipe(str(DINO_RECIPE))
+    return workloads.make_config(model, batch_size, dtype, recipe)
 
-    -> the rest of the result
-    """
-    words, model = (flags.model, flags.batch_size), None
-    recipe = cli.load_recipe(str(DINO_RECIPE)) if flags.what == "dino_step" else None
-    if flags.config:
-        config = flags.config
-    elif flags.what == "input":
-        config, model = workloads.input_config(*words, folder, threads)
-    else:
-        config, model = workloads.make_config(*words, flags.dtype, recipe)
-    cost = workloads.count_flops(flags.what, config, model)
+
+def measure(what, config, model, against, folder, threads, turns):
+    """Turns of a workload, and of the peer. -> the rest of the result"""
+    cost = workloads.count_flops(what, config, model)
     import jax
 
-    result = {"device": jax.devices()[0].device_kind if flags.what != "input" else "host"}
-    if flags.config:
-        result |= {"model": config.model.variant, "batch_size": config.batch_size}
     peer = None
-    if flags.against and flags.what == "input":
-        peer = interleave.Peer(flags.against, interleave.input_job(config, folder))
-    elif flags.against:
-        job = interleave.peer_job(config, model, flags.what, threads, jax.default_backend())
-        peer = interleave.Peer(flags.against, job)
-    elif flags.what == "attention":
+    if against and what == "input":
+        peer = interleave.Peer(against, interleave.input_job(config, folder))
+    elif against:
+        job = interleave.peer_job(config, model, what, threads, jax.default_backend())
+        peer = interleave.Peer(against, job)
+    elif what == "attention":
         peer = interleave.Ours(workloads.build_forward(config, model), "forward")
     try:
-        ours = interleave.Ours(workloads.BUILD[flags.what](config, model))
-        taken = interleave.take(ours, peer, flags.pairs, flags.seconds, flags.steps)
+        build = workloads.BUILD["train_step" if what == "dino_step" else what]
+        ours = interleave.Ours(build(config, model))
+        taken = interleave.take(ours, peer, **turns)
+        result = {"device": jax.devices()[0].device_kind if what != "input" else "host"}
         result |= interleave.summarize(taken, config.batch_size, cost, peer)
-        if peer and flags.what == "input":
+        if peer and what == "input":
             steps = result["peer"]["steps"]
-            seconds = [peer.run(steps, output="float")["seconds"] for _ in range(flags.pairs)]
-            rates = interleave.spread([steps * config.batch_size / s for s in seconds])
+            spent = [peer.run(steps, output="float")["seconds"] for _ in range(turns["pairs"])]
+            rates = interleave.spread([steps * config.batch_size / s for s in spent])
             result["peer"]["images_per_s_float"] = rates
     finally:
         if peer:

@@ -41,20 +41,40 @@ def define_flags():
 
 
 def main(flags):
-    """The command. Prints a table, or with --json an object; its memory is in bytes a device."""
-    if flags.topology and importlib.util.find_spec("libtpu") is None:
+    """Print a table, or with --json an object; its memory is in bytes per device."""
+    say = (lambda _: None) if flags.json else (lambda text: print(text, flush=True))
+    result = compile_check(flags.config, topology=flags.topology, search=flags.search, say=say)
+    if flags.json:
+        print(json.dumps(result))
+
+
+def compile_check(config, *, topology=None, search=True, say=lambda _: None):
+    """Compile the training step of a config, and say what it needs.
+
+    Args:
+      config: a checked config.
+      topology: TPU slice to compile for, such as "v5e:2x4"; None: the devices that are here.
+      search: whether to look for the largest batch that fits, by compiling more of them.
+      say: called with lines for a person, as they become known.
+
+    Returns:
+      A dict: "fits", "memory" in bytes per device, "collectives", "flops" and more.
+
+    Raises:
+      UserError: if the config does not go with the devices, or the TPU compiler is missing.
+    """
+    if topology and importlib.util.find_spec("libtpu") is None:
         raise UserError(
             '--topology needs the TPU compiler: make install EXTRA=tpu, or pip install "jax[tpu]"'
         )
-    os.environ.update(NO_TPU if flags.topology else {})
+    os.environ.update(NO_TPU if topology else {})
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)  # or the seconds would mean nothing
-    devices = device_specs.topology(flags.topology) if flags.topology else jax.devices()
-    config = settle(flags.config, devices[0].platform)
-    say = (lambda _: None) if flags.json else (lambda text: print(text, flush=True))
+    devices = device_specs.topology(topology) if topology else jax.devices()
+    config = settle(config, devices[0].platform)
     result = compile_step(config, devices)
-    say(table(result, flags.topology))
+    say(table(result, topology))
 
     def attempt(batch_size):
         config.batch_size = batch_size
@@ -62,16 +82,15 @@ def main(flags):
         say(f"  {f'at {batch_size:,}':20}{verdict(found)}")
         return found
 
-    if flags.search:
-        tried = search(result, attempt)
+    if search:
+        tried = find_largest(result, attempt)
         result["largest_batch"] = max((r["batch_size"] for r in tried if r["fits"]), default=None)
         keys = ("batch_size", "fits", "memory", "seconds")
         result["tried"] = [{key: r[key] for key in keys} for r in tried]
         say(f"  {'largest batch':20}{result['largest_batch'] or 'none fits'}")
-    if flags.json:
-        names = ("jax", "jaxlib", "flax", "libtpu")
-        versions = {d.name: d.version for d in metadata.distributions() if d.name in names}
-        print(json.dumps({"topology": flags.topology} | result | {"versions": versions}))
+    names = ("jax", "jaxlib", "flax", "libtpu")
+    versions = {d.name: d.version for d in metadata.distributions() if d.name in names}
+    return {"topology": topology} | result | {"versions": versions}
 
 
 def settle(config, platform):
@@ -99,14 +118,14 @@ def compile_step(config, devices):
     from vit_jax.run import Run
 
     run = Run(config, devices)
-    lowered = run.lower(batch_shapes(config, run.source))
+    lowered = run.lower(workloads.batch_shapes(config))
     result = {"model": config.model.variant, "batch_size": config.batch_size}
     result |= {key: config.model[key] for key in ("remat", "scan", "attn", "dtype")}
     result |= {"accum_steps": config.accum_steps, "images": len(run.source)}
     result |= {"device": devices[0].device_kind, "mesh": dict(run.mesh.shape)}
     result["parameters"] = sum(x.size for x in jax.tree.leaves(run.abstract.params))
     result["state"] = sum(map(local_bytes, jax.tree.leaves(run.abstract)))
-    result |= cost(config, run.model.module.config, devices)
+    result |= cost(config, run.objective, devices)
     limit, began = device_specs.memory(devices), time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -124,37 +143,22 @@ def compile_step(config, devices):
     return result | {"limit": limit, "fits": fits, "seconds": seconds}
 
 
-def batch_shapes(config, source):
-    """A global batch as training reads it, in shapes."""
-    import jax
-
-    from vit_jax import augment, batch
-
-    view, _ = augment.views(config)
-    # Of two images: grain counts batches of one beyond what fits an index.
-    batches = batch.train_batches(source, view, seed=0, batch_size=2, threads=1)
-    rows, size = next(batches), config.batch_size
-    batches.close()
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), rows)
-
-
 def local_bytes(x):
     """Of the part of an array that lies on one device; x is a ShapeDtypeStruct."""
     return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
-def cost(config, model, devices):
-    """FLOPs of a step, three forward passes, and the time that the devices' peak would take for
-    them and for what remat=full computes again."""
-    what = "dino_step" if config.objective.name == "dino" else "train_step"
-    flops = config.batch_size * workloads.count_flops(what, config, model)
+def cost(config, objective, devices):
+    """FLOPs of a step, and the time that the devices' peak would take for them and for what
+    remat=full computes again."""
+    flops = config.batch_size * objective.flops()
     if not (chip := device_specs.of(devices[0])):
         return {"flops": flops, "least_ms": None}
     done = flops * (4 / 3 if config.model.remat == "full" else 1)
     return {"flops": flops, "least_ms": 1e3 * done / (chip.peak * 1e12 * len(devices))}
 
 
-def search(first, attempt):
+def find_largest(first, attempt):
     """Compiles for more batch sizes, until the largest that fits is known to 25 %.
 
     first: the result for the recipe's batch. attempt(batch_size) -> another one. Sizes are the
