@@ -6,7 +6,7 @@ from PIL import Image
 
 import tests
 from vit_jax import augment
-from vit_jax.augment import host
+from vit_jax.augment import device, host
 from vit_jax.config import IMAGENET_MEAN, IMAGENET_STD, defaults
 
 GOLDEN = tests.GOLDEN / "augment"
@@ -42,8 +42,8 @@ def test_eval_view_of_an_image_of_that_size_is_the_image():
 def test_channels():
     color = noise(20, 30)
     gray = np.asarray(Image.fromarray(color).convert("L"))[..., None]
-    np.testing.assert_array_equal(augment.to_channels(color, 1), gray)
-    np.testing.assert_array_equal(augment.to_channels(gray, 3), np.concatenate([gray] * 3, -1))
+    np.testing.assert_array_equal(host.to_channels(color, 1), gray)
+    np.testing.assert_array_equal(host.to_channels(gray, 3), np.concatenate([gray] * 3, -1))
 
 
 @pytest.mark.parametrize("crop", ["resized", "pad", "none"])
@@ -118,7 +118,7 @@ def test_resized_crop_does_not_look_outside_its_box():
     image = np.full((64, 64, 3), 255, np.uint8)
     y, x, h, w = host._crop_box(64, 64, np.random.default_rng(3), (0.1, 0.2), (1, 1))
     image[y : y + h, x : x + w] = 0
-    view = augment.random_resized_crop(image, np.random.default_rng(3), 16, (0.1, 0.2), (1, 1))
+    view = host.random_resized_crop(image, np.random.default_rng(3), 16, (0.1, 0.2), (1, 1))
     assert view.max() == 0
 
 
@@ -126,7 +126,7 @@ def test_pad_crop_shifts_over_black():
     image = np.full((6, 6, 1), 9, np.uint8)
     seen = set()
     for seed in range(200):
-        view = augment.pad_crop(image, np.random.default_rng(seed), 2)
+        view = host.pad_crop(image, np.random.default_rng(seed), 2)
         rows, columns = view[..., 0].any(1), view[..., 0].any(0)
         assert view.shape == image.shape and (view[rows][:, columns] == 9).all()
         seen.add((*rows, *columns))
@@ -145,22 +145,22 @@ class Fixed:
 
 def test_affine_moves_as_it_says():
     image = noise(8, 8, 1)
-    one = augment.affine(image, Fixed(0, 0, 0, 1, 0), shift=0.25)
+    one = host.affine(image, Fixed(0, 0, 0, 1, 0), shift=0.25)
     np.testing.assert_array_equal(one[:, 2:], image[:, :-2])  # to the right
     assert not one[:, :2].any()
-    one = augment.affine(image, Fixed(0, 0, 0, 0, 1), shift=0.25)
+    one = host.affine(image, Fixed(0, 0, 0, 0, 1), shift=0.25)
     np.testing.assert_array_equal(one[2:], image[:-2])  # down
-    turned = augment.affine(image, Fixed(1, 0, 0, 0, 0), rotate=90.0)
+    turned = host.affine(image, Fixed(1, 0, 0, 0, 0), rotate=90.0)
     inner = np.s_[1:-1, 1:-1]  # at the rim 90 degrees, as a float, may fall outside
     offs = [turned[inner].astype(int) - np.rot90(image, k)[inner] for k in (1, 3)]
     assert min(abs(off).max() for off in offs) <= 1
     bar = np.zeros((16, 16, 1), np.uint8)
     bar[6:10, 6:10] = 255
-    twice = augment.affine(bar, Fixed(0, 0, 1, 0, 0), zoom=1.0)
+    twice = host.affine(bar, Fixed(0, 0, 1, 0, 0), zoom=1.0)
     assert (twice > 128).sum() == 64 and twice[4:12, 4:12].min() > 100
     column = np.zeros((16, 16, 1), np.uint8)
     column[:, 7:9] = 255
-    slanted = augment.affine(column, Fixed(0, 1, 0, 0, 0), shear=45.0)[..., 0]
+    slanted = host.affine(column, Fixed(0, 1, 0, 0, 0), shear=45.0)[..., 0]
     middle = slanted.argmax(1)[2:-2]
     assert (np.abs(np.diff(middle)) == 1).all()  # one column a row is 45 degrees
 
@@ -170,11 +170,11 @@ KEYS = jax.random.split(jax.random.key(0), 400)
 
 def test_flip_is_a_coin_per_image():
     images = jnp.asarray(np.stack([noise(4, 5, 1, seed) for seed in range(400)]))
-    flipped = jax.jit(augment.flip)(images, KEYS, 0.3)
+    flipped = jax.jit(device.flip)(images, KEYS, 0.3)
     mirrored = (flipped == images[:, :, ::-1]).all((1, 2, 3))
     same = (flipped == images).all((1, 2, 3))
     assert (mirrored | same).all() and 80 < mirrored.sum() < 160
-    alone = augment.flip(images[7:8], KEYS[7:8], 0.3)
+    alone = device.flip(images[7:8], KEYS[7:8], 0.3)
     np.testing.assert_array_equal(alone[0], flipped[7])
 
 

@@ -5,52 +5,8 @@ and Pillow: `resize`, `shear` and `randaugment` are parts of it. Functions of `d
 [b, h, w, c] and one typed key per image [b] and run inside the training step, so that an image's
 view depends neither on its batch nor on its device.
 """
+# ruff: noqa: F401
 
-from vit_jax.augment.device import (
-    adjust,
-    blur,
-    erase,
-    erase_box,
-    flip,
-    gaussian_blur,
-    gray,
-    jitter,
-    normalize,
-    photometric,
-    solarize,
-)
-from vit_jax.augment.host import (
-    affine,
-    eval_view,
-    multi_crop,
-    pad_crop,
-    random_resized_crop,
-    to_channels,
-    train_view,
-    views,
-)
+from vit_jax.augment.device import erase, erase_box, gaussian_blur, normalize, photometric, solarize
+from vit_jax.augment.host import eval_view, views
 from vit_jax.augment.randaugment import OPERATIONS, apply_op
-
-__all__ = [
-    "OPERATIONS",
-    "adjust",
-    "affine",
-    "apply_op",
-    "blur",
-    "erase",
-    "erase_box",
-    "eval_view",
-    "flip",
-    "gaussian_blur",
-    "gray",
-    "jitter",
-    "multi_crop",
-    "normalize",
-    "pad_crop",
-    "photometric",
-    "random_resized_crop",
-    "solarize",
-    "to_channels",
-    "train_view",
-    "views",
-]

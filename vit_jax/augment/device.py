@@ -1,9 +1,9 @@
 """The colors of a view, on the device: flip, jitter, gray, blur, solarize, as DINO applies them.
 
-Functions take float images in [0, 1], [n, h, w, c] with c 3 or 1, and a typed key an image [n], so
-that an image's view depends on its own key alone. `p`, a probability or one an image [n], is a
-number that JAX does not trace: what is 0 for all is not computed. Pillow works in 8 bits, and what
-it rounds away can be seen (a hue is one of 256), so jitter and gray round where it rounds.
+Functions take float images in [0, 1], [n, h, w, c] with c 3 or 1, and a typed key per image [n],
+so that an image's view depends on its own key alone. The probability `p`, a number or one per
+image [n], is not traced: an operation with p = 0 for all is not computed. Pillow works in 8 bits
+and its rounding is visible (a hue is one of 256), so jitter and gray round where it rounds.
 
 Sources: torchvision's ColorJitter, Pillow's ImageEnhance, Blend.c and Convert.c, and the class
 DataAugmentationDINO in facebookresearch/dino's main_dino.py. That the two global views are treated
@@ -17,18 +17,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ERASE_AREA, ERASE_RATIO, ERASE_TRIES = (0.02, 1 / 3), (0.3, 1 / 0.3), 10  # timm's defaults
-BLENDS, HUE = ("brightness", "contrast", "saturation"), "hue"
-SIGMA = (0.1, 2.0)  # of the blur, pixels
+BLENDS = ("brightness", "contrast", "saturation")
+MIN_SIGMA = 0.1  # of the blur, pixels
+MAX_SIGMA = 2.0
 
 
 def photometric(images, keys, config, kinds):
-    """What config.augment does to colors, and the flip: uint8 -> float32 in [0, 1].
+    """Flip, and the color augmentations of config.augment.
 
-    images [b, v, h, w, c]; keys [b]; config: config.augment; kinds: for each of the v views 0 or
-    1, the global ones of DINO, or 2, a local one: where its probability lies in config.blur and
-    config.solarize. The one view of supervised training is of kind 0. A view's draws depend on its
-    image's key, its kind and its place among the v.
+    Args:
+      images: uint8 [b, v, h, w, c].
+      keys: [b]. The draws of a view depend on its image's key, its kind and its place among the v.
+      config: config.augment.
+      kinds: for each of the v views the index of its probability in config.blur and
+        config.solarize: 0 or 1, DINO's global views, or 2, a local one. The one view of supervised
+        training is of kind 0.
+
+    Returns:
+      float32 [b, v, h, w, c] in [0, 1].
     """
     shape, count = images.shape, images.shape[0] * len(kinds)
     kind, place = jnp.array(kinds), jnp.arange(len(kinds))
@@ -55,10 +61,10 @@ def jitter(images, keys, strengths, p):
     """torchvision's ColorJitter(*strengths), with probability p: see `adjust`.
 
     strengths: of brightness, contrast, saturation and hue. The first three change by a factor,
-    uniform in max(0, 1 - s) to 1 + s, hue by a share of the circle, uniform in +-s, in an order
-    that is random for each image. Of one-channel images the first two change. Shapes as above.
+    uniform in max(0, 1 - s) to 1 + s, hue by a share of the circle, uniform in +-s, in a random
+    order per image. In gray images the first two change.
     """
-    names = (*BLENDS, HUE) if images.shape[-1] == 3 else BLENDS[:2]
+    names = (*BLENDS, "hue") if images.shape[-1] == 3 else BLENDS[:2]
     active = {name: s for name, s in zip(names, strengths, strict=False) if s}
     if not active or not np.any(p):
         return images
@@ -66,7 +72,7 @@ def jitter(images, keys, strengths, p):
     factors = {}
     for name, draw in zip(active, draws, strict=False):
         s = active[name]
-        low, high = (-s, s) if name == HUE else (max(0, 1 - s), 1 + s)
+        low, high = (-s, s) if name == "hue" else (max(0, 1 - s), 1 + s)
         factors[name] = low + (high - low) * draw
     turns = jnp.argsort(jnp.stack(draws[len(active) :]), 0)  # a random permutation an image
     changed = _planes(adjust(images, factors, dict(zip(active, turns, strict=True))))
@@ -74,7 +80,7 @@ def jitter(images, keys, strengths, p):
 
 
 def gray(images, keys, p):
-    """Colors become their luma, all channels alike, with probability p."""
+    """Replace all channels by their luma, with probability p."""
     if images.shape[-1] == 1 or not np.any(p):
         return images
     (coins,) = _uniform(keys, 1)
@@ -82,25 +88,22 @@ def gray(images, keys, p):
     return _images(jnp.where(_over(coins < p), _luma(_levels(images)) / 255, planes))
 
 
-def blur(images, keys, p, sigma=SIGMA):
-    """`gaussian_blur` with a standard deviation that is uniform in `sigma`, with probability p."""
+def blur(images, keys, p):
+    """`gaussian_blur` with a uniform standard deviation, 0.1 to 2 pixels, with probability p."""
     if not np.any(p):
         return images
-    (coins, draws), (low, high) = _uniform(keys, 2), sigma
-    sigmas = jnp.where(coins < p, low + (high - low) * draws, 0)
-    return gaussian_blur(images, sigmas, high)
+    coins, draws = _uniform(keys, 2)
+    sigmas = jnp.where(coins < p, MIN_SIGMA + (MAX_SIGMA - MIN_SIGMA) * draws, 0)
+    return gaussian_blur(images, sigmas)
 
 
-def solarize(images, keys, p, threshold=128 / 255):
-    """Values from `threshold` up, in 8 bits, become 1 - value, with probability p.
-
-    Equal to Pillow's ImageOps.solarize(image, 255 * threshold) of 8-bit images.
-    """
+def solarize(images, keys, p):
+    """Invert values of 128 and more, in 8 bits, with probability p: Pillow's solarize(image)."""
     if not np.any(p):
         return images
     (coins,) = _uniform(keys, 1)
     planes = _planes(images)
-    bright = jnp.round(planes * 255) >= round(threshold * 255)
+    bright = jnp.round(planes * 255) >= 128
     return _images(jnp.where(_over(coins < p) & bright, 1 - planes, planes))
 
 
@@ -110,7 +113,7 @@ def _uniform(keys, count):
 
 
 def _over(values):
-    """One value an image [n], to be broadcast over planes [c, n, h, w]."""
+    """One value per image [n], to be broadcast over planes [c, n, h, w]."""
     return values[:, None, None]
 
 
@@ -126,13 +129,17 @@ def _images(planes):
 def adjust(images, factors, turns):
     """Brightness, contrast, saturation and hue changed as Pillow and torchvision do, in 8 bits.
 
-    images [n, h, w, c]. factors: {name: float32 [n]} of some of these; a factor f makes
-    d + f * (x - d) of x, where d is black, the rounded mean luma of the image, or a pixel's luma;
-    hue turns by that share of the circle, in +-0.5. turns: {name: int [n]}, when each happens: in
-    each image a permutation of 0, 1, ... On a CPU 8-bit images become what Pillow makes of them.
+    On a CPU the result of 8-bit images is Pillow's.
+
+    Args:
+      images: [n, h, w, c].
+      factors: {name: float32 [n]} of some of these. A factor f makes d + f * (x - d) of x, where d
+        is black, the rounded mean luma of the image, or a pixel's luma; hue turns by that share of
+        the circle, in +-0.5.
+      turns: {name: int [n]}, when each happens: in each image a permutation of 0, 1, ...
     """
     planes, last, turns = _levels(images), len(factors), dict(turns)
-    hue = turns.pop(HUE, None)
+    hue = turns.pop("hue", None)
     if hue is None or len(planes) == 1:
         return _images(_blends(planes, factors, turns, 0, last) / 255)
     # The hue costs as much as the blends together, so it is turned once: in each image the
@@ -140,7 +147,7 @@ def adjust(images, factors, turns):
     before = {name: jnp.where(at < hue, at, -1) for name, at in turns.items()}
     after = {name: jnp.where(at > hue, at, -1) for name, at in turns.items()}
     planes = _blends(planes, factors, before, 0, last - 1)
-    planes = _turn_hue(planes, factors[HUE])
+    planes = _turn_hue(planes, factors["hue"])
     return _images(_blends(planes, factors, after, 1, last) / 255)
 
 
@@ -158,7 +165,7 @@ def _luma(planes):
 
 
 def _blends(planes, factors, turns, first, last):
-    """Of every image the blends whose turn, int [n] for each name, is first to last - 1."""
+    """Apply to each image the blends with a turn, int [n] per name, of first to last - 1."""
 
     def blend(now, planes):
         luma, factor, target = _luma(planes), 1.0, 0.0  # nothing changes unless one is due
@@ -211,15 +218,15 @@ def _turn_hue(planes, share):
     return jnp.stack(turned)
 
 
-def gaussian_blur(images, sigmas, most=SIGMA[1]):
+def gaussian_blur(images, sigmas):
     """Pillow's GaussianBlur(sigma): three box blurs along each axis; edges are extended.
 
-    images [n, h, w, c], sigmas [n] in pixels, 0 to `most`. Pillow rounds to 8 bits after each of
+    images [n, h, w, c], sigmas [n] in pixels, 0 to MAX_SIGMA. Pillow rounds to 8 bits after each of
     the six and extends the edges anew. Measured for sigma 0.1 to 2 on smooth random images of 96
     pixels: 0.4 levels of 255 apart on average, 99.5 % of values within 2, all within 3 but for
     the 6 pixels along the edges, where it is up to 8.
     """
-    reach = 3 * math.ceil((math.sqrt(4 * most**2 + 1) - 1) / 2)
+    reach = 3 * math.ceil((math.sqrt(4 * MAX_SIGMA**2 + 1) - 1) / 2)
     weights = _kernel(sigmas, reach)
 
     def smear(plane):  # n h w
@@ -250,7 +257,7 @@ def _kernel(sigmas, reach):
 
 
 def normalize(images, mean, std):
-    """uint8 or float in [0, 1] [..., c], mean and std with a value a channel -> float32."""
+    """uint8, or float in [0, 1], [..., c]; mean and std per channel. -> float32 [..., c]"""
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
     if jnp.issubdtype(images.dtype, jnp.integer):
         images = images.astype(jnp.float32) / 255
@@ -258,37 +265,42 @@ def normalize(images, mean, std):
 
 
 def flip(images, keys, p):
-    """Left and right swapped, with probability p an image. [b, h, w, c], keys [b]."""
+    """Horizontal flip, with probability p per image. [b, h, w, c], keys [b]."""
     coins = jax.vmap(lambda key: jax.random.bernoulli(key, p))(keys)
     return jnp.where(coins[:, None, None, None], images[:, :, ::-1], images)
 
 
 def erase(images, keys, p):
-    """A random box becomes noise N(0, 1), with probability p an image. Normalized [b, h, w, c].
+    """Random erasing (arXiv:1708.04896) as timm's "pixel" mode, with probability p per image.
 
-    Random erasing (Zhong et al. 2017) as timm's "pixel" mode: 2 to 33 % of the area, log-uniform
-    height / width in 0.3 to 3.3, the first of ten draws that is smaller than the image.
+    A box becomes noise N(0, 1): 2 to 33 % of the area, log-uniform height / width in 0.3 to 3.3,
+    the first of ten draws that is smaller than the image. images: normalized [b, h, w, c].
     """
-    return jax.vmap(functools.partial(_erase_one, p=p))(images, keys)
 
+    def erase_one(image, key):
+        h, w = image.shape[:2]
+        coin, box, noise = jax.random.split(key, 3)
+        top, left, height, width = erase_box(box, h, w)
+        rows = jnp.arange(h)[:, None, None]
+        columns = jnp.arange(w)[None, :, None]
+        inside = (rows >= top) & (rows < top + height)
+        inside &= (columns >= left) & (columns < left + width)
+        noise = jax.random.normal(noise, image.shape, image.dtype)
+        return jnp.where(inside & jax.random.bernoulli(coin, p), noise, image)
 
-def _erase_one(image, key, p):
-    h, w = image.shape[:2]
-    coin, box, noise = jax.random.split(key, 3)
-    top, left, height, width = erase_box(box, h, w)
-    rows, columns = jnp.arange(h)[:, None, None], jnp.arange(w)[None, :, None]
-    inside = (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
-    noise = jax.random.normal(noise, image.shape, image.dtype)
-    return jnp.where(inside & jax.random.bernoulli(coin, p), noise, image)
+    return jax.vmap(erase_one)(images, keys)
 
 
 def erase_box(key, h, w):
-    """-> top, left, height, width of the box to erase in an image h x w; empty if none fits."""
+    """Draw the box to erase in an image h x w; empty if none of ten fits.
+
+    Returns:
+      top, left, height, width.
+    """
     area, aspect, top, left = jax.random.split(key, 4)
-    draws = (ERASE_TRIES,)
-    area = h * w * jax.random.uniform(area, draws, minval=ERASE_AREA[0], maxval=ERASE_AREA[1])
-    low, high = math.log(ERASE_RATIO[0]), math.log(ERASE_RATIO[1])
-    aspect = jnp.exp(jax.random.uniform(aspect, draws, minval=low, maxval=high))
+    area = h * w * jax.random.uniform(area, (10,), minval=0.02, maxval=1 / 3)
+    low, high = math.log(0.3), math.log(1 / 0.3)
+    aspect = jnp.exp(jax.random.uniform(aspect, (10,), minval=low, maxval=high))
     height = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
     width = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
     fits = (height < h) & (width < w)

@@ -1,7 +1,7 @@
 """The host's part of a view: channels, crop, resize, affine map, RandAugment.
 
-Functions take one uint8 image [h, w, c], return another, and run in threads and worker processes.
-Random ones take a NumPy Generator.
+Functions map one uint8 image [h, w, c] to another and run in threads and worker processes. Random
+ones take a NumPy Generator.
 """
 
 import functools
@@ -18,55 +18,46 @@ BILINEAR = Image.Resampling.BILINEAR
 
 
 def views(config):
-    """-> view(image, rng) for training, train_view or multi_crop, and eval_view(image), as
-    config.augment and config.model say."""
+    """The views of an image that config.augment and config.model ask for.
+
+    Returns:
+      view(image, rng) for training, see `train_view` and `multi_crop`, and view(image) for
+      evaluation, see `eval_view`.
+    """
     a = config.augment
-    common = {
-        "size": config.model.image,
-        "channels": config.model.channels,
-        "eval_crop": a.eval_crop,
-    }
-    evaluation = functools.partial(eval_view, **common)
-    names = ("scale", "ratio")
+    common = {"size": config.model.image, "channels": config.model.channels}
+    evaluation = functools.partial(eval_view, **common, eval_crop=a.eval_crop)
     if a.crop == "multi":
-        names += ("local_views", "local_size", "local_scale")
+        names = ("scale", "ratio", "local_views", "local_size", "local_scale")
         options = {name: a[name] for name in names}
-        size, channels = config.model.image, config.model.channels
-        return functools.partial(multi_crop, size=size, channels=channels, **options), evaluation
-    names += ("crop", "pad", "rotate", "shift", "zoom", "shear")
-    options = {name: a[name] for name in names}
-    if policy := parse_randaugment(a.randaugment):
+        return functools.partial(multi_crop, **common, **options), evaluation
+    policy = None
+    if options := parse_randaugment(a.randaugment):
+        policy = functools.partial(big_vision, **options)
         if a.randaugment.startswith("rand-"):
             fill = tuple(min(255, round(255 * x)) for x in config.data.mean)
-            options["policy"] = functools.partial(rand_augment, **policy, fill=fill)
-        else:
-            options["policy"] = functools.partial(big_vision, **policy)
-    return functools.partial(train_view, **common, **options), evaluation
+            policy = functools.partial(rand_augment, **options, fill=fill)
+    names = ("eval_crop", "crop", "scale", "ratio", "pad", "rotate", "shift", "zoom", "shear")
+    options = {name: a[name] for name in names}
+    return functools.partial(train_view, **common, **options, policy=policy), evaluation
 
 
-def train_view(
-    image,
-    rng,
-    *,
-    size,
-    channels,
-    crop="resized",
-    scale=(0.08, 1.0),
-    ratio=(3 / 4, 4 / 3),
-    pad=0,
-    rotate=0.0,
-    shift=0.0,
-    zoom=0.0,
-    shear=0.0,
-    policy=None,
-    eval_crop=0.875,
-):
-    """A random view, uint8 [size, size, channels]; `rng` is a numpy Generator.
+def train_view(image, rng, *, size, channels, crop, scale, ratio, pad, eval_crop, policy, **move):
+    """One random view.
 
-    crop: "resized" (random_resized_crop), "pad" (the eval view, shifted by up to `pad` pixels) or
-    "none" (the eval view). An affine map follows where rotate, shift, zoom or shear is not 0, then
-    policy(image, rng), such as randaugment.rand_augment: it is even in left and right, so that it
-    does not matter that the device flips afterwards.
+    Args:
+      image: uint8 [h, w, c].
+      rng: NumPy Generator.
+      size, channels: of the view.
+      crop: "resized", see `random_resized_crop`; "pad", the evaluation view, see `pad_crop`;
+        "none", the evaluation view.
+      scale, ratio, pad, eval_crop: see these functions.
+      policy: None, or policy(image, rng), such as `randaugment.rand_augment`: it treats left and
+        right alike, so it may come before the device's flip.
+      **move: maxima of the affine map that follows the crop, see `affine`; all 0: none.
+
+    Returns:
+      uint8 [size, size, channels].
     """
     if crop == "resized":
         image = to_channels(image, channels, before=True)
@@ -75,19 +66,19 @@ def train_view(
         image = eval_view(image, size=size, channels=channels, eval_crop=eval_crop)
         if crop == "pad":
             image = pad_crop(image, rng, pad)
-    if rotate or shift or zoom or shear:
-        image = affine(image, rng, rotate, shift, zoom, shear)
+    if any(move.values()):
+        image = affine(image, rng, **move)
     return policy(image, rng) if policy else image
 
 
-def multi_crop(
-    image, rng, *, size, channels, scale, local_views, local_size, local_scale, ratio=(3 / 4, 4 / 3)
-):
-    """Two random crops of most of the image, and small ones of little of it (arXiv:2006.09882,
-    section 3.3), from the image in full resolution.
+def multi_crop(image, rng, *, size, channels, scale, ratio, local_views, local_size, local_scale):
+    """Two global crops, and small local ones, from the image in full resolution.
 
-    -> {"global": uint8 [2, size, size, channels], "local": [local_views, local_size, ...]}, without
-    "local" where local_views is 0.
+    arXiv:2006.09882, section 3.3.
+
+    Returns:
+      {"global": uint8 [2, size, size, channels], "local": [local_views, local_size, ...]}, without
+      "local" where local_views is 0.
     """
     image = to_channels(image, channels, before=True)
 
@@ -102,10 +93,13 @@ def multi_crop(
 
 
 def eval_view(image, *, size, channels, eval_crop):
-    """The deterministic view: short side to floor(size / eval_crop), bicubic, then the center.
+    """The view for evaluation: short side to floor(size / eval_crop), bicubic, then center crop.
 
-    Rounding as torchvision: the long side is truncated, the center's offset rounded half to even.
-    Returns uint8 [size, size, channels]; equals Resize and CenterCrop on PIL images.
+    Equals torchvision's Resize and CenterCrop on PIL images: the long side is truncated, the
+    center's offset rounded half to even.
+
+    Returns:
+      uint8 [size, size, channels].
     """
     image = to_channels(image, channels, before=True)
     h, w = image.shape[:2]
@@ -120,9 +114,9 @@ def eval_view(image, *, size, channels, eval_crop):
 
 
 def to_channels(image, channels, before=False):
-    """uint8 [h, w, c] -> [h, w, channels]: gray repeated, or color's luma (ITU-R 601, as PIL).
+    """uint8 [h, w, c] -> [h, w, channels]: gray repeated, or the luma of RGB (ITU-R 601, as PIL).
 
-    before: only what makes the work that follows less, from color to gray.
+    before: before other work, where only the conversion to gray pays.
     """
     if image.shape[2] == channels or (before and channels > 1):
         return image
@@ -132,12 +126,14 @@ def to_channels(image, channels, before=False):
     return (luma >> 16).astype(np.uint8)[..., None]
 
 
-def random_resized_crop(image, rng, size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
-    """A box of random area and shape, resized to a square: uint8 [size, size, c].
+def random_resized_crop(image, rng, size, scale, ratio):
+    """Inception's crop (arXiv:1409.4842, section 6), drawn as torchvision's RandomResizedCrop.
 
-    Inception's crop (Szegedy et al. 2015, section 6) with the draws of torchvision's
-    RandomResizedCrop: up to ten boxes with area in `scale` and log-uniform width / height in
-    `ratio`, else the largest centerd box within `ratio`.
+    Up to ten boxes with area in `scale` and log-uniform width / height in `ratio`, else the
+    largest centered box within `ratio`.
+
+    Returns:
+      uint8 [size, size, c].
     """
     box = _crop_box(image.shape[0], image.shape[1], rng, scale, ratio)
     return resize(image, size, size, box)
@@ -158,7 +154,7 @@ def _crop_box(height, width, rng, scale, ratio):
 
 
 def pad_crop(image, rng, pad):
-    """The image shifted by up to `pad` pixels each way, black where it was not."""
+    """Shift the image by up to `pad` pixels in each direction, over black."""
     y, x = rng.integers(2 * pad + 1, size=2)
     h, w, c = image.shape
     padded = np.zeros((h + 2 * pad, w + 2 * pad, c), image.dtype)  # np.pad takes 4 times as long
@@ -167,9 +163,9 @@ def pad_crop(image, rng, pad):
 
 
 def affine(image, rng, rotate=0.0, shift=0.0, zoom=0.0, shear=0.0):
-    """Turned, sheared, scaled and moved about its center in one bilinear step, black outside.
+    """A random affine map about the center, bilinear, black outside.
 
-    Each is drawn uniformly: degrees within +-rotate and +-shear (along x), scale within 1 +- zoom,
+    All are drawn uniformly: degrees within +-rotate and +-shear (along x), scale within 1 +- zoom,
     and shares of the side within +-shift, along x and y.
     """
     h, w = image.shape[:2]

@@ -1,198 +1,162 @@
-"""RandAugment (arXiv:1909.13719) on the host, as timm has it and DeiT uses it, and big_vision's.
+"""RandAugment (arXiv:1909.13719) on the host, as in timm and DeiT, and as in big_vision.
 
 timm's fifteen operations are the "increasing" ones, by timm's names: a larger magnitude, from 0 to
-10, changes the image more. They are Pillow's, and what Pillow rounds away is part of them.
+10, changes the image more. They are Pillow's, rounding included.
 """
-
-import functools
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from vit_jax.augment.shear import shear
 
-MOST = 10  # magnitude
-DEGREES, SHEAR, SHARE, CHANGE = 30.0, 0.3, 0.45, 0.9  # at magnitude 10
-BICUBIC, NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST
-AFFINE = Image.Transform.AFFINE
+MAX_MAGNITUDE = 10
+BICUBIC = Image.Resampling.BICUBIC
+NEAREST = Image.Resampling.NEAREST
 
 
 def rand_augment(image, rng, *, magnitude, std=0.0, layers=2, p=0.5, fill=(128,)):
-    """`layers` operations, drawn with replacement, each applied with probability p.
+    """Apply timm's operations, drawn with replacement.
 
-    image: uint8 [h, w, 1 or 3]; rng: a numpy Generator; magnitude: of each N(magnitude, std), kept
-    within 0 to 10, its sign even; fill: what is outside of the image, a level a channel.
+    Args:
+      image: uint8 [h, w, 1 or 3].
+      rng: NumPy Generator.
+      magnitude: mean of the operations' magnitudes, 0 to 10; the sign of each is drawn too.
+      std: standard deviation of the magnitudes.
+      layers: number of operations drawn.
+      p: probability of applying each.
+      fill: level per channel of what is outside of the image.
+
+    Returns:
+      uint8 [h, w, 1 or 3].
     """
     names = [NAMES[i] for i in rng.integers(len(NAMES), size=layers)]
-    applied, negative = rng.random(layers) < p, rng.random(layers) < 0.5
-    sizes = np.clip(rng.normal(magnitude, std, layers), 0, MOST)
+    applied = rng.random(layers) < p
+    negative = rng.random(layers) < 0.5
+    sizes = np.clip(rng.normal(magnitude, std, layers), 0, MAX_MAGNITUDE)
     pil = None
     for name, wanted, minus, size in zip(names, applied, negative, sizes, strict=True):
         if wanted:
             pil = to_pil(image) if pil is None else pil
-            pil = OPERATIONS[name](pil, float(-size if minus else size), _fill(fill, pil))
+            x = float(-size if minus else size) / MAX_MAGNITUDE
+            pil = OPERATIONS[name](pil, x, _fill(fill, pil))
     return image if pil is None else to_array(pil)
 
 
 def apply_op(name, image, magnitude, fill=(124, 116, 104)):
-    """One operation, by timm's name: uint8 [h, w, c] -> the same. Raises KeyError.
+    """Apply one operation, by timm's name. Raises KeyError.
 
-    magnitude: -10 to 10. For what has two directions, such as Rotate or BrightnessIncreasing, the
-    sign is the direction; the others take its absolute value.
+    magnitude: -10 to 10. For operations with two directions, such as Rotate or
+    BrightnessIncreasing, the sign is the direction; the others take its absolute value.
     """
     pil = to_pil(image)
-    return to_array(OPERATIONS[name](pil, float(magnitude), _fill(fill, pil)))
+    return to_array(OPERATIONS[name](pil, magnitude / MAX_MAGNITUDE, _fill(fill, pil)))
 
 
-def _posterize(pil, level, _):
-    bits = 4 - int(abs(level) / MOST * 4)
+class Sharpness(ImageEnhance.Sharpness):
+    """ImageEnhance.Sharpness with its blurred image (ImageFilter.SMOOTH) made in whole numbers: the
+    same pixels in a third of the time."""
+
+    def __init__(self, pil):
+        image = to_array(pil)
+        h, w, c = image.shape
+        flat = image.reshape(h, -1).astype(np.uint16)
+        rows = flat[:-2] + flat[1:-1] + flat[2:]
+        total = rows[:, : -2 * c] + rows[:, c:-c] + rows[:, 2 * c :] + 4 * flat[1:-1, c:-c]
+        blurred = image.copy()  # the rim stays as it is
+        blurred[1:-1, 1:-1] = ((total + 6) // 13).reshape(max(h - 2, 0), max(w - 2, 0), c)
+        self.image = pil
+        self.degenerate = to_pil(blurred)
+
+
+def _posterize(pil, bits):
     # Pillow refuses 0 bits since version 13; it was, and is, a black image.
     return ImageOps.posterize(pil, bits) if bits else pil.point(lambda _: 0)
 
 
-def _solarize(pil, level, _):
-    return ImageOps.solarize(pil, 256 - min(256, int(abs(level) / MOST * 256)))
-
-
-def _solarize_add(pil, level, _):
-    added = min(128, int(abs(level) / MOST * 110))
+def _add_below(pil, added):
+    """Pixels below 128 become brighter."""
     table = [min(255, i + added) if i < 128 else i for i in range(256)]
     return pil.point(table * len(pil.getbands()))
 
 
-def _enhance(change, pil, level, _):
-    return change(pil, max(0.1, 1 + level / MOST * CHANGE))
+def _increasing(kind):
+    return lambda pil, x, _: kind(pil).enhance(max(0.1, 1 + x * 0.9))
 
 
-def _color(pil, factor):
-    return ImageEnhance.Color(pil).enhance(factor)
-
-
-def _contrast(pil, factor):
-    return ImageEnhance.Contrast(pil).enhance(factor)
-
-
-def _brightness(pil, factor):
-    return ImageEnhance.Brightness(pil).enhance(factor)
-
-
-def _sharpness(pil, factor):
-    """ImageEnhance.Sharpness, whose blurred image (ImageFilter.SMOOTH) is made in whole numbers:
-    the same pixels in a third of the time."""
-    image = to_array(pil)
-    h, w, c = image.shape
-    flat = image.reshape(h, -1).astype(np.uint16)
-    rows = flat[:-2] + flat[1:-1] + flat[2:]
-    total = rows[:, : -2 * c] + rows[:, c:-c] + rows[:, 2 * c :] + 4 * flat[1:-1, c:-c]
-    blurred = image.copy()  # which keeps its rim
-    blurred[1:-1, 1:-1] = ((total + 6) // 13).reshape(max(h - 2, 0), max(w - 2, 0), c)
-    return Image.blend(to_pil(blurred), pil, factor)
-
-
-def _rotate(pil, level, fill):
-    return pil.rotate(level / MOST * DEGREES, BICUBIC, fillcolor=fill)
-
-
-def _shear_x(pil, level, fill):
-    return shear(pil, 1, level / MOST * SHEAR, 0.0, fill)
-
-
-def _shear_y(pil, level, fill):
-    return shear(pil, 0, level / MOST * SHEAR, 0.0, fill)
-
-
-def _translate_x(pil, level, fill):
-    return shear(pil, 1, 0.0, level / MOST * SHARE * pil.size[0], fill)
-
-
-def _translate_y(pil, level, fill):
-    return shear(pil, 0, 0.0, level / MOST * SHARE * pil.size[1], fill)
-
-
+# name: (image, x, fill) -> image, where x is the signed magnitude as a share of 10.
 OPERATIONS = {
     "AutoContrast": lambda pil, *_: ImageOps.autocontrast(pil),
     "Equalize": lambda pil, *_: ImageOps.equalize(pil),
     "Invert": lambda pil, *_: ImageOps.invert(pil),
-    "Rotate": _rotate,
-    "PosterizeIncreasing": _posterize,
-    "SolarizeIncreasing": _solarize,
-    "SolarizeAdd": _solarize_add,
-    "ColorIncreasing": functools.partial(_enhance, _color),
-    "ContrastIncreasing": functools.partial(_enhance, _contrast),
-    "BrightnessIncreasing": functools.partial(_enhance, _brightness),
-    "SharpnessIncreasing": functools.partial(_enhance, _sharpness),
-    "ShearX": _shear_x,
-    "ShearY": _shear_y,
-    "TranslateXRel": _translate_x,
-    "TranslateYRel": _translate_y,
+    "Rotate": lambda pil, x, fill: pil.rotate(x * 30.0, BICUBIC, fillcolor=fill),
+    "PosterizeIncreasing": lambda pil, x, _: _posterize(pil, 4 - int(abs(x) * 4)),
+    "SolarizeIncreasing": lambda pil, x, _: ImageOps.solarize(pil, 256 - int(abs(x) * 256)),
+    "SolarizeAdd": lambda pil, x, _: _add_below(pil, int(abs(x) * 110)),
+    "ColorIncreasing": _increasing(ImageEnhance.Color),
+    "ContrastIncreasing": _increasing(ImageEnhance.Contrast),
+    "BrightnessIncreasing": _increasing(ImageEnhance.Brightness),
+    "SharpnessIncreasing": _increasing(Sharpness),
+    "ShearX": lambda pil, x, fill: shear(pil, 1, x * 0.3, 0.0, fill),
+    "ShearY": lambda pil, x, fill: shear(pil, 0, x * 0.3, 0.0, fill),
+    "TranslateXRel": lambda pil, x, fill: shear(pil, 1, 0.0, x * 0.45 * pil.width, fill),
+    "TranslateYRel": lambda pil, x, fill: shear(pil, 0, 0.0, x * 0.45 * pil.height, fill),
 }
 NAMES = tuple(OPERATIONS)
 
 
 def big_vision(image, rng, *, magnitude, layers=2):
-    """`layers` of big_vision's sixteen operations, drawn with replacement, all of them applied.
+    """Apply `layers` of big_vision's sixteen operations, drawn with replacement.
 
-    Its randaug(layers, magnitude), pp/archive/autoaugment.py at 3925d42: what turns or moves does
-    so either way, to the nearest pixel; the rest goes one way, so that at 10 colors, contrast,
-    brightness and sharpness are all times 1.9 and Solarize does nothing; gray (128) comes in from
-    outside. image: uint8 [h, w, 1 or 3].
+    Its randaug(layers, magnitude), pp/archive/autoaugment.py at 3925d42: geometric operations have
+    a random sign and take the nearest pixel; the others go one way, so that at 10 color, contrast,
+    brightness and sharpness are all times 1.9 and Solarize does nothing. Outside of the image is
+    gray (128). image: uint8 [h, w, 1 or 3].
     """
-    pil, share = to_pil(image), magnitude / MOST
+    pil = to_pil(image)
+    share = magnitude / MAX_MAGNITUDE
+    fill = _fill((128,) * 3, pil)
     for i in rng.integers(len(BIG_VISION), size=layers):
-        sign, center = 1 - 2 * rng.integers(2), rng.random(2)
-        pil = BIG_VISION[i](pil, share, share * sign, center)
+        sign = 1 - 2 * rng.integers(2)
+        center = rng.random(2)
+        pil = BIG_VISION[i](pil, share * sign, fill, center)
     return to_array(pil)
 
 
-def _nearest(map_):
-    """An operation from share -> the affine map from output to input."""
-
-    def transform(pil, _, share, __):
-        fill = _fill((128,) * 3, pil)
-        return pil.transform(pil.size, AFFINE, map_(share), NEAREST, fillcolor=fill)
-
-    return transform
+def _enhance(kind):
+    return lambda pil, x, *_: kind(pil).enhance(abs(x) * 1.8 + 0.1)
 
 
-def _factor(change):
-    return lambda pil, share, *_: change(pil, share * 1.8 + 0.1)
+def _affine(pil, data, fill):
+    return pil.transform(pil.size, Image.Transform.AFFINE, data, NEAREST, fillcolor=fill)
 
 
-def _posterize_to(pil, share, *_):
-    bits = min(8, int(share * 4))
-    return ImageOps.posterize(pil, bits) if bits else pil.point(lambda _: 0)
-
-
-def _add_below(pil, share, *_):
-    table = [min(255, i + int(share * 110)) if i < 128 else i for i in range(256)]
-    return pil.point(table * len(pil.getbands()))
-
-
-def _cutout(pil, share, _, center):
-    """A gray square of 80 pixels, at 10, about any pixel (arXiv:1708.04552)."""
-    pil, half = pil.copy(), int(share * 40)
-    x, y = (int(c * size) for c, size in zip(center, pil.size, strict=True))
-    pil.paste(_fill((128,) * 3, pil), (x - half, y - half, x + half, y + half))
+def _cutout(pil, x, fill, center):
+    """A gray square of 80 pixels, at magnitude 10, about any pixel (arXiv:1708.04552)."""
+    pil = pil.copy()
+    half = int(abs(x) * 40)
+    column, row = (int(c * size) for c, size in zip(center, pil.size, strict=True))
+    pil.paste(fill, (column - half, row - half, column + half, row + half))
     return pil
 
 
+# (image, x, fill, center) -> image, where x is the signed magnitude as a share of 10.
 BIG_VISION = (
     lambda pil, *_: ImageOps.autocontrast(pil),
     lambda pil, *_: ImageOps.equalize(pil),
     lambda pil, *_: ImageOps.invert(pil),
-    lambda pil, _, share, __: pil.rotate(share * 30, NEAREST, fillcolor=_fill((128,) * 3, pil)),
-    _posterize_to,
-    lambda pil, share, *_: ImageOps.solarize(pil, int(share * 256)),
-    _factor(_color),
-    _factor(_contrast),
-    _factor(_brightness),
-    _factor(_sharpness),
-    _nearest(lambda share: (1, share * 0.3, 0, 0, 1, 0)),
-    _nearest(lambda share: (1, 0, 0, share * 0.3, 1, 0)),
-    _nearest(lambda share: (1, 0, share * 100, 0, 1, 0)),
-    _nearest(lambda share: (1, 0, 0, 0, 1, share * 100)),
+    lambda pil, x, fill, _: pil.rotate(x * 30, NEAREST, fillcolor=fill),
+    lambda pil, x, *_: _posterize(pil, min(8, int(abs(x) * 4))),
+    lambda pil, x, *_: ImageOps.solarize(pil, int(abs(x) * 256)),
+    _enhance(ImageEnhance.Color),
+    _enhance(ImageEnhance.Contrast),
+    _enhance(ImageEnhance.Brightness),
+    _enhance(Sharpness),
+    lambda pil, x, fill, _: _affine(pil, (1, x * 0.3, 0, 0, 1, 0), fill),
+    lambda pil, x, fill, _: _affine(pil, (1, 0, 0, x * 0.3, 1, 0), fill),
+    lambda pil, x, fill, _: _affine(pil, (1, 0, x * 100, 0, 1, 0), fill),
+    lambda pil, x, fill, _: _affine(pil, (1, 0, 0, 0, 1, x * 100), fill),
     _cutout,
-    _add_below,
+    lambda pil, x, *_: _add_below(pil, int(abs(x) * 110)),
 )
 
 
