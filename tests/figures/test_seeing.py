@@ -10,7 +10,7 @@ from vit_jax.analysis import attention
 from vit_jax.figures import overlay, terminal
 from vit_jax.figures.seeing import drawing, outline, seeing
 
-SIZE = "image 28x28, 7x7 patches of 4x4"
+SIZE = "image 28x28, 7x7 patches of 4x4; an even share is 2%"
 
 
 def draws(*shape):
@@ -23,7 +23,8 @@ def pictures(*shape):
 
 def seen(**change):
     """What attention_maps.see returns, of 2 images, layers 1 and 6 of 6, and 3 heads."""
-    found = dict(name="run", layers=(1, 6), depth=6, whose="[CLS]", size=SIZE, rollout=None)
+    found = dict(name="run", layers=(1, 6), depth=6, prefix=1, image=28, patch=4, trained_grid=7)
+    found |= dict(rollout=None)
     found |= dict(maps=draws(2, 2, 3, 7, 7), colors=draws(2, 7, 7, 3))
     return SimpleNamespace(**found | change)
 

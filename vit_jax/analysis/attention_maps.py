@@ -41,10 +41,11 @@ def see(model, views, layers, with_rollout=False):
     Returns:
       A namespace: `maps` [b, layers, h, rows, columns], of the class token or, without one, the
       mean of the patches; `rollout` [b, layers, rows, columns] or None; `colors` [b, rows, columns,
-      3]; all float32; and for the text around them `name`, `layers`, `depth`, `whose` and `size`.
+      3]; all float32; and for the text around them `name`, `layers`, `depth`, `prefix`, `image` and
+      `patch` (pixels), and `trained_grid`, the side of the grid that the positions were learned on.
     """
     check_size(model)
-    prefix = model.prefix
+    prefix, config = model.prefix, model.module.config
     rows, columns = model.grid
     # The softmax of a batch is large: no more images than fit are computed at a time.
     size = 4 * model.depth * model.num_heads * (rows * columns + prefix) ** 2
@@ -55,8 +56,10 @@ def see(model, views, layers, with_rollout=False):
         name=model.name,
         layers=tuple(layers),
         depth=model.depth,
-        whose="[CLS]" if prefix else "the average patch (no [CLS])",
-        size=sizes(model),
+        prefix=prefix,
+        image=model.image,
+        patch=config.patch,
+        trained_grid=rows if model.module.pos_embed is None else config.image // config.patch,
         maps=found["maps"],
         rollout=found.get("rollout"),
         colors=attention.pca(found["tokens"]).reshape(len(views), rows, columns, 3),
@@ -85,13 +88,3 @@ def reader(grid, prefix, layers, with_rollout=False):
         return {name: x.astype(jnp.float32) for name, x in found.items()}
 
     return look
-
-
-def sizes(model):
-    """A line with the resolution, the patch, and what attention to all alike would be."""
-    config, side = model.module.config, model.grid[0]
-    square = "{0}x{0}".format
-    text = f"image {square(model.image)}, {square(side)} patches of {square(config.patch)}"
-    if model.image != config.image and model.module.pos_embed is not None:
-        text += f", positions resized from {square(config.image // config.patch)}"
-    return f"{text}; an even share is {100 / (side * side + model.prefix):.3g}%"

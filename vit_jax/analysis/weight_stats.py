@@ -112,5 +112,5 @@ def beside_published(name, config, top1=None):
         }
 
     rows = [row(other, variants.parse(other), (), best) for other, best in PUBLISHED.items()]
-    rows.append(row(f"this: {name}", config, () if top1 is None else (top1,)) | {"this": True})
+    rows.append(row(f"this: {name}", config, () if top1 is None else (top1,)) | {"this": name})
     return sorted(rows, key=lambda row: row["parameters"])

@@ -30,3 +30,6 @@ def read(language):
     """{section: {phrase: format string}} of a language."""
     text = resources.files(__package__).joinpath(f"{language}.toml").read_text("utf-8")
     return tomllib.loads(text)
+
+
+ENGLISH = Catalog("figures")

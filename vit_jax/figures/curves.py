@@ -1,55 +1,97 @@
-"""The course of a run: loss, accuracy and learning rate against optimizer steps."""
+"""The course of a run: losses, accuracies, learning rate and other metrics against steps."""
 
+import math
 import re
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
-# Okabe and Ito's colors, which color-blind people tell apart; markers differ as well.
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-STYLES = ((ORANGE, "o"), (GREEN, "s"), (PURPLE, "D"), ("#E69F00", "^"))
+from vit_jax.figures.catalog import ENGLISH
+from vit_jax.figures.style import BLUE, GREEN, ORANGE, PURPLE, count_along, finish, plain
+
+STYLES = ((ORANGE, "o"), (GREEN, "s"), (PURPLE, "D"), ("#E69F00", "^"))  # color, marker
+SMOOTHED = 20  # values from which on a smoothed line is drawn
+COLUMNS = 3  # panels of `metrics` beside each other
 
 
-def curves(rows, title=""):
-    """-> matplotlib Figure: a panel for each of loss, accuracy and learning rate that is there.
+def curves(rows, title="", *, restarts=(), say=ENGLISH):
+    """Draw a panel for each of loss, accuracy and learning rate that the rows hold.
 
-    rows: dicts as `vit_jax.log.read_metrics` gives them: "step", "train/loss", "train/acc1",
-    accuracies as "eval/SPLIT/...acc1" or "eval/SPLIT/knn20" (fractions), "sched/lr". What is
-    missing or None is left out of its line.
-    Raises ValueError where the rows hold nothing to draw.
+    Args:
+      rows: dicts as `workdir.log.read_metrics` returns them: "step", "train/loss", "train/acc1",
+        accuracies as "eval/SPLIT/...acc1" or "eval/SPLIT/knn20" (fractions), "sched/lr". None and
+        missing values are left out.
+      title: above the figure.
+      restarts: steps from which the run was resumed, marked by dotted lines.
+      say: the labels, a `Catalog` of "figures".
+
+    Returns:
+      matplotlib Figure.
+
+    Raises:
+      ValueError: if the rows hold nothing to draw.
     """
-    keys = dict.fromkeys(key for row in rows for key in row)  # val appears before test
+    keys = dict.fromkeys(k for row in rows for k, value in row.items() if value is not None)
     evaluated = [key for key in keys if re.match("eval/.*(acc|knn)", key)]
-    losses = [key for key in ("train/loss", "eval/val/loss") if _line(rows, key)[0].size]
-    accuracies = [key for key in ("train/acc1", *evaluated) if _line(rows, key)[0].size]
-    rates = [key for key in ("sched/lr",) if _line(rows, key)[0].size]
-    panels = [(_draw_loss, losses), (_draw_accuracy, accuracies), (_draw_rate, rates)]
-    panels = [(draw, keys) for draw, keys in panels if keys]
+    panels = {
+        _draw_loss: [key for key in ("train/loss", "eval/val/loss") if key in keys],
+        _draw_accuracy: [*(["train/acc1"] if "train/acc1" in keys else []), *evaluated],
+        _draw_rate: ["sched/lr"] if "sched/lr" in keys else [],
+    }
+    panels = {draw: lines for draw, lines in panels.items() if lines}
     if not panels:
         raise ValueError("the metrics hold no loss, accuracy or learning rate to draw")
     figure = Figure(figsize=(8, 0.6 + 2.4 * len(panels)), layout="constrained")
-    heights = [1 if draw is _draw_rate else 2 for draw, _ in panels]
-    axes = figure.subplots(
-        len(panels), sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
-    )[:, 0]
-    for axis, (draw, keys) in zip(axes, panels, strict=True):
-        draw(axis, rows, keys)
-        axis.grid(color="0.9", linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].set_xlabel("optimizer step")
-    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    axes[-1].xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    if title:
-        figure.suptitle(title, fontsize=11)
-    return figure
+    heights = [1 if draw is _draw_rate else 2 for draw in panels]
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, (draw, lines) in zip(axes, panels.items(), strict=True):
+        draw(axis, {key: _line(rows, key) for key in lines}, say)
+        plain(axis)
+        for step in restarts:
+            axis.axvline(step, color="0.35", linestyle=":", linewidth=1.2)
+    place = dict(xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8)
+    for step in restarts:
+        axes[0].annotate(say("resumed"), (step, 1), xytext=(3, -9), **place)
+    axes[-1].set_xlabel(say("optimizer_step"))
+    count_along(axes[-1], nbins=8)
+    return finish(figure, title)
+
+
+def metrics(rows, labels):
+    """Draw a panel for each metric.
+
+    Args:
+      rows: as for `curves`.
+      labels: {key of the rows: title of its panel}; keys that no row has are left out.
+
+    Returns:
+      matplotlib Figure; None where the rows have none of the keys.
+    """
+    lines = {key: _line(rows, key) for key in labels}
+    lines = {key: line for key, line in lines.items() if line[0].size}
+    if not lines:
+        return None
+    down = math.ceil(len(lines) / COLUMNS)
+    figure = Figure(figsize=(9, 2.2 * down), layout="constrained")
+    axes = figure.subplots(down, COLUMNS, squeeze=False).ravel()
+    for axis in axes[len(lines) :]:
+        axis.set_axis_off()
+    for axis, (key, (steps, values)) in zip(axes, lines.items(), strict=False):
+        size = 3.5 if len(steps) < 40 else 0
+        axis.plot(steps, values, color=BLUE, linewidth=1.4, marker="o", markersize=size)
+        axis.set_title(labels[key], fontsize=9)
+        plain(axis)
+        count_along(axis, nbins=4)
+        if values.min() >= 0:
+            axis.set_ylim(0, 1.05 * values.max() or 1)
+    return finish(figure)
 
 
 def smooth(values, span):
-    """Mean around every value of a sequence, weighted by a bell `span` values wide. -> same length
+    """Mean around every value of a sequence, weighted by a bell `span` values wide.
 
-    Centerd, so that a falling curve does not lag; at the ends the bell is cut and scaled anew.
+    The bell is centered, so that a falling curve does not lag; at the ends it is cut and scaled.
     """
     bell = np.hanning(2 * (int(span) // 2) + 3)[1:-1]
     pad = len(bell) // 2
@@ -57,49 +99,53 @@ def smooth(values, span):
     return (sums / weights)[pad : pad + len(values)]
 
 
-def _draw_loss(axis, rows, keys):
-    steps, values = _line(rows, "train/loss")
-    if steps.size:
-        _draw_trained(axis, steps, values, "train")
-    if "eval/val/loss" in keys:
-        _draw_evaluated(axis, *_line(rows, "eval/val/loss"), "val", STYLES[0])
-    axis.set_ylabel("loss")
-    _scale_to(axis, [_line(rows, key)[1] for key in keys])
+def _draw_loss(axis, lines, say):
+    if "train/loss" in lines:
+        _draw_trained(axis, *lines["train/loss"], say)
+    if "eval/val/loss" in lines:
+        _draw_evaluated(axis, *lines["eval/val/loss"], say("val"), STYLES[0])
+    axis.set_ylabel(say("loss"))
+    # Limits by all but the highest hundredth: the first steps tower above the rest.
+    values = np.concatenate([values for _, values in lines.values()])
+    low, high = values.min(), np.quantile(values, 0.99)
+    margin = 0.05 * (high - low) or 0.5
+    axis.set_ylim(low - margin, high + margin)
     axis.legend(frameon=False, fontsize=9)
 
 
-def _draw_accuracy(axis, rows, keys):
-    if "train/acc1" in keys:
-        _draw_trained(axis, *_line(rows, "train/acc1"), "train")
-    evaluated = [key for key in keys if key != "train/acc1"]
-    for key, style in zip(evaluated, STYLES * len(evaluated), strict=False):
-        steps, values = _line(rows, key)
-        name = key.removeprefix("eval/").removesuffix("/acc1")
+def _draw_accuracy(axis, lines, say):
+    lines = dict(lines)
+    if trained := lines.pop("train/acc1", None):
+        _draw_trained(axis, *trained, say)
+    for (key, (steps, values)), style in zip(lines.items(), STYLES * len(lines), strict=False):
+        split, _, metric = key.removeprefix("eval/").removesuffix("/acc1").partition("/")
+        name = say(split) if split in say else split
+        name += f"/{metric}" if metric else ""
         _draw_evaluated(axis, steps, values, f"{name} {values[-1]:.2%}", style)
-    axis.set_ylabel("accuracy")
+    axis.set_ylabel(say("accuracy"))
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axis.legend(frameon=False, fontsize=9, loc="lower right")
 
 
-def _draw_rate(axis, rows, keys):
-    axis.plot(*_line(rows, keys[0]), color=BLUE, linewidth=1.5)
-    axis.set_ylabel("learning rate")
+def _draw_rate(axis, lines, say):
+    axis.plot(*lines["sched/lr"], color=BLUE, linewidth=1.5)
+    axis.set_ylabel(say("learning_rate"))
     axis.set_ylim(bottom=0)
     axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
 
 
-def _draw_trained(axis, steps, values, name):
+def _draw_trained(axis, steps, values, say):
     """What is measured on single batches: as it is, pale, and smoothed."""
-    if len(values) < 20:
-        axis.plot(steps, values, color=BLUE, linewidth=1.5, marker=".", label=name)
+    if len(values) < SMOOTHED:
+        axis.plot(steps, values, color=BLUE, linewidth=1.5, marker=".", label=say("train"))
         return
     axis.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
-    axis.plot(steps, smooth(values, len(values) / 12), color=BLUE, label=f"{name}, smoothed")
+    axis.plot(steps, smooth(values, len(values) / 12), color=BLUE, label=say("smoothed"))
 
 
 def _draw_evaluated(axis, steps, values, name, style):
     color, marker = style
-    if len(steps) == 1:  # such as the test split, looked at once, at the end
+    if len(steps) == 1:  # such as the test split, scored once, at the end
         star = dict(marker="*", markersize=13, markeredgecolor="white", linestyle="", zorder=5)
         axis.plot(steps, values, color=color, label=name, clip_on=False, **star)
     else:
@@ -107,16 +153,8 @@ def _draw_evaluated(axis, steps, values, name, style):
         axis.plot(steps, values, color=color, marker=marker, markersize=size, label=name)
 
 
-def _scale_to(axis, lines):
-    """Limits of the y axis by all but the highest hundredth: the first steps tower above."""
-    values = np.concatenate(lines)
-    low, high = values.min(), np.quantile(values, 0.99)
-    margin = 0.05 * (high - low) or 0.5
-    axis.set_ylim(low - margin, high + margin)
-
-
 def _line(rows, key):
-    """-> steps, values: arrays, in the order of the steps"""
+    """The steps and the values of a key, arrays in the order of the steps."""
     pairs = sorted((row["step"], row[key]) for row in rows if row.get(key) is not None)
     steps, values = zip(*pairs, strict=True) if pairs else ((), ())
     return np.array(steps), np.array(values, float)

@@ -6,9 +6,12 @@ and in its dark colors; boxes are tinted.
 
 from xml.etree import ElementTree
 
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # Okabe and Ito's
+from vit_jax.figures.style import letters
+
 LETTER, BOLD = 6.7, 7.4  # px, about the width of a letter of 12 px type
 LINE, PAD = 15, 9  # px: height of a line; air in a box
+SMALL = 11  # px: size of side notes
+DASHES = {"stroke_dasharray": "4 3"}
 
 
 class Drawing:
@@ -25,17 +28,17 @@ class Drawing:
         ElementTree.SubElement(self.root, name, words).text = text
 
     def text(self, x, y, text, anchor="middle", **style):
-        reach = len(text) * LETTER * {"start": 1, "middle": 0.5, "end": 0}[anchor]
+        reach = letters(text) * LETTER * {"start": 1, "middle": 0.5, "end": 0}[anchor]
         style = {"fill": "currentColor", "stroke": "none", "text_anchor": anchor} | style
         self.add("text", x + reach, y + 4, text, x=f"{x:.1f}", y=f"{y + 4:.1f}", **style)
 
     def box(self, x, y, *lines, color=None, width=0, height=0, dashed=False):
-        """Lines of text in a frame whose left edge is at x and whose middle is at y.
+        """Lines of text in a frame with its left edge at x and its middle at y.
         -> (left, middle, right, top, bottom)"""
         width = width or wide(*lines)
         height = height or len(lines) * LINE + PAD
         style = dict(rx=5, fill=color or "none", fill_opacity=0.22, stroke="currentColor")
-        style |= dict(stroke_opacity=0.65) | ({"stroke_dasharray": "4 3"} if dashed else {})
+        style |= dict(stroke_opacity=0.65) | (DASHES if dashed else {})
         place = dict(x=f"{x:.1f}", y=f"{y - height / 2:.1f}")
         size = dict(width=f"{width:.1f}", height=f"{height:.1f}")
         self.add("rect", x + width, y + height / 2, **place, **size, **style)
@@ -44,12 +47,11 @@ class Drawing:
             self.text(x + width / 2, down, line, font_weight="bold" if not i else "normal")
         return x, y, x + width, y - height / 2, y + height / 2
 
-    def arrow(self, *points, label="", dashed=False):
+    def arrow(self, *points, dashed=False):
         """Along straight lines, with a head at the end."""
         way = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        style = {"stroke_dasharray": "4 3"} if dashed else {}
         right, bottom = max(x for x, _ in points), max(y for _, y in points)
-        self.add("polyline", right, bottom, points=way, fill="none", **style)
+        self.add("polyline", right, bottom, points=way, fill="none", **(DASHES if dashed else {}))
         (a, b), (x, y) = points[-2:]
         long = max(abs(x - a) + abs(y - b), 1e-9)
         u, v = (x - a) / long, (y - b) / long
@@ -57,18 +59,18 @@ class Drawing:
         corners += [(x - 7 * u + 3 * v, y - 7 * v - 3 * u)]
         head = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
         self.add("polygon", x, y, points=head, fill="currentColor")
-        if label:
-            (a, b), (x, y) = points[:2]
-            self.text((a + x) / 2, (b + y) / 2 - 6, label, font_size=11)
 
-    def chain(self, x, y, *boxes, gap=34, labels=()):
+    def note(self, x, y, text, **style):
+        """A pale text that begins at x."""
+        self.text(x, y, text, "start", fill_opacity=0.75, **style)
+
+    def chain(self, x, y, *boxes, gap=34):
         """Boxes, tuples of lines and a color, from left to right with arrows. -> their places"""
         placed = []
-        for i, (*lines, color) in enumerate(boxes):
+        for *lines, color in boxes:
             place = self.box(x, y, *lines, color=color)
             if placed:
-                label = labels[i - 1] if i <= len(labels) else ""
-                self.arrow((placed[-1][2], y), (place[0], y), label=label)
+                self.arrow((placed[-1][2], y), (place[0], y))
             placed.append(place)
             x = place[2] + gap
         return placed
@@ -86,8 +88,8 @@ class Drawing:
 
 def wide(*lines):
     """Width of a box with these lines, of which the first is bold."""
-    letters = [len(line) * (LETTER if i else BOLD) for i, line in enumerate(lines)]
-    return max(letters) + 2 * PAD
+    widths = [letters(line) * (LETTER if i else BOLD) for i, line in enumerate(lines)]
+    return max(widths) + 2 * PAD
 
 
 def shape(*sides):

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 COLORS = "magma"  # even to the eye, also without color
+OUTLINE = "#00D5FF"  # none of the colors of a map
 STRENGTH = (0.45, 0.85)  # of a map's colors at 0 and at its maximum; the rest is the picture
 DIMMED = 0.15  # of the picture's brightness outside a mask
 FORMATS = {".gif": "GIF", ".apng": "PNG", ".png": "PNG"}  # of an animation

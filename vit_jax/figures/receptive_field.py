@@ -5,131 +5,145 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 
 from vit_jax.analysis.attention import mass_mask
 from vit_jax.analysis.receptive_field import SHARE, area
-from vit_jax.figures.curves import BLUE, ORANGE
-from vit_jax.figures.fonts import fit
-from vit_jax.figures.overlay import COLORS, outline, overlay
-from vit_jax.figures.seeing import OUTLINE, short
+from vit_jax.figures.catalog import ENGLISH
+from vit_jax.figures.overlay import COLORS, OUTLINE, outline, overlay
+from vit_jax.figures.style import BLUE, ORANGE, count_along, finish, picture, plain, short, stack
 
-CELLS = 32  # along a side of a map, by which its outline is drawn
-WIDE = 22  # characters of a name above or below a map
+MAX_CELLS = 32  # along a side of a map, by which its outline is drawn
+MAX_LETTERS = 22  # of a name above or below a map
 HOLLOW = dict(marker="D", markersize=8, linestyle="--", markerfacecolor="white")
 
 
-def distances(sides, title=""):
-    """-> matplotlib Figure, a panel a model: a CNN's fields by convolution, a ViT's attention by
-    block.
+def distances(sides, title="", *, say=ENGLISH):
+    """Draw a panel per model: a CNN's fields by convolution, a ViT's attention by block.
 
-    sides: dicts with "side", of the image in pixels, and "rows" of `effective_fields.fields`: of a
-    CNN without "side95" where no effective fields were measured, of a ViT maybe []; of a ViT
-    also "heads", those of `effective_fields.heads`.
+    Args:
+      sides: dicts with "side", of the image in pixels, and "rows" of `effective_fields.fields`: of
+        a CNN without "side95" where no effective fields were measured, of a ViT maybe []; of a
+        ViT also "heads", those of `effective_fields.heads`.
+      title: above the figure.
+      say: the labels, a `Catalog` of "figures".
+
+    Returns:
+      matplotlib Figure.
     """
     same = len({side["side"] for side in sides}) == 1
     figure = Figure(figsize=(4.5 * len(sides), 4.2), layout="constrained")
     axes = figure.subplots(1, len(sides), sharey=same, squeeze=False)[0]
     for axis, side in zip(axes, sides, strict=True):
-        rows, heads, label = side["rows"], side.get("heads"), "side of the image"
+        rows, heads = side["rows"], side.get("heads")
         if heads:
-            _draw_vit(axis, rows, heads)
-            label += ": theoretical field"
+            _draw_vit(axis, rows, heads, say)
         else:
-            _draw_cnn(axis, [row for row in rows if not row["layer"].endswith("shortcut")])
+            _draw_cnn(axis, [row for row in rows if not row["layer"].endswith("shortcut")], say)
+        label = say("image_side_and_field") if heads else say("image_side")
         axis.axhline(side["side"], color="0.45", linewidth=1, label=label)
         axis.set_title((heads or rows)[0]["model"], fontsize=10)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(color="0.9", linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
+        count_along(axis)
+        plain(axis)
         axis.legend(frameon=False, fontsize=8, loc="upper left")
         # Room for the legend above what is drawn.
         top = max([side["side"], *(row["field"] for row in rows)])
         axis.set_ylim(0, top * 1.45)
-    axes[0].set_ylabel("pixels")
-    if title:
-        figure.suptitle(title, fontsize=10)
-    return figure
+    axes[0].set_ylabel(say("pixels"))
+    return finish(figure, title)
 
 
-def _draw_cnn(axis, rows):
+def _draw_cnn(axis, rows, say):
     theory = {row["convolutions"]: row["field"] for row in rows}
     style = dict(color=ORANGE, marker="s", markersize=4)
-    axis.plot(list(theory), list(theory.values()), **style, label="theoretical field, side")
-    ends = [row for row in rows if "side95" in row]
-    axis.set_xlabel("convolutions so far")
+    axis.plot(list(theory), list(theory.values()), **style, label=say("theoretical_side"))
+    axis.set_xlabel(say("convolutions"))
     axis.margins(x=0.1)  # room for the last name
-    if not ends:
-        return
-    sides = [row["side95"] for row in ends]
-    at = [row["convolutions"] for row in ends]
-    label = f"effective field, side ({SHARE:.0%} of the gradient)"
-    axis.plot(at, sides, color=ORANGE, **HOLLOW, label=label)
-    for x, y, row in zip(at, sides, ends, strict=True):
-        place = dict(xytext=(6, -11), textcoords="offset points", fontsize=8, color="0.3")
-        axis.annotate(row["layer"], (x, y), **place)
+    ends = [row for row in rows if "side95" in row]
+    if ends:
+        at = [row["convolutions"] for row in ends]
+        label = say("effective_side", share=SHARE)
+        axis.plot(at, [row["side95"] for row in ends], color=ORANGE, **HOLLOW, label=label)
+    place = dict(xytext=(6, -11), textcoords="offset points", fontsize=8, color="0.3")
+    for row in ends:
+        axis.annotate(row["layer"], (row["convolutions"], row["side95"]), **place)
 
 
-def _draw_vit(axis, rows, heads):
-    depth = max(row["layer"] for row in heads)
+def _draw_vit(axis, rows, heads, say):
     if rows:
-        label = f"effective field of a patch, side ({SHARE:.0%} of the gradient)"
         at = [int(row["layer"].split()[1]) for row in rows]
+        label = say("effective_side_of_patch", share=SHARE)
         axis.plot(at, [row["side95"] for row in rows], color=BLUE, **HOLLOW, label=label)
     dots = [row["layer"] for row in heads], [row["distance"] for row in heads]
     style = dict(color=BLUE, s=26, alpha=0.75, linewidths=0)
-    axis.scatter(*dots, **style, label="attention distance, a dot a head")
-    blocks = range(1, depth + 1)
+    axis.scatter(*dots, **style, label=say("head_distance"))
+    blocks = sorted({row["layer"] for row in heads})
     means = [np.mean([row["distance"] for row in heads if row["layer"] == i]) for i in blocks]
-    axis.plot(blocks, means, color=BLUE, linewidth=1.2, label="mean of the heads")
+    axis.plot(blocks, means, color=BLUE, linewidth=1.2, label=say("mean_of_heads"))
     even = heads[0]["even_distance"]
-    axis.axhline(even, color="0.45", linestyle=":", label="distance where attention is even")
-    axis.set_xlabel("encoder block")
+    axis.axhline(even, color="0.45", linestyle=":", label=say("even_distance"))
+    axis.set_xlabel(say("encoder_block"))
 
 
-def fields(models):
-    """-> matplotlib Figure, a row a model: the effective field of every layer's center unit.
+def fields(models, *, say=ENGLISH):
+    """Draw a row per model: the effective receptive field of every layer's center unit.
 
-    models: (name, {layer: gradient [h, w]}, {layer: [first, last] pixel of the theoretical field
-    in the image, where it is smaller than that}).
+    Args:
+      models: (name, {layer: gradient [h, w]}, {layer: [first, last] pixel of the theoretical field
+        in the image, drawn where it is smaller than the image}).
+      say: the labels, a `Catalog` of "figures".
+
+    Returns:
+      matplotlib Figure.
     """
     columns = max(len(gradients) for _, gradients, _ in models)
     size = max(1.5 * columns + 0.5, 5.2), 1.8 * len(models) + 0.7  # not below the words
     figure = Figure(figsize=size, layout="constrained")
-    words = ["|gradient| of the center unit, square-root scale from 0 to each map's maximum."]
-    words += [f"Outline: the fewest pixels with {SHARE:.0%} of it; side: the root of their number."]
-    sizes = {_cell(x) for _, gradients, _ in models for x in gradients.values()} - {1}
-    words += [f"It is drawn by squares of {max(sizes)} pixels."] if sizes else []
-    dashed = []
+    words = [say("gradient"), say("field_outline", share=SHARE)]
+    cells = {_cell(x) for _, gradients, _ in models for x in gradients.values()} - {1}
+    if cells:
+        words.append(say("field_cells", side=max(cells)))
+    has_theory = False
     for axes, (name, gradients, theory) in zip(
         figure.subplots(len(models), columns, squeeze=False), models, strict=True
     ):
         for axis in axes[len(gradients) :]:
             axis.set_axis_off()
         for axis, (layer, gradient) in zip(axes, gradients.items(), strict=False):
-            _map(axis, gradient, norm=PowerNorm(0.5, 0, gradient.max()))
+            picture(axis, gradient, cmap=COLORS, norm=PowerNorm(0.5, 0, gradient.max()))
             lines = LineCollection(_border(gradient), colors=OUTLINE, linewidths=1.2)
             axis.add_collection(lines)
             first, last = theory.get(layer) or (0, len(gradient))
             if last - first < len(gradient):
                 box = dict(fill=False, edgecolor="white", linestyle="--", linewidth=1.2)
                 axis.add_patch(Rectangle((first - 0.5,) * 2, *(last - first,) * 2, **box))
-                dashed = ["Dashed: theoretical field."]
-            axis.set_title(layer, fontsize=9, pad=3)
-            axis.set_xlabel(f"side {area(gradient) ** 0.5:.1f} px", fontsize=8, labelpad=2)
+                has_theory = True
+            axis.set_title(layer_title(layer, say), fontsize=9, pad=3)
+            side = area(gradient) ** 0.5
+            axis.set_xlabel(say("field_side", side=side), fontsize=8, labelpad=2)
         axes[0].set_ylabel(name, fontsize=9)
-    figure.supxlabel("\n".join(words + dashed), fontsize=8, color="0.2")
-    return fit(figure)
+    if has_theory:
+        words.append(say("field_dashed"))
+    _explain(figure, words)
+    return finish(figure)
+
+
+def layer_title(layer, say=ENGLISH):
+    """The name of a layer of `analysis.effective_fields`, such as "block 3" or "layer1"."""
+    kind, _, number = layer.partition(" ")
+    return say("block", block=number) if kind == "block" else layer
+
+
+def _explain(figure, lines):
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color="0.2")
 
 
 def _cell(gradient):
-    return -(-max(gradient.shape) // CELLS)
+    return -(-max(gradient.shape) // MAX_CELLS)
 
 
 def _border(gradient):
-    """Around the fewest pixels that hold SHARE of it. Of a large image it is drawn by squares of
-    pixels, at most CELLS along a side: of single ones there would be nothing but border."""
+    """Around the fewest pixels that hold SHARE of the gradient. Of a large image it is drawn by
+    squares of pixels: of single ones there would be nothing but border."""
     size = _cell(gradient)
     rows, columns = (-(-side // size) for side in gradient.shape)
     padded = np.zeros((rows * size, columns * size))
@@ -140,13 +154,19 @@ def _border(gradient):
     return np.minimum(lines, most)
 
 
-def looks(images, titles, models):
-    """-> matplotlib Figure, a row an image: Grad-CAM by stage of a CNN, attention by block of a
-    ViT.
+def looks(images, titles, models, *, say=ENGLISH):
+    """Draw a row per image: Grad-CAM by stage of a CNN, attention by block of a ViT.
 
-    images: uint8 [h, w, c] each; titles: text below each, of a line or two. models: dicts with
-    "name", "maps" {layer: [b, rows, columns]}, "says" [b], names of classes, or None, and of a ViT
-    "whose" attention it is; where there are "views", uint8 [h, w, c] each, the maps lie over them.
+    Args:
+      images: uint8 [h, w, c] each.
+      titles: text below each image, of a line or two.
+      models: dicts with "name", "maps" {layer: [b, rows, columns]}, "says" [b], names of predicted
+        classes, or None, and of a ViT "whose" attention it is; with "views", uint8 [h, w, c] each,
+        the maps are laid over them.
+      say: the labels, a `Catalog` of "figures".
+
+    Returns:
+      matplotlib Figure.
     """
     columns = [(model, layer) for model in models for layer in model["maps"]]
     tall = 1.45 + 0.13 * max(1 + title.count("\n") for title in titles)
@@ -154,39 +174,33 @@ def looks(images, titles, models):
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(images), 1 + len(columns), squeeze=False)
     for i, (axes, image) in enumerate(zip(grid, images, strict=True)):
-        gray = image.shape[-1] == 1
-        _map(axes[0], image[..., 0] if gray else image, cmap="gray", vmin=0, vmax=255)
-        lines = [short(line, WIDE) for line in titles[i].splitlines()]
-        axes[0].set_xlabel("\n".join(lines), fontsize=8, labelpad=2)
+        picture(axes[0], image)
+        stack(axes[0], [short(line, MAX_LETTERS) for line in titles[i].splitlines()])
         for axis, (model, layer) in zip(axes[1:], columns, strict=True):
-            values = model["maps"][layer][i]
-            if "views" in model:
-                _map(axis, overlay(model["views"][i], values))
-            else:
-                _map(axis, values, vmin=0, vmax=values.max() or 1)
-            if not values.any():
-                place = dict(transform=axis.transAxes, ha="center", va="center", color="0.6")
-                axis.text(0.5, 0.5, "0 everywhere", fontsize=8, **place)
+            _draw_look(axis, model, model["maps"][layer][i], i, say)
             if i == 0:
-                kind = "attention" if "whose" in model else "Grad-CAM"
-                name = short(model["name"], WIDE)
-                axis.set_title(f"{name}\n{kind}, {layer}", fontsize=8, pad=3)
+                kind = say("attention") if "whose" in model else "Grad-CAM"
+                titled = f"{kind}, {layer_title(layer, say)}"
+                stack(axis, [short(model["name"], MAX_LETTERS), titled], above=True)
             if model["says"] is not None and layer == next(iter(model["maps"])):
-                axis.set_xlabel(f"says {short(model['says'][i], WIDE)}", fontsize=8, labelpad=2)
-    lines = [_explain(model) for model in models]
-    lines.append("Every map has its own scale, from 0 to its maximum.")
-    figure.supxlabel("\n".join(lines), fontsize=8, color="0.2")
-    return fit(figure)
+                stack(axis, [say("predicted", name=short(model["says"][i], MAX_LETTERS))])
+    lines = [
+        say("attention_of_model" if "whose" in model else "gradcam_of_model", **_named(model))
+        for model in models
+    ]
+    _explain(figure, [*lines, say("own_scale")])
+    return finish(figure)
 
 
-def _explain(model):
-    if "whose" in model:
-        return f"{model['name']}: attention of {model['whose']}, mean of the heads."
-    return f"{model['name']}: Grad-CAM for the class that it says."
+def _named(model):
+    return {key: model[key] for key in ("name", "whose") if key in model}
 
 
-def _map(axis, values, cmap=COLORS, **scale):
-    axis.imshow(values, cmap=cmap, interpolation="nearest", **scale)
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.spines[:].set(linewidth=0.5, color="0.5")
+def _draw_look(axis, model, values, i, say):
+    if "views" in model:
+        picture(axis, overlay(model["views"][i], values))
+    else:
+        picture(axis, values, cmap=COLORS, vmin=0, vmax=values.max() or 1)
+    if not values.any():
+        place = dict(transform=axis.transAxes, ha="center", va="center", color="0.6")
+        axis.text(0.5, 0.5, say("zero_everywhere"), fontsize=8, **place)

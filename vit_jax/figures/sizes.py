@@ -3,17 +3,24 @@
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from vit_jax.figures.curves import BLUE, ORANGE
+from vit_jax.figures.catalog import ENGLISH
+from vit_jax.figures.style import BLUE, ORANGE, finish, plain
 
 FAMILIES = {False: ("ViT", BLUE, "o"), True: ("ResNet", ORANGE, "s")}
 
 
-def bars(rows, title=""):
-    """-> matplotlib Figure: a bar a model, as long as it has parameters (logarithmic).
+def bars(rows, title="", *, say=ENGLISH):
+    """Draw a bar per model, its length the number of parameters on a logarithmic axis.
 
-    rows: dicts with "model", "layers", "width", "heads" (None: a CNN), "parameters" (a count) and
-    "top1" (a list of percentages, one a seed; may be empty), and maybe "published" (a percentage)
-    and "this", whether its name is to be bold.
+    Args:
+      rows: dicts with "model", "layers", "width", "heads" (None: a CNN), "parameters" (a count)
+        and "top1" (a list of percentages, one per seed; may be empty), optionally "published" (a
+        percentage) and "this" (the model's name: it is marked as the model at hand).
+      title: above the figure.
+      say: the labels, a `Catalog` of "figures".
+
+    Returns:
+      matplotlib Figure.
     """
     figure = Figure(figsize=(8, 0.9 + 0.42 * len(rows)), layout="constrained")
     axis = figure.subplots()
@@ -21,15 +28,17 @@ def bars(rows, title=""):
     for y, row in enumerate(rows):
         _, color, _ = FAMILIES[row["heads"] is None]
         axis.barh(y, row["parameters"] - least, left=least, color=color, height=0.62)
-        words = f"{row['layers']} layers, width {row['width']}"
-        words += f", {row['heads']} heads" if row["heads"] else ""
-        words += f"  |  {count(row['parameters'])}"
+        words = [say("layers_and_width", layers=row["layers"], width=row["width"])]
+        if row["heads"]:
+            words[0] += say("and_heads", heads=row["heads"])
+        words.append(count(row["parameters"]))
         if row["top1"]:
-            words += f"  |  {mean(row['top1']):.1f} %"
+            words.append(f"{mean(row['top1']):.1f} %")
         elif row.get("published") is not None:
-            words += f"  |  published: {row['published']:.1f} %"
-        axis.text(row["parameters"] * 1.08, y, words, va="center", fontsize=8.5)
-    axis.set_yticks(range(len(rows)), [row["model"] for row in rows])
+            words.append(say("published", top1=row["published"]))
+        axis.text(row["parameters"] * 1.08, y, "  |  ".join(words), va="center", fontsize=8.5)
+    names = [say("this", name=row["this"]) if row.get("this") else row["model"] for row in rows]
+    axis.set_yticks(range(len(rows)), names)
     axis.invert_yaxis()
     _count_along(axis)
     most = max(row["parameters"] for row in rows)
@@ -39,38 +48,30 @@ def bars(rows, title=""):
     axis.set_xlim(limits)
     for label, row in zip(axis.get_yticklabels(), rows, strict=True):
         label.set_fontweight("bold" if row.get("this") else "normal")
-    axis.set_xlabel("parameters")
-    axis.spines[["top", "right"]].set_visible(False)
-    if title:
-        figure.suptitle(title, fontsize=11)
-    return figure
+    axis.set_xlabel(say("parameters"))
+    plain(axis, grid=False)
+    return finish(figure, title)
 
 
-def accuracy(rows, title=""):
-    """-> matplotlib Figure: top-1 accuracy against parameters and against FLOPs, a line a family.
+def accuracy(rows, title="", *, say=ENGLISH):
+    """Draw top-1 accuracy against parameters and against FLOPs, a line per family.
 
-    rows: as for `bars`, and "flops" (a count) and "published" (a percentage or None). A bar through
-    a point goes from the worst to the best seed; hollow points are published numbers.
+    A bar through a point goes from the worst to the best seed; hollow points are published numbers.
+
+    Args:
+      rows: as for `bars`, and "flops" (a count) and "published" (a percentage or None).
+      title: above the figure.
+      say: the labels, a `Catalog` of "figures".
+
+    Returns:
+      matplotlib Figure.
     """
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axis, key, label in zip(
-        panels, ("parameters", "flops"), ("parameters", "FLOPs an image"), strict=True
-    ):
-        for cnn, (name, color, marker) in FAMILIES.items():
-            ours = [row for row in rows if (row["heads"] is None) == cnn and row["top1"]]
-            ours.sort(key=lambda row: row[key])
-            if ours:
-                ys = [mean(row["top1"]) for row in ours]
-                low = [y - min(row["top1"]) for y, row in zip(ys, ours, strict=True)]
-                high = [max(row["top1"]) - y for y, row in zip(ys, ours, strict=True)]
-                style = dict(color=color, marker=marker, capsize=3, label=name)
-                axis.errorbar([row[key] for row in ours], ys, yerr=[low, high], **style)
-            theirs = [r for r in rows if (r["heads"] is None) == cnn and r["published"] is not None]
-            if theirs:
-                points = [row[key] for row in theirs], [row["published"] for row in theirs]
-                hollow = dict(markerfacecolor="none", linestyle="none", label=f"{name}, published")
-                axis.plot(*points, color=color, marker=marker, **hollow)
+    labels = {"parameters": say("parameters"), "flops": say("flops")}
+    for axis, (key, label) in zip(panels, labels.items(), strict=True):
+        for cnn in FAMILIES:
+            _draw_family(axis, key, cnn, [r for r in rows if (r["heads"] is None) == cnn], say)
         for row in rows:
             y = mean(row["top1"]) if row["top1"] else row["published"]
             if y is not None:
@@ -79,15 +80,27 @@ def accuracy(rows, title=""):
         _count_along(axis)
         axis.set_xlabel(label)
         axis.margins(x=0.14)
-        axis.grid(color="0.9", linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("top-1 accuracy, %")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
-    if title:
-        figure.suptitle(title, fontsize=11)
-    return figure
+        plain(axis)
+    panels[0].set_ylabel(say("top1"))
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    return finish(figure, title)
+
+
+def _draw_family(axis, key, cnn, rows, say):
+    name, color, marker = FAMILIES[cnn]
+    ours = sorted((row for row in rows if row["top1"]), key=lambda row: row[key])
+    if ours:
+        ys = [mean(row["top1"]) for row in ours]
+        low = [y - min(row["top1"]) for y, row in zip(ys, ours, strict=True)]
+        high = [max(row["top1"]) - y for y, row in zip(ys, ours, strict=True)]
+        style = dict(color=color, marker=marker, capsize=3, label=name)
+        axis.errorbar([row[key] for row in ours], ys, yerr=[low, high], **style)
+    theirs = [row for row in rows if row["published"] is not None]
+    if theirs:
+        points = [row[key] for row in theirs], [row["published"] for row in theirs]
+        hollow = dict(markerfacecolor="none", linestyle="none", color=color, marker=marker)
+        axis.plot(*points, **hollow, label=say("published_family", name=name))
 
 
 def _count_along(axis):

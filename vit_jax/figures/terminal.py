@@ -1,39 +1,54 @@
 """Attention maps as text, for a terminal."""
 
+import unicodedata
+
 from vit_jax.analysis import attention
-from vit_jax.figures.seeing import drawn_map, head_title
+from vit_jax.figures.catalog import ENGLISH
+from vit_jax.figures.seeing import drawn_map, geometry, head_title, whose
 
 
-def text(names, models, heads, wide=100):
-    """What `vit_jax.look.see` has seen, as lines of text; ends in what the characters mean.
+def text(names, models, heads, wide=100, *, say=ENGLISH):
+    """Attention maps as lines of text, and at the end what the characters mean.
 
-    names: of the images. models: of the same images. heads: as `seeing.panel` has them. wide:
-    characters of a line, which hold as many maps as they can.
+    Args:
+      names: of the images.
+      models: results of `attention_maps.see` for the same images.
+      heads: as in `seeing.panel`.
+      wide: characters per line, which hold as many maps as they can.
+      say: the labels, a `Catalog` of "figures".
     """
     lines = []
     for i, name in enumerate(names):
         for model in models:
-            lines += [f"{name}: attention of {model.whose} in {model.name}", model.size, ""]
+            title = say("attention_of_in", whose=whose(model, say), name=model.name)
+            lines += [f"{name}: {title}", geometry(model, say), ""]
             blocks = [
-                block(f"layer {layer} of {model.depth}", drawn_map(model, head)[i, j], title)
+                [
+                    say("layer_of", layer=layer, depth=model.depth),
+                    head_title(head, model, say),
+                    *attention.as_text(values).splitlines(),
+                    say("maximum", share=100 * values.max()),
+                ]
                 for j, layer in enumerate(model.layers)
                 for head in heads
-                for title in [head_title(head, model.maps.shape[2])]
+                for values in [drawn_map(model, head)[i, j]]
             ]
             lines += side_by_side(blocks, wide)
-    return "\n".join([*lines, attention.LEGEND])
-
-
-def block(layer, values, head):
-    """A map with its titles above it and its maximum below -> lines"""
-    return [layer, head, *attention.as_text(values).splitlines(), f"max {100 * values.max():.3g}%"]
+    high, middle, _ = attention.SHADES.values()
+    return "\n".join([*lines, say("shades", high=high, middle=middle)])
 
 
 def side_by_side(blocks, wide):
     """Blocks of equally many lines each, in rows of at most so many characters -> lines"""
-    width = max(len(line) for block in blocks for line in block) + 2
+    width = max(cells(line) for block in blocks for line in block) + 2
     several, lines = max(1, (wide + 2) // width), []
     for start in range(0, len(blocks), several):
         rows = zip(*blocks[start : start + several], strict=True)
-        lines += ["".join(line.ljust(width) for line in row).rstrip() for row in rows] + [""]
+        padded = (("".join(x + " " * (width - cells(x)) for x in row)).rstrip() for row in rows)
+        lines += [*padded, ""]
     return lines
+
+
+def cells(text):
+    """Columns of a terminal that a text takes: two for a Hangul or Chinese character."""
+    return len(text) + sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)

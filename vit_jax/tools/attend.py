@@ -265,13 +265,14 @@ def collect(names, views, seen, keep):
     import numpy as np
 
     from vit_jax.analysis.attention import mass_mask
+    from vit_jax.figures.seeing import geometry, whose
 
     arrays = {"names": np.array(names), "images": np.stack(views)}
     for prefix, model in zip(("", "against_"), seen, strict=False):
         found = dict(maps=model.maps, layers=model.layers, heads=range(model.maps.shape[2]))
         found |= dict(mask=mass_mask(model.maps.mean(2), keep), colors=model.colors)
         found |= {} if model.rollout is None else {"rollout": model.rollout}
-        found["note"] = f"{model.name}: attention of {model.whose}; {model.size}"
+        found["note"] = f"{model.name}: attention of {whose(model)}; {geometry(model)}"
         arrays |= {prefix + name: np.asarray(array) for name, array in found.items()}
     return arrays
 
