@@ -44,7 +44,7 @@ def test_parameters_are_those_published(name):
     config = variants.parse(name)
     assert count_params(config) == PUBLISHED[name]
     if name in ("resnet18", "resnet50"):  # building the deep ones takes seconds
-        assert f"{PUBLISHED[name]:,}" in summary.describe(name, config)
+        assert f"{PUBLISHED[name]:,}" in summary.summary(name, config)
 
 
 def test_flops_are_those_of_the_paper():

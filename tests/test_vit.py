@@ -161,7 +161,7 @@ def test_other_image_sizes(options):
     assert out["attention"].shape == (2, 2, 2, 19, 19)
     with pytest.raises(ValueError, match="36x32 pixels do not divide into patches of 8x8"):
         model.apply(params, draw(2, 36, 32, 3))
-    with pytest.raises(ValueError, match="1 channels, the model 3"):
+    with pytest.raises(ValueError, match="takes 3 channels"):
         model.apply(params, draw(2, 32, 32, 1))
 
 

@@ -25,6 +25,8 @@ UNDECAYED = {
     "dino": set(),
 }
 
+EMBEDDINGS = {"cls_token", "pos_embed", "patch_embed"}  # layer 0 of layer-wise decay
+
 
 def make(config, steps_per_epoch):
     """-> optax.GradientTransformation, schedule(step) -> learning rate.
@@ -106,23 +108,40 @@ def decay_mask(params, rule):
 
 
 def layer_scales(params, decay):
-    """Factors of the learning rate. -> the same tree, of float or, below `blocks`, array [l, 1...]
+    """Factors of the learning rate (BEiT, arXiv:2106.08254; `lr_decay.py` of MAE).
 
-    decay ** (depth + 1 - layer), where the embeddings are layer 0, block i is layer i + 1 and
-    everything after the blocks is layer depth + 1 (BEiT, arXiv:2106.08254; `lr_decay.py` of MAE).
-    Raises UserError where there are no blocks.
+    decay ** (depth + 1 - layer), where the embeddings of a model are layer 0, its block i is layer
+    i + 1, and everything else is layer depth + 1: what comes after the blocks, and what is not part
+    of the model, such as a projection head, or a decoder with blocks of its own.
+
+    Args:
+      params: nested dict. A model is where `patch_embed` and `blocks` are side by side.
+      decay: factor from a layer to the previous one.
+
+    Returns:
+      The same tree, of float or, for leaves of stacked blocks, array [l, 1, ...].
+
+    Raises:
+      UserError: if there is no model with blocks.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    depths = {leaf.shape[0] for path, leaf in leaves if _stacked(path)}
-    if len(depths) != 1:
+    embedded = {_above(path, "patch_embed") for path, _ in leaves}
+    depths = {_above(path, "blocks"): leaf.shape[0] for path, leaf in leaves if _stacked(path)}
+    depths = {root: depth for root, depth in depths.items() if root in embedded}
+    if not depths:
         raise UserError("config.optim.layer_decay needs a model with blocks; set it to 1")
-    depth = depths.pop()
 
     def scale(path, leaf):
-        if _stacked(path):
-            return decay ** np.arange(depth, 0.0, -1).reshape(-1, *[1] * (leaf.ndim - 1))
-        embeds = {"cls_token", "pos_embed", "patch_embed"} & set(_names(path))  # as timm and MAE
-        return decay ** (depth + 1.0) if embeds else 1.0
+        names = tuple(_names(path))
+        for root, depth in depths.items():
+            if names[: len(root)] != root:
+                continue
+            part = names[len(root)]
+            if part == "blocks":
+                return decay ** np.arange(depth, 0.0, -1).reshape(-1, *[1] * (leaf.ndim - 1))
+            if part in EMBEDDINGS:
+                return decay ** (depth + 1.0)
+        return 1.0
 
     return jax.tree_util.tree_map_with_path(scale, params)
 
@@ -218,5 +237,12 @@ def _names(path):
 
 
 def _stacked(path):
-    """Whether axis 0 of the leaf counts layers."""
-    return "blocks" in _names(path)
+    """Whether axis 0 of the leaf counts layers: below `blocks`, unless these are a list."""
+    names = _names(path)
+    return "blocks" in names[:-1] and not names[names.index("blocks") + 1].isdigit()
+
+
+def _above(path, name):
+    """The names above `name` in a path; None where it is not in it."""
+    names = _names(path)
+    return tuple(names[: names.index(name)]) if name in names else None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from vit_jax import augment, data, evaluators, forward, models, variants
+from vit_jax import augment, batch, data, evaluators, models, variants
 from vit_jax.devices import sharding
 from vit_jax.errors import UserError
 from vit_jax.evaluators import knn, linear_probe
@@ -63,7 +63,7 @@ def test_features_are_those_of_every_image_in_order(setup, devices):
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:devices])
     params = model.init(jax.random.key(0))
     names = ("pooled", "logits", "none_such")
-    found = forward.features(model, config, ("val",), mesh, names)(params, "val")
+    found = evaluators.features(model, config, "val", mesh, names)(params)
     source, (_, view) = data.make(config, "val"), augment.views(config)
     examples = [source[i] for i in range(len(source))]
     images = jnp.stack([view(x["image"]) for x in examples])
@@ -74,6 +74,9 @@ def test_features_are_those_of_every_image_in_order(setup, devices):
     for name in ("pooled", "logits"):
         assert found[name].dtype == np.float32
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+    for count in (1, 56, 60, 1000):
+        first = evaluators.features(model, config, "val", mesh, max_images=count)(params)
+        np.testing.assert_array_equal(first["pooled"], found["pooled"][:count])
 
 
 def test_several_read_outs_read_each_split_once(setup, monkeypatch):
@@ -81,13 +84,13 @@ def test_several_read_outs_read_each_split_once(setup, monkeypatch):
     config.eval_batch_size = 180
     params = model.init(jax.random.key(0))
     names, splits = ("accuracy", "knn", "linear_probe"), []
-    batches, make_reader = {"train": 7, "val": 1}, forward.reader
+    batches, make_source = {"train": 7, "val": 1}, batch.eval_batches
 
-    def counting(config, split, mesh):
-        source, read = make_reader(config, split, mesh)
-        return source, lambda: (splits.append(split) or rows for rows in read())
+    def counting(source, *args, **options):
+        split = "train" if len(source) > 180 else "val"
+        return (splits.append(split) or rows for rows in make_source(source, *args, **options))
 
-    monkeypatch.setattr(forward, "reader", counting)
+    monkeypatch.setattr(batch, "eval_batches", counting)
     found = evaluators.make(names, model, config, "val", mesh)(params)
     # Accuracy looks at val by itself.
     assert {s: splits.count(s) for s in batches} == {"train": 7, "val": 2}
@@ -99,8 +102,9 @@ def test_several_read_outs_read_each_split_once(setup, monkeypatch):
     assert found.keys() == keys and found["images"] == 180
     assert all(type(x) in (float, int) for x in found.values())
 
-    read = forward.features(model, config, ("train", "val"), mesh)
-    bank, queries = (read(params, split) for split in ("train", "val"))
+    bank, queries = (
+        evaluators.features(model, config, split, mesh)(params) for split in ("train", "val")
+    )
     knns = knn.read_out(bank, queries, **config.knn)
     assert knns == {k: found[k] for k in ("knn10", "knn20")}
     linear = linear_probe.read_out(bank, queries, **config.linear_probe)

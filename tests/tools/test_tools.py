@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -12,8 +11,8 @@ from PIL import Image
 
 from configs import digits
 from experiments import seeds
-from tests import GOLDEN, ROOT
-from vit_jax import data, forward, inference
+from tests import GOLDEN, ROOT, command
+from vit_jax import data, inference, variants
 from vit_jax.config import load_config
 from vit_jax.errors import UserError
 from vit_jax.evaluators import knn, linear_probe
@@ -22,8 +21,6 @@ from vit_jax.pretrained import runs
 from vit_jax.tools import evaluate, features, predict, summary
 from vit_jax.workdir import log
 
-PREDICT = dict(weights=None, model=None, topk=3, json=True, figure=None, checkpoint="best")
-PREDICT |= dict(raw=False, mean=None, std=None, crop=None, class_names=None)
 WEIGHTS = GOLDEN / "vit/vit_cls/state_dict.safetensors"
 
 
@@ -33,9 +30,9 @@ def workdir(tmp_path_factory, train_digits):
     return train_digits(tmp_path_factory.mktemp("run"), 8, depth=1, width=16, mlp_dim=32)
 
 
-def run_predict(capsys, words, **changes):
+def run_predict(capsys, *words):
     """-> exit code, printed objects, lines of errors."""
-    code = predict.main(SimpleNamespace(**PREDICT | changes), [str(w) for w in words])
+    code = command.run(predict, "--json", "--topk=3", *words)
     out, err = capsys.readouterr()
     return code, [json.loads(line) for line in out.splitlines()], err.splitlines()
 
@@ -59,7 +56,7 @@ def test_predict_says_what_the_model_says(workdir, capsys, tmp_path):
     (tmp_path / "cut.png").write_bytes((tmp_path / "upright.png").read_bytes()[:60])
     files = [tmp_path / name for name in ("page.jpg", "upright.png", "turned.png", "cut.png")]
     words = ["test:0", *files, "test:360", "test:3"]
-    code, rows, errors = run_predict(capsys, words, workdir=str(workdir))
+    code, rows, errors = run_predict(capsys, f"--workdir={workdir}", *words)
 
     assert code == 2 and len(errors) == 3 and all(e.startswith("error: ") for e in errors)
     assert "page.jpg: not an image but a page of text" in errors[0] and "cut.png" in errors[1]
@@ -81,82 +78,102 @@ def test_predict_says_what_the_model_says(workdir, capsys, tmp_path):
 
 
 def test_predict_for_a_person_with_a_figure(workdir, capsys, tmp_path):
-    flags = SimpleNamespace(
-        **PREDICT
-        | dict(workdir=str(workdir), json=False, topk=99, figure=str(tmp_path / "a/b/p.png"))
-    )
-    assert predict.main(flags, ["val:0", "val:1"]) == 0
+    output = tmp_path / "a/b/p.png"
+    words = [f"--weights={workdir}", "--topk=99", f"--output={output}", "val:0", "val:1"]
+    assert command.run(predict, *words) == 0
     text = capsys.readouterr().out
-    assert f"{workdir}, step 8" in text and text.count("%") == 20 and text.count("<- right") == 2
-    with Image.open(tmp_path / "a/b/p.png") as picture:
+    assert f"{workdir}, step 8" in text and text.count("%") == 20 and text.count("<- correct") == 2
+    with Image.open(output) as picture:
         assert min(picture.size) > 400
 
 
-def test_predict_with_a_file_of_weights(capsys, tmp_path):
+def test_predict_with_a_weight_file(capsys, tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (36, 50, 3), np.uint8)
     Image.fromarray(x).save(tmp_path / "x.png")
     (tmp_path / "names").write_text("\n".join("abcdefghij"))
-    flags = dict(workdir=None, weights=str(WEIGHTS), model="vit_tiny_patch16_224")
-    _, (plain,), _ = run_predict(capsys, [tmp_path / "x.png"], **flags)
+    image, weights = tmp_path / "x.png", f"--weights={WEIGHTS}"
+    words = [weights, "--model=vit_tiny_patch16_224"]
+    _, (plain,), _ = run_predict(capsys, *words, image)
     assert plain["top"][0]["name"] == f"class {plain['top'][0]['class']}" and "label" not in plain
-    flags |= dict(class_names=str(tmp_path / "names"))
-    flags |= dict(mean=["0.485", "0.456", "0.406"], std=["0.229", "0.224", "0.225"])
-    _, (named,), _ = run_predict(capsys, [tmp_path / "x.png"], **flags)
+    imagenet = ["--mean=0.485,0.456,0.406", "--std=0.229,0.224,0.225"]
+    names = f"--class_names={tmp_path / 'names'}"
+    _, (named,), _ = run_predict(capsys, *words, names, *imagenet, image)
     assert named["top"][0]["name"] == "abcdefghij"[named["top"][0]["class"]]
     assert named["top"] != plain["top"]
-    deit = flags | dict(model="deit_tiny_patch16_224", mean=None, std=None)
-    assert run_predict(capsys, [tmp_path / "x.png"], **deit)[1] == [named]
-    code, rows, errors = run_predict(capsys, ["test:0"], **flags)
+    deit = [weights, "--model=deit_tiny_patch16_224", names]
+    assert run_predict(capsys, *deit, image)[1] == [named]
+    model = inference.load(str(WEIGHTS), "deit_tiny_patch16_224")
+    ((best, probability), *_), = predict.predict(model, [x], topk=3)
+    assert best == named["top"][0]["class"]
+    assert probability == pytest.approx(named["top"][0]["probability"], abs=1e-6)
+    code, rows, errors = run_predict(capsys, *words, "test:0")
     assert code == 2 and not rows and "go with --workdir" in errors[0]
-    for wrong in (dict(mean=["a"]), dict(std=["0"]), dict(crop=2.0), dict(mean=["1", "2"])):
-        with pytest.raises(UserError):
-            run_predict(capsys, [tmp_path / "x.png"], **flags | wrong)
+    for wrong in ("--mean=a", "--std=0", "--crop=2", "--mean=1,2"):
+        code, rows, errors = run_predict(capsys, *words, wrong, image)
+        assert code == 2 and not rows and len(errors) == 1, errors
 
 
 def test_evaluate_repeats_what_training_said(workdir, capsys):
-    flags = dict(workdir=str(workdir), evaluator="accuracy", split="test", checkpoint="best")
-    evaluate.main(SimpleNamespace(**flags, raw=False))
+    words = [f"--workdir={workdir}", "--evaluator=accuracy"]
+    assert command.run(evaluate, *words) == 0
     scores = json.loads(capsys.readouterr().out)
     row = log.read_metrics(workdir)[-1]
     assert scores["step"] == 8 and scores["images"] == 360
     assert scores["acc1"] == row["eval/test/acc1"]
     assert scores["loss"] == pytest.approx(row["eval/test/loss"], rel=1e-5)
-    evaluate.main(SimpleNamespace(**flags, raw=True))
-    assert json.loads(capsys.readouterr().out)["loss"] != scores["loss"]
-    with pytest.raises(UserError, match="must be one of accuracy"):
-        evaluate.main(SimpleNamespace(**flags | dict(evaluator="acuracy"), raw=False))
-    with pytest.raises(UserError, match="no checkpoint '7'"):
-        evaluate.main(SimpleNamespace(**flags | dict(checkpoint="7"), raw=False))
+    raw = evaluate.evaluate(inference.load(str(workdir), raw=True))
+    assert raw["loss"] != scores["loss"]
+    for wrong, says in (
+        ("--evaluator=acuracy", "must be one of accuracy"),
+        ("--checkpoint=7", "no checkpoint '7'"),
+    ):
+        assert command.run(evaluate, f"--weights={workdir}", wrong) == 2
+        assert says in capsys.readouterr().err
 
 
-def test_evaluate_reads_out_features(workdir, capsys):
-    flags = dict(workdir=str(workdir), split="test", checkpoint="latest", raw=False)
-    bank, queries = (features.of_split(workdir, split, "latest") for split in ("train", "test"))
-    config = load_config(workdir)
+def test_evaluate_reads_out_features(workdir):
+    model = inference.load(str(workdir), checkpoint="latest")
+    bank, queries = (features.of_split(model, split) for split in ("train", "test"))
     for name, read_out in (("knn", knn.read_out), ("linear_probe", linear_probe.read_out)):
-        evaluate.main(SimpleNamespace(**flags, evaluator=name))
-        scores = json.loads(capsys.readouterr().out)
+        scores = evaluate.evaluate(model, evaluator=name)
         assert scores["evaluators"] == [name] and scores["images"] == 360
-        expected = read_out(bank, queries, **config[name])
+        expected = read_out(bank, queries, **model.config[name])
         assert {key: scores[key] for key in expected} == pytest.approx(expected, abs=1 / 360)
 
 
-def test_features_of_a_run(workdir):
-    average, raw = (inference.load(str(workdir), raw=raw).module for raw in (False, True))
+def test_run_is_the_model_on_normalized_images(workdir):
+    average, raw = (inference.load(str(workdir), raw=raw) for raw in (False, True))
     x = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
-    a, b = (forward.compute(model, x, 2) for model in (average, raw))
-    assert a["tokens"].shape == (3, 16, 16) and a["logits"].shape == (3, 10)
+    a, b = (model.run(x, attention=True, blocks=True, batch_size=2) for model in (average, raw))
     assert np.abs(a["logits"] - b["logits"]).max() > 1e-4
+    for name, expected in average.module(x, attention=True, blocks=True).items():
+        assert a[name].dtype == np.float32 and a[name].shape == expected.shape
+        np.testing.assert_allclose(a[name], expected, atol=2e-5, err_msg=name)
+    blocks = features.features(average, x, blocks=True)
+    np.testing.assert_allclose(blocks["block_00"], a["blocks"][0], atol=2e-5)
+    images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    found = average.run(images)["logits"]
+    expected = probabilities(workdir, images)
+    np.testing.assert_allclose(jax.nn.softmax(found), expected, atol=1e-5)
+    np.testing.assert_array_equal(average.run(list(images))["logits"], found)
+    for wrong, says in (
+        (images[:, :6], "prepare each with view"),
+        (x[:, :7], "patches of 2x2"),
+        (x[0], "images\\[None\\]"),
+        (x[:0], "one image or more"),
+        (np.repeat(x, 3, -1), "the model takes 1 channels"),
+    ):
+        with pytest.raises(UserError, match=says):
+            average.run(wrong)
     with pytest.raises(UserError, match="one set of weights"):
         inference.load(str(WEIGHTS), raw=True)
-    with pytest.raises(UserError, match="patches of 2x2"):
-        features.check(x[:, :7], average)
+    with pytest.raises(AttributeError):
+        average.crop = 0.5
 
 
 def test_features_of_a_split(workdir, tmp_path, capsys):
-    names = "weights model input workdir split attention blocks batch_size raw".split()
-    base = dict.fromkeys(names) | dict(checkpoint="best", output=str(tmp_path / "out.npz"))
-    features.main(SimpleNamespace(**base | dict(workdir=str(workdir), split="val")))
+    output = f"--output={tmp_path / 'out.npz'}"
+    assert command.run(features, f"--workdir={workdir}", "--split=val", output) == 0
     assert "pooled     [180, 16]" in capsys.readouterr().out
     found = np.load(tmp_path / "out.npz")
     assert set(found) == {"pooled", "logits", "label"}
@@ -165,29 +182,33 @@ def test_features_of_a_split(workdir, tmp_path, capsys):
     assert found["label"].tolist() == [x["label"] for x in examples]
     expected = probabilities(workdir, np.stack([x["image"] for x in examples]))
     np.testing.assert_allclose(jax.nn.softmax(found["logits"]), expected, atol=1e-5)
-    other = features.of_split(workdir, "val", raw=True, batch_size=24)
+    raw = inference.load(str(workdir), raw=True)
+    other = features.of_split(raw, "val", batch_size=24)
     assert other["pooled"].shape == (180, 16)
     assert np.abs(other["pooled"] - found["pooled"]).max() > 1e-4
-    cases = [(dict(workdir="w"), "--split=... is missing"), (dict(split="val"), "--workdir=")]
-    cases += [(dict(input="x"), "--weights=... is missing"), (dict(weights="w"), "--input=")]
-    cases += [(dict(workdir="w", split="val", blocks=True), "--blocks does not go with")]
-    cases += [(dict(weights="w", input="x", checkpoint="7"), "--checkpoint goes with")]
-    for flags, message in cases:
-        with pytest.raises(UserError, match=message):
-            features.main(SimpleNamespace(**base | flags))
+    for words, says in (
+        ([f"--workdir={workdir}"], "pass either --input=FILE.npy or, of a run, --split"),
+        (["--split=val"], "pass either --workdir=DIR or --weights=FILE"),
+        ([f"--weights={WEIGHTS}", "--split=val"], "--split goes with a run"),
+        ([f"--workdir={workdir}", "--split=val", "--blocks"], "--blocks go with --input"),
+        ([f"--weights={WEIGHTS}", "--input=x", "--checkpoint=7"], "--checkpoint go with a run"),
+        ([f"--weights={WEIGHTS}", "--input=x", "--model=nano/2", "--raw"], "--raw and"),
+    ):
+        assert command.run(features, *words, output) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_features_names_what_is_wrong_with_its_input(tmp_path):
     path, x = tmp_path / "x.npy", np.zeros((2, 8, 8, 3), np.float32)
     cases = [(x.astype(np.uint8), "uint8"), (x[0], "shape"), (x[:0], "shape"), (x > 0, "bool")]
-    cases += [(np.array([{}], object), "no .npy file")]
+    cases += [(np.array([{}], object), "not a .npy file")]
     for array, message in cases:
         np.save(path, array)
         with pytest.raises(UserError, match=message):
             features.read(path)
     for content in (b"", b"no array", (path.read_bytes() + b"x" * 99)[:70]):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="no .npy file"):
+        with pytest.raises(UserError, match="not a .npy file"):
             features.read(path)
     with pytest.raises(UserError, match="No such file"):
         features.read(tmp_path / "none.npy")
@@ -208,21 +229,20 @@ def table(text):
 
 
 def test_summary_draws_what_it_says(tmp_path, capsys):
-    options = dict(model="mu/4,image=20,depth=2", config=None, num_classes=7)
-    summary.main(SimpleNamespace(**options, drawings=str(tmp_path / "new")))
+    words = ["--model=mu/4,image=20,depth=2", "--num_classes=7"]
+    assert command.run(summary, *words, f"--drawings={tmp_path / 'new'}") == 0
     written = {path.stem: path.read_text() for path in (tmp_path / "new").glob("*.svg")}
     parts = {"whole", "self_attention", "multi_head", "patch_embedding", "positions", "sizes"}
     assert set(written) == parts
     assert "[26 × 26]" in written["self_attention"] and "[7]" in written["whole"]
     assert set(capsys.readouterr().out.split()) >= {f"{tmp_path}/new/{x}.svg" for x in parts}
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--drawings=.*cannot be written"):
-        summary.main(SimpleNamespace(**options, drawings=str(tmp_path / "file")))
+    assert command.run(summary, *words, f"--drawings={tmp_path / 'file'}") == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
-def test_summary_is_the_drawing(capsys):
-    summary.main(SimpleNamespace(model="B/16", config=None, num_classes=None, drawings=None))
-    rows = table(text := capsys.readouterr().out)
+def test_summary_is_the_drawing():
+    rows = table(text := summary.summary("B/16", variants.parse("B/16")))
     assert rows["196 patches of 16x16 (convolution)"] == ("[196x768]", "590,592")
     assert rows["[CLS] + position, learned"] == ("[197x768]", "152,064")
     assert rows["12 heads of 64: attention"] == ("[12x197x197]", "21,261,312")
@@ -232,24 +252,19 @@ def test_summary_is_the_drawing(capsys):
     assert "35.13 GFLOPs" in text and "17.56 GMACs" in text and "346.3 MB" in text
 
 
-def test_summary_of_other_models(capsys):
+def test_summary_of_other_models():
     c = digits.get_config()
     c.model.norm, c.model.pool, c.model.pos_embed = "post", "map", "sincos2d"
-    summary.main(SimpleNamespace(model=None, config=c, num_classes=None, drawings=None))
-    text = capsys.readouterr().out
-    rows, stages = (
-        table(text),
-        [line.split("  ")[1] for line in text.splitlines() if line[:2] == "  "],
-    )
+    text = summary.summary(*summary.model_of(None, c))
+    rows = table(text)
+    stages = [line.split("  ")[1] for line in text.splitlines() if line[:2] == "  "]
     assert stages[0].startswith("4 heads") and stages[3] == stages[-1] == "LayerNorm"
     assert rows["position, fixed 2-D sin-cos"] == ("[16x48]",) and rows["head"] == ("[10]", "490")
     assert rows["attention pooling (MAP)"] == ("[48]", "28,224")
-    summary.main(SimpleNamespace(model="H/14,pool=gap", config=None, num_classes=0, drawings=None))
-    rows = table(capsys.readouterr().out)
+    rows = table(summary.summary(*summary.model_of("H/14,pool=gap", None, 0)))
     assert rows["mean of the patches"] == ("[1280]",) and "head" not in rows
     for name in ("B/17", "B/16,dpth=3"):
-        with pytest.raises(UserError):
-            summary.main(SimpleNamespace(model=name, config=None, num_classes=None, drawings=None))
+        assert command.run(summary, f"--model={name}") == 2
 
 
 def test_mistakes_end_with_2_and_a_plain_line(workdir, tmp_path):

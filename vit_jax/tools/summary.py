@@ -30,20 +30,28 @@ def define_flags():
 def main(flags):
     if (flags.model is None) == (flags.config is None):
         raise UserError("pass either --model=NAME or --config=FILE; see --help")
-    classes = flags.num_classes
-    if flags.config is None:
-        name = flags.model
-        config = variants.parse(name, num_classes=classes)
-    else:
-        name = flags.config.model.variant
-        if classes is None and flags.config.model.num_classes is None:
-            classes = count_classes(flags.config)
-        config = variants.of_config(flags.config.model, classes)
-    if classes is not None:
-        config = replace(config, num_classes=classes)
-    print(describe(name, config))
+    name, config = model_of(flags.model, flags.config, flags.num_classes)
+    print(summary(name, config))
     if flags.drawings:
-        draw(flags.drawings, name, config, flags.config)
+        print("\n".join(map(str, draw(flags.drawings, name, config, flags.config))))
+
+
+def model_of(name, config, num_classes=None):
+    """The name of a model, and its `ViTConfig` or `ResNetConfig`.
+
+    Args:
+      name: with overrides; None: that of the config.
+      config: of a run, or None.
+      num_classes: None: those of the config's data, or 1000.
+    """
+    if config is None:
+        return name, variants.parse(name, num_classes=num_classes)
+    if num_classes is None and config.model.num_classes is None:
+        num_classes = count_classes(config)
+    model = variants.of_config(config.model, num_classes)
+    if num_classes is not None:
+        model = replace(model, num_classes=num_classes)
+    return config.model.variant, model
 
 
 def count_classes(config):
@@ -56,11 +64,13 @@ def count_classes(config):
         raise UserError(f"{error}\nOr pass the number of classes: --num_classes=1000") from None
 
 
-def describe(name, config):
-    """A table of the stages, as text."""
+def summary(name, config):
+    """The stages of the model of a `ViTConfig` or `ResNetConfig` as a table, with its FLOPs."""
     from vit_jax.analysis import stages
+    from vit_jax.figures.diagrams import stage_title
 
     rows, total = stages.of_config(config)
+    rows = [(stage_title(stage), *rest) for stage, *rest in rows]
     wide = max(len(stage) for stage, _, _ in rows) + 2
     lines = [f"{name}: width {config.width}, ", ""]
     if isinstance(config, variants.ResNetConfig):
@@ -79,7 +89,21 @@ def describe(name, config):
 
 
 def draw(folder, name, model, config=None):
-    """Write the drawings into a directory, created if missing, and print them. Raises UserError."""
+    """Draw a model as SVG files in a directory, which is created.
+
+    Args:
+      folder: where to write.
+      name: of the model.
+      model: its `ViTConfig` or `ResNetConfig`.
+      config: of a run, whose objective is drawn too.
+
+    Returns:
+      The paths of the files.
+
+    Raises:
+      UserError: if they cannot be written.
+    """
+    from vit_jax import models, objectives
     from vit_jax.analysis import stages, weight_stats
     from vit_jax.figures import diagrams, sizes
 
@@ -88,8 +112,10 @@ def draw(folder, name, model, config=None):
     if isinstance(model, variants.ViTConfig):
         parts = ("self_attention", "multi_head", "patch_embedding", "positions")
         drawn |= {part: getattr(diagrams, part)(model) for part in parts}
-    if config is not None and config.objective.name == "dino":
-        drawn["dino"] = diagrams.dino(model, config)
+    if config is not None:
+        objective = objectives.make(models.build(model), config, steps_per_epoch=1)
+        if part := objective.drawing:
+            drawn[part] = getattr(diagrams, part)(model, config)
     bars = sizes.bars(weight_stats.beside_published(name.partition(",")[0], model))
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +124,7 @@ def draw(folder, name, model, config=None):
         bars.savefig(folder / "sizes.svg")
     except OSError as error:
         raise UserError(f"--drawings={folder} cannot be written: {error.strerror}") from None
-    print("\n".join(f"{folder}/{part}.svg" for part in (*drawn, "sizes")))
+    return [folder / f"{part}.svg" for part in (*drawn, "sizes")]
 
 
 if __name__ == "__main__":
