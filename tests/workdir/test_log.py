@@ -3,7 +3,6 @@
 import errno
 import io
 import json
-import os
 import shutil
 import struct
 import subprocess
@@ -87,14 +86,14 @@ def test_a_line_that_lacks_only_its_end_is_kept_whole(tmp_path):
 
 def test_rows_of_a_bucket_are_objects_written_now_and_then(tmp_path, monkeypatch):
     """On a disk here, where a run that was copied from its bucket goes on too."""
-    monkeypatch.setattr(metrics, "MOST", 3)
+    monkeypatch.setattr(metrics, "MAX_ROWS", 3)
     rows = metrics.Objects(tmp_path, 0)
     rows.write({"step": 10})
     assert not rows.due and log.read_metrics(tmp_path) == []
     rows.flush()
     assert log.read_metrics(tmp_path) == [{"step": 10}]
     rows.write({"step": 20})
-    rows.saved -= metrics.SECONDS
+    rows.saved -= metrics.FLUSH_SECONDS
     assert rows.due
     for step in (20, 30, 40):
         rows.write({"step": step})
@@ -110,14 +109,17 @@ def test_rows_of_a_bucket_are_objects_written_now_and_then(tmp_path, monkeypatch
     assert (tmp_path / "metrics.discarded.jsonl").read_text() == '{"step": 40}\n'
 
 
-def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_whole_lines(tmp_path):
     with log.Log(tmp_path, 3, stream=io.StringIO()) as out:
         out.write(1, {"a": 1})
-        write = os.write
-        monkeypatch.setattr(os, "write", lambda file, line: write(file, line[:5]))
+        file = out._rows.file
+        full = SimpleNamespace(
+            write=lambda line: file.write(line[:5]), fileno=file.fileno, truncate=file.truncate
+        )
+        out._rows.file = full
         with pytest.raises(OSError) as error:
             out.write(2, {"a": 2})
-        monkeypatch.undo()
+        out._rows.file = file
         out.write(3, {"a": 3})
     assert error.value.errno == errno.ENOSPC
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "a": 1}\n{"step": 3, "a": 3}\n'
@@ -162,7 +164,7 @@ def test_only_the_primary_process_writes(tmp_path):
         out.write(1, {"train/loss": 1.0})
         out.tick(2)
         out.say("hello")
-        assert out.stream.getvalue() == ""
+        assert out.console.file.getvalue() == ""
     assert list(tmp_path.iterdir()) == []
 
 

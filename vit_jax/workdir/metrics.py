@@ -1,8 +1,8 @@
-"""The rows of a run: metrics.jsonl, one JSON object a line, `step` first; not finite is null.
+"""The rows of a run: metrics.jsonl, one JSON object per line, `step` first; not finite is null.
 
-On a disk lines are appended whole, and a reader passes over a line that was torn by a crash or a
-full disk. An object in a bucket cannot be appended to: there the rows lie in metrics-STEP.jsonl,
-the rows after STEP, of which the last is written again now and then, and the others never.
+On a disk lines are appended whole, and a reader skips a line that was torn by a crash or a full
+disk. Objects in a bucket cannot be appended to: there the rows are in metrics-STEP.jsonl, which has
+the rows after STEP. Only the last of these files is written again, now and then.
 """
 
 import errno
@@ -13,59 +13,65 @@ import time
 
 from vit_jax.workdir import storage
 
-SECONDS, MOST = 60, 1000  # between two writes of an object, but for checkpoints; rows in one
+FLUSH_SECONDS = 60  # between two writes of an object, checkpoints aside
+MAX_ROWS = 1000  # of one object
 
 
 def rows_after(folder, start):
-    """Where to write a run's rows. Those past step `start`, of a part of the run that is now done
-    again, are moved to metrics.discarded.jsonl (all rows where it is 0)."""
+    """A writer of rows, `File` or `Objects`.
+
+    Rows past step `start`, of a part of the run that is done again, are moved to
+    metrics.discarded.jsonl; all rows where it is 0.
+    """
     _discard(folder, start)
     return Objects(folder, start) if storage.is_address(folder) else File(folder)
 
 
 class File:
-    """metrics.jsonl on a disk: what is written is there."""
+    """metrics.jsonl on a disk: rows are there once written."""
 
-    due = True
+    due = True  # to be flushed
 
     def __init__(self, folder):
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        self.file = os.open(folder / "metrics.jsonl", flags, 0o644)
+        self.file = open(folder / "metrics.jsonl", "ab", buffering=0)
 
     def write(self, row):
-        """One write for a whole line; what a full disk left of it is taken back."""
-        line, size = _line(row), os.fstat(self.file).st_size
-        if os.write(self.file, line) != len(line):
-            os.ftruncate(self.file, size)
+        """Write a whole line at once. On a full disk, remove the part that was written."""
+        line = _line(row)
+        size = os.fstat(self.file.fileno()).st_size
+        if self.file.write(line) != len(line):
+            self.file.truncate(size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
 
     def flush(self):
         pass
 
     def close(self):
-        os.close(self.file)
+        self.file.close()
 
 
 class Objects:
-    """metrics-STEP.jsonl in a bucket: what is written is there after `flush`."""
+    """metrics-STEP.jsonl in a bucket: rows are there after `flush`."""
 
     def __init__(self, folder, start):
-        self.folder, self.rows, self.unsaved = folder, [], False
+        self.folder = folder
+        self.unsaved = False
         self._begin(start)
         if self.path in files(folder):  # a run that has ended keeps the row of its last step
             self.rows = [text + b"\n" for text, _ in _lines(self.path)]
 
     def _begin(self, step):
-        self.path, self.rows = self.folder / f"metrics-{step:09}.jsonl", []
+        self.path = self.folder / f"metrics-{step:09}.jsonl"
+        self.rows = []
         self.saved = time.monotonic()
 
     @property
     def due(self):
         """Whether it is time to flush."""
-        return time.monotonic() - self.saved >= SECONDS or len(self.rows) >= MOST
+        return time.monotonic() - self.saved >= FLUSH_SECONDS or len(self.rows) >= MAX_ROWS
 
     def write(self, row):
-        if len(self.rows) >= MOST:
+        if len(self.rows) >= MAX_ROWS:
             self.flush()
             self._begin(row["step"] - 1)
         self.rows.append(_line(row))
@@ -74,7 +80,8 @@ class Objects:
     def flush(self):
         if self.unsaved:
             storage.write_bytes(self.path, b"".join(self.rows))
-            self.saved, self.unsaved = time.monotonic(), False
+            self.saved = time.monotonic()
+            self.unsaved = False
 
     def close(self):
         self.flush()
@@ -96,24 +103,18 @@ def files(folder):
 
 
 def _discard(folder, start):
-    """Moves the rows past step `start`, and torn ones, out of the way."""
+    """Move the rows past step `start`, and torn ones, out of the way."""
+    discarded = folder / "metrics.discarded.jsonl"
     for path in files(folder):
         keep, drop = [], []
         for text, row in _lines(path):
             kept = row is not None and start and row["step"] <= start
             (keep if kept else drop).append(text + b"\n")
-        if not drop and (not keep or path.read_bytes().endswith(b"\n")):
-            continue
-        _append(folder / "metrics.discarded.jsonl", b"".join(drop))
-        storage.write_bytes(path, b"".join(keep))
-
-
-def _append(path, data):
-    if storage.is_address(path):
-        before = path.read_bytes() if path.exists() else b""
-        return storage.write_bytes(path, before + data)
-    with open(path, "ab") as file:
-        file.write(data)
+        if drop:
+            before = discarded.read_bytes() if discarded.exists() else b""
+            storage.write_bytes(discarded, before + b"".join(drop))
+        if drop or not path.read_bytes().endswith(b"\n"):
+            storage.write_bytes(path, b"".join(keep))
 
 
 def _lines(path):
