@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from vit_jax import models, optim, resnet, train, variants
+from vit_jax import inference, models, optim, resnet, train, variants
 from vit_jax.config import check
 from vit_jax.errors import Preempted, UserError
 from vit_jax.flops import count_flops, count_params
@@ -143,7 +143,7 @@ def test_it_resumes_to_the_same_bits_and_scores_from_disk(tmp_path):
             for row in log.read_metrics(tmp_path / name)
         ]
     assert rows["once"] == rows["twice"]
-    score = evaluate.score(tmp_path / "once", "test")
+    score = evaluate.evaluate(inference.load(str(tmp_path / "once")))
     assert score["acc1"] == rows["once"][-1]["eval/test/acc1"]
     _, _, model, weights, _ = runs.load_weights(tmp_path / "once", raw=True)
     trained = weights["stem"]["mean"]

@@ -17,6 +17,16 @@ from vit_jax.errors import Diverged, Preempted, UserError
 from vit_jax.workdir import log, storage
 
 
+def define_flags():
+    cli.define_config()
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "directory of the run, or gs://BUCKET/RUN",
+        required=True,
+    )
+
+
 def main(flags):
     workdir = storage.place(flags.workdir)
     claim(workdir, flags.config)
@@ -208,11 +218,5 @@ class Watch:
 
 
 if __name__ == "__main__":
-    cli.define_config()
-    flags.DEFINE_string(
-        "workdir",
-        None,
-        "directory of the run, or gs://BUCKET/RUN",
-        required=True,
-    )
+    define_flags()
     cli.run(main)

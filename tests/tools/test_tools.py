@@ -103,7 +103,7 @@ def test_predict_with_a_weight_file(capsys, tmp_path):
     deit = [weights, "--model=deit_tiny_patch16_224", names]
     assert run_predict(capsys, *deit, image)[1] == [named]
     model = inference.load(str(WEIGHTS), "deit_tiny_patch16_224")
-    ((best, probability), *_), = predict.predict(model, [x], topk=3)
+    (((best, probability), *_),) = predict.predict(model, [x], topk=3)
     assert best == named["top"][0]["class"]
     assert probability == pytest.approx(named["top"][0]["probability"], abs=1e-6)
     code, rows, errors = run_predict(capsys, *words, "test:0")

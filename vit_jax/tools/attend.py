@@ -59,17 +59,12 @@ def define_flags():
 def main(flags, words):
     words = list_images(words)
     configs = model_flags.check_flags(flags)
-    check_images(len(words), flags.animate and not (flags.output or flags.terminal))
     for config in filter(None, configs):
         if variants.is_cnn(config.model.variant):
             raise UserError(f"a {config.model.variant} has no attention; name the run of a ViT")
-    options = check(
-        output=flags.output,
-        animate=flags.animate,
-        terminal=flags.terminal,
-        keep=flags.keep,
-        fps=flags.fps,
-    )
+    names = ("output", "animate", "terminal", "keep", "fps")
+    options = {name: getattr(flags, name) for name in names}
+    check(len(words), **options)
     models = model_flags.load(flags)
     if flags.image is not None:
         models = [model.replace(image=flags.image) for model in models]
@@ -125,9 +120,8 @@ def attend(
     """
     from vit_jax.analysis import attention_maps
 
-    check_images(len(images), animate and not (output or terminal))
     options = dict(output=output, animate=animate, terminal=terminal, keep=keep, fps=fps)
-    output, animate = (check(**options)[key] for key in ("output", "animate"))
+    output, animate = check(len(images), **options)
     if any(model.is_cnn for model in models):
         raise UserError("a ResNet has no attention; name a ViT")
     by_frame = bool(animate) and len(images) == 1  # a frame per layer
@@ -180,34 +174,31 @@ def list_images(words):
     return found
 
 
-def check_images(count, only_frames):
-    """Raise UserError for no images, or more than can be drawn."""
-    most = MAX_FRAMES if only_frames else MAX_IMAGES
+def check(count, *, output, animate, terminal, keep, fps):
+    """The paths of the figure and the animation, or None; their directories are made.
+
+    count: of the images. Raises UserError.
+    """
+    if not (output or animate or terminal):
+        raise UserError("pass --output=FILE.png, --animate=FILE.gif or --terminal")
+    most = MAX_IMAGES if output or terminal else MAX_FRAMES
     if not 0 < count <= most:
         raise UserError(
             f"name 1 to {most} images, not {count}: files, directories or rows of data (test:0)"
         )
-
-
-def check(*, output, animate, terminal, keep, fps):
-    """The same options, with output and animate as paths, whose directories are made. Raises
-    UserError."""
-    if not (output or animate or terminal):
-        raise UserError("pass --output=FILE.png, --animate=FILE.gif or --terminal")
     if not 0 < keep <= 1:
         raise UserError(f"--keep={keep} must be above 0 and at most 1")
     if fps is not None and not 0.1 <= fps <= 50:
         raise UserError(f"--fps={fps} must be from 0.1 to 50")
-    if animate:
-        animate = Path(animate).expanduser()
-        if animate.suffix not in (".gif", ".apng", ".png"):
-            raise UserError(f"--animate={animate} must be a .gif, .apng or .png")
-        cli.figure_path("animate", animate.with_suffix(".png"))  # makes the directory
-    if output:
-        output = cli.figure_path("output", output)
-        if output == animate:
-            raise UserError(f"--animate and --output are both {output}")
-    return dict(output=output, animate=animate, terminal=terminal, keep=keep, fps=fps)
+    film = Path(animate).expanduser() if animate else None
+    if film:
+        if film.suffix not in (".gif", ".apng", ".png"):
+            raise UserError(f"--animate={film} must be a .gif, .apng or .png")
+        cli.figure_path("animate", film.with_suffix(".png"))  # makes the directory
+    figure = cli.figure_path("output", output) if output else None
+    if figure and figure == film:
+        raise UserError(f"--animate and --output are both {film}")
+    return figure, film
 
 
 def pick_layers(words, depth):

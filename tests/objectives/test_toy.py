@@ -1,0 +1,232 @@
+"""An objective from a folder of one's own: nothing else in the library knows it.
+
+It drops three quarters of the patches before the encoder and regresses their pixels through a
+decoder that has `blocks` too (as MAE, arXiv:2111.06377).
+"""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import vit_jax.objectives
+from tests import command
+from vit_jax import cli, optim, train
+from vit_jax.errors import Preempted
+from vit_jax.run import Run
+from vit_jax.tools import benchmark, compile_check, doctor, report, summary
+from vit_jax.workdir import log
+
+KEYS = """
+from vit_jax.errors import UserError
+from vit_jax.schema import Key
+
+
+def defaults():
+    return {"keep": Key(0.25, "share of the patches that the encoder sees", above=0, below=1)}
+
+
+def check(config):
+    if config.model.num_classes != 0:
+        raise UserError("config.objective.name = 'toy' needs config.model.num_classes = 0")
+"""
+
+OBJECTIVE = '''
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vit_jax import augment
+from vit_jax.flops import count_flops
+from vit_jax.layers.encoder import encode, make_blocks
+from vit_jax.layers.mlp import INITS, Linear
+from vit_jax.layers.patch_embed import sincos2d
+from vit_jax.models import pure
+from vit_jax.objectives import Objective
+
+
+class Decoder(nnx.Module):
+    def __init__(self, config, *, rngs):
+        self.config = config
+        self.mask_token = nnx.Param(jnp.zeros((1, 1, config.width)))
+        self.blocks = make_blocks(config, rngs=rngs)
+        pixels = config.patch**2 * config.channels
+        init = INITS[config.init]
+        self.out = Linear(config.width, pixels, init=init, dtype=config.dtype, rngs=rngs)
+
+    def __call__(self, tokens, keep):
+        """Tokens b k d of the patches `keep` [b, k] -> pixels of all patches, b n (p p c)."""
+        b, n = tokens.shape[0], self.config.grid[0] * self.config.grid[1]
+        x = jnp.broadcast_to(self.mask_token[...], (b, n, tokens.shape[-1]))
+        x = jax.vmap(lambda x, i, t: x.at[i].set(t))(x, keep, tokens)
+        x = x + sincos2d(self.config.grid, self.config.width)
+        (x,), _ = encode(self.config, self.blocks, [x[:, None]])
+        return self.out(x[:, 0])
+
+
+def make(model, config, steps_per_epoch):
+    vit = model.module.config
+    decoder = pure(lambda rngs: Decoder(dataclasses.replace(vit, depth=2), rngs=rngs))
+    count = vit.grid[0] * vit.grid[1]
+    kept = round(config.objective.keep * count)
+
+    def init(rng):
+        first, second = jax.random.split(rng)
+        return {"encoder": model.init(first), "decoder": decoder.init(second)}, {}
+
+    def given(batch):
+        return augment.normalize(batch["image"], config.data.mean, config.data.std)
+
+    def loss(params, extra, batch, rng, step):
+        images = given(batch)
+        b, p, (rows, columns) = len(images), vit.patch, vit.grid
+        pixels = images.reshape(b, rows, p, columns, p, -1).swapaxes(2, 3).reshape(b, count, -1)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["row"])
+        keep = jax.vmap(lambda key: jax.random.permutation(key, count)[:kept])(keys)
+        network = model.bind(params["encoder"])
+        tokens = network.embed(images)
+        patches = jnp.take_along_axis(tokens[:, vit.prefix :], keep[:, :, None], axis=1)
+        tokens, _ = network.encode(jnp.concatenate([tokens[:, : vit.prefix], patches], axis=1))
+        found = decoder.bind(params["decoder"])(tokens[:, vit.prefix :], keep)
+        dropped = jnp.ones((b, count)).at[jnp.arange(b)[:, None], keep].set(0)
+        error = (jnp.square(found - pixels).mean(-1) * dropped).sum() / dropped.sum()
+        return error, {"metrics": {"dropped": dropped.mean()}, "carry": {}}
+
+    return Objective(
+        init,
+        loss,
+        update=lambda extra, params, aux, step: extra,
+        weights=lambda params, extra: params["encoder"],
+        views=lambda batch, rng: {"image": given(batch)[:, None]},
+        flops=lambda: int(3 * count_flops(vit) * kept / count),
+        raw=lambda params, extra: params["encoder"],
+        alarm=lambda metrics: "the toy rings" if metrics["dropped"] > 0 else None,
+        health={"dropped": "share of the patches that are toys"},
+    )
+'''
+
+RECIPE = """
+from vit_jax.config import defaults, objective
+
+
+def get_config():
+    c = defaults()
+    c.objective = objective("toy")
+    c.objective.name = "toy"
+    c.model.variant = "mu/4"
+    c.model.image = 16
+    c.model.num_classes = 0
+    c.model.depth = 3
+    c.optim.layer_decay = 0.5
+    c.optim.clip = 1.0
+    c.optim.clip_by = "tensor"
+    c.data.name = "synthetic"
+    c.data.synthetic.images = 32
+    c.data.train, c.data.val, c.data.test = "train", "val", "test"
+    c.evaluators = ("knn",)
+    c.best_metric = "eval/val/knn10"
+    c.batch_size = 8
+    c.total_steps = c.eval_every = c.checkpoint_every = "4"
+    c.log_every = "1"
+    c.optim.warmup = "0"
+    c.compilation_cache = ""
+    return c
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """The recipe of the toy, which is found as long as the fixture lives."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "toy.py").write_text(OBJECTIVE)
+    (folder / "toy_keys.py").write_text(KEYS)
+    (folder / "recipe.py").write_text(RECIPE)
+    vit_jax.objectives.__path__.append(str(folder))
+    yield folder / "recipe.py"
+    vit_jax.objectives.__path__.remove(str(folder))
+
+
+@pytest.fixture(scope="module")
+def workdir(recipe, tmp_path_factory):
+    """A run of the toy, interrupted after two steps and resumed."""
+    config = cli.load_recipe(str(recipe))
+    folder = tmp_path_factory.mktemp("run")
+    train.claim(folder, config)
+    stops = iter([False, True])
+    with pytest.raises(Preempted):
+        train.train(config, folder, lambda: next(stops))
+    train.train(config, folder)
+    return folder
+
+
+def test_it_trains_and_resumes(workdir, recipe, tmp_path, capsys):
+    assert command.run(train, f"--config={recipe}", f"--workdir={tmp_path}") == 0
+    out = capsys.readouterr().out
+    assert "warning: the toy rings" in out
+    once, twice = (
+        [{k: v for k, v in row.items() if "perf/" not in k} for row in log.read_metrics(folder)]
+        for folder in (tmp_path, workdir)
+    )
+    assert once == twice and once[0]["train/dropped"] == 0.75 and "eval/test/knn10" in once[-1]
+    assert command.run(train, f"--config={recipe}", "--config.objective.keep=2") == 2
+    assert "config.objective.keep = 2.0 must be above 0" in capsys.readouterr().err
+
+
+def test_every_parameter_learns_at_its_rate(recipe):
+    """The decoder's blocks are no layers of the model, but each of them is a tensor of its own."""
+    run = Run(cli.load_recipe(str(recipe)), jax.devices()[:1])
+    params = run.init().params
+    scales = optim.layer_scales(params, 0.5)
+    assert np.ravel(scales["encoder"]["blocks"]["attn"]["qkv"]["bias"]).tolist() == [
+        1 / 8,
+        1 / 4,
+        1 / 2,
+    ]
+    assert scales["encoder"]["patch_embed"]["kernel"] == 1 / 16
+    assert set(jax.tree.leaves(scales["decoder"])) == {1.0}
+    decayed = optim.decay_mask(params, "timm")["decoder"]["blocks"]
+    assert decayed["norm1"] == {"scale": False, "bias": False}
+    assert decayed["mlp"]["fc1"] == {"kernel": True, "bias": False}
+    rows = next(run.batches(0)) | {"row": np.arange(8)}
+    gradients = jax.grad(run.objective.loss, has_aux=True)(params, {}, rows, jax.random.key(0), 0)[
+        0
+    ]
+    used = {
+        "/".join(str(p.key) for p in path): bool(np.abs(x).max() > 0)
+        for path, x in jax.tree_util.tree_leaves_with_path(gradients)
+    }
+    # The last norm and the class token's query come after the tokens that are decoded.
+    assert [name for name, learns in used.items() if not learns] == [
+        "encoder/norm/bias",
+        "encoder/norm/scale",
+    ]
+
+
+def test_the_report_shows_its_health(workdir, tmp_path):
+    output = tmp_path / "report.html"
+    assert command.run(report, f"--workdir={workdir}", f"--output={output}") == 0
+    html = output.read_text()
+    assert "share of the patches that are toys" in html
+
+
+def test_doctor_and_summary(recipe, tmp_path, capsys):
+    assert command.run(doctor, f"--config={recipe}", f"--workdir={tmp_path / 'run'}") == 0
+    assert "all checks passed" in capsys.readouterr().out
+    folder = tmp_path / "drawings"
+    assert command.run(summary, f"--config={recipe}", f"--drawings={folder}") == 0
+    assert {"whole.svg", "sizes.svg"} < {path.name for path in folder.iterdir()}
+
+
+def test_benchmark_and_compile_check(recipe, capsys):
+    words = ["--pairs=1", "--steps=1", "--json"]
+    assert command.run(benchmark, f"--config={recipe}", *words) == 0
+    timed = json.loads(capsys.readouterr().out)
+    assert timed["model"] == "mu/4" and timed["batch_size"] == 8 and timed["flops_per_s"] > 0
+    assert command.run(compile_check, f"--config={recipe}", "--nosearch", "--json") == 0
+    compiled = json.loads(capsys.readouterr().out.splitlines()[-1])
+    run = Run(cli.load_recipe(str(recipe)))
+    assert compiled["flops"] == 8 * run.objective.flops() > 0
+    assert compiled["parameters"] == sum(x.size for x in jax.tree.leaves(run.abstract.params))
