@@ -79,7 +79,7 @@ def test_a_checkpoint_means_that_the_rows_up_to_it_are_there(monkeypatch):
     """Killed right after a checkpoint: what was in memory is lost, and done again."""
     config, workdir = recipe(), "gs://test/killed"
     train.claim(storage.place(workdir), config)
-    monkeypatch.setattr(metrics.Objects, "close", lambda _: None)
+    monkeypatch.setattr(metrics.Object, "close", lambda _: None)
     steps = iter([False] * 6)
     with pytest.raises(StopIteration):
         train_on_one(config, workdir, lambda: next(steps))

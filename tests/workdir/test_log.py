@@ -84,29 +84,24 @@ def test_a_line_that_lacks_only_its_end_is_kept_whole(tmp_path):
     assert log.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
 
 
-def test_rows_of_a_bucket_are_objects_written_now_and_then(tmp_path, monkeypatch):
-    """On a disk here, where a run that was copied from its bucket goes on too."""
-    monkeypatch.setattr(metrics, "MAX_ROWS", 3)
-    rows = metrics.Objects(tmp_path, 0)
+def test_rows_of_a_bucket_are_written_now_and_then(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = metrics.Object(path)
     rows.write({"step": 10})
     assert not rows.due and log.read_metrics(tmp_path) == []
     rows.flush()
     assert log.read_metrics(tmp_path) == [{"step": 10}]
     rows.write({"step": 20})
-    rows.saved -= metrics.FLUSH_SECONDS
+    rows.flushed -= metrics.FLUSH_SECONDS
     assert rows.due
-    for step in (20, 30, 40):
-        rows.write({"step": step})
     rows.close()
-    found = {path.name: len(path.read_text().splitlines()) for path in tmp_path.iterdir()}
-    assert found == {"metrics-000000000.jsonl": 3, "metrics-000000029.jsonl": 2}
-    with log.Log(tmp_path, 40, start=30, stream=io.StringIO()) as out:
-        out.write(35, {})
-    rows = metrics.Objects(tmp_path, 29)  # its first object is there already, from before
-    rows.write({"step": 36})
+    with log.Log(tmp_path, 40, start=10, stream=io.StringIO()) as out:  # copied to a disk
+        out.write(15, {})
+    rows = metrics.Object(path)
+    rows.write({"step": 16})
     rows.close()
-    assert [row["step"] for row in log.read_metrics(tmp_path)] == [10, 20, 20, 30, 35, 36]
-    assert (tmp_path / "metrics.discarded.jsonl").read_text() == '{"step": 40}\n'
+    assert [row["step"] for row in log.read_metrics(tmp_path)] == [10, 15, 16]
+    assert (tmp_path / "metrics.discarded.jsonl").read_text() == '{"step": 20}\n'
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path):
