@@ -1,4 +1,4 @@
-"""The training command on another machine, again and again until it is done.
+"""Run the training command on another machine, and restart it until training is done.
 
 python -m experiments.launch --target=tpu-vm --name=deit-s --zone=us-west4-a --spot \\
     --accelerator=v5litepod-8 --config=configs/deit.py:S --workdir=gs://bucket/deit_s
@@ -6,23 +6,22 @@ python -m experiments.launch --target=slurm --nodes=2 --gpus=8 --config=configs/
     --workdir=/shared/deit_s
 python -m experiments.launch --target=local --config=configs/digits.py --workdir=runs/digits
 
---target: tpu-vm (gcloud's TPU VMs), queued (the same by a queued resource), slurm, or local. With
---dry_run the commands are printed, and nothing is done. --workdir must be one folder for all
-workers, or gs://BUCKET/RUN but under SLURM, and is said once: training that is started again goes
-on there.
+--target: tpu-vm (a TPU VM, through gcloud), queued (the same as a queued resource), slurm, or
+local. --dry_run prints the commands without running them. --workdir must be a directory that all
+workers share, or gs://BUCKET/RUN (not with SLURM). A restart resumes from its latest checkpoint.
 
-On TPU VMs every worker gets this working tree, with the versions of this environment (made with
-Python 3.11, which is what they have), and runs apart from the connection; the log is followed.
-What is lost to preemption is deleted, created and started again. By training's exit code: 0 ends
-it, and so do 2, 3 and 4, which would come again (your mistake, diverged, no space); 75 (saved) and
-crashes start it again, at most --restarts times.
-The machine is deleted at the end, unless --keep.
+On TPU VMs, each worker gets this working tree and the package versions of this environment (make it
+with Python 3.11, the version of the workers). Training does not depend on the ssh connection; its
+log is printed. A preempted slice is deleted, created again and training is resumed. The exit code
+of training decides: 0, 2 (user error), 3 (diverged) and 4 (no space left) are final; 75 (preempted
+and saved) and crashes lead to a restart, at most --restarts times. The slice is deleted at the end
+unless --keep is passed.
 
-With --sweep, --grid or --draw, as experiments.sweep has them, every run of a sweep gets a task of
-one SLURM array or a TPU slice of its own, NAME-0, NAME-1, ..., --jobs of them at a time:
+With --sweep, --grid or --draw, see experiments.sweep, each run of a sweep becomes a task of a SLURM
+array or gets its own TPU slice, NAME-0, NAME-1, ..., --jobs of them at a time:
 python -m experiments.launch --target=slurm --gpus=1 --jobs=4 --config=configs/fashion_mnist.py \\
     --workdir=/shared/lr --grid=optim.lr=1e-3,3e-3
-The runs are in folders of --workdir. Then, or in between, their table, from where they are seen:
+The runs are in subdirectories of --workdir. To tabulate them, at any time, where it is mounted:
 python -m experiments.sweep --config=configs/fashion_mnist.py --output=/shared/lr \\
     --grid=optim.lr=1e-3,3e-3 --table
 """
@@ -43,7 +42,7 @@ from vit_jax.devices import distributed
 from vit_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-# A process for each GPU: that is how JAX shares them out under SLURM.
+# One process per GPU, as JAX assumes under SLURM.
 SLURM = """#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
@@ -57,10 +56,10 @@ SLURM = """#!/bin/bash
 cd {root}
 {train}
 code=$?
-if [ $code -eq 75 ]; then scontrol requeue {job}; fi  # saved before the time was up
+if [ $code -eq 75 ]; then scontrol requeue {job}; fi  # saved before the time limit
 exit $code
 """
-# A task's run, as the sweep says it: the processes that srun starts are that run, all of them.
+# The sweep prints the training command of a task; srun starts it in all processes of the task.
 TASK = """PATH={root}/.venv/bin:$PATH
 train=$({sweep} --index=$SLURM_ARRAY_TASK_ID --dry_run) || exit
 eval "srun --kill-on-bad-exit=1 $train\""""
@@ -69,37 +68,38 @@ eval "srun --kill-on-bad-exit=1 $train\""""
 def define_flags():
     cli.define_config()
     flags.DEFINE_string(
-        "workdir", None, "folder of the run for all workers, or gs://BUCKET/RUN", required=True
+        "workdir", None, "directory that all workers share, or gs://BUCKET/RUN", required=True
     )
-    flags.DEFINE_enum("target", "local", ("local", "tpu-vm", "queued", "slurm"), "where")
-    flags.DEFINE_bool("dry_run", False, "print the commands and stop")
-    flags.DEFINE_string("name", None, "of the machine or job (default: that of the workdir)")
-    flags.DEFINE_integer("restarts", 100, "at most so many starts after the first", lower_bound=0)
-    flags.DEFINE_string("zone", None, "tpu-vm, queued: gcloud's zone")
-    flags.DEFINE_string("project", None, "tpu-vm, queued: gcloud's project")
-    flags.DEFINE_string("accelerator", "v5litepod-8", "tpu-vm, queued: type of the slice")
-    flags.DEFINE_string("runtime", None, "tpu-vm, queued: version of the image")
-    flags.DEFINE_bool("spot", False, "tpu-vm, queued: cheaper, may be taken away")
-    flags.DEFINE_bool("keep", False, "tpu-vm, queued: do not delete it at the end")
-    flags.DEFINE_string("code", None, "tpu-vm, queued: runs/vit_jax-*.tar.gz, not this tree")
-    flags.DEFINE_integer("nodes", 1, "slurm: machines", lower_bound=1)
-    flags.DEFINE_integer("gpus", 8, "slurm: GPUs of each", lower_bound=1)
-    flags.DEFINE_integer("hours", 24, "slurm: time of a job", lower_bound=1)
-    flags.DEFINE_bool("sweep", False, "all runs of the recipe's own sweep()")
+    flags.DEFINE_enum("target", "local", ("local", "tpu-vm", "queued", "slurm"), "where to run")
+    flags.DEFINE_bool("dry_run", False, "print the commands and exit")
+    flags.DEFINE_string("name", None, "name of the slice or job (default: from --workdir)")
+    flags.DEFINE_integer("restarts", 100, "maximum number of restarts", lower_bound=0)
+    flags.DEFINE_string("zone", None, "tpu-vm, queued: zone")
+    flags.DEFINE_string("project", None, "tpu-vm, queued: project (default: gcloud's)")
+    flags.DEFINE_string("accelerator", "v5litepod-8", "tpu-vm, queued: accelerator type")
+    flags.DEFINE_string("runtime", None, "tpu-vm, queued: runtime version")
+    flags.DEFINE_bool("spot", False, "tpu-vm, queued: use preemptible capacity")
+    flags.DEFINE_bool("keep", False, "tpu-vm, queued: keep the slice at the end")
+    flags.DEFINE_string("code", None, "tpu-vm, queued: archive to send (default: this tree)")
+    flags.DEFINE_integer("nodes", 1, "slurm: number of nodes", lower_bound=1)
+    flags.DEFINE_integer("gpus", 8, "slurm: GPUs per node", lower_bound=1)
+    flags.DEFINE_integer("hours", 24, "slurm: time limit in hours", lower_bound=1)
+    flags.DEFINE_bool("sweep", False, "launch the runs of the recipe's sweep()")
     sweep.define_choices()
 
 
 def main(flags):
     spec, fixed = runs.handed_on(sys.argv[1:])
-    planned, words = None, runs.one(spec, fixed, flags.workdir).command[1:]
+    planned = None
+    words = runs.one(spec, fixed, flags.workdir).command[1:]
     if flags.sweep or flags.grid or flags.draw:
         planned = runs.plan(spec, fixed, sweep.choices(spec, flags), flags.workdir)
         words = ["-m", "experiments.sweep", f"--config={spec}", f"--output={flags.workdir}"]
         words += [f"--config.{key}={text}" for key, text in fixed.items()]
-        words += said(flags, "grid", "draw", "draws")
+        words += as_words(flags, "grid", "draw", "draws")
     shell = Shell(flags.dry_run)
     if flags.target == "local":
-        words += said(flags, "jobs") if planned else []
+        words += as_words(flags, "jobs") if planned else []
         return again(lambda: shell([sys.executable, *words]), flags.restarts)
     name = flags.name or re.sub(r"[^a-z0-9-]+", "-", Path(flags.workdir).name.lower()).strip("-")
     if flags.target == "slurm":
@@ -111,11 +111,11 @@ def main(flags):
         raise UserError(f"--target={flags.target} needs --zone, such as --zone=us-west4-a")
     archive = Path(flags.code) if flags.code else tpu.snapshot(write=not flags.dry_run)
     if not flags.dry_run and not archive.is_file():
-        raise UserError(f"--code={archive} is not there")
+        raise UserError(f"--code={archive} does not exist")
     if planned:
         return slices(planned, name, archive, flags)
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, leave)
+        signal.signal(number, signal.default_int_handler)  # Ctrl-C: the slice is deleted below
     slice_ = tpu.Slice(shell, name, flags, archive, shlex.join([".venv/bin/python", *words]))
     try:
         return again(slice_.attempt, flags.restarts)
@@ -124,8 +124,8 @@ def main(flags):
             slice_.delete()
 
 
-def said(flags, *names):
-    """These flags as words of a command line, those without a value left out."""
+def as_words(flags, *names):
+    """Format flags for a command line, without those that are not set."""
     words = []
     for name in names:
         value = flags[name].value
@@ -138,7 +138,14 @@ def said(flags, *names):
 
 
 def job(name, words, count, flags):
-    """The script for sbatch; with a count, of an array with so many tasks."""
+    """Return the script for sbatch.
+
+    Args:
+        name: the name of the job.
+        words: the words of the command after python.
+        count: the number of tasks of an array, or None for a single job.
+        flags: the flags of this command.
+    """
     command = shlex.join([str(ROOT / ".venv/bin/python"), *words])
     parts = {"array": "", "log": "%j", "job": "$SLURM_JOB_ID"}
     parts["train"] = f"srun --kill-on-bad-exit=1 {command}"
@@ -146,60 +153,61 @@ def job(name, words, count, flags):
         parts["array"] = f"\n#SBATCH --array=0-{count - 1}%{flags.jobs}"
         parts["log"] = "%A_%a"
         parts["train"] = TASK.format(root=ROOT, sweep=command)
-        # SLURM_JOB_ID of one of the tasks is the name of the whole array.
+        # SLURM_JOB_ID of one of the tasks is the ID of the whole array.
         parts["job"] = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
     numbers = {key: flags[key].value for key in ("workdir", "nodes", "gpus", "hours")}
     return SLURM.format(name=name, root=ROOT, **parts, **numbers)
 
 
 def slices(planned, name, archive, flags):
-    """A launch for each run, with the same code, and what they say in runs/launch. -> exit code"""
+    """Launch each run on its own slice, log to runs/launch, and return the largest exit code."""
     if flags.keep:
-        raise UserError("--keep is for a single run: a sweep has its slices deleted, one by one")
+        raise UserError("--keep cannot be combined with a sweep, which deletes its slices")
     kept = ("target", "zone", "project", "accelerator", "runtime", "spot", "restarts")
     for index, run in enumerate(planned):
-        own = [f"--name={name}-{index}", f"--code={archive}", *said(flags, *kept)]
+        own = [f"--name={name}-{index}", f"--code={archive}", *as_words(flags, *kept)]
         run.command = [sys.executable, "-m", "experiments.launch", *own, *run.command[3:]]
         run.log = ROOT / "runs" / "launch" / f"{name}-{index}.log"
     if flags.dry_run:
         return max([subprocess.run([*run.command, "--dry_run"]).returncode for run in planned])
-    print(f"what they say: {planned[0].log.parent}/{name}-*.log", flush=True)
+    print(f"logs: {planned[0].log.parent}/{name}-*.log", flush=True)
     with distributed.Stop() as stop:
         return max(runs.make(planned, flags.jobs, stop).values())
 
 
-def leave(*_):
-    """The handler of a signal: as for Ctrl-C, what was made is deleted."""
-    raise KeyboardInterrupt
-
-
 def again(attempt, restarts, wait=10.0):
-    """Calls attempt() -> exit code until the code is one of FINAL. -> the last code"""
+    """Call attempt() until it returns a final exit code, and return the last code.
+
+    Args:
+        attempt: trains and returns the exit code.
+        restarts: the maximum number of calls after the first.
+        wait: seconds between a crash and the next call.
+    """
     for count in range(restarts + 1):
         code = attempt()
         if code in runs.FINAL:
             return code
         if count < restarts:
-            print(f"ended with exit code {code}; start {count + 2}", flush=True)
+            print(f"exit code {code}; restart {count + 1} of {restarts}", flush=True)
             time.sleep(wait if code != 75 else 0)
     return code
 
 
 class Shell:
-    """Runs commands, or with dry_run prints them and takes them to have succeeded."""
+    """Runs commands; with dry_run, prints them as if they had succeeded."""
 
     def __init__(self, dry_run):
         self.dry_run = dry_run
 
     def __call__(self, command, text=None):
-        """-> exit code; what the command prints is seen at once."""
+        """Run a command with text as its input, print its output and return its exit code."""
         if self.dry_run:
             print(shlex.join(command) + (f" <<'EOF'\n{text}EOF" if text else ""))
             return 0
         return self._run(command, input=text).returncode
 
     def ask(self, command, dry):
-        """-> what the command printed, None where it failed; `dry` with dry_run."""
+        """Return the output of a command, None if it fails, or `dry` with dry_run."""
         if self.dry_run:
             print(shlex.join(command))
             return dry

@@ -1,9 +1,9 @@
-"""The spread between seeds: one recipe, trained again and again by the ordinary command.
+"""Train one recipe with several seeds and report mean, standard deviation and range.
 
 python -m experiments.seeds --config=configs/digits.py --seeds=5 \\
     --output=experiments/quickstart/results/digits_seeds.jsonl
 
-What is done stays done: the same command goes on where it was stopped.
+Rerunning the same command skips finished seeds and resumes an interrupted one.
 """
 
 import json
@@ -25,15 +25,15 @@ SCORES = ("eval/test/acc1", "eval/val/acc1")
 
 def define_flags():
     cli.define_config()
-    flags.DEFINE_integer("seeds", 5, "how many: 0, 1, ...", lower_bound=1)
-    flags.DEFINE_string("output", None, ".jsonl to write, a row a seed", required=True)
-    flags.DEFINE_string("workdir", None, "folder of the runs (default: runs/seeds/CONFIG)")
+    flags.DEFINE_integer("seeds", 5, "number of seeds: 0, 1, ...", lower_bound=1)
+    flags.DEFINE_string("output", None, ".jsonl file to write, one row per seed", required=True)
+    flags.DEFINE_string("workdir", None, "directory of the runs (default: runs/seeds/CONFIG)")
 
 
 def main(flags):
     spec, fixed = runs.handed_on(sys.argv[1:])
     if "seed" in fixed:
-        raise UserError("--config.seed is what changes from run to run; pass --seeds=N")
+        raise UserError("--config.seed is set by this command; pass --seeds=N")
     output = Path(flags.output).expanduser()
     name = Path(spec.partition(":")[0]).stem
     root = Path(flags.workdir or f"runs/seeds/{name}").expanduser()
@@ -48,33 +48,44 @@ def main(flags):
 
 
 def train(run, seed, stop):
-    """Trains, unless that is done, and waits. -> the row of its result. Raises UserError."""
-    timing = run.workdir / "seconds.json"  # {start: seconds, importing and compiling included}
+    """Train a run unless it is finished, and return its row of the output. Raises UserError."""
+    timing = run.workdir / "seconds.json"  # {start: seconds, including imports and compilation}
     print(f"seed {seed}: {run.log}", flush=True)
-    before, began = count_starts(run.workdir), time.perf_counter()
+    before = count_starts(run.workdir)
+    began = time.perf_counter()
     code = runs.make([run], 1, stop)[run.name]
     seconds = time.perf_counter() - began
     if code:
         sys.exit(code)
     spent = json.loads(timing.read_text()) if timing.exists() else {}
-    if (starts := count_starts(run.workdir)) > before:  # else the run was done already
+    if (starts := count_starts(run.workdir)) > before:  # else it was already finished
         spent[str(starts)] = round(seconds, 2)
         log.write_json(timing, spent)
-    rows, facts = log.read_metrics(run.workdir), json.loads((run.workdir / "run.json").read_text())
-    return result(rows, facts, seed, spent)
+    facts = json.loads((run.workdir / "run.json").read_text())
+    return result(log.read_metrics(run.workdir), facts, seed, spent)
 
 
 def count_starts(workdir):
-    """How often training was started or resumed there."""
+    """The number of times training was started or resumed in a workdir."""
     path = workdir / "run.json"
     return len(json.loads(path.read_text())["starts"]) if path.exists() else 0
 
 
 def result(rows, run, seed, spent):
-    """A row of the output: accuracies at the end of training, and how they came about."""
+    """Return a row of the output: the final accuracies and how they were obtained.
+
+    Args:
+        rows: the rows of metrics.jsonl.
+        run: the content of run.json.
+        seed: the seed of the run.
+        spent: {start: seconds}, the wall-clock time of each start.
+
+    Raises:
+        UserError: if there is no test accuracy.
+    """
     final = [row for row in rows if SCORES[0] in row]
     if not final:
-        raise UserError(f"the run of seed {seed} has no {SCORES[0]} in its metrics")
+        raise UserError(f"the metrics of seed {seed} have no {SCORES[0]}")
     best = {row["step"]: row for row in rows if SCORES[1] in row}.get(final[-1]["eval/test/step"])
     return {
         "seed": seed,
@@ -82,7 +93,7 @@ def result(rows, run, seed, spent):
         SCORES[0]: final[-1][SCORES[0]],
         SCORES[1]: best and best[SCORES[1]],
         "images": final[-1]["eval/test/images"],
-        # Where an earlier start was cut short, its time is not known: None.
+        # None if an earlier start was killed: its time is unknown.
         "seconds": round(sum(spent.values()), 2) if len(spent) == len(run["starts"]) else None,
         "devices": run["devices"],
         "code": run["code"],
@@ -93,18 +104,16 @@ def result(rows, run, seed, spent):
 
 
 def describe(rows):
-    """Mean, standard deviation and range, as text."""
+    """Format mean, standard deviation and range of the rows as text."""
     lines = []
     for key in (*SCORES, "seconds"):
         values = [row[key] for row in rows if row[key] is not None]
         if values:
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            digits = ".1f" if key == "seconds" else ".2%"
-            mean, spread, low, high = (
-                format(x, digits)
-                for x in (statistics.fmean(values), spread, min(values), max(values))
-            )
-            lines.append(f"{key:15} {mean} +- {spread} ({low} to {high}), {len(values)} seeds")
+            form = ".1f" if key == "seconds" else ".2%"
+            mean = f"{statistics.fmean(values):{form}} +- {spread:{form}}"
+            interval = f"{min(values):{form}} to {max(values):{form}}"
+            lines.append(f"{key:15} {mean} ({interval}), {len(values)} seeds")
     return "\n".join(lines)
 
 

@@ -1,22 +1,22 @@
-"""A search for the best values of a recipe's keys, each trial chosen by those before it (Optuna).
+"""Hyperparameter search with Optuna: earlier trials guide the values of the next one.
 
 python -m experiments.study --config=configs/digits.py --output=runs/study --trials=20 --jobs=2 \\
     --draw=optim.lr=1e-4..1e-2 --draw=model.drop_path=0,0.1 --prune=median
 
-A trial is an ordinary training run in a folder of --output; its value is the best of the recipe's
-best_metric on val. --prune ends trials that do worse than the others did by then; they save first.
-The same command goes on where it was stopped, with the trials that were running, too, and with a
-greater --trials it goes further. Said several times at once, on machines that share --output (a
-file system with locks), it is one study; --storage=postgresql://... then serves more of them.
+Each trial is an ordinary training run in a subdirectory of --output. Its value is the maximum of
+the recipe's best_metric over the evaluations on val. --prune stops trials that are worse than the
+others were after as many evaluations; they save a checkpoint first.
 
---output gets study.csv, study.md and study.png, best first. Needs Optuna: make install EXTRA=sweep.
+Rerunning the same command resumes the study and its interrupted trials; a larger --trials extends
+it. Several machines can work on one study: run the command on each, with a shared --output (on a
+file system with locks) and, if there are many of them, --storage=postgresql://...
+
+Writes study.csv, study.md and study.png to --output, best trial first. Requires Optuna:
+make install EXTRA=sweep.
 """
 
-import collections
 import contextlib
-import errno
-import itertools
-import os
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -27,226 +27,210 @@ from experiments import runs, sweep
 from vit_jax import cli
 from vit_jax.config import config_diff, flat, schema
 from vit_jax.devices import distributed
-from vit_jax.errors import Preempted, UserError
+from vit_jax.errors import NO_SPACE, Diverged, Preempted, UserError
 from vit_jax.workdir import log
 
-STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "not finished"}
-# Of a run they may change when it is resumed; all trials of a study have the same.
+try:
+    import optuna
+except ImportError:
+    optuna = None
+
+PRUNERS = {"none": "NopPruner", "median": "MedianPruner", "hyperband": "HyperbandPruner"}
+STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}  # else: not finished
+# A run may change these keys when it is resumed, but all trials of a study must have the same.
 FIXED_KEYS = {"total_steps", "eval_every", "evaluators"}
 
 
 def define_flags():
     cli.define_config()
-    flags.DEFINE_string("output", None, "folder of the trials and of their table", required=True)
-    flags.DEFINE_multi_string("draw", [], "KEY=LOW..HIGH, by its logarithm, or KEY=VALUE,...")
-    flags.DEFINE_integer("trials", 20, "of the whole study, whoever makes them", lower_bound=1)
-    flags.DEFINE_integer("jobs", 1, "trials at a time", lower_bound=1)
-    flags.DEFINE_enum("prune", "none", ("none", "median", "hyperband"), "which trials to end")
-    flags.DEFINE_string("storage", None, "Optuna's URL (default: study.journal in --output)")
+    flags.DEFINE_string("output", None, "directory of the trials and the table", required=True)
+    flags.DEFINE_multi_string("draw", [], "KEY=LOW..HIGH (log-uniform) or KEY=VALUE,...: search")
+    flags.DEFINE_integer("trials", 20, "number of trials of the whole study", lower_bound=1)
+    flags.DEFINE_integer("jobs", 1, "number of trials to train at a time", lower_bound=1)
+    flags.DEFINE_enum("prune", "none", list(PRUNERS), "Optuna's pruner")
+    flags.DEFINE_string("storage", None, "Optuna's storage URL (default: OUTPUT/study.journal)")
 
 
 def main(flags):
     spec, fixed = runs.handed_on(sys.argv[1:])
     space = sweep.spaces(flags.draw)
     if not space:
-        raise UserError("pass what to search: --draw=KEY=LOW..HIGH or --draw=KEY=VALUE,...")
+        raise UserError("pass the keys to search: --draw=KEY=LOW..HIGH or --draw=KEY=VALUE,...")
     cli.check_local("output", flags.output)
     output = Path(flags.output).expanduser().absolute()
-    for key, of in space.items():  # mistakes are found before there is a study
+    for key, of in space.items():  # reject invalid values before the study is created
         for value in of if isinstance(of, list) else map(sweep.number, of):
             runs.plan(spec, fixed, [{key: value}], output)
-    optuna = load()
-    study = open_study(optuna, flags, output, space)
-    trials = Trials(optuna, study, space, lambda v, name: runs.one(spec, fixed | v, output / name))
-    print(f"{len(study.trials)} of {flags.trials} trials are there", flush=True)
+
+    def run_of(values, name):
+        run = runs.one(spec, fixed | values, output / name)
+        run.changes = {key: values.get(key) for key in space}
+        return run
+
+    study = open_study(flags, output, space)
+    print(f"{len(study.trials[: flags.trials])} of {flags.trials} trials exist", flush=True)
     with distributed.Stop() as stop:
-        code = trials.make(flags.trials, flags.jobs, stop)
+        search = Search(study, space, run_of, flags.trials, stop)
+        search.optimize(flags.jobs)
         if stop():
-            raise Preempted("stopped; the same command goes on with the trials that ran")
-    if rows := trials.rows():
+            raise Preempted("stopped; rerun the same command to resume the study")
+    rows = []
+    for trial in study.trials[: flags.trials]:
+        if "run" in trial.user_attrs:
+            row = runs.row_of(run_of(*trial.user_attrs["run"]))
+            state = STATES.get(trial.state.name, "not finished")
+            rows.append({"trial": trial.number} | row | {"state": state})
+    if rows:
         text = sweep.write(rows, space, flags.config.best_metric, output / "study")
-        if len(space) > 1 and (importance := weigh(optuna, study)):
-            text += "\n" + importance
+        if len(space) > 1:
+            text += importance(study)
             log.write_text(output / "study.md", text)
         print(text, end="")
-    return code
+    return max(search.codes.values(), default=0)
 
 
-def load():
-    """Optuna, which warns only of what a user can help. Raises UserError."""
-    try:
-        import optuna
-    except ImportError:
-        raise UserError("a study needs Optuna: make install EXTRA=sweep") from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    return optuna
-
-
-def open_study(optuna, flags, output, space):
-    """The study of the folder, made or gone on with. Raises UserError."""
+def open_study(flags, output, space):
+    """Create or load the study of a directory. Raises UserError."""
+    if optuna is None:
+        raise UserError("Optuna is not installed; run make install EXTRA=sweep")
     from sqlalchemy.exc import SQLAlchemyError
 
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", "The reported value is ignored")
     output.mkdir(parents=True, exist_ok=True)
-    pruners = {"none": "NopPruner", "median": "MedianPruner", "hyperband": "HyperbandPruner"}
+    journal = optuna.storages.journal.JournalFileBackend(f"{output}/study.journal")
     try:
-        backend, storage = optuna.storages.journal.JournalFileBackend, flags.storage
         study = optuna.create_study(
-            storage=storage or optuna.storages.JournalStorage(backend(f"{output}/study.journal")),
+            storage=flags.storage or optuna.storages.JournalStorage(journal),
             study_name=output.name,
             direction="maximize",
             load_if_exists=True,
-            pruner=getattr(optuna.pruners, pruners[flags.prune])(),
+            pruner=getattr(optuna.pruners, PRUNERS[flags.prune])(),
         )
     except (ImportError, ValueError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-        raise UserError(f"the study cannot be opened: {cli.one_line(error)}") from None
-    # What may differ between the processes of a study: how it is run, not what is run.
+        raise UserError(f"cannot open the study: {cli.one_line(error)}") from None
+    # Free keys say how to train, not what: the processes of a study may differ in them.
     free = {name for name, key in schema(flags.config.objective.name).items() if key.free}
-    settled = free - FIXED_KEYS | space.keys()
-    config = {k: v for k, v in flat(flags.config).items() if k not in settled}
-    if differing := config_diff(study.user_attrs.get("config", config), config):
+    ignored = free - FIXED_KEYS | space.keys()
+    config = {key: value for key, value in flat(flags.config).items() if key not in ignored}
+    config |= {f"--draw={key}": of for key, of in space.items() if isinstance(of, list)}
+    if differences := config_diff(study.user_attrs.get("config", config), config):
         raise UserError(
-            f"{output} is a study of another config: {differing[0]}.\n"
-            "Take another --output, or the config that it was started with."
+            f"{output} is a study of another config: {differences[0]}.\n"
+            "Pass another --output, or the config that the study was started with."
         )
     study.set_user_attr("config", config)
     return study
 
 
-class Trials:
-    """The trials of a study as runs. one(values, folder) -> a Run"""
+class Interrupted(BaseException):
+    """Leaves a trial unfinished. After an Exception, Optuna would mark it as failed."""
 
-    def __init__(self, optuna, study, space, one):
-        self.optuna, self.study, self.space, self.one = optuna, study, space, one
-        self.states = optuna.trial.TrialState
-        self.trials, self.pruned, self.stamps = {}, set(), {}
-        self.reported = collections.Counter()
 
-    def make(self, count, jobs, stop):
-        """Makes trials until there are `count`. -> exit code: 1 where one crashed"""
-        worst = 0
-        todo = (self.left_over() or self.new(count) for _ in itertools.count())
-        with contextlib.closing(runs.follow(todo, jobs, stop, self.hopeless)) as ended:
-            for run, code in ended:
-                if code is not None:  # else another process was there first
-                    worst = max(worst, self.end(run, code))
-        return worst
+class Search:
+    """Trains the trials of a study as runs.
 
-    def run_of(self, values, folder):
-        run = self.one(values, folder)
-        run.changes = {key: values.get(key) for key in self.space}
-        return run
+    Args:
+        study: an optuna.Study.
+        space: what to search, see sweep.spaces.
+        run_of: run_of(values, name) -> Run.
+        max_trials: the number of trials of the whole study.
+        stop: a function; once it returns True, the runs save a checkpoint and end.
 
-    def left_over(self):
-        """The run of a trial that was stopped or killed and that nobody trains, or None."""
-        taken = {trial.number for trial in self.trials.values()}
-        for trial in self.study.get_trials(deepcopy=False, states=[self.states.RUNNING]):
-            if trial.number not in taken and "run" in trial.user_attrs:
-                run = self.run_of(*trial.user_attrs["run"])
-                if not runs.busy(run):
-                    self.reported[run] = max(trial.intermediate_values, default=0)
-                    self.trials[run] = self.optuna.trial.Trial(self.study, trial._trial_id)
-                    return run
-        return None
+    Attributes:
+        codes: {trial number: exit code}; 0 if training diverged or was pruned.
+    """
 
-    def new(self, count):
-        """The run of a new trial, or None where there are enough. Raises UserError."""
-        while len(self.study.get_trials(deepcopy=False)) < count:
-            trial = self.study.ask()
-            # By its number, so that neither a restart nor a second process draws the same again.
-            sampler = self.optuna.samplers.TPESampler(seed=trial.number, constant_liar=True)
-            self.study.sampler = sampler
-            try:
-                values = {key: self.suggest(trial, key, of) for key, of in self.space.items()}
-                run = self.run_of(values, f"{trial.number:04}")
-            except ValueError as error:
-                self.study.tell(trial, state=self.states.FAIL)
-                raise UserError(f"trial {trial.number}: {cli.one_line(error)}") from None
-            if not self.known(trial, values):
-                trial.set_user_attr("run", (values, run.name))
-                self.trials[run] = trial
-                return run
-        return None
+    def __init__(self, study, space, run_of, max_trials, stop):
+        self.study = study
+        self.space = space
+        self.run_of = run_of
+        self.max_trials = max_trials
+        self.stop = stop
+        self.locks = {}  # {trial number: lock of its run}, held until Optuna knows the result
+        self.codes = {}
 
-    def suggest(self, trial, key, of):
-        if isinstance(of, list):
-            return trial.suggest_categorical(key, of)
-        return sweep.number(trial.suggest_float(key, *of, log=True))
+    def optimize(self, jobs):
+        """Train trials until the study has max_trials."""
+        states = optuna.trial.TrialState
+        for trial in self.study.get_trials(states=[states.RUNNING]):
+            if "run" in trial.user_attrs and not runs.busy(self.run_of(*trial.user_attrs["run"])):
+                # Its process has died. Optuna takes queued trials before it creates new ones.
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    self.study._storage.set_trial_state_values(trial._trial_id, states.WAITING)
+        trials = self.study.trials[: self.max_trials]
+        missing = self.max_trials - sum(trial.state != states.WAITING for trial in trials)
+        with contextlib.suppress(Interrupted):
+            self.study.optimize(self.objective, missing, n_jobs=jobs, callbacks=[self.release])
 
-    def known(self, trial, values):
-        """Whether an earlier trial had these values; then this one ends as that one did."""
-        for twin in self.study.get_trials(states=[self.states.COMPLETE, self.states.PRUNED]):
+    def release(self, _study, trial):
+        """Unlock the run of a trial that has ended."""
+        if lock := self.locks.pop(trial.number, None):
+            lock.close()
+
+    def objective(self, trial):
+        """Train the run of a trial and return its score."""
+        values, name = trial.user_attrs.get("run") or (self.suggest(trial), f"{trial.number:04}")
+        if trial.number >= self.max_trials:  # other processes took the last trials
+            trial.set_user_attr("run", (values, name))
+            raise Interrupted
+        for twin in self.study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
             if twin.user_attrs.get("run", [None])[0] == values:
                 trial.set_user_attr("run", twin.user_attrs["run"])
-                for step, value in twin.intermediate_values.items():
-                    trial.report(value, step)
-                value = twin.value if twin.state == self.states.COMPLETE else None
-                self.study.tell(trial, value, state=twin.state)
-                return True
-        return False
+                return twin.value
+        self.codes[trial.number] = 1  # study.optimize drops the exceptions of its last threads
+        run = self.run_of(values, name)
+        run.lock = self.locks[trial.number] = runs.take(run)
+        trial.set_user_attr("run", (values, name))
 
-    def hopeless(self, run):
-        """Reports the evaluations that are new. -> whether the trial is to be pruned"""
-        with contextlib.suppress(FileNotFoundError):
-            stamp = os.stat(run.workdir / "metrics.jsonl").st_mtime_ns
-            if stamp != self.stamps.get(run):
-                self.stamps[run] = stamp
-                if self.report(run) and self.trials[run].should_prune():
-                    self.pruned.add(run)
-        return run in self.pruned
+        def prune(run):
+            # Steps are numbers of evaluations: training steps differ between batch sizes.
+            for step, value in enumerate(runs.scores(run), 1):
+                trial.report(value, step)  # ignored if reported before
+            return trial.should_prune()
 
-    def report(self, run):
-        """-> whether there was a new evaluation. They are counted from 1: the steps of trials that
-        differ in batch size or length could not be compared."""
-        before, values = self.reported[run], runs.scores(run)
-        with contextlib.suppress(self.optuna.exceptions.UpdateFinishedTrialError):
-            for count, value in enumerate(values[before:], before + 1):
-                self.trials[run].report(value, count)
-        self.reported[run] = max(before, len(values))
-        return len(values) > before
-
-    def end(self, run, code):
-        """Tells the study what became of a trial. -> exit code. Raises UserError, OSError."""
-        trial, words = self.trials[run], f"exit code {code}: {runs.complaint(run)}" * bool(code)
-        self.report(run)
-        values = runs.scores(run)
-        state = self.states.FAIL
-        if code == 0 and values:
-            state, words = self.states.COMPLETE, runs.score(run)
-        elif code == 0:
-            words = f"its metrics have no {run.config.best_metric}"
-        elif code == 75 and run in self.pruned:
-            state, words = self.states.PRUNED, f"pruned, {runs.score(run)}"
-        elif code == 3:  # diverged: the sampler is to learn from it
-            state = self.states.PRUNED
-        elif code in (4, 75):
-            state = self.states.RUNNING  # it goes on when the command is said again
-        if state != self.states.RUNNING:
-            value = max(values) if state == self.states.COMPLETE else None
-            self.study.tell(trial.number, value, state=state, skip_if_finished=True)
+        ended = runs.follow([run], 1, self.stop, prune, poll_seconds=1)
+        code = next((code for _, code in ended), None)
+        if code is None:  # stopped, or another process trains the run
+            self.codes[trial.number] = Preempted.exit_code
+            raise Interrupted
+        prune(run)  # reports the last evaluation
         told = " ".join(f"{key}={value}" for key, value in run.changes.items())
-        print(f"trial {trial.number}  {told}  {words}", flush=True)
-        if code == 2:
-            raise UserError(runs.complaint(run).removeprefix("error: "))
-        if code == 4:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.workdir))
-        return {self.states.FAIL: 1, self.states.RUNNING: 75}.get(state, 0)
+        print(f"trial {trial.number}  {told}  {runs.outcome(run, code)}", flush=True)
+        if run.pruned or code == Diverged.exit_code:  # the sampler learns from both
+            self.codes[trial.number] = 0
+            raise optuna.TrialPruned
+        scores = runs.scores(run)
+        self.codes[trial.number] = code if code or scores else 1
+        if code in (UserError.exit_code, NO_SPACE):
+            self.study.stop()
+        if code in (NO_SPACE, Preempted.exit_code):
+            raise Interrupted
+        return max(scores) if code == 0 and scores else math.nan  # NaN: a failed trial
 
-    def rows(self):
-        """Lines of the table."""
-        trials = [trial for trial in self.study.trials if "run" in trial.user_attrs]
-        pairs = [(trial, runs.row_of(self.run_of(*trial.user_attrs["run"]))) for trial in trials]
-        return [{"trial": t.number} | row | {"state": STATES[t.state.name]} for t, row in pairs]
+    def suggest(self, trial):
+        """Return the values of a new trial, {"optim.lr": "1e-3", ...}."""
+        # The seed makes a study reproducible, and its processes draw different values.
+        self.study.sampler = optuna.samplers.TPESampler(seed=trial.number, constant_liar=True)
+        values = {}
+        for key, of in self.space.items():
+            if isinstance(of, list):
+                values[key] = trial.suggest_categorical(key, of)
+            else:
+                values[key] = sweep.number(trial.suggest_float(key, *of, log=True))
+        return values
 
 
-def weigh(optuna, study):
-    """How much of the values' variance each key explains, as a line; "" where it is not known."""
+def importance(study):
+    """Format the importance of each key as a line; "" if it cannot be computed."""
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     try:
         found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    except (ValueError, RuntimeError):  # too few trials, or all of one value
+    except (ValueError, RuntimeError):  # too few trials, or equal values
         return ""
-    return "importance: " + ", ".join(f"{key} {x:.2f}" for key, x in found.items()) + "\n"
+    shares = ", ".join(f"{key} {share:.2f}" for key, share in found.items())
+    return f"\nimportance: {shares}\n"
 
 
 if __name__ == "__main__":

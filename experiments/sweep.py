@@ -1,19 +1,18 @@
-"""Many runs of one recipe: a grid or random draws of its keys, some at a time, and their table.
+"""Train many variants of one recipe, from a grid or random draws of its keys, and tabulate them.
 
 python -m experiments.sweep --config=configs/digits.py --output=runs/sweep --jobs=2 \\
     --grid=optim.lr=1e-3,3e-3 --grid=seed=0,1,2
 python -m experiments.sweep --config=configs/digits.py --output=runs/random --draws=8 \\
     --draw=optim.lr=1e-4..1e-2 --draw=model.drop_path=0,0.1,0.2
 
---grid: every combination. --draw: of LOW..HIGH a number, evenly in its logarithm, or one of a list.
-A recipe may say itself what its sweep is: sweep() yields dicts such as {"optim.lr": 1e-3}, one a
-run, taken where there is neither --grid nor --draw.
+--grid trains every combination. --draw samples LOW..HIGH log-uniformly, or one value of a list.
+Without either, the recipe's sweep() yields the overrides of each run, such as {"optim.lr": 1e-3}.
 
-Runs are ordinary runs, in folders of --output by their values; what is done is not done again, and
-what was stopped goes on. --output gets sweep.csv, sweep.md and sweep.png, best first, by the
-validation split; with --table nothing is trained for that. With --index=I only run I is made, as in
-an array of cluster jobs: python -m experiments.sweep ... --index=$SLURM_ARRAY_TASK_ID.
-experiments.launch --sweep makes such an array, or a TPU slice for each run.
+Each run is an ordinary training run in a subdirectory of --output, named after its values. Finished
+runs are skipped and interrupted runs are resumed. Writes sweep.csv, sweep.md and sweep.png to
+--output, best validation score first; --table writes them without training. --index=I trains run I
+alone, for an array of cluster jobs: python -m experiments.sweep ... --index=$SLURM_ARRAY_TASK_ID.
+experiments.launch --sweep submits such an array, or creates one TPU slice per run.
 """
 
 import itertools
@@ -33,18 +32,19 @@ from vit_jax.errors import UserError
 
 def define_flags():
     cli.define_config()
-    flags.DEFINE_string("output", None, "folder of the runs and of their table", required=True)
+    flags.DEFINE_string("output", None, "directory of the runs and the table", required=True)
     define_choices()
-    flags.DEFINE_integer("index", None, "make this run alone, counted from 0")
-    flags.DEFINE_bool("table", False, "train nothing: the table of what is there")
-    flags.DEFINE_bool("dry_run", False, "print the commands and stop")
+    flags.DEFINE_integer("index", None, "train only this run, counted from 0")
+    flags.DEFINE_bool("table", False, "write the table without training")
+    flags.DEFINE_bool("dry_run", False, "print the training commands and exit")
 
 
 def define_choices():
-    flags.DEFINE_multi_string("grid", [], "KEY=VALUE,VALUE,...: every combination of these")
-    flags.DEFINE_multi_string("draw", [], "KEY=LOW..HIGH or KEY=VALUE,...: drawn at random")
-    flags.DEFINE_integer("draws", 8, "how many times to draw", lower_bound=1)
-    flags.DEFINE_integer("jobs", 1, "runs at a time", lower_bound=1)
+    """Declare the flags that say what is swept, shared with experiments.launch."""
+    flags.DEFINE_multi_string("grid", [], "KEY=VALUE,VALUE,...: train every combination")
+    flags.DEFINE_multi_string("draw", [], "KEY=LOW..HIGH (log-uniform) or KEY=VALUE,...: sample")
+    flags.DEFINE_integer("draws", 8, "number of samples of --draw", lower_bound=1)
+    flags.DEFINE_integer("jobs", 1, "number of runs to train at a time", lower_bound=1)
 
 
 def main(flags):
@@ -59,15 +59,21 @@ def main(flags):
         with distributed.Stop() as stop:
             codes = runs.make(planned, flags.jobs, stop)
     if flags.index is None:
-        metric = planned[0].config.best_metric
-        print(
-            write(map(runs.row_of, planned), planned[0].changes, metric, output / "sweep"), end=""
-        )
+        rows = [runs.row_of(run) for run in planned]
+        table = write(rows, planned[0].changes, planned[0].config.best_metric, output / "sweep")
+        print(table, end="")
     return max(codes.values(), default=0)
 
 
 def write(rows, keys, metric, path):
-    """The rows, best first, as path.csv, path.md and path.png. -> what path.md says"""
+    """Write path.csv, path.md and path.png, best score first, and return the text of path.md.
+
+    Args:
+        rows: list of dicts, see runs.row_of.
+        keys: the keys that differ between the rows, one plot each.
+        metric: the name of the score.
+        path: a Path without suffix.
+    """
     rows = sorted(rows, key=lambda row: math.inf if row["val"] is None else -row["val"])
     tables.write(rows, path.with_suffix(".csv"))
     plot(rows, list(keys), metric).savefig(path.with_suffix(".png"), dpi=150)
@@ -75,8 +81,9 @@ def write(rows, keys, metric, path):
 
 
 def choices(spec, flags):
-    """-> [{"optim.lr": "1e-3", ...}, ...], the values that each run has. Raises UserError."""
-    grid, draw = parse(flags.grid), spaces(flags.draw)
+    """Return the overrides of each run, [{"optim.lr": "1e-3", ...}, ...]. Raises UserError."""
+    grid = parse(flags.grid)
+    draw = spaces(flags.draw)
     if not grid and not draw:
         module, _ = cli.recipe_module(spec)
         if not callable(getattr(module, "sweep", None)):
@@ -89,14 +96,16 @@ def choices(spec, flags):
         return found
     products = itertools.product(*(_values(text) for text in grid.values()))
     grids = [dict(zip(grid, values, strict=True)) for values in products]
-    rng = random.Random(0)  # the same draws when the command is said again
-    drawn = [{key: _draw(rng, of) for key, of in draw.items()} for _ in range(flags.draws)]
-    drawn = {str(each): each for each in drawn}.values() if draw else [{}]  # each of them once
-    return [a | b for b in drawn for a in grids]
+    if not draw:
+        return grids
+    rng = random.Random(0)  # a rerun of the command draws the same values
+    samples = [{key: _draw(rng, of) for key, of in draw.items()} for _ in range(flags.draws)]
+    distinct = {str(each): each for each in samples}.values()
+    return [combination | sample for sample in distinct for combination in grids]
 
 
 def parse(words):
-    """["KEY=TEXT", ...] -> {KEY: TEXT}. Raises UserError."""
+    """Parse ["KEY=TEXT", ...] into {KEY: TEXT}. Raises UserError."""
     pairs = {}
     for word in words:
         key, equals, text = word.partition("=")
@@ -107,7 +116,11 @@ def parse(words):
 
 
 def spaces(words):
-    """["KEY=LOW..HIGH", "KEY=A,B"] -> {KEY: (low, high), KEY: ["A", "B"]}. Raises UserError."""
+    """Parse ["KEY=LOW..HIGH", "KEY=A,B"] into {KEY: (low, high), KEY: ["A", "B"]}.
+
+    Raises:
+        UserError: if LOW and HIGH are not positive numbers in this order.
+    """
     found = {}
     for key, text in parse(words).items():
         low, dots, high = text.partition("..")
@@ -115,22 +128,22 @@ def spaces(words):
             found[key] = _values(text)
             continue
         try:
-            found[key] = low, high = float(low), float(high)
-            good = 0 < low <= high < math.inf
+            low, high = float(low), float(high)
         except ValueError:
-            good = False
-        if not good:
-            raise UserError(f"--draw={key}={text}: LOW and HIGH must be numbers above 0")
+            low, high = math.nan, math.nan
+        if not 0 < low <= high < math.inf:
+            raise UserError(f"--draw={key}={text}: LOW and HIGH must be numbers, 0 < LOW <= HIGH")
+        found[key] = low, high
     return found
 
 
 def number(value):
-    """A value from a range as a run has it, and as folders and tables say it: short."""
+    """Format a sampled value as text, rounded to three significant digits."""
     return f"{value:.3g}"
 
 
 def _values(text):
-    """Values with commas between them, those inside brackets left alone."""
+    """Split text at commas, except inside parentheses."""
     return re.findall(r"(?:\([^)]*\)|[^,])+", text)
 
 
@@ -141,7 +154,7 @@ def _draw(rng, of):
 
 
 def plot(rows, keys, metric):
-    """The validation score against each key that changes, a point a run."""
+    """Plot the validation score against each key, one point per run; return the Figure."""
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if row["val"] is not None]
@@ -154,7 +167,7 @@ def plot(rows, keys, metric):
             if min(values) > 0 and max(values) / min(values) >= 10:
                 axis.set_xscale("log")
         except ValueError:
-            pass  # names are drawn as categories
+            pass  # text becomes a categorical axis
         axis.plot(values, [row["val"] for row in rows], "o", color="#0072B2", alpha=0.7)
         axis.set_xlabel(key)
         axis.grid(color="0.9")

@@ -1,4 +1,4 @@
-"""Rows of results as files: what every experiment here writes."""
+"""Tables of results as CSV and Markdown files."""
 
 import csv
 import io
@@ -9,7 +9,7 @@ from vit_jax.workdir import log
 
 
 def write(rows, path):
-    """Rows, dicts with the same keys, as `path` (.csv) and beside it as Markdown (.md)."""
+    """Write rows, dicts with the same keys, to `path` (.csv) and to the .md file next to it."""
     buffer = io.StringIO()
     table = csv.DictWriter(buffer, rows[0], lineterminator="\n")
     table.writeheader()
@@ -19,10 +19,12 @@ def write(rows, path):
 
 
 def markdown(rows):
-    """A table with a line a row; what is None is a dash, and a fraction has four digits."""
+    """Format rows as a Markdown table; None becomes a dash, floats have four decimals."""
 
     def cell(value):
-        return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+        if value is None:
+            return "-"
+        return f"{value:.4f}" if isinstance(value, float) else str(value)
 
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
     lines += ["| " + " | ".join(map(cell, row.values())) + " |" for row in rows]
@@ -30,6 +32,6 @@ def markdown(rows):
 
 
 def speed(rows):
-    """Median images a second of the rows of metrics.jsonl, a whole number; None without any."""
+    """Median images per second over rows of metrics.jsonl, rounded; None if there are none."""
     speeds = [row["perf/images_per_s"] for row in rows if row.get("perf/images_per_s")]
     return round(statistics.median(speeds)) if speeds else None

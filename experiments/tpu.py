@@ -1,4 +1,4 @@
-"""A TPU slice: made by gcloud, sent this working tree, trained on, lost and made again."""
+"""Train on a TPU slice: create it with gcloud, send the code, recreate it after preemption."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from vit_jax.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 LOST = ("PREEMPTED", "TERMINATED", "STOPPED", "SUSPENDED", "FAILED")
 RUNTIMES = {"v6e": "v2-alpha-tpuv6e", "v5p": "v2-alpha-tpuv5", "v5litepod": "v2-alpha-tpuv5-lite"}
-# On a worker: unpacked and installed once; started unless it runs; then its log, to its end.
+# The script of a worker: install once, start training unless it is running, follow its log.
 JOB = """set -e
 mkdir -p {folder} && cd {folder}
 if ! kill -0 $(cat job.pid 2>/dev/null) 2>/dev/null; then
@@ -30,19 +30,31 @@ command -v python3.11 > /dev/null || {{
 PIP_CONSTRAINT=$PWD/constraints.txt make install EXTRA=tpu,gcs
 {train}
 END
+  touch job.log  # tail reports a missing file and may then miss its content
   setsid nohup bash job.sh >> job.log 2>&1 < /dev/null &
   echo $! > job.pid
 fi
 tail -n 5 -F --pid=$(cat job.pid) job.log
-true  # else the shell becomes the tail, which would wait for a child that it does not bury
+true  # keeps this shell alive to reap job.sh: tail ends once the process no longer exists
 """
 
 
 class Slice:
-    """A TPU slice by gcloud's name for it, created and lost as often as it takes."""
+    """A TPU slice.
+
+    Args:
+        shell: a launch.Shell.
+        name: the name of the slice.
+        flags: the flags of experiments.launch.
+        archive: the Path of the code, see `snapshot`.
+        train: the training command as text.
+    """
 
     def __init__(self, shell, name, flags, archive, train):
-        self.shell, self.name, self.flags, self.archive = shell, name, flags, archive
+        self.shell = shell
+        self.name = name
+        self.flags = flags
+        self.archive = archive
         self.folder = archive.name.removesuffix(".tar.gz")  # on the workers
         self.job = JOB.format(folder=self.folder, archive=archive.name, train=train)
         self.queued = flags.target == "queued"
@@ -55,23 +67,23 @@ class Slice:
         self.where += [f"--project={flags.project}"] if flags.project else []
 
     def attempt(self):
-        """Training once, on a slice that is there. -> its exit code; 75 where it was lost"""
+        """Train once and return the exit code; 75 if the slice was lost."""
         self.ensure()
         vm = ["gcloud", "compute", "tpus", "tpu-vm"]
         every = [*self.where, "--worker=all"]
         self.shell([*vm, "scp", str(self.archive), f"{self.name}:", *every])
         self.shell([*vm, "ssh", self.name, *every, f"--command={self.job}"])
-        # What ssh returns may be the connection's fate; the job's own is in a file.
-        ask = [*vm, "ssh", self.name, *every, f"--command=cat {self.folder}/job.exit"]
-        said = self.shell.ask(ask, dry="0")
-        if said is None or not said.split():
+        # The exit code of ssh may be that of a lost connection; the job writes its own to a file.
+        command = [*vm, "ssh", self.name, *every, f"--command=cat {self.folder}/job.exit"]
+        output = self.shell.ask(command, dry="0")
+        if output is None or not output.split():
             return 75 if self.state() != self.ready else 1
-        codes = [int(word) for word in said.split() if word.isdigit()]
-        # What one worker says for sure counts more than that the others lost it.
+        codes = [int(word) for word in output.split() if word.isdigit()]
+        # If one worker fails for good, the others are killed and return other codes.
         return next((code for code in codes if code in FINAL and code), max(codes, default=1))
 
     def ensure(self):
-        """Until there is a slice: what was lost is deleted first."""
+        """Create the slice unless it exists, and wait until it is ready; recreate a lost one."""
         state = self.state()
         while state != self.ready:
             if state in LOST:
@@ -93,13 +105,13 @@ class Slice:
         command += [f"--accelerator-type={self.flags.accelerator}", *self.where]
         command += ["--spot"] if self.flags.spot else []
         if self.shell(command):
-            raise UserError(f"gcloud did not create {self.name}; what it said is above")
+            raise UserError(f"gcloud did not create {self.name}; see its message above")
 
     def state(self):
-        """gcloud's word for it, such as READY, ACTIVE or PREEMPTED; None where it is not there."""
+        """Return gcloud's state, such as READY, ACTIVE or PREEMPTED; None if it does not exist."""
         field = "state.state" if self.queued else "state"
-        words = [*self.resource, "describe", self.name, *self.where, f"--format=value({field})"]
-        return self.shell.ask(words, dry=None)
+        command = [*self.resource, "describe", self.name, *self.where, f"--format=value({field})"]
+        return self.shell.ask(command, dry=None)
 
     def delete(self):
         force = ["--force"] if self.queued else []
@@ -107,11 +119,21 @@ class Slice:
 
 
 def snapshot(write=True):
-    """The working tree, uncommitted changes too, and the versions here. -> the path of a .tar.gz"""
-    listed = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
-    found = subprocess.run(listed, capture_output=True, text=True)
+    """Archive the working tree, with uncommitted changes, and the installed package versions.
+
+    Args:
+        write: whether to write the archive.
+
+    Returns:
+        The path of the .tar.gz, named after a hash of its content.
+
+    Raises:
+        UserError: if the working tree is not a git checkout.
+    """
+    command = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
+    found = subprocess.run(command, capture_output=True, text=True)
     if found.returncode:
-        raise UserError(f"{ROOT} is no git checkout; the code to send is what git lists")
+        raise UserError(f"{ROOT} is not a git checkout; git lists the files to send")
     packages = {d.name: d.version for d in metadata.distributions() if d.name != "vit_jax"}
     pins = "".join(f"{name}=={packages[name]}\n" for name in sorted(packages))
     files = {
@@ -135,5 +157,5 @@ def snapshot(write=True):
             info.size = len(content)
             info.mode = 0o755 if content[:2] == b"#!" else 0o644
             tar.addfile(info, io.BytesIO(content))
-    os.replace(part, archive)  # another launch may be sending it
+    os.replace(part, archive)  # atomic: another launch may be sending it
     return archive

@@ -1,12 +1,14 @@
-"""A study as a user runs it: killed, gone on with, its trials pruned, and its table."""
+"""A study as a user runs it: killed, resumed, shared by processes, pruned, and its table."""
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 import types
+from concurrent import futures
 
 import pytest
 
@@ -16,17 +18,20 @@ from vit_jax import cli
 from vit_jax.errors import UserError
 
 optuna = pytest.importorskip("optuna", reason="Optuna is not installed: make install EXTRA=sweep")
-pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 RECIPE = """
 from configs import digits
 from tests.tiny import tiny
 
 def get_config():
     c = tiny(digits.get_config())
-    c.data.synthetic.images, c.total_steps, c.log_every = 32, "8", "4"
-    c.eval_every, c.checkpoint_every = "4", "1"
+    c.data.synthetic.images = 32
+    c.total_steps = "8"
+    c.log_every = "4"
+    c.eval_every = "4"
+    c.checkpoint_every = "1"
     return c
 """
+SPACE = {"optim.lr": (1e-4, 1e-2)}
 
 
 @pytest.fixture
@@ -43,24 +48,35 @@ def command(spec, tmp_path):
     return [*words, f"--output={tmp_path}/out", "--draw=optim.lr=1e-4..1e-2"]
 
 
-def run(command, **options):
-    options |= dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return subprocess.Popen(command, **options)
+def popen(command):
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=ROOT, **options)
 
 
-def test_a_study_is_killed_and_goes_on(command, spec, tmp_path):
-    """The trial that ran goes on in its folder; the table has it, and the second one."""
+def open_study(spec, output, space=SPACE, **changes):
+    config = cli.load_recipe(spec)
+    config.update(changes)
+    flags = types.SimpleNamespace(storage=None, prune="none", config=config)
+    return study.open_study(flags, output, space)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_study_resumes_its_trial(command, spec, tmp_path, number):
     output = tmp_path / "out"
-    first, deadline = run([*command, "--trials=2"]), time.time() + 240
+    first = popen([*command, "--trials=2"])
+    deadline = time.time() + 240
     while not list(output.glob("*/checkpoints/*")):
         assert first.poll() is None and time.time() < deadline, first.communicate()[0]
         time.sleep(0.02)
-    first.send_signal(signal.SIGTERM)
-    said = first.communicate(timeout=120)[0]
-    assert first.returncode == 75 and "the same command goes on" in said, said
-    second = run([*command, "--trials=2"])
-    said = second.communicate(timeout=240)[0]
-    assert second.returncode == 0 and "1 of 2 trials are there" in said, said
+    first.send_signal(number)
+    if number == signal.SIGKILL:  # training outlives the study until the machine is gone, too
+        os.system(f"pkill -KILL -f workdir={output}/0000")
+    printed = first.communicate(timeout=120)[0]
+    if number == signal.SIGTERM:
+        assert first.returncode == 75 and "rerun the same command" in printed, printed
+    second = popen([*command, "--trials=2"])
+    printed = second.communicate(timeout=240)[0]
+    assert second.returncode == 0 and "1 of 2 trials exist" in printed, printed
     starts = [json.loads((output / f"000{i}/run.json").read_text())["starts"] for i in (0, 1)]
     assert [len(each) for each in starts] == [2, 1] and starts[0][1]["step"] > 0
     with open(output / "study.csv", newline="") as file:
@@ -69,15 +85,13 @@ def test_a_study_is_killed_and_goes_on(command, spec, tmp_path):
     assert float(rows[0]["val"]) >= float(rows[1]["val"]) > 0
     assert rows[0]["optim.lr"] != rows[1]["optim.lr"]
     assert (output / "study.png").read_bytes()[:4] == b"\x89PNG"
-    again = types.SimpleNamespace(storage=None, prune="none", config=cli.load_recipe(spec))
-    again.config.batch_size = 16
     with pytest.raises(UserError, match="another config: batch_size: 8 -> 16"):
-        study.open_study(optuna, again, output, {"optim.lr": ()})
+        open_study(spec, output, batch_size=16)
 
 
 @pytest.mark.slow
-def test_a_trial_that_does_worse_than_the_others_did_is_pruned(command, tmp_path):
-    """Five trials that were as good as none can be, then a real one: it saves and ends."""
+def test_a_trial_that_is_worse_than_the_others_is_pruned(command, tmp_path):
+    """Five trials with a score that cannot be reached, then one that saves and ends."""
     output = tmp_path / "out"
     output.mkdir()
     backend = optuna.storages.journal.JournalFileBackend(str(output / "study.journal"))
@@ -88,49 +102,83 @@ def test_a_trial_that_does_worse_than_the_others_did_is_pruned(command, tmp_path
         values = dict(params={"optim.lr": 1e-3}, value=2.0, intermediate_values={1: 2.0})
         found.add_trial(optuna.trial.create_trial(distributions=space, **values))
     words = ["--trials=6", "--prune=median", "--config.total_steps=100k", "--config.log_every=4"]
-    said = run([*command, *words]).communicate(timeout=240)[0]
-    assert "trial 5  optim.lr=" in said and "pruned, eval/val/acc1" in said, said
+    printed = popen([*command, *words]).communicate(timeout=240)[0]
+    assert "trial 5  optim.lr=" in printed and "pruned, eval/val/acc1" in printed, printed
     assert found.trials[-1].state == optuna.trial.TrialState.PRUNED
     assert "| pruned | 0005 |" in (output / "study.md").read_text()
     assert list((output / "0005/checkpoints").iterdir())
 
 
-def test_what_becomes_of_a_trial(spec, tmp_path):
-    """By its exit code; and who goes on with it."""
+@pytest.fixture
+def search(spec, tmp_path):
+    """Return search(code, trials, ...) -> Search whose runs are shell commands."""
+    row = json.dumps({"step": 8, "eval/val/acc1": 0.5})
 
-    def trials(space):
-        return study.Trials(optuna, found, space, lambda v, n: runs.one(spec, v, tmp_path / n))
+    def make(code, trials, space=SPACE, seconds=0, stop=lambda: False):
+        output = tmp_path / "out"
 
-    def end(code):
-        run = mine.new(99)
-        run.log.parent.mkdir()
-        run.log.write_text("error: what it says\n")
-        return mine.end(run, code)
+        def run_of(values, name):
+            run = runs.one(spec, values, output / name)
+            run.changes = values
+            script = f"echo '{row}' > {run.workdir}/metrics.jsonl; sleep {seconds}; exit {code}"
+            run.command = ["bash", "-c", f"echo $$ >> {output}/starts; {script}"]
+            return run
 
-    found, space = optuna.create_study(direction="maximize"), {"optim.lr": (1e-4, 1e-2)}
-    mine = trials(space)
-    assert [end(code) for code in (3, 1, 75)] == [0, 1, 75]
-    with pytest.raises(UserError, match="^what it says"):
-        end(2)
-    with pytest.raises(OSError, match="No space"):
-        end(4)
-    states = [trial.state.name for trial in found.trials]
-    assert states == ["PRUNED", "FAIL", "RUNNING", "FAIL", "RUNNING"]
-    assert len({str(trial.params) for trial in found.trials}) == 5
-    assert mine.left_over() is None  # not by who had it already
-    run = trials(space).left_over()
-    assert run.name == "0002" and run.changes.keys() == space.keys()
-    run.command = [sys.executable, "-c", "import time; time.sleep(100)"]
-    process = runs.start(run)
-    assert trials(space).left_over().name == "0004"
-    process.kill()
-    process.wait()
-    # Values that were tried are not trained again.
-    found = optuna.create_study(direction="maximize")
-    mine = trials({"seed": ["0"]})
-    found.tell(mine.trials[mine.new(3)], 0.5)
-    assert mine.new(3) is None
-    assert [trial.value for trial in found.trials] == [0.5] * 3
-    mine = trials({"seed": ["0", "1"]})
-    with pytest.raises(UserError, match="dynamic value space"):
-        mine.new(4)
+        found = open_study(spec, output, space)
+        return study.Search(found, space, run_of, trials, stop)
+
+    return make
+
+
+def states(search):
+    return [trial.state.name for trial in search.study.trials]
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code", "state", "count"),
+    [(0, 0, "COMPLETE", 2), (1, 1, "FAIL", 2), (3, 0, "PRUNED", 2)]
+    + [(2, 2, "FAIL", 1), (4, 4, "RUNNING", 1), (75, 75, "RUNNING", 1)],
+)
+def test_the_result_of_a_trial(search, code, exit_code, state, count):
+    """Only a trial that can be resumed stays RUNNING; only a crash does not end the study."""
+    mine = search(code, 2)
+    mine.optimize(1)
+    assert states(mine) == [state] * count
+    assert max(mine.codes.values()) == exit_code
+    search(0, 2).optimize(1)  # no other process takes the trial as long as this one lives
+    assert states(mine)[0] == state
+    for lock in mine.locks.values():
+        lock.close()
+    search(0, 2).optimize(1)
+    assert len(states(mine)) == 2
+    assert states(mine)[0] == ("COMPLETE" if state == "RUNNING" else state)
+
+
+def test_two_processes_work_on_one_study(search, tmp_path):
+    """A trial is trained by one of them, and both together train as many as one alone would."""
+    mine, other = search(0, 5, seconds=1), search(0, 5, seconds=1)
+    with futures.ThreadPoolExecutor() as pool:
+        for each in [pool.submit(mine.optimize, 2), pool.submit(other.optimize, 2)]:
+            each.result()
+    assert states(search(0, 5))[:5] == ["COMPLETE"] * 5
+    assert len((tmp_path / "out/starts").read_text().split()) == 5
+    assert len({str(trial.params) for trial in mine.study.trials[:5]}) == 5
+    more = search(0, 9)
+    more.optimize(1)
+    assert states(more)[:9] == ["COMPLETE"] * 9
+
+
+def test_a_stopped_study_asks_its_runs_to_end(search):
+    began = time.time()
+    mine = search(0, 4, seconds=100, stop=lambda: time.time() > began + 2)
+    mine.optimize(2)
+    assert states(mine) == ["RUNNING"] * 2 and time.time() < began + 60
+
+
+def test_values_are_trained_once(search, spec, tmp_path):
+    mine = search(0, 3, {"seed": ["0"]})
+    mine.optimize(1)
+    assert [trial.value for trial in mine.study.trials] == [0.5] * 3
+    assert len((tmp_path / "out/starts").read_text().split()) == 1
+    with pytest.raises(UserError, match="another config: --draw=seed"):
+        open_study(spec, tmp_path / "out", {"seed": ["0", "1"]})
