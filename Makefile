@@ -45,7 +45,7 @@ quickstart: $(FIGURE)
 
 $(FIGURE): | $(VENV)/.installed
 	$(BIN) -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
-	$(BIN) -m vit_jax.tools.predict --workdir=runs/digits --figure=$@ \
+	$(BIN) -m vit_jax.tools.predict --workdir=runs/digits --output=$@ \
 	  test:0 test:1 test:2 test:3 test:4 test:5 test:6 test:7
 
 quickstart-dino: $(SEEN)

@@ -25,7 +25,9 @@ def define_flags():
     flags.DEFINE_string(
         "output", None, "folder of the results (default: runs/cnn_vs_vit/CNN-against-VIT)"
     )
-    flags.DEFINE_integer("images", 64, "of the test split, the first so many", lower_bound=1)
+    flags.DEFINE_integer(
+        "max_images", 64, "images of the test split, the first ones", lower_bound=1
+    )
     flags.DEFINE_integer("pairs", 7, "turns of each when the forward pass is timed", lower_bound=1)
     flags.DEFINE_float("seconds", 2.0, "about so long is a turn", lower_bound=0)
 
@@ -44,7 +46,7 @@ def main(flags):
     from vit_jax.workdir import log
 
     models = [results.load(run) for run in (cnn, vit)]
-    views, labels = results.examples(models, flags.images)
+    views, labels = results.examples(models, flags.max_images)
     sides = dict(zip(("cnn", "vit"), zip(models, views, strict=True), strict=True))
     speed = forward_speed.interleaved(sides, flags.pairs, flags.seconds)
     log.write_json(output / "speed.json", speed)

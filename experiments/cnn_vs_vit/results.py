@@ -17,9 +17,7 @@ SHOWN = 6  # images whose Grad-CAM and attention are drawn
 
 def load(run):
     """A run's model, by the checkpoint that was best on val, under the run's name."""
-    model = inference.of_run(run.workdir)
-    model.short = run.name
-    return model
+    return inference.load(run.workdir).replace(short=run.name)
 
 
 def examples(models, count):
@@ -61,7 +59,7 @@ def looks(models, views, labels):
     for name, model, images in zip(("cnn", "vit"), models, views, strict=True):
         says, found[name] = effective_fields.looks(model, images[chosen])
         found[f"{name}_says"] = [model.class_names[i] for i in says]
-    return found | {"whose": "[CLS]" if vit.module.config.prefix else "the average patch"}
+    return found | {"whose": "[CLS]" if vit.prefix else "the average patch"}
 
 
 def write_maps(path, fields, looks):

@@ -18,16 +18,19 @@ def define_flags():
 
 
 def main(flags):
-    from vit_jax import forward
+    from vit_jax import evaluators
     from vit_jax.evaluators import knn
     from vit_jax.run import Run
 
     run = Run(flags.config)
     weights = run.weights(run.init())
-    network = forward.features(run.model, flags.config, ("train", "val", "test"), run.mesh)
+
+    def network(split):
+        return evaluators.features(run.model, flags.config, split, run.mesh)(weights)
+
     readings = {
         "pixels": lambda split: pixels(flags.config, split),
-        "untrained": lambda split: network(weights, split),
+        "untrained": network,
     }
     scores = {}
     for name, read in readings.items():

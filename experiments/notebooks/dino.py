@@ -7,7 +7,6 @@
 
 # %%
 # @title Settings
-import dataclasses
 import os
 import tempfile
 
@@ -16,7 +15,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from experiments.dino_fashion_mnist import baselines
-from vit_jax import cli, data, forward, inference
+from vit_jax import cli, data, evaluators, inference
 from vit_jax.analysis import attention_maps
 from vit_jax.data.pictures import open_images
 from vit_jax.evaluators import knn
@@ -39,12 +38,14 @@ os.environ["EPOCHS"] = f"{epochs}ep"
 # %%
 config = cli.load_recipe("configs/dino_digits.py")
 run = Run(config)
-features = forward.features(run.model, config, ("train", "test"), run.mesh)
+features = {
+    split: evaluators.features(run.model, config, split, run.mesh) for split in ("train", "test")
+}
 
 
 def score(weights):
     """The share of test images that their 20 nearest neighbors in the training split get right."""
-    bank, queries = features(weights, "train"), features(weights, "test")
+    bank, queries = features["train"](weights), features["test"](weights)
     return knn.read_out(bank, queries, **config.knn)["knn20"]
 
 
@@ -86,7 +87,7 @@ for name, value in scores.items():
 # whose features, by the teacher, are most like its own. Another digit's is written in orange.
 
 # %%
-banks = {split: features(after.params, split) for split in ("train", "test")}
+banks = {split: extract(after.params) for split, extract in features.items()}
 unit = {
     split: bank["pooled"] / np.linalg.norm(bank["pooled"], axis=1, keepdims=True)
     for split, bank in banks.items()
@@ -111,14 +112,12 @@ display(figure)
 # features.
 
 # %%
-after.name = f"DINO, step {after.step:,}"
-before = dataclasses.replace(after, params=untrained, name="untrained")
-for one in (before, after):
-    attention_maps.resize(one, 32)
+after = after.replace(name=f"DINO, step {after.step:,}", image=32)
+before = after.replace(name="untrained", params=untrained)
 names = [f"test:{i}" for i in range(4)]
-views = [picture.view for picture in open_images(names, after)[0]]
-depth, _ = attention_maps.count(after.module)
-seen = [attention_maps.see(one, views, [depth]) for one in (before, after)]
+pictures, _ = open_images(names, config)
+views = [after.view(picture.image) for picture in pictures]
+seen = [attention_maps.see(one, views, [after.depth]) for one in (before, after)]
 panels = [panel(one, ["mean"], range(len(views))) for one in seen]
 display(seeing(views, panels, titles=names, style="overlay"))
 

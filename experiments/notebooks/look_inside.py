@@ -45,11 +45,11 @@ os.environ["EPOCHS"] = f"{epochs}ep"
 # the output of every block, are there if asked for, and cost nothing if not.
 
 # %%
-model = inference.load(workdir)
-model.name = "digits"
+model = inference.load(workdir).replace(name="digits")
 names = [f"test:{i}" for i in range(first_image, first_image + 4)]
-views = [picture.view for picture in open_images(names, model)[0]]
-out = model.module(model.normalize(views), attention=True, blocks=True)
+pictures, _ = open_images(names, model.config)
+views = [model.view(picture.image) for picture in pictures]
+out = model.run(views, attention=True, blocks=True)
 for name, array in out.items():
     print(f"{name:10} {array.shape}")
 
@@ -59,7 +59,7 @@ for name, array in out.items():
 # What [CLS] attends to, the mean over the heads. The outline holds the share `keep` of it.
 
 # %%
-depth, heads = attention_maps.count(model.module)
+depth, heads = model.depth, model.num_heads
 layers = range(1, depth + 1)
 seen = attention_maps.see(model, views, layers, with_rollout=True)
 every = range(len(views))
@@ -115,7 +115,7 @@ display(Image(film.read_bytes()))
 
 # %%
 grid, patch, prefix = seen.maps.shape[-2:], model.module.config.patch, model.module.config.prefix
-softmax = np.asarray(out["attention"])
+softmax = out["attention"]
 distances = receptive_field.attention_distance(softmax, grid, patch, prefix).mean(1)
 entropies = receptive_field.attention_entropy(softmax, grid, prefix).mean(1)
 even = receptive_field.even_distance(grid, patch)
@@ -144,6 +144,6 @@ print(f"mean cosine of neighbors {near:.3f}, of all pairs {every_pair:.3f}")
 similarity = weight_stats.reader_similarity(out["tokens"], grid, prefix)
 colors = {
     f"layer {layer}": attention.pca(x[:, prefix:]).reshape(-1, *grid, 3)
-    for layer, x in zip(layers, np.asarray(out["blocks"]), strict=True)
+    for layer, x in zip(layers, out["blocks"], strict=True)
 }
 display(drawn.tokens(views, similarity, colors))

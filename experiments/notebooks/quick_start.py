@@ -78,7 +78,7 @@ source = data.make(model.config, model.config.data.test)
 views = [model.view(source[i]["image"]) for i in range(len(source))]
 labels = np.array([source[i]["label"] for i in range(len(source))])
 
-logits = jax.jit(model.model.apply)(model.params, model.normalize(views))["logits"]
+logits = model.run(views, batch_size=360)["logits"]
 probabilities = np.asarray(jax.nn.softmax(logits))
 wrong = probabilities.argmax(1) != labels
 print(f"{wrong.sum()} of {len(labels)} are wrong")

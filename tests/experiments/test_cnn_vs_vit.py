@@ -3,7 +3,6 @@
 import csv
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,16 +10,22 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from experiments.cnn_vs_vit import __main__ as command
+from experiments.cnn_vs_vit import __main__ as cnn_vs_vit
+from tests import command
 from vit_jax import train
 from vit_jax.analysis import receptive_field
 from vit_jax.config import load_config
-from vit_jax.errors import UserError
 from vit_jax.figures import receptive_field as figures
 from vit_jax.pretrained import runs
 from vit_jax.workdir import log
 
-FLAGS = dict(images=16, pairs=1, seconds=0.0)
+
+
+def run(output, **folders):
+    """The command on two folders. -> its exit code"""
+    flags = [f"--{kind}={folder}" for kind, folder in folders.items()]
+    options = ["--max_images=16", "--pairs=1", "--seconds=0"]
+    return command.run(cnn_vs_vit, *flags, *options, f"--output={output}")
 
 
 @pytest.mark.slow
@@ -29,7 +34,7 @@ def test_two_runs_side_by_side(tmp_path, capsys, train_digits):
     train_digits(vit, 2, variant="mu/2", depth=2, width=16, mlp_dim=32, pool="cls")
     train_digits(cnn, 2, variant="resnet8", depth=None, width=4, pool="cls", init="deit")
     folders = {"cnn": str(cnn), "vit": str(vit)}
-    command.main(SimpleNamespace(**folders, **FLAGS, output=str(tmp_path / "out")))
+    assert run(tmp_path / "out", **folders) == 0
     output = tmp_path / "out"
     assert f"written: {output}" in capsys.readouterr().out
     with open(output / "models.csv", newline="") as file:
@@ -72,8 +77,8 @@ def test_two_runs_side_by_side(tmp_path, capsys, train_digits):
             assert min(picture.size) > 400
 
 
-def test_what_does_not_go_together_is_one_line(tmp_path):
-    def run(folder, variant, last, **changes):
+def test_what_does_not_go_together_is_one_line(tmp_path, capsys):
+    def make(folder, variant, last, **changes):
         c = digits.get_config()
         c.model.variant, c.model.depth = variant, None
         c.data.update(changes)
@@ -82,16 +87,15 @@ def test_what_does_not_go_together_is_one_line(tmp_path):
         return str(tmp_path / folder)
 
     def said(**folders):
-        with pytest.raises(UserError) as error:
-            command.main(SimpleNamespace(**folders, **FLAGS, output=str(tmp_path / "out")))
-        return str(error.value)
+        assert run(tmp_path / "out", **folders) == 2
+        return capsys.readouterr().err.strip()
 
     done = {"step": 2, "eval/test/acc1": 0.5, "eval/test/step": 2}
-    cnn, vit = run("net", "resnet8", done), run("small", "mu/2", done)
-    assert said(cnn=vit, vit=vit) == "--cnn is a mu/2; pass --vit for that one"
+    cnn, vit = make("net", "resnet8", done), make("small", "mu/2", done)
+    assert said(cnn=vit, vit=vit) == "error: --cnn is a mu/2; pass --vit for that one"
     assert "--vit is a resnet8" in said(cnn=cnn, vit=cnn)
-    assert "is not finished" in said(cnn=cnn, vit=run("half", "mu/2", {"step": 1}))
-    other = run("other", "mu/2", done, name="synthetic")
+    assert "is not finished" in said(cnn=cnn, vit=make("half", "mu/2", {"step": 1}))
+    other = make("other", "mu/2", done, name="synthetic")
     assert "differ in data.name: digits and synthetic" in said(cnn=cnn, vit=other)
     assert not (tmp_path / "out").exists()
 
