@@ -18,7 +18,7 @@ class Catalog:
         self.section = section
         self.language = language
 
-    def __call__(self, phrase, **values):
+    def __call__(self, phrase, /, **values):
         return read(self.language)[self.section][phrase].format(**values)
 
     def __contains__(self, phrase):

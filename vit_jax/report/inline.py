@@ -1,89 +1,114 @@
-"""Figures and pictures as text inside a page: nothing is fetched, and colors follow the page's."""
+"""Figures and images as text inside a page: nothing is fetched, and colors follow the page's."""
 
 import base64
 import io
 import re
-from html import escape
 
 import numpy as np
 from matplotlib import colors, rc_context
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.spines import Spine
 from matplotlib.text import Text
-from matplotlib.textpath import text_to_path
 from PIL import Image
 
-from vit_jax.report import labels
+from vit_jax.figures.catalog import LANGUAGES, Catalog
 
 INK = "#010203"  # stands for the page's color of text until the figure is text
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-LARGEST, SMALL = 224, 64  # px: side of a picture; up to here it stays as it is, pixel by pixel
+SMALL = 64  # px: up to this side images are drawn pixel by pixel
+MAX_PICTURE, MAX_BITMAP = 224, 480  # px: sides of an image in the page, in a figure
+MAX_COLORS = 256  # of a map; photographs have more
+PIXELATED = ' style="image-rendering: pixelated"'
 
 
-def svg(figure, name):
-    """A matplotlib Figure, or a drawing that is SVG text already -> <svg>...</svg>.
+def svg(draw, name, langs=LANGUAGES):
+    """A figure as <svg>, drawn once per language; images are embedded once.
 
-    name: of the figure in its page; ids inside begin with it. Grays become the page's color of
-    text, the lighter the more transparent; the background is transparent; letters are the page's.
-    A title is left out: the caption says more. Labels are in both languages.
+    Grays become the page's color of text, the lighter the more transparent; the background is
+    transparent; letters are the page's. The title is left out: the caption says more.
+
+    Args:
+      draw: function of say, a `Catalog` of "figures", -> a matplotlib Figure or SVG text.
+      name: of the figure in its page; ids inside begin with it.
+      langs: the languages.
     """
-    if isinstance(figure, Figure):
-        _ink(figure)
-        file = io.StringIO()
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-            figure.savefig(file, format="svg", transparent=True, dpi=120, metadata=NO_METADATA)
-        text = _center(file.getvalue(), figure).replace(INK, "currentColor")
-        figure = _resize(text[text.index("<svg") :])
-    figure = re.sub(r"<title>.*?</title>|font-family: [^;]*sans-serif[^;]*; ", "", figure)
-    # matplotlib names everything, equal pictures alike: what nothing points to stays nameless.
-    used = set(re.findall(r'(?:url\(|href=")#([^)"]*)', figure))
-    figure = re.sub(
-        r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", figure
-    )
-    return labels.both(re.sub(r'(url\(|href=")#', rf"\1#{name}-", figure), name)
+    bitmaps, texts = {}, []
+    for lang in langs:
+        drawn = draw(say=Catalog("figures", lang))
+        text = _text(drawn, name) if isinstance(drawn, Figure) else drawn
+        text = re.sub(r"<title>.*?</title>", "", text)
+        text = _rename(text, f"{name}-{lang}")
+        text = re.sub(r"<image ([^>]*)/>", lambda m: _use(m[1], name, bitmaps), text)
+        texts.append(text.replace("<svg", f'<svg lang="{lang}"', 1))
+    if bitmaps:
+        images = "".join(bitmaps.values())
+        tag = '<svg xmlns="http://www.w3.org/2000/svg" class="bitmaps">'
+        texts.insert(0, f"{tag}<defs>{images}</defs></svg>")
+    return "".join(texts)
 
 
 def picture(image):
-    """uint8 [h, w, 1 or 3], or float in [0, 1] -> a data: address, PNG, or JPEG of a photograph."""
+    """uint8 [h, w, 1 or 3], or float in [0, 1] -> a data: address."""
     if np.issubdtype(image.dtype, np.floating):
         image = np.round(image.clip(0, 1) * 255).astype(np.uint8)
-    pil = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    small = max(pil.size) <= SMALL
-    pil.thumbnail((LARGEST, LARGEST))
+    image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    return _encode(image, MAX_PICTURE, is_map=max(image.size) <= SMALL)
+
+
+def _encode(image, most, is_map):
+    """A data: address: PNG of a map, JPEG of a photograph with sides of at most so many pixels."""
     file = io.BytesIO()
-    pil.save(file, "PNG", optimize=True) if small else pil.save(file, "JPEG", quality=85)
-    kind = "png" if small else "jpeg"
+    if is_map:
+        image.save(file, "PNG", optimize=True)
+    else:
+        image.thumbnail((most, most))
+        image.save(file, "JPEG", quality=85)
+    kind = "png" if is_map else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _resize(text):
-    """The first tag with its width in px and without a height, which follows."""
-    tag = re.match(r"<svg[^>]*>", text)[0]
-    points = float(re.search(r'width="([\d.]+)pt"', tag)[1])
-    short = re.sub(r' (height|version)="[^"]*"', "", tag)
-    short = re.sub(r'width="[^"]*"', f'width="{points * 4 / 3:.0f}"', short)
-    return short + text[len(tag) :]
+def _text(figure, name):
+    """A matplotlib Figure as SVG text, with its width in px and without a height, which follows."""
+    _ink(figure)
+    for image in figure.findobj(AxesImage):
+        image.set_interpolation("none")  # embedded as it is, not at the size of its place
+    file = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=True, dpi=120, metadata=NO_METADATA)
+    text = file.getvalue().replace(INK, "currentColor")
+    _, start, rest = text.partition("<svg")
+    tag, end, rest = rest.partition(">")
+    tag = re.sub(r' (height|version)="[^"]*"', "", tag)
+    tag = re.sub(r'width="([\d.]+)pt"', lambda m: f'width="{float(m[1]) * 4 / 3:.0f}"', tag)
+    return re.sub(r"font-family: [^;]*sans-serif[^;]*; ", "", start + tag + end + rest)
 
 
-def _center(text, figure):
-    """Lines that are centerd below each other get their middle as their place: matplotlib gives
-    them where they begin in its own font, and in another or in Korean they are not as wide."""
-    widths = {}
-    for artist in figure.findobj(Text):
-        lines, font = artist.get_text().split("\n"), artist.get_fontproperties()
-        if len(lines) > 1 and artist.get_ha() == "center":
-            for line in lines:
-                width = text_to_path.get_text_width_height_descent(line, font, False)[0]
-                widths[escape(line, quote=False)] = width
+def _rename(text, name):
+    """The same SVG with ids that begin with a name. matplotlib names everything, equal images
+    alike: what nothing points to stays nameless."""
+    used = set(re.findall(r'(?:url\(|href=")#([^)"]*)', text))
+    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", text)
+    return re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)
 
-    def put(match):
-        x, y, line = match.groups()
-        if line not in widths:
-            return match[0]
-        return f'x="{float(x) + widths[line] / 2:.2f}" y="{y}" text-anchor="middle">{line}</text>'
 
-    return re.sub(r'transform="translate\(([-\d.]+) ([-\d.]+)\)">([^<]*)</text>', put, text)
+def _use(attributes, name, bitmaps):
+    """A reference in place of an <image>, which is added to the bitmaps unless it is there."""
+    found = dict(re.findall(r'([\w:]+)="([^"]*)"', attributes))
+    data, size = found.pop("xlink:href"), (found.pop("width"), found.pop("height"))
+    key = data, size
+    if key not in bitmaps:
+        image = Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))).convert("RGBA")
+        opaque = image.getextrema()[3][0] == 255
+        is_map = not opaque or image.getcolors(MAX_COLORS) is not None
+        data = _encode(image.convert("RGB") if opaque else image, MAX_BITMAP, is_map)
+        style = PIXELATED if max(image.size) <= SMALL else ""
+        shape = f'width="{size[0]}" height="{size[1]}" preserveAspectRatio="none"'
+        bitmaps[key] = f'<image id="{name}-bitmap-{len(bitmaps)}" {shape} href="{data}"{style}/>'
+    number = list(bitmaps).index(key)
+    place = "".join(f' {k}="{found[k]}"' for k in ("x", "y", "transform", "opacity") if k in found)
+    return f'<use href="#{name}-bitmap-{number}"{place}/>'
 
 
 def _ink(figure):

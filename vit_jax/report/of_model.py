@@ -1,173 +1,165 @@
-"""Sections about a model: its parts and sizes, what its weights and tokens hold, what it says."""
+"""Sections about a model: its parts and sizes, its weights, its predictions on a split."""
 
 import math
+from functools import partial
 
 import numpy as np
 
-from vit_jax.analysis import effective_fields, weight_stats
+from vit_jax import data
+from vit_jax.analysis import effective_fields, stages, weight_stats
 from vit_jax.errors import UserError
-from vit_jax.figures import anatomy as figures
-from vit_jax.figures import diagrams
+from vit_jax.figures import anatomy, diagrams
 from vit_jax.figures.sizes import bars, count
-from vit_jax.report import drawn, inline, of_images, scores, subject
-from vit_jax.report.of_run import last
+from vit_jax.report import inline, of_images, of_run, scores
 from vit_jax.report.page import cards, figure, section, table, text
-from vit_jax.report.words import Phrase
+from vit_jax.report.seen import pick
+from vit_jax.report.words import phrase
 
-SHOWN, WRONG, TOP = 8, 12, 5  # test images, mistakes; classes of each
-WIDEST, PAIRS = 20, 10  # classes of a table; pairs of them
+EXAMPLES, MISTAKES, TOP = 8, 12, 5  # images of the split, mistakes; classes of each
+MAX_CLASSES, PAIRS = 20, 10  # of a confusion matrix as a table; pairs of classes
 
 
 def parts(say, model):
     """The whole as a drawing, its size beside published ones, and its parts as drawings."""
-    options, (total, flops) = model.options, model.sizes
-    rows = subject.stages(model)
-    words = say("whole", name=model.variant, count=total, flops=count(flops))
-    blocks = [figure("whole", diagrams.whole(rows, model.variant), words)]
-    row = last(model.rows, "eval/test/acc1")
-    beside = weight_stats.beside_published(
-        model.variant, options, row and 100 * row["eval/test/acc1"]
+    config, total = model.module.config, model.parameters
+    rows, _ = stages.of_config(config)
+    caption = say("whole", name=model.variant, count=total, flops=count(model.flops))
+    blocks = [figure(say, "whole", partial(diagrams.whole, rows, model.variant), caption)]
+    tested = [100 * row[key] for split, key, row in of_run.scores(model) if split == "test"]
+    rows = weight_stats.beside_published(model.variant, config, tested[0] if tested else None)
+    near = min(
+        (row for row in rows if not row.get("this")),
+        key=lambda row: abs(math.log(row["parameters"] / total)),
     )
-    near = [row for row in beside if not row.get("this")]
-    near = min(near, key=lambda row: abs(math.log(row["parameters"] / total)))
-    ratio = dict(ratio=total / near["parameters"], other=f"ViT-{near['model']}")
-    words = say("sizes", name=model.variant, count=total, theirs=near["parameters"], **ratio)
-    blocks.append(figure("size-bars", bars(beside), words))
-    return section("model", *blocks, *([] if model.cnn else drawings(say, model)))
+    theirs = dict(other=f"ViT-{near['model']}", theirs=near["parameters"])
+    ratio = total / near["parameters"]
+    caption = say("sizes", name=model.variant, count=total, ratio=ratio, **theirs)
+    blocks.append(figure(say, "size-bars", partial(bars, rows), caption))
+    return section("model", *blocks, *drawings(say, model))
 
 
 def drawings(say, model):
-    """Drawings 2 to 6 of a ViT, each to be unfolded."""
-    options = model.options
-    _, patches, _, n = diagrams.grid_of(options)
-    width, heads, p = options.width, options.num_heads, options.patch
-    kind = "learned" if options.pos_embed == "learned" else "fixed"
-    found = [
-        ("self", diagrams.self_attention(options), dict(n=n)),
-        ("heads", diagrams.multi_head(options), dict(heads=heads, dim=width // heads)),
-        ("patch", diagrams.patch_embedding(options), dict(n=patches, p=p)),
-        ("where", diagrams.positions(options), dict(n=patches, width=width, kind=Phrase(kind))),
-    ]
-    if model.config is not None and model.config.objective.name == "dino":
-        drawing = diagrams.dino(options, model.config)
-        found.append(("dino", drawing, dict(k=model.config.objective.out_dim)))
+    """The parts of a ViT and the objective of a run, each to be unfolded."""
+    config, found = model.module.config, []
+    if not model.is_cnn:
+        _, patches, _, n = diagrams.grid_of(config)
+        width, heads = config.width, config.num_heads
+        kind = phrase("learned" if config.pos_embed == "learned" else "fixed")
+        found = [
+            ("self", diagrams.self_attention, say("self", n=n)),
+            ("heads", diagrams.multi_head, say("heads", heads=heads, dim=width // heads)),
+            ("patch", diagrams.patch_embedding, say("patch", n=patches, p=config.patch)),
+            ("where", diagrams.positions, say("where", n=patches, width=width, kind=kind)),
+        ]
+    if model.config is not None and (name := of_run.objective_of(model).drawing):
+        draw = partial(getattr(diagrams, name), config=model.config)
+        own = f"drawing_{name}" if f"drawing_{name}" in say else "drawing"
+        found.append((name, draw, say(own, **model.config.objective)))
     return [
-        figure(f"drawing-{name}", drawing, say(name, **values), fold=say(name, **values))
-        for name, drawing, values in found
+        figure(say, f"drawing-{name}", partial(draw, config), words, fold=words)
+        for name, draw, words in found
     ]
 
 
 def weights(say, model, seen):
-    """The first layer's filters; of a ViT the positions, of a CNN how far its layers see.
+    """The first layer's filters; of a ViT the positions, of a CNN the receptive fields.
 
-    seen: a `subject.Seen`; None where there are no images.
+    seen: a `Seen`; None where there are no images.
     """
-    first = model.module.stem if model.cnn else model.module.patch_embed
+    first = model.module.stem if model.is_cnn else model.module.patch_embed
     kernel = np.asarray(first.kernel[...])
     components, shares = weight_stats.filters(kernel)
     p, _, c, d = kernel.shape
-    words = say(
-        "filters", n=len(shares), d=d, p=p, c=c, first=shares[0], all=min(shares.sum(), 1.0)
-    )
-    blocks = [figure("filter-components", figures.filters(components, shares), words)]
-    if model.cnn:
-        blocks.append(_fields(say, model, seen))
-        blocks += of_images.reach(say, seen) if seen else []
-    else:
-        similarity = weight_stats.position_similarity(weight_stats.positions(model.module))
-        near, far = weight_stats.neighbor_similarity(similarity)
-        h, w = similarity.shape[:2]
-        kind = Phrase("learned" if model.options.pos_embed == "learned" else "fixed")
-        words = say("positions", h=h, w=w, kind=kind, near=near, far=far)
-        blocks.append(figure("position-similarity", figures.positions(similarity), words))
-    return section("filters-fields" if model.cnn else "weights", *blocks)
+    variance = dict(first=shares[0], all=min(shares.sum(), 1.0))
+    caption = say("filters", n=len(shares), d=d, p=p, c=c, **variance)
+    draw = partial(anatomy.filters, components, shares)
+    filters = figure(say, "filter-components", draw, caption)
+    if model.is_cnn:
+        reach = of_images.reach(say, seen) if seen else []
+        return section("filters-fields", filters, _fields(say, model, seen), *reach)
+    similarity = weight_stats.position_similarity(weight_stats.positions(model.module))
+    near, far = weight_stats.neighbor_similarity(similarity)
+    h, w = similarity.shape[:2]
+    kind = phrase("learned" if model.module.config.pos_embed == "learned" else "fixed")
+    caption = say("positions", h=h, w=w, kind=kind, near=near, far=far)
+    draw = partial(anatomy.positions, similarity)
+    return section("weights", filters, figure(say, "position-similarity", draw, caption))
 
 
 def _fields(say, model, seen):
     rows = seen.fields[0] if seen else effective_fields.layers_of_cnn(model)
     rows = [row for row in rows if "/" not in row["layer"]]
-    keys = {"layer": "layer", "field": "field", "stride": "jump"}
-    keys |= {"effective": "side95", "filled": "share95"} if "side95" in rows[0] else {}
-    forms = {"side95": "{:.1f}", "share95": "{:.0%}"}
-    cells = [[forms.get(key, "{}").format(row[key]) for key in keys.values()] for row in rows]
-    sides = dict(first=rows[0]["field"], last=rows[-1]["field"])
-    words = say("fields", **sides, image=model.image)
-    words += say("side_is") if "effective" in keys else ""
-    return table("receptive-fields", [say(phrase) for phrase in keys], cells, words)
+    columns = {"layer": "{layer}", "field": "{field}", "stride": "{jump}"}
+    caption = say("fields", first=rows[0]["field"], last=rows[-1]["field"], image=model.image)
+    if "side95" in rows[0]:
+        columns |= {"effective": "{side95:.1f}", "filled": "{share95:.0%}"}
+        caption += say("side_is")
+    cells = [[form.format(**row) for form in columns.values()] for row in rows]
+    return table("receptive-fields", [say(name) for name in columns], cells, caption)
 
 
-def answers(say, model, split, most):
+def answers(say, model, split, max_images):
     """Predictions and mistakes on a split, the confusion matrix, every class's accuracy."""
     try:
-        found = scores.of_split(model.model, model.params, model.config, split, most)
-        rows = subject.examples(model, model.config, split, SHOWN)
+        source = data.make(model.config, model.config.data[split])
+        labels, shares, neighbors = scores.of_split(model, split, max_images)
     except UserError as error:
-        return section("answers", text(say("no_data", why=str(error))))
-    labels, shares = found["labels"], found["scores"]
-    said, names = shares.argmax(1), model.class_names
-    right = said == labels
-    words = say("scored", count=len(labels), of=found["of"], acc=right.mean())
-    words += say("by_knn", k=found["knn"]) if found["knn"] else ""
+        return section("answers", text(say("left_out", why=str(error))))
+    predicted, names = shares.argmax(1), model.class_names
+    right = predicted == labels
+    words = say("scored", count=len(labels), of=len(source), acc=right.mean())
+    words += say("by_knn", k=neighbors) if neighbors else ""
 
-    def card(name, view, i):
+    def card(i):
+        name, image, _ = pick(source, split, i)
         order = (-shares[i]).argsort(kind="stable")[:TOP]
         own = int(labels[i])
         top = [(names[k], float(shares[i, k]), k == own) for k in order]
-        found = {"src": inline.picture(view), "alt": name, "name": name, "true": names[own]}
-        return found | {"right": bool(right[i]), "bars": top}
+        found = {"src": inline.picture(model.view(image)), "alt": name, "name": name}
+        return found | {"true": names[own], "right": bool(right[i]), "bars": top}
 
-    wrong = scores.mistakes(labels, shares, WRONG)
-    some = [card(name, view, i) for i, (name, view, _) in enumerate(rows)]
-    views = subject.pick(model, split, wrong)
-    bad = [card(f"{split}:{i}", view, i) for i, view in zip(wrong, views, strict=True)]
-    total = int((~right).sum())
+    some = [card(i) for i in range(min(EXAMPLES, len(labels)))]
+    wrong = [card(i) for i in scores.mistakes(labels, shares, MISTAKES)]
     blocks = [text(words), cards("predictions", some, say("some", count=len(some)))]
-    if bad:
-        words = say("mistakes", count=len(bad), wrong=total)
-        blocks.append(cards("mistakes", bad, words))
+    if wrong:
+        caption = say("mistakes", count=len(wrong), wrong=int((~right).sum()))
+        blocks.append(cards("mistakes", wrong, caption))
     else:
         blocks.append(text(say("no_mistakes")))
-    return section("answers", *blocks, *classes(say, labels, said, names))
+    return section("answers", *blocks, *classes(say, labels, predicted, names))
 
 
-def classes(say, labels, said, names):
+def classes(say, labels, predicted, names):
     """The confusion matrix, the pairs that are confused most, and the accuracy of every class."""
-    matrix = scores.confusion(labels, said, len(names))
-    words = say("confusion", count=len(labels), right=int(np.trace(matrix)))
-    counts, hits = matrix.sum(1), np.diag(matrix)
-    if len(names) > WIDEST:
-        yield figure("confusion", drawn.confusion(matrix), words)
+    matrix = scores.confusion(labels, predicted, len(names))
+    caption = say("confusion", count=len(labels), right=int(np.trace(matrix)))
+    if len(names) > MAX_CLASSES:
+        yield figure(say, "confusion", partial(anatomy.confusion, matrix), caption)
     else:
-        shares = matrix / np.maximum(counts[:, None], 1)
-        rows = [[name, *_row(i, matrix, shares)] for i, name in enumerate(names)]
-        yield table("confusion", ["", *names], rows, words, classes="matrix")
+        rows = [[name, *_cells(i, matrix[i])] for i, name in enumerate(names)]
+        yield table("confusion", ["", *names], rows, caption, classes="matrix")
     pairs = [[names[i], names[j], f"{n:,}"] for i, j, n in scores.confused(matrix, PAIRS)]
-    yield table("pairs", [say("true"), say("said"), say("images")], pairs, say("confused"))
-    there = [i for i in np.argsort(hits / np.maximum(counts, 1), kind="stable") if counts[i]]
-    rows = []
-    for i in there:
-        share = hits[i] / counts[i]
-        cell = {"text": f"{share:.1%}", "share": f"{share:.3f}", "own": False}
-        rows.append([names[i], cell, f"{counts[i]:,}"])
-    ends = [hits[i] / counts[i] for i in (there[0], there[-1])]
-    words = say("per_class", low=ends[0], high=ends[1], count=len(there))
+    head = [say("true"), say("predicted"), say("images")]
+    yield table("pairs", head, pairs, say("confused"))
+    counts = matrix.sum(1)
+    found = [(matrix[i, i] / counts[i], names[i], counts[i]) for i in np.nonzero(counts)[0]]
+    found.sort(key=lambda row: row[0])
+    rows = [[name, _cell(f"{x:.1%}", x, False), f"{n:,}"] for x, name, n in found]
+    caption = say("per_class", low=found[0][0], high=found[-1][0], count=len(found))
+    kind = "fold" if len(found) > MAX_CLASSES else "caption"
     head = [say("true"), say("accuracy"), say("images")]
-    many = len(there) > WIDEST
-    yield table(
-        "per-class",
-        head,
-        rows,
-        None if many else words,
-        fold=words if many else None,
-        classes="bars",
-    )
+    yield table("per-class", head, rows, classes="bars", **{kind: caption})
 
 
-def _row(i, matrix, shares):
-    """The cells of a row of the confusion matrix."""
-    pairs = enumerate(zip(matrix[i].tolist(), shares[i], strict=True))
-    # Of mistakes the root: few of many can be seen.
+def _cells(i, row):
+    """The cells of a row of the confusion matrix. Of mistakes the color follows the square root of
+    their share: few of many can be seen."""
+    shares = row / max(row.sum(), 1)
     return [
-        {"text": n or "·", "share": f"{x if i == j else x**0.5:.3f}", "own": i == j}
-        for j, (n, x) in pairs
+        _cell(int(n) or "·", x if i == j else x**0.5, i == j)
+        for j, (n, x) in enumerate(zip(row, shares, strict=True))
     ]
+
+
+def _cell(text, share, own):
+    return {"text": text, "share": f"{share:.3f}", "own": own}

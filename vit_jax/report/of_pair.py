@@ -1,22 +1,22 @@
 """The section about two models: what they score and cost, where they look, how far they see."""
 
+from functools import partial
+
 import numpy as np
 
 from vit_jax.figures import receptive_field
 from vit_jax.figures.sizes import count
 from vit_jax.perf import forward_speed
-from vit_jax.report import of_images
-from vit_jax.report.of_run import last, median
+from vit_jax.report import of_images, of_run
 from vit_jax.report.page import figure, section, table, text
-from vit_jax.report.words import Phrase
+from vit_jax.report.words import phrase
 
-PAIRS, SECONDS = 5, 0.4  # turns of each, and about so long is one
-BATCH, FLOPS = 64, 4e10  # most images of a forward pass that is timed, and FLOPs of it
+PAIRS, SECONDS = 5, 0.4  # interleaved timings of each model; about how long one takes
+MAX_BATCH, MAX_FLOPS = 64, 4e10  # of a forward pass that is timed
 
 
 def side_by_side(say, models, seen):
-    """models: two, as `subject.of` has them. seen: a `subject.Seen` of each, of the same images;
-    [] where there are no images."""
+    """models: two. seen: a `Seen` of each, of the same images; [] where there are no images."""
     blocks = [costs(say, models)]
     if seen:
         blocks += [looks(say, seen), *fields(say, seen), distances(say, seen)]
@@ -25,32 +25,26 @@ def side_by_side(say, models, seen):
 
 def costs(say, models):
     """What each scores and costs, as a table."""
-    speed = forward(models)
-    rows = [
-        [say("tested_on"), *map(_test, models)],
-        [say("parameters"), *(f"{model.sizes[0]:,}" for model in models)],
-        [say("flops"), *(count(model.sizes[1]) for model in models)],
-        [say("image_side"), *(f"{model.image} × {model.image}" for model in models)],
-        [say("train_speed"), *(_rate(median(model.rows, "perf/images_per_s")) for model in models)],
-        [say("forward"), *(_rate(speed[i]["images_per_s"]["median"]) for i in range(2))],
-        [say("forward_cpu"), *(_rate(speed[i]["images_per_cpu_s"]["median"]) for i in range(2))],
-    ]
-    ratio = {key: speed["ratio"][key] for key in ("median", "min", "max")}
-    words = say(
-        "in_turns",
-        batch=speed["batch"],
-        device=speed["device"],
-        pairs=len(speed["pairs"]),
-        other=models[1].short,
-        name=models[0].short,
-        **ratio,
-    )
-    return table("against-table", ["", *(model.name for model in models)], rows, words)
+    speed = timings(models)
+    rows = {
+        "tested_on": [_test(model) for model in models],
+        "parameters": [f"{model.parameters:,}" for model in models],
+        "flops": [count(model.flops) for model in models],
+        "image_side": [f"{model.image} × {model.image}" for model in models],
+        "train_speed": [_rate(of_run.median(m.metrics, "perf/images_per_s")) for m in models],
+        "forward": [_rate(speed[i]["images_per_s"]["median"]) for i in range(2)],
+        "forward_cpu": [_rate(speed[i]["images_per_cpu_s"]["median"]) for i in range(2)],
+    }
+    values = dict(batch=speed["batch"], device=speed["device"], pairs=len(speed["pairs"]))
+    names = dict(name=models[0].short, other=models[1].short)
+    caption = say("timed", **values, **names, **speed["ratio"])
+    rows = [[say(name), *cells] for name, cells in rows.items()]
+    return table("against-table", ["", *(model.name for model in models)], rows, caption)
 
 
-def forward(models):
+def timings(models):
     """Interleaved timing of the two, by number, with batches that take about a second at most."""
-    size = int(np.clip(FLOPS // max(model.sizes[1] for model in models), 1, BATCH))
+    size = int(np.clip(MAX_FLOPS // max(model.flops for model in models), 1, MAX_BATCH))
     sides = {
         i: (model, np.zeros((size, model.image, model.image, model.channels), np.uint8))
         for i, model in enumerate(models)
@@ -59,9 +53,11 @@ def forward(models):
 
 
 def _test(model):
-    metric = model.config.best_metric.replace("/val/", "/test/") if model.config else ""
-    row = last(model.rows, metric)
-    return "—" if row is None else f"{row[metric]:.2%} ({metric.rpartition('/')[2]})"
+    found = {split: (key, row) for split, key, row in of_run.scores(model)}
+    if "test" not in found:
+        return "—"
+    key, row = found["test"]
+    return f"{row[key]:.2%} ({key.rpartition('/')[2]})"
 
 
 def _rate(value):
@@ -70,40 +66,34 @@ def _rate(value):
 
 def looks(say, seen):
     """Attention or Grad-CAM of either, on the same images."""
-    panels = [panel for panel in map(of_images.looked, seen) if panel["maps"]]
-    if not panels:
+    draw = of_images.draw_looks(seen)
+    if draw is None:
         return text(say("no_classifier"))
-    drawn = receptive_field.looks(seen[0].views, of_images.titles(seen[0]), panels)
-    ways = [Phrase("gradcam_of" if one.model.cnn else "attention_of") for one in seen]
+    ways = [phrase("gradcam_of" if one.model.is_cnn else "attention_of") for one in seen]
     names = dict(name=seen[0].model.short, other=seen[1].model.short)
-    words = say("both_look", count=len(seen[0].names), how=ways[0], else_how=ways[1], **names)
-    return figure("against-looks", drawn, words)
+    values = dict(count=len(seen[0].names), how=ways[0], else_how=ways[1])
+    return figure(say, "against-looks", draw, say("both_look", **values, **names))
 
 
 def fields(say, seen):
-    """Yields the effective fields of those whose could be had, and why those of others are not
-    there."""
-    found, words = [], ""
-    for one in seen:
-        rows, gradients = one.fields
-        if not gradients:
-            yield text(of_images.too_dear(say, one))
-            continue
-        found.append(
-            (one.model.short, gradients, {row["layer"]: row.get("inside") for row in rows})
-        )
-        sides = dict(image=one.model.image, name=one.model.short)
-        words += say("ends_at", **sides, **of_images.ends(one))
+    """Yield the effective receptive fields, and why those of a model are missing."""
+    found = [one for one in seen if one.fields[1]]
+    yield from (text(of_images.too_expensive(say, one)) for one in seen if one not in found)
     if found:
-        yield figure("against-fields", receptive_field.fields(found), say("both_reach") + words)
+        caption = say("both_reach")
+        for one in found:
+            sides = dict(image=one.model.image, name=one.model.short)
+            caption += say("ends_at", **sides, **of_images.ends(one))
+        draw = partial(receptive_field.fields, [of_images.fields_of(one) for one in found])
+        yield figure(say, "against-fields", draw, caption)
 
 
 def distances(say, seen):
     """How far either sees, layer by layer."""
     sides = [
         {"side": one.model.image, "rows": one.fields[0]}
-        | ({} if one.model.cnn else {"heads": one.heads})
+        | ({} if one.model.is_cnn else {"heads": one.heads})
         for one in seen
     ]
-    words = say("both_far", a=seen[0].model.image, b=seen[1].model.image)
-    return figure("against-distances", receptive_field.distances(sides), words)
+    caption = say("both_far", a=seen[0].model.image, b=seen[1].model.image)
+    return figure(say, "against-distances", partial(receptive_field.distances, sides), caption)

@@ -1,43 +1,54 @@
 """Sections about a run: what ran, how training went, what the model was given."""
 
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 import numpy as np
-from markupsafe import Markup
 
-from vit_jax.config import defaults, flat, objective
+from vit_jax import augment, batch, config, data, objectives
 from vit_jax.errors import UserError
+from vit_jax.figures import curves
+from vit_jax.figures.catalog import Catalog
 from vit_jax.figures.sizes import count
-from vit_jax.report import drawn, inline, subject
+from vit_jax.report import inline
 from vit_jax.report.page import figure, pictures, section, table, text
+from vit_jax.report.words import phrase
 
-FIRST, TALL = 24, 6  # images of the first batch; of DINO's, which has a row of views for each
+IMAGES, ROWS = 24, 6  # of the first batch: with one view per image, with a row of views for each
+MAX_CLASSES = 20  # whose names are listed
+
+
+def objective_of(model):
+    """The `Objective` of a run."""
+    return objectives.make(model.model, model.config, model.record["steps_per_epoch"])
 
 
 def facts(say, model):
     """The numbers at the head of the page: (text, what it is)."""
-    found, rows, run = [], model.rows, model.run
-    metric = model.config.best_metric if model.config else ""
-    test = metric.replace("/val/", "/test/")
-    name = metric.rpartition("/")[2]
-    if (row := last(rows, test)) is not None:
-        found.append((f"{row[test]:.2%}", say("test", metric=name)))
-    if (row := best(rows, metric)) is not None:
-        found.append((f"{row[metric]:.2%}", say("val", metric=name)))
-    total, flops = model.sizes
-    found += [(count(total), say("parameters")), (count(flops), say("flops"))]
+    found, rows, record = [], model.metrics, model.record or {}
+    for split, key, row in scores(model):
+        found.append((f"{row[key]:.2%}", say(split, metric=key.rpartition("/")[2])))
+    found += [(count(model.parameters), say("parameters")), (count(model.flops), say("flops"))]
     if rows:
         step = rows[-1]["step"]
         found.append((f"{step:,}", say("steps")))
-        if run.get("steps_per_epoch"):
-            found.append((f"{step / run['steps_per_epoch']:.3g}", say("epochs")))
-    for key, phrase, form in (
-        ("perf/images_per_s", "speed", ",.0f"),
-        ("perf/data_wait_frac", "wait", ".0%"),
-    ):
-        if (value := median(rows, key)) is not None:
-            found.append((format(value, form), say(phrase)))
-    if run.get("devices"):
-        found.append((devices(run), say("device")))
+        found.append((f"{step / record['steps_per_epoch']:.3g}", say("epochs")))
+    if (value := median(rows, "perf/images_per_s")) is not None:
+        found.append((f"{value:,.0f}", say("speed")))
+    if (value := median(rows, "perf/data_wait_frac")) is not None:
+        found.append((f"{value:.0%}", say("wait")))
+    if "devices" in record:
+        found.append((devices(record), say("device")))
     return found
+
+
+def scores(model):
+    """(split, key, row) of the test score and of the best one on val, as far as they are there."""
+    metric = model.config.best_metric if model.config else ""
+    test = metric.replace("/val/", "/test/")
+    found = ("test", test, last(model.metrics, test)), ("val", metric, best(model.metrics, metric))
+    return [one for one in found if one[2] is not None]
 
 
 def last(rows, key):
@@ -56,134 +67,165 @@ def median(rows, key):
     return float(np.median(values)) if values else None
 
 
-def devices(run):
-    kinds = dict.fromkeys(run["devices"])
-    return ", ".join(f"{run['devices'].count(kind)} × {kind}" for kind in kinds)
+def devices(record):
+    kinds = dict.fromkeys(record["devices"])
+    return ", ".join(f"{record['devices'].count(kind)} × {kind}" for kind in kinds)
 
 
 def setup(say, model):
     """The config, what differs from the defaults first; the environment."""
-    values = flat(model.config)
+    values = {key: _short(value) for key, value in config.flat(model.config).items()}
     blocks = []
     try:
-        usual = flat(_defaults(model.config))
+        usual = config.defaults()
+        usual.objective = config.objective(model.config.objective.name)
     except UserError:
         blocks.append(text(say("no_defaults")))
     else:
-        rows = [
-            [key, _short(usual.get(key, "—")), _short(value)]
-            for key, value in values.items()
-            if usual.get(key, "—") != value
-        ]
-        head = [say("key"), say("default"), say("here")]
-        words = say("diff", count=len(rows))
-        blocks.append(table("config-changes", head, rows, words, classes="code"))
-    rows = [[key, _short(value)] for key, value in values.items()]
-    head, fold = [say("key"), say("value")], say("full", count=len(rows))
-    blocks.append(table("config", head, rows, fold=fold, classes="code"))
-    head, rows = [say("what"), say("value")], environment(say, model.run)
+        usual = {key: _short(value) for key, value in config.flat(usual).items()}
+        usual["objective.name"] = config.defaults().objective.name
+        changed = {key: x for key, x in values.items() if usual.get(key) != x}
+        rows = [[key, usual.get(key, "—"), value] for key, value in changed.items()]
+        head, caption = [say("key"), say("default"), say("here")], say("diff", count=len(rows))
+        blocks.append(table("config-changes", head, rows, caption, classes="code"))
+    head, fold = [say("key"), say("value")], say("full", count=len(values))
+    blocks.append(table("config", head, list(values.items()), fold=fold, classes="code"))
+    head, rows = [say("what"), say("value")], environment(say, model.record)
     blocks.append(table("environment", head, rows, say("environment")))
     return section("setup", *blocks)
-
-
-def _defaults(config):
-    """Those of vit_jax.config, with the keys of this objective."""
-    found = defaults()
-    usual = found.objective.name
-    found.objective = objective(config.objective.name)
-    found.objective.name = usual
-    return found
 
 
 def _short(value):
     return '""' if value == "" else str(value)
 
 
-def environment(say, run):
-    """Rows for people from run.json; what it does not say is left out."""
-    code = run.get("code")
+def environment(say, record):
+    """Rows from run.json; what it does not say is left out."""
+    code = record.get("code")
     if code:
         code = say("changed", **code) if code.get("changed") else code["revision"]
-    versions = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
-    mesh = ", ".join(f"{axis} {size}" for axis, size in (run.get("mesh") or {}).items())
-    facts, names = run.get("data", {}), run.get("data", {}).get("class_names", [])
-    classes = f"{facts.get('num_classes', 0):,}: {', '.join(names[:20])}"
-    rows = [
-        ("command", " ".join(run.get("command", []))),
-        ("code", code or say("unknown")),
-        ("python", run.get("python")),
-        ("versions", versions),
-        ("device", f"{run.get('platform')}: {devices(run)}" if run.get("devices") else None),
-        ("processes", run.get("processes")),
-        ("mesh", mesh),
-        ("classes", classes + (", …" if len(names) > 20 else "")),
-        ("train_images", f"{facts['train_images']:,}" if "train_images" in facts else None),
-    ]
-    return [[say(phrase), value] for phrase, value in rows if value]
+    split = record["data"]
+    names = split["class_names"]
+    shown = ", ".join(names[:MAX_CLASSES]) + (", …" if len(names) > MAX_CLASSES else "")
+    rows = {
+        "command": " ".join(record.get("command", [])),
+        "code": code or say("unknown"),
+        "python": record.get("python"),
+        "versions": ", ".join(f"{name} {x}" for name, x in record.get("versions", {}).items()),
+        "device": "devices" in record and f"{record.get('platform')}: {devices(record)}",
+        "processes": record.get("processes"),
+        "mesh": ", ".join(f"{axis} {size}" for axis, size in (record.get("mesh") or {}).items()),
+        "classes": f"{split['num_classes']:,}: {shown}",
+        "train_images": "train_images" in split and f"{split['train_images']:,}",
+    }
+    return [[say(name), value] for name, value in rows.items() if value]
 
 
 def course(say, model):
-    """Curves, with every start of the run marked, and the starts."""
-    rows, starts = model.rows, model.run.get("starts", [])
-    curves = drawn.course(rows, starts)
-    if curves is None:
+    """Curves, with the steps from which the run was resumed, and its starts."""
+    rows, starts = model.metrics, model.record.get("starts", [])
+    resumed = sorted({start["step"] for start in starts if start.get("step")})
+    try:
+        drawn = figure(say, "curves", partial(curves.curves, rows, restarts=resumed), None)
+    except ValueError:  # there is nothing to draw
         return section("course", text(say("no_rows")))
-    losses = [row for row in rows if row.get("train/loss") is not None]
-    words = say("no_loss", last=rows[-1]["step"])
+    losses = [row["train/loss"] for row in rows if row.get("train/loss") is not None]
+    caption = say("no_loss", last=rows[-1]["step"])
     if losses:
-        first, final = (row["train/loss"] for row in (losses[0], losses[-1]))
-        words = say("curves", last=rows[-1]["step"], first=first, final=final)
-    metric = model.config.best_metric
-    test = metric.replace("/val/", "/test/")
-    if (row := best(rows, metric)) is not None:
-        words += say("best", best=row[metric], metric=metric.split("/", 1)[-1], step=row["step"])
-    if (row := last(rows, test)) is not None:
-        words += say("tested", score=row[test])
-    again = ", ".join(f"{step:,}" for step in drawn.restarts(starts))
-    said = say("started", count=len(starts), steps=again) if again else say("once")
+        caption = say("curves", last=rows[-1]["step"], first=losses[0], final=losses[-1])
+    for split, key, row in reversed(scores(model)):
+        values = dict(score=row[key], metric=key.partition("/")[2], step=row["step"])
+        caption += say("val_score" if split == "val" else "test_score", **values)
+    steps = ", ".join(f"{step:,}" for step in resumed)
+    said = say("started", count=len(starts), steps=steps) if resumed else say("once")
     listed = [[start.get("time", ""), f"{start.get('step', 0):,}"] for start in starts]
     head = [say("time"), say("from")]
-    return section("course", figure("curves", curves, words), table("starts", head, listed, said))
+    drawn["caption"] = caption
+    return section("course", drawn, table("starts", head, listed, said))
 
 
 def health(say, model):
-    """How self-distillation does; None for other objectives."""
-    rows = [row for row in model.rows if row.get("train/teacher_entropy") is not None]
-    if not rows:
+    """The metrics that the objective names for it; None without."""
+    labels = objective_of(model).health
+    found = {name: last(model.metrics, f"train/{name}") for name in labels}
+    found = {name: row for name, row in found.items() if row is not None}
+    if not found:
         return None
-    row = rows[-1]
-    keys = dict(entropy="teacher_entropy", mean="mean_entropy", kl="kl", center="center_norm")
-    values = {name: row[f"train/{key}"] for name, key in keys.items()}
-    words = say("healthy", step=row["step"], spread=row["train/feature_std"], **values)
-    return section("health", figure("health-curves", drawn.health(model.rows), words))
+
+    def label(name, say):
+        return say(f"health_{name}") if f"health_{name}" in say else labels[name]
+
+    def draw(say):
+        return curves.metrics(model.metrics, {f"train/{x}": label(x, say) for x in found})
+
+    def values(lang):
+        say = Catalog("figures", lang)
+        return "; ".join(f"{label(x, say)}: {row[f'train/{x}']:.3g}" for x, row in found.items())
+
+    caption = say("healthy", step=model.metrics[-1]["step"], values=values)
+    if (advice := f"healthy_{model.config.objective.name}") in say:
+        caption += say(advice)
+    return section("health", figure(say, "health-curves", draw, caption))
 
 
 def given(say, model):
     """A batch as the model sees it."""
-    config = model.config
-    multi = config.augment.crop == "multi"
     try:
-        groups, labels = subject.first_batch(config, TALL if multi else FIRST)
+        groups, labels = first_batch(model)
     except UserError as error:
-        return section("input", text(say("no_data", why=str(error))))
-    everything = np.concatenate([group.ravel() for group in groups.values()])
-    words = say("batch", count=len(labels), mean=everything.mean(), std=everything.std())
-    seen = {
-        name: subject.visible(group, config.data.mean, config.data.std)
-        for name, group in groups.items()
-    }
-    names = model.class_names
-    rows = []
-    for i, label in enumerate(np.asarray(labels)):
-        row = [
-            (inline.picture(view), "", f"{name} {j + 1}: {names[label]}")
-            for name, group in seen.items()
-            for j, view in enumerate(group[i])
-        ]
-        rows.append([(src, names[label], alt) for src, _, alt in row[:1]] + row[1:])
-    if multi:
-        count = sum(group.shape[1] for group in seen.values())
-        words += say("views", count=count, teacher=groups["global"].shape[1])
+        return section("input", text(say("left_out", why=str(error))))
+    names, settings = model.class_names, model.config.data
+    values = np.concatenate([group.ravel() for group in groups.values()])
+    caption = say("batch", count=len(labels), mean=values.mean(), std=values.std())
+    rows = [[] for _ in labels]
+    for group, images in groups.items():
+        for row, views, label in zip(rows, images, labels, strict=True):
+            for i, view in enumerate(views):
+                below = "" if row else names[label]
+                source = inline.picture(visible(view, settings.mean, settings.std))
+                row.append((source, below, f"{group} {i + 1}: {names[label]}"))
+    if len(rows[0]) > 1:
+        counts = {name: images.shape[1] for name, images in groups.items()}
+
+        def listed(lang):
+            return ", ".join(f"{phrase(f'view_{x}', x)(lang)} {n}" for x, n in counts.items())
+
+        caption += say("views", views=listed)
     else:
         rows = [[row[0] for row in rows]]
-    return section("input", pictures("batch", rows, Markup(words)))
+    return section("input", pictures("batch", rows, caption))
+
+
+def first_batch(model):
+    """Images of the first batch of training as the model is given them.
+
+    Mixing takes its partners from these images alone.
+
+    Returns:
+      {name of a group of views: normalized float32 [n, v, h, w, c]}, and labels [n].
+
+    Raises:
+      UserError: if the data are missing.
+    """
+    c = model.config
+    source = data.make(c, c.data.train)
+    size = min(IMAGES, len(source), c.batch_size)
+    options = dict(seed=c.seed, batch_size=size, repeats=c.augment.repeats, threads=1)
+    batches = batch.train_batches(source, augment.views(c)[0], **options)
+    try:
+        rows = {name: jnp.asarray(x) for name, x in next(batches).items()}
+    finally:
+        batches.close()
+    rows["row"] = jnp.arange(size)
+    _, rng = jax.random.split(jax.random.key(c.seed))
+    make_views, rng = objective_of(model).views, jax.random.fold_in(rng, 0)
+    shapes = jax.eval_shape(make_views, rows, rng).values()
+    keep = size if sum(x.shape[1] for x in shapes) == 1 else ROWS
+    rows = {name: x[:keep] for name, x in rows.items()}
+    groups = jax.jit(make_views)(rows, rng)
+    return {name: np.asarray(x) for name, x in groups.items()}, np.asarray(rows["label"])
+
+
+def visible(images, mean, std):
+    """Normalized images -> floats in [0, 1]."""
+    return np.clip(images * np.asarray(std, np.float32) + np.asarray(mean, np.float32), 0, 1)

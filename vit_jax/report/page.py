@@ -1,7 +1,7 @@
 """Blocks of a page, and the page as one HTML file that needs no other.
 
 A section is a dict with an id, which is also the phrase of its title, and its blocks; a block is a
-dict whose kind the template knows. What is not Markup is escaped.
+dict of a kind that the template knows. What is not Markup is escaped.
 """
 
 from importlib import resources
@@ -9,12 +9,11 @@ from importlib import resources
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from vit_jax.report import inline, labels
-from vit_jax.report.words import LANGS
+from vit_jax.report import inline
 
 
 def section(name, *blocks):
-    """A section, or None where all of its blocks are."""
+    """A section of those blocks that are not None; None without any."""
     blocks = [{"caption": None, "fold": None} | block for block in blocks if block]
     return {"id": name, "blocks": blocks} if blocks else None
 
@@ -23,17 +22,18 @@ def text(words):
     return {"kind": "text", "text": words}
 
 
-def figure(name, drawn, caption, fold=None):
-    """drawn: a matplotlib Figure, SVG text, or None for no block. The caption, made from numbers,
-    is also what is read out in its place. fold: a phrase to click on to see it."""
-    if drawn is None:
-        return None
-    svg = Markup(inline.svg(drawn, name))
+def figure(say, name, draw, caption, fold=None):
+    """A figure in the languages of the page.
+
+    draw: as in `inline.svg`. caption: made from numbers; also what is read out in its place. fold:
+    words to click on to see it.
+    """
+    svg = Markup(inline.svg(draw, name, say.langs))
     return {"kind": "figure", "id": name, "svg": svg, "caption": caption, "fold": fold}
 
 
 def table(name, head, rows, caption=None, fold=None, classes=""):
-    """rows: lists of cells, the first of which heads its row."""
+    """rows: lists of cells, the first of which is the row's title; None without rows."""
     found = {"kind": "table", "id": name, "head": head, "rows": rows, "classes": classes}
     return found | {"caption": caption, "fold": fold} if rows else None
 
@@ -59,14 +59,12 @@ def render(say, title, subtitle, facts, sections):
         lstrip_blocks=True,
     )
     style = resources.files(__package__).joinpath("style.css").read_text("utf-8")
-    html = environment.get_template("page.html").render(
+    return environment.get_template("page.html").render(
         say=say,
         langs=say.langs,
-        both=len(say.langs) == len(LANGS),
         title=title,
         subtitle=subtitle,
         facts=facts,
         sections=[part for part in sections if part],
         style=Markup(style),
     )
-    return labels.only(html, say.langs)

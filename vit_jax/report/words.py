@@ -1,35 +1,37 @@
-"""Phrases of the report in one language or in both; words.toml is their table."""
-
-import tomllib
-from importlib import resources
+"""Phrases of the report in the languages of its page."""
 
 from markupsafe import Markup
 
-LANGS = ("en", "ko")
-WORDS = tomllib.loads(resources.files(__package__).joinpath("words.toml").read_text("utf-8"))
+from vit_jax.figures.catalog import LANGUAGES, read
 
 
 class Words:
-    """say("steps") -> Markup, a <span lang=...> for each language, of which the page shows one.
+    """say("steps") -> Markup, a <span lang=...> per language; style.css shows one of them.
 
-    Values are formatted as the phrase says and escaped; a Phrase among them is said in the same
-    language.
+    Values are formatted as the phrase says and escaped. A function among them is called with the
+    language, such as `phrase` returns.
     """
 
-    def __init__(self, langs=LANGS):
+    def __init__(self, langs=LANGUAGES):
         self.langs = tuple(langs)
 
-    def __call__(self, phrase, **values):
-        spans = []
+    def __call__(self, name, /, **values):
+        spans = Markup("")
         for lang in self.langs:
-            filled = {
-                key: Markup(WORDS[value][lang]) if isinstance(value, Phrase) else value
-                for key, value in values.items()
-            }
-            text = Markup(WORDS[phrase][lang]).format(**filled)
-            spans.append(Markup('<span lang="{}">{}</span>').format(lang, text))
-        return Markup("").join(spans)
+            own = {key: x(lang) if callable(x) else x for key, x in values.items()}
+            text = phrase(name)(lang).format(**own)
+            spans += Markup('<span lang="{}">{}</span>').format(lang, text)
+        return spans
+
+    def __contains__(self, name):
+        return name in read(self.langs[0])["report"]
 
 
-class Phrase(str):
-    """The name of a phrase, as a value in another one."""
+def phrase(name, otherwise=None):
+    """A phrase as a value in another one. otherwise: a text, if there may be no such phrase."""
+
+    def text(lang):
+        found = read(lang)["report"]
+        return Markup(found[name]) if name in found or otherwise is None else otherwise
+
+    return text
