@@ -1,7 +1,7 @@
 """The command line: flags, --config=FILE[:ARG] with --config.a.b=v, one-line errors, exit codes.
 
 An entry point ends in `if __name__ == "__main__": cli.run(main)`. Nothing here imports JAX or
-NumPy, and entry points import them inside `main`, so that --help and mistakes answer at once.
+NumPy, and entry points import them inside `main`, so that --help and mistakes are answered at once.
 """
 
 import ast
@@ -21,42 +21,52 @@ from ml_collections import ConfigDict
 
 from vit_jax.config import check, flat, near
 from vit_jax.errors import INTERRUPTED, NO_SPACE, Diverged, Preempted, UserError
-from vit_jax.schema import kind_name
+from vit_jax.schema import KIND_NAMES, kind_name
 from vit_jax.workdir import storage
 
 FLAGS = flags.FLAGS
+CONFIG_HELP = """
+--config.KEY=VALUE overrides a key of the recipe: --config.batch_size=64, --config.optim.lr=1e-3.
+vit_jax/config.py lists the keys and their defaults. Durations are "1000", "10k" or "1e3" steps, or
+"3ep" epochs."""
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 def figure_path(flag, text):
-    """--flag=text as the Path of a figure to write, whose folder is made. Raises UserError."""
+    """The Path in --flag=text of a figure to write. Makes its directory.
+
+    Raises:
+      UserError: unless it is a .png, .pdf or .svg.
+    """
     path = Path(text).expanduser()
     if path.suffix not in (".png", ".pdf", ".svg"):
         raise UserError(f"--{flag}={path} must be a .png, .pdf or .svg")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--{flag}={path} cannot be written: {error.strerror}") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def check_local(flag, text):
-    """UserError for --flag=text in a bucket, where only a folder of this machine will do."""
+    """Raise UserError where --flag=text is in a bucket, but has to be on this machine."""
     if storage.is_address(text):
         raise UserError(f"--{flag}={text} must be a folder of this machine, not in a bucket")
 
 
 def define_config(required=True):
-    """Declares --config. `FLAGS.config` is then a checked, locked ConfigDict, or None."""
+    """Define --config. After parsing, `FLAGS.config` is a checked, locked ConfigDict, or None."""
     flags.DEFINE_string("config", None, "recipe: FILE.py, or FILE.py:ARG", required=required)
 
 
 def run(main, args=None):
-    """Parses sys.argv, calls `main(FLAGS)` and ends the process with the outcome's exit code.
+    """Parse sys.argv, call `main(FLAGS)` and exit.
 
     Exit codes: 0 done, 2 the user's mistake, 3 diverged, 4 no space, 75 preempted and saved, 130
-    interrupted; else what `main` returns. Any other exception is a bug: it keeps its traceback.
-    args: what may follow the flags, as --help shows it ("IMAGE..."); main is then called as
-    `main(FLAGS, words)`. A ValueError class of vit_jax's own counts as the user's mistake.
+    interrupted; else what `main` returns. Subclasses of ValueError in vit_jax are the user's
+    mistakes. Any other exception is a bug and keeps its traceback.
+
+    Args:
+      main: function of the flags.
+      args: what may follow the flags, as --help shows it ("IMAGE..."); the call is then
+        `main(FLAGS, words)`.
     """
     ours = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
     if any(re.fullmatch(r"-h|-\?|--?help(short|full)?", word) for word in ours):
@@ -78,8 +88,9 @@ def run(main, args=None):
 
 
 def _parse(argv):
-    """Sets FLAGS from argv, of which --config.a.b=v are taken out first. -> words, no flags."""
-    plain, overrides, queue = argv[:1], [], argv[1:]
+    """Set FLAGS from argv, and FLAGS.config with its overrides. -> the words that are no flags"""
+    plain, overrides = argv[:1], []
+    queue = argv[1:]
     while queue and queue[0] != "--":
         word = queue.pop(0)
         match = re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", word, re.DOTALL)
@@ -95,10 +106,9 @@ def _parse(argv):
         FLAGS.set_gnu_getopt(True)
         words = FLAGS(plain + queue)[1:]
     except flags.Error as e:
-        lacks = re.match(r"flag --(\w+)=None", str(e))
-        raise UserError(
-            f"--{lacks[1]}=... is missing; see --help" if lacks else one_line(e)
-        ) from None
+        missing = re.match(r"flag --(\w+)=None", str(e))
+        message = f"--{missing[1]}=... is missing; see --help" if missing else one_line(e)
+        raise UserError(message) from None
     spec = FLAGS["config"].value if "config" in FLAGS else None
     if overrides and spec is None:
         raise UserError(f"--config.{overrides[0][0]} needs --config=FILE before it")
@@ -112,9 +122,13 @@ def _parse(argv):
 
 
 def recipe_module(spec):
-    """FILE or FILE:ARG -> the recipe's names as a module, and ARG, None where there is none.
+    """Run the recipe FILE or FILE:ARG.
 
-    Raises UserError, with the line where the file went wrong.
+    Returns:
+      The recipe as a module, and ARG, None where there is none.
+
+    Raises:
+      UserError: with the line where the file went wrong.
     """
     name, colon, arg = (spec, "", "") if os.path.isfile(spec) else spec.partition(":")
     path = Path(name).expanduser()
@@ -139,32 +153,32 @@ def recipe_module(spec):
 
 
 def load_recipe(spec):
-    """FILE or FILE:ARG -> the ConfigDict that get_config(ARG) in it makes. Raises UserError."""
+    """The ConfigDict of the recipe FILE or FILE:ARG. Raises UserError."""
     module, arg = recipe_module(spec)
     with _blaming(Path(module.__file__)):
         config = module.get_config(*([] if arg is None else [arg]))
         if not isinstance(config, ConfigDict):
-            raise UserError(
-                "get_config() must return a ConfigDict; start from vit_jax.config.defaults()"
-            )
+            raise UserError("get_config() must return a ConfigDict; start from config.defaults()")
         return config
 
 
 @contextlib.contextmanager
 def _blaming(path):
-    """What goes wrong inside becomes a UserError that names the file and the line in it."""
+    """Turn exceptions into a UserError that names the file and the line in it."""
     try:
         yield
     except Exception as e:
         lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
-        number = e.lineno if isinstance(e, SyntaxError) and e.filename == str(path) else None
-        at = f", line {number or lines[-1]}" if number or lines else ""
+        if isinstance(e, SyntaxError) and e.filename == str(path):
+            lines.append(e.lineno)
+        at = f", line {lines[-1]}" if lines else ""
         raise UserError(f"{path}{at}: {one_line(e)}") from e
 
 
 def override(config, key, text):
-    """Sets one key to what the text says, read as the type that is there."""
-    values, flag = flat(config), f"--config.{key}"
+    """Set one key to a text, read as the type of the key's value. Raises UserError."""
+    values = flat(config)
+    flag = f"--config.{key}"
     if key not in values:
         inside = [name for name in values if name.startswith(f"{key}.")]
         if inside:
@@ -182,10 +196,9 @@ def override(config, key, text):
 
 
 def _value(text, kind):
-    """What the text says, as this type. Raises ValueError or SyntaxError."""
+    """The text as this type. Raises ValueError or SyntaxError."""
     if kind is bool:
-        word = "true" if text is None else text.lower()
-        return ["false", "true", "0", "1", "f", "t"].index(word) % 2 == 1
+        return flags.BooleanParser().parse("true" if text is None else text)
     if text is None:
         raise ValueError
     if kind is int and not re.fullmatch(r"[+-]?\d+", text):
@@ -200,7 +213,7 @@ def _value(text, kind):
 
 
 def _outcome(e):
-    """-> exit code, one or two lines; (None, None) for a bug."""
+    """The exit code and message of an exception; (None, None) for a bug."""
     if isinstance(e, (Preempted, Diverged)):
         return e.exit_code, str(e)
     if isinstance(e, KeyboardInterrupt):
@@ -214,17 +227,17 @@ def _outcome(e):
             where = f" for {chain.filename}" if getattr(chain, "filename", None) else ""
             return NO_SPACE, f"no space left{where}; free some space and rerun the same command"
         chain = chain.__cause__ or chain.__context__
-    if isinstance(e, (PermissionError, NotADirectoryError, IsADirectoryError)) and e.filename:
+    if isinstance(e, OSError) and e.errno in UNUSABLE and e.filename:
         return UserError.exit_code, f"cannot use {e.filename}: {e.strerror}"
     return None, None
 
 
 def _help(main, args):
-    """What --help prints."""
+    """The text of --help."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     command = f"python -m {spec.name}" if spec else f"python {sys.argv[0]}"
-    text = [f"{command} [--flag=value ...] {args or ''}".rstrip(), ""]
-    text += [(sys.modules[main.__module__].__doc__ or "").strip(), "", "flags:"]
+    doc = sys.modules[main.__module__].__doc__ or ""
+    text = [f"{command} [--flag=value ...] {args or ''}".rstrip(), "", doc.strip(), "", "flags:"]
     modules = FLAGS.flags_by_module_dict().items()
     ours = {f.name: f for name, fs in modules if not name.startswith("absl") for f in fs}
     for name, flag in ours.items():
@@ -232,22 +245,20 @@ def _help(main, args):
         name = f"--[no]{name}" if flag.boolean else f"--{name}=..."
         text.append(f"  {name:22} {flag.help}{default}")
     if "config" in ours:
-        text += ["", "Any key of the recipe is overridden by --config.KEY=VALUE, such as"]
-        text += ["--config.batch_size=64 or --config.optim.lr=1e-3; vit_jax/config.py lists the"]
-        text += ['keys with their defaults. Durations: "1000", "10k", "1e3" steps, "3ep" epochs.']
+        text.append(CONFIG_HELP)
     return "\n".join(text)
 
 
 def one_line(e):
-    """An exception of other code in one plain line."""
+    """The message of an exception of other code, in one plain line."""
     text = " ".join(str(e).split())
     cast = re.match(r"Could not override field '(\w+)'.*?\. (.*) is of original type", text)
     if cast:
-        kind = re.search(r"to type <class '(?:.*\.)?(\w+)'>$", text)
-        kinds = {k.__name__: k for k in (bool, int, float, str, tuple, ConfigDict)}
-        kind = kinds.get(kind and kind[1])
-        words = kind_name(kind) if kind else "of another type"
-        quotes = '; put it in quotes, such as "100" or "3ep" for a duration' if kind is str else ""
+        kind = text.removesuffix("'>").rpartition("type <class '")[2].rpartition(".")[2]
+        words = KIND_NAMES.get(kind, "of another type")
+        quotes = (
+            '; put it in quotes, such as "100" or "3ep" for a duration' if kind == "str" else ""
+        )
         return f"{cast[1]!r} must be {words}; got {cast[2]}{quotes}"
     if isinstance(e, SyntaxError):
         return f"{e.msg}: {(e.text or '').strip()}"

@@ -1,12 +1,13 @@
 """The schema of a run's config: every key with its default, unit, choices and range; checks;
 durations; `config.json`.
 
-A recipe begins with `defaults()` and overrides what differs. The keys of an objective, an evaluator
-or a kind of data stand beside that member, in `MEMBER_keys.py`; those of the models in
+A recipe starts from `defaults()` and overrides what differs. The keys of an objective, an evaluator
+or a kind of data are beside that member, in `MEMBER_keys.py`; those of the models are in
 `variants.py`. Imports neither JAX nor NumPy.
 """
 
 import json
+import math
 import os
 import re
 from dataclasses import replace
@@ -19,18 +20,17 @@ from vit_jax import variants
 from vit_jax.errors import UserError
 from vit_jax.schema import (
     Key,
+    area_range,
+    choice,
     duration,
     member_keys,
     members,
     one_of,
     options,
     probability,
-    steps,
 )
+from vit_jax.schema import steps as steps  # config.steps reads the durations of a config
 from vit_jax.workdir import storage
-
-__all__ = ["Key", "check", "config_diff", "defaults", "fixed_diff", "flat", "load_config", "near"]
-__all__ += ["objective", "parse_randaugment", "save_config", "schema", "steps"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -75,19 +75,11 @@ KEYS = {
     "data.mean": Key(IMAGENET_MEAN, "mean per channel of images in [0, 1], subtracted"),
     "data.std": Key(IMAGENET_STD, "standard deviation per channel, divided by", above=0),
     # augment: the host's part
-    "augment.crop": Key(
-        "resized",
+    "augment.crop": choice(
+        ("resized", "pad", "none", "multi"),
         "random resized crop, shifted padded image, evaluation crop, or multi-crop",
-        choices=("resized", "pad", "none", "multi"),
     ),
-    "augment.scale": Key(
-        (0.08, 1.0),
-        "resized, multi: range of the crop's share of the area",
-        above=0,
-        most=1,
-        length=2,
-        increasing=True,
-    ),
+    "augment.scale": area_range((0.08, 1.0), "resized, multi: share of the area of a crop"),
     "augment.ratio": Key(
         (3 / 4, 4 / 3), "resized: range of width / height", above=0, length=2, increasing=True
     ),
@@ -105,14 +97,7 @@ KEYS = {
     "augment.randaugment": Key("", 'RandAugment, such as rand-m9-mstd0.5-inc1; "": none'),
     "augment.local_views": Key(8, "multi: local crops per image", least=0),
     "augment.local_size": Key(96, "multi: side of the local crops, pixels", least=1),
-    "augment.local_scale": Key(
-        (0.05, 0.4),
-        "multi: range of a local crop's share of the area",
-        above=0,
-        most=1,
-        length=2,
-        increasing=True,
-    ),
+    "augment.local_scale": area_range((0.05, 0.4), "multi: share of the area of a local crop"),
     # augment: the device's part
     "augment.flip": probability(0.5, "probability of a horizontal flip"),
     "augment.jitter": probability(
@@ -139,7 +124,7 @@ KEYS = {
         0.875, "evaluation: side of the center crop / short side of the image", above=0, most=1
     ),
     # optim: config -> optax
-    "optim.name": Key("adamw", "optimizer", choices=("adamw", "sgd")),
+    "optim.name": choice(("adamw", "sgd"), "optimizer"),
     "optim.lr": Key(1e-3, "peak learning rate, for lr_batch images per step", least=0),
     "optim.lr_batch": Key(
         0, "linear scaling rule: peak = lr * batch_size / lr_batch; 0: peak = lr", least=0
@@ -152,31 +137,24 @@ KEYS = {
     "optim.weight_decay_end": Key(
         None, "weight decay at the end of a half cosine; None: constant", kind=float, least=0
     ),
-    "optim.decay_rule": Key(
-        "timm",
+    "optim.decay_rule": choice(
+        ("timm", "deit", "dino", "kernel", "all"),
         "which parameters decay: see vit_jax.optim.decay_mask",
-        choices=("timm", "deit", "dino", "kernel", "all"),
     ),
-    "optim.decay_by": Key(
-        "lr",
-        "decay times the learning rate, or times schedule / peak (big_vision)",
-        choices=("lr", "schedule"),
+    "optim.decay_by": choice(
+        ("lr", "schedule"), "decay times the learning rate, or times schedule / peak (big_vision)"
     ),
     "optim.warmup": duration("5ep", "duration of the linear warmup"),
     "optim.warmup_start": Key(0.0, "learning rate at step 0", least=0),
     "optim.warmup_prefix": Key(False, "whether the cosine starts after the warmup"),
     "optim.warmup_reaches": Key(False, "whether the last warmup step has the peak rate (DINO)"),
     "optim.end": Key(0.0, "learning rate at the end", least=0),
-    "optim.schedule_by": Key(
-        "step",
-        "update the rate every step, or every epoch, one late (DeiT)",
-        choices=("step", "epoch"),
+    "optim.schedule_by": choice(
+        ("step", "epoch"), "update the rate every step, or every epoch, one late (DeiT)"
     ),
     "optim.clip": Key(0.0, "maximum norm of the gradient; 0: no clipping", least=0),
-    "optim.clip_by": Key(
-        "global",
-        "norm of all gradients together, or of each tensor (DINO)",
-        choices=("global", "tensor"),
+    "optim.clip_by": choice(
+        ("global", "tensor"), "norm of all gradients together, or of each tensor (DINO)"
     ),
     "optim.freeze": Key("head/last_layer", "path of parameters frozen at the start of training"),
     "optim.freeze_for": duration("0", 'how long they are frozen; "0": never'),
@@ -189,6 +167,11 @@ KEYS = {
     "mesh.fsdp": Key(1, "shards of parameters and batch", least=-1, free=True),
     "mesh.tensor": Key(1, "shards of heads and hidden units", least=-1, free=True),
 }
+# Maxima of the numbers in the name of a RandAugment policy.
+RANDAUGMENT = {
+    "rand": {"m": 10, "mstd": math.inf, "n": math.inf, "p": 1, "inc": 1},
+    "big_vision": {"m": 30, "n": math.inf},
+}
 RENAMED = {"augment.grey": "augment.gray"}  # keys in the config.json of older runs
 OFF = ("", "0", "f", "false", "n", "no", "off")  # as JAX reads its variables
 FREE_MODEL_KEYS = ("remat", "scan", "attn")  # how a step is computed, not what
@@ -199,10 +182,7 @@ def schema(objective="supervised"):
     keys = KEYS | _model_keys()
     for family, prefix in (("data", "data."), ("evaluators", "")):
         for name in members(family):
-            found = {f"{prefix}{name}.{k}": key for k, key in _keys_of(family, name).items()}
-            if found and any(key.startswith(f"{prefix}{name}.") for key in KEYS):
-                raise ValueError(f"{family}/{name}_keys.py: the group {prefix}{name} is taken")
-            keys |= found
+            keys |= {f"{prefix}{name}.{k}": key for k, key in _keys_of(family, name).items()}
     keys["objective.name"] = Key(objective, "module of vit_jax/objectives", family="objectives")
     keys |= {f"objective.{k}": key for k, key in _keys_of("objectives", objective).items()}
     return keys
@@ -225,12 +205,6 @@ def _keys_of(family, name):
     return module.defaults() if module else {}
 
 
-def _any_objective():
-    """The names of the keys of all objectives."""
-    names = members("objectives")
-    return {f"objective.{key}" for name in names for key in _keys_of("objectives", name)}
-
-
 def defaults():
     """A `ConfigDict` with the default of every key, for the supervised objective."""
     return _tree(schema())
@@ -243,7 +217,7 @@ def objective(name):
 
 
 def _tree(keys, values=None):
-    """{"a.b": Key} -> a ConfigDict with groups, with these values in place of the defaults."""
+    """A ConfigDict of {"a.b": Key}, with these values in place of the defaults."""
     start = {n: placeholder(k.kind) if k.default is None else k.default for n, k in keys.items()}
     start |= {n: x for n, x in (values or {}).items() if x is not None or n not in keys}
     tree = {}
@@ -263,12 +237,13 @@ def check(config):
     _check_member("objective.name", "objectives", name)
     keys = schema(name)
     for key, value in values.items():
-        if key not in keys and key.startswith("objective.") and key in _any_objective():
-            raise UserError(
-                f"config has the key {key!r}, which objective.name = {name!r} has not; in a recipe "
-                f"set c.objective = objective({name!r})"
-            )
         if key not in keys:
+            others = members("objectives") if key.startswith("objective.") else ()
+            if any(key in schema(other) for other in others):
+                raise UserError(
+                    f"config has the key {key!r}, which objective.name = {name!r} has not; in a "
+                    f"recipe set c.objective = objective({name!r})"
+                )
             raise UserError(f"config has no key {key!r}; {near(key, keys)}")
         keys[key].check(f"config.{key}", value)
     if missing := keys.keys() - values.keys():
@@ -349,27 +324,24 @@ def parse_randaugment(text):
     """
     if not text:
         return None
-    values = {"m": 10.0, "mstd": 0.0, "n": 2.0, "p": 0.5, "inc": 0.0}  # timm's defaults
     policy, *parts = text.split("-")
-    names, most = ("mstd|inc|m|n|p", 10) if policy == "rand" else ("m|n", 30)
-    matches = [re.fullmatch(rf"({names})(\d+(?:\.\d+)?)", part) for part in parts]
-    if all(matches):
-        values |= {match[1]: float(match[2]) for match in matches}
-    fits = values["m"] <= most and values["p"] <= 1 and values["n"] >= 1
-    fits = fits and policy in ("rand", "big_vision") and (values["inc"] == 1) == (policy == "rand")
-    if not all(matches) or not fits or not values["n"].is_integer():
+    limits = RANDAUGMENT.get(policy, {})
+    matches = [re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part) for part in parts]
+    given = {match[1]: float(match[2]) for match in matches if match}
+    values = {"m": 10.0, "mstd": 0.0, "n": 2.0, "p": 0.5, "inc": 0.0} | given  # timm's defaults
+    valid = limits and all(matches) and all(x <= limits.get(k, -1) for k, x in given.items())
+    valid = valid and values["inc"] == limits.get("inc", 0)
+    if not valid or values["n"] < 1 or not values["n"].is_integer():
         raise UserError(
             f"config.augment.randaugment = '{text}' must be like rand-m9-mstd0.5-inc1: m at most "
             "10, n at least 1, p at most 1, and inc1; or like big_vision-n2-m10, m at most 30"
         )
-    if policy == "big_vision":
-        return {"magnitude": values["m"], "layers": int(values["n"])}
-    magnitude, std, layers, p = (values[key] for key in ("m", "mstd", "n", "p"))
-    return {"magnitude": magnitude, "std": std, "layers": int(layers), "p": p}
+    found = {"magnitude": values["m"], "layers": int(values["n"])}
+    return found | ({"std": values["mstd"], "p": values["p"]} if policy == "rand" else {})
 
 
 def near(key, keys):
-    """The key that was probably meant, as the end of a message."""
+    """The end of a message: the key that was probably meant."""
     leaf = key.rsplit(".", 1)[-1]
     close = [k for k in keys if k.rsplit(".", 1)[-1] == leaf]
     close = close or get_close_matches(key, keys, 1)

@@ -1,7 +1,7 @@
-"""What a config key may hold, and how the members of a family are found. Needs no JAX.
+"""Config keys with their checks, and lookup of the members of a family. Imports no JAX.
 
-`config.py` lists the keys of every run, `variants.py` those of the models; a member of a family
-brings its own in a module beside it, named `MEMBER_keys.py`.
+`config.py` lists the keys of every run, `variants.py` those of the models. The keys of a member of
+a family are in a module beside it, `MEMBER_keys.py`.
 """
 
 import dataclasses
@@ -16,8 +16,14 @@ from typing import Any
 from vit_jax.errors import UserError
 
 DURATION = re.compile(r"(\d+\.?\d*(?:e\+?\d+)?|\.\d+)(k|ep)?")
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-_KINDS |= {tuple: "a list such as (1, 2)"}
+KIND_NAMES = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "tuple": "a list such as (1, 2)",
+    "ConfigDict": "a group of keys",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +121,7 @@ def _is_a(value, kind):
 
 def kind_name(kind):
     """A type in words: "a whole number"."""
-    return _KINDS.get(kind, "a group of keys")
+    return KIND_NAMES[kind.__name__]
 
 
 def duration(default, doc, **options):
@@ -126,6 +132,16 @@ def duration(default, doc, **options):
 def probability(default, doc, **options):
     """A `Key` that holds a number from 0 to 1, or a tuple of them."""
     return Key(default, doc, **{"least": 0, "most": 1} | options)
+
+
+def area_range(default, doc):
+    """A `Key` that holds a range of shares of an area."""
+    return Key(default, doc, above=0, most=1, length=2, increasing=True)
+
+
+def choice(choices, doc, **options):
+    """A `Key` with few values, the first of them the default."""
+    return Key(choices[0], doc, choices=choices, **options)
 
 
 def option(default=dataclasses.MISSING, doc="", **limits):
@@ -157,15 +173,6 @@ def shows_options(cls):
         return function
 
     return decorate
-
-
-def check_options(config):
-    """Raise UserError for a field of such a dataclass that is of the wrong type or out of range."""
-    required = {f.name for f in dataclasses.fields(config) if f.default is dataclasses.MISSING}
-    for name, key in options(type(config)).items():
-        if name in required and getattr(config, name) is None:
-            raise UserError(f"{name} must be {kind_name(key.value_type)}; got None")
-        key.check(name, getattr(config, name))
 
 
 def steps(text, steps_per_epoch):

@@ -1,4 +1,4 @@
-"""The options of the models, and the names and sizes of the published ones. Needs no JAX.
+"""The options of the models, and the names and sizes of the published ones. Imports no JAX.
 
 A name is the papers' ("S/16", "resnet50") or timm's ("vit_small_patch16_224"), with `key=value`
 overrides after commas for unusual sizes ("S/16,depth=4,pool=gap").
@@ -9,7 +9,12 @@ from ast import literal_eval
 from dataclasses import dataclass
 
 from vit_jax.errors import UserError
-from vit_jax.schema import check_options, one_of, option, options
+from vit_jax.schema import one_of, option, options
+
+
+def enum_option(choices, doc):
+    """An `option` with few values, the first of them the default."""
+    return option(choices[0], doc, choices=choices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +24,13 @@ class ModelConfig:
     image: int = option(224, "side of the square image, pixels", least=1)
     channels: int = option(3, "3: color, 1: gray", least=1)
     num_classes: int = option(1000, "outputs of the classifier; 0: no classifier", least=0)
-    dtype: str = option(
-        "float32",
-        "of activations; parameters are float32",
-        choices=("float32", "bfloat16", "float64"),
+    dtype: str = enum_option(
+        ("float32", "bfloat16", "float64"), "of activations; parameters are float32"
     )
 
     def __post_init__(self):
-        check_options(self)
+        for name, key in options(type(self)).items():
+            key.check(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,37 +46,26 @@ class ViTConfig(ModelConfig):
     num_heads: int = option(doc="attention heads per block", kind=int, least=1)
     mlp_dim: int = option(doc="hidden units of the MLP", kind=int, least=1)
     patch: int = option(doc="side of a square patch, pixels", kind=int, least=1)
-    pool: str = option(
-        "cls",
+    pool: str = enum_option(
+        ("cls", "gap", "map"),
         "what the classifier sees: the [CLS] token, the mean of the patches, attention pooling",
-        choices=("cls", "gap", "map"),
     )
     class_token: bool | None = option(None, "None: only where pool is cls", kind=bool)
     fc_norm: bool | None = option(
         None, "final LayerNorm after pooling, not before; None: where pool is gap", kind=bool
     )
-    pos_embed: str = option(
-        "learned", "learned or fixed 2-D sin-cos positions", choices=("learned", "sincos2d")
-    )
+    pos_embed: str = enum_option(("learned", "sincos2d"), "learned or fixed 2-D sin-cos positions")
     no_embed_class: bool = option(
         False, "learned positions for the patches alone, none for [CLS] (DeiT III)"
     )
-    pos_resize: str = option(
-        "timm",
-        "rule that resizes learned positions to another image size",
-        choices=("timm", "dino"),
+    pos_resize: str = enum_option(
+        ("timm", "dino"), "rule that resizes learned positions to another image size"
     )
-    patch_embed: str = option(
-        "conv",
-        "strided convolution, or unfold and linear: the same function",
-        choices=("conv", "linear"),
+    patch_embed: str = enum_option(
+        ("conv", "linear"), "strided convolution, or unfold and linear: the same function"
     )
-    norm: str = option(
-        "pre", "LayerNorm before attention and MLP, or after them", choices=("pre", "post")
-    )
-    act: str = option(
-        "gelu", "exact (erf), or big_vision's tanh approximation", choices=("gelu", "gelu_tanh")
-    )
+    norm: str = enum_option(("pre", "post"), "LayerNorm before attention and MLP, or after them")
+    act: str = enum_option(("gelu", "gelu_tanh"), "exact (erf), or big_vision's tanh approximation")
     qkv_bias: bool = option(True, "biases of queries, keys and values")
     layer_scale_init: float | None = option(
         None, "LayerScale: initial gain of the residual branches; None: off", kind=float, least=0
@@ -83,25 +76,18 @@ class ViTConfig(ModelConfig):
     dropout: float = option(
         0.0, "rate after the attention's projection and in the MLP", least=0, below=1
     )
-    remat: str = option(
-        "none",
+    remat: str = enum_option(
+        ("none", "dots", "full"),
         "rematerialize in the backward pass: nothing, all but matrix products, whole blocks",
-        choices=("none", "dots", "full"),
     )
-    scan: str = option(
-        "auto",
-        "lax.scan over the blocks; auto: off up to 12 blocks on CPU",
-        choices=("auto", "on", "off"),
+    scan: str = enum_option(
+        ("auto", "on", "off"), "lax.scan over the blocks; auto: off up to 12 blocks on CPU"
     )
-    attn: str = option(
-        "auto",
-        "attention kernel; auto: matmul on CPU, xla elsewhere",
-        choices=("auto", "matmul", "xla", "cudnn"),
+    attn: str = enum_option(
+        ("auto", "matmul", "xla", "cudnn"), "attention kernel; auto: matmul on CPU, xla elsewhere"
     )
-    init: str = option(
-        "deit",
-        "normal(0.02), or big_vision's: Xavier and a classifier of zeros",
-        choices=("deit", "big_vision"),
+    init: str = enum_option(
+        ("deit", "big_vision"), "normal(0.02), or big_vision's: Xavier and a classifier of zeros"
     )
 
     def __post_init__(self):
@@ -185,7 +171,7 @@ TIMM_SIZES = {
 PAPER_NAME = re.compile(r"(?P<size>\w+)/(?P<patch>\d+)")
 TIMM_NAME = re.compile(r"(vit|deit)_(?P<size>[a-z]+)_patch(?P<patch>\d+)_(?P<image>\d+)(\.\w+)?")
 
-# Options that the size in a name settles; of a ViT.
+# Options of a ViT that its name determines.
 SIZES = ("width", "depth", "num_heads", "mlp_dim", "patch")
 
 
@@ -204,7 +190,7 @@ def parse(name, **overrides):
       UserError: for an unknown name or option, or options that cannot be combined.
     """
     base, named = split_name(name)
-    changes = named | {key: value for key, value in overrides.items() if value is not None}
+    changes = {key: x for key, x in (*named.items(), *overrides.items()) if x is not None}
     cls, sizes = (ResNetConfig, _resnet(base)) if is_cnn(base) else (ViTConfig, _vit(base))
     known = options(cls)
     if unknown := changes.keys() - known.keys():
@@ -234,7 +220,7 @@ def _resnet(name):
 
 
 def _vit(name):
-    """What a name settles, as options of `ViTConfig`."""
+    """The options of `ViTConfig` that a name determines."""
     match = PAPER_NAME.fullmatch(name) or TIMM_NAME.fullmatch(name)
     found = match.groupdict() if match else {}
     size = TIMM_SIZES.get(found.get("size"), found.get("size"))
@@ -245,7 +231,9 @@ def _vit(name):
             f"or timm's name, such as vit_small_patch16_224; or {one_of(RESNETS)}"
         )
     sizes = dict(zip(SIZES, (*VARIANTS[size], patch), strict=True))
-    return sizes | ({"image": int(found["image"])} if found.get("image") else {})
+    if found.get("image"):
+        sizes["image"] = int(found["image"])
+    return sizes
 
 
 def of_config(model, classes=None):
@@ -264,7 +252,7 @@ def of_config(model, classes=None):
         keys = " ".join(f"--config.model.{word}" for word in words)
         raise UserError(f"variant = {model.variant!r} must be a name alone; pass {keys}")
     if is_cnn(model.variant):
-        # An option that a ResNet would ignore must not seem to do something.
+        # An option that a ResNet ignores must not seem to have an effect.
         known, ignored = options(ResNetConfig), {}
         for name, key in options(ViTConfig).items():
             if name not in known and changes.pop(name) != key.default:
@@ -297,7 +285,8 @@ def convolutions(config):
     Paths are "stem", "layer1/block0/conv1", ... and "layer1/block0/shortcut", where a shortcut
     needs one. The stride of a bottleneck is that of its 3x3, as torchvision has it.
     """
-    small, width = len(config.layers) == 3, config.width
+    small = len(config.layers) == 3
+    width = config.width
     side = config.image if small else -(-config.image // 2)
     found = {"stem": (3 if small else 7, 1 if small else 2, config.channels, width, side)}
     side = side if small else -(-side // 2)  # the pooling after the stem
@@ -306,12 +295,17 @@ def convolutions(config):
         inner = width * 2**i
         outer = inner * (4 if config.block == "bottleneck" else 1)
         for j in range(count):
-            path, stride, before = f"layer{i + 1}/block{j}", 2 if i and not j else 1, side
+            path = f"layer{i + 1}/block{j}"
+            stride = 2 if i and not j else 1
+            before = side
             side = -(-side // stride)
             plan = [(3, stride, last, inner, side), (3, 1, inner, inner, side)]
             if config.block == "bottleneck":
-                plan = [(1, 1, last, inner, before), (3, stride, inner, inner, side)]
-                plan += [(1, 1, inner, outer, side)]
+                plan = [
+                    (1, 1, last, inner, before),
+                    (3, stride, inner, inner, side),
+                    (1, 1, inner, outer, side),
+                ]
             found |= {f"{path}/conv{n + 1}": words for n, words in enumerate(plan)}
             if stride > 1 or last != outer:
                 found[f"{path}/shortcut"] = (1, stride, last, outer, side)
