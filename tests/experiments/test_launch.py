@@ -1,4 +1,4 @@
-"""The launcher, with a gcloud that notes what it is asked, and the real script of a worker."""
+"""The launcher with a fake gcloud that records its calls, and the real script of a worker."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ import pytest
 from experiments import launch, tpu
 from tests import ROOT
 
-# Answers `describe` and `cat job.exit` by what is left in plan.json; notes every call.
+# Answers `describe` and `cat job.exit` from plan.json, and records every call.
 FAKE = """#!{python}
 import json, sys
 from pathlib import Path
@@ -32,7 +32,7 @@ if kind:
         sys.exit(1)
     print(answer)
 """
-# Keeps a file for each slice that there is. The job on NAME-1 is preempted once, after it saved.
+# Keeps a file for each existing slice. The job on NAME-1 is preempted once, after saving.
 SLICES = """#!{python}
 import sys, time
 from pathlib import Path
@@ -64,7 +64,7 @@ SWEEP = ["--grid=optim.lr=1e-3,3e-3,1e-2", "--jobs=2", "--config.seed=3"]
 
 @pytest.fixture
 def call(tmp_path):
-    """-> call(*flags, states, codes) -> the process, and gcloud's verbs in order"""
+    """Return call(*flags, states, codes) -> (process, calls of gcloud)."""
     path = tmp_path / "gcloud"
     path.write_text(FAKE.format(python=sys.executable))
     path.chmod(0o755)
@@ -87,7 +87,7 @@ def call(tmp_path):
     calls = tmp_path / "calls.jsonl"
     for words in map(json.loads, calls.read_text().splitlines() if calls.exists() else []):
         for word in words:
-            if word.endswith(".tar.gz"):  # what was to be sent lies in this checkout
+            if word.endswith(".tar.gz"):  # the archive is written to this checkout
                 Path(word).unlink(missing_ok=True)
 
 
@@ -96,8 +96,8 @@ def verbs(calls):
     return [next(word for word in words if word in known) for words in calls]
 
 
-def test_a_slice_is_made_again_until_training_is_done(call):
-    """Saved and stopped (75), then lost to preemption, then done."""
+def test_a_slice_is_recreated_until_training_is_done(call):
+    """Preempted and saved (75), then lost with its slice, then done."""
     states = [None, "READY", "READY", "PREEMPTED", "PREEMPTED", "READY"]
     process, calls = call(
         "--target=tpu-vm", "--spot", states=states, codes=["75\n75", None, "0\n0"]
@@ -120,14 +120,14 @@ def test_a_slice_is_made_again_until_training_is_done(call):
         assert {"vit_jax/train.py", "Makefile", "constraints.txt"} <= set(tar.getnames())
 
 
-def test_a_mistake_is_not_tried_again(call):
+def test_a_user_error_is_not_retried(call):
     process, calls = call("--target=queued", states=["ACTIVE"], codes=["2\n143"])
     assert process.returncode == 2
     assert verbs(calls) == ["describe", "scp", "ssh", "ssh", "delete"]
     assert calls[-1][2:5] == ["queued-resources", "delete", "deit-s"] and "--force" in calls[-1]
 
 
-def test_a_dry_run_prints_and_does_nothing(call):
+def test_a_dry_run_only_prints_the_commands(call):
     process, calls = call("--target=queued", "--dry_run", "--config.optim.lr=1e-4", "--name=n")
     assert process.returncode == 0 and not calls
     lines = [line for line in process.stdout.splitlines() if line.startswith("gcloud")]
@@ -152,7 +152,7 @@ def test_a_dry_run_prints_and_does_nothing(call):
 
 
 def test_a_sweep_is_an_array_of_jobs(call, tmp_path):
-    """The script for sbatch, and what one task of it does: its run, and itself again after 75."""
+    """The script for sbatch, and one task of it: it starts its run and is requeued after 75."""
     process, _ = call("--target=slurm", "--gpus=1", "--dry_run", *SWEEP)
     assert process.returncode == 0, process.stderr
     script = process.stdout.partition("<<'EOF'\n")[2].removesuffix("EOF\n")
@@ -176,9 +176,10 @@ def test_a_sweep_is_an_array_of_jobs(call, tmp_path):
 
 @pytest.fixture
 def slices(tmp_path):
-    """-> flags of a sweep's launch; what its slices say is removed."""
+    """The flags to launch a sweep; the logs of its slices are removed."""
     (tmp_path / "slices").mkdir()
-    archive, name = tmp_path / "vit_jax-0.tar.gz", f"test-{os.getpid()}"
+    name = f"test-{os.getpid()}"
+    archive = tmp_path / "vit_jax-0.tar.gz"
     archive.touch()
     yield [f"--name={name}", f"--code={archive}", f"--workdir={tmp_path}/lr"]
     for path in (ROOT / "runs/launch").glob(f"{name}-*.log"):
@@ -186,7 +187,7 @@ def slices(tmp_path):
 
 
 def test_a_sweep_has_a_slice_for_each_run(call, slices, tmp_path):
-    """Three runs, two slices at a time; one is preempted and goes on; all are deleted."""
+    """Three runs, two slices at a time; one is preempted and resumed; all are deleted."""
     process, calls = call("--target=queued", "--dry_run", *SWEEP)
     assert process.returncode == 0 and not calls, process.stderr
     words = [line.split() for line in process.stdout.splitlines() if line.startswith("gcloud")]
@@ -205,7 +206,7 @@ def test_a_sweep_has_a_slice_for_each_run(call, slices, tmp_path):
         assert [verb for verb, name, _ in calls if name[-2:] == f"-{index}"] == expected
 
 
-def test_a_sweep_that_is_stopped_leaves_no_slice(call, slices, tmp_path):
+def test_an_interrupted_sweep_deletes_its_slices(call, slices, tmp_path):
     (tmp_path / "gcloud").write_text(SLICES.format(python=sys.executable))
     (tmp_path / "hang").touch()
     with call("--target=tpu-vm", *slices, *SWEEP, wait=False) as process:
@@ -214,12 +215,12 @@ def test_a_sweep_that_is_stopped_leaves_no_slice(call, slices, tmp_path):
             assert process.poll() is None and time.time() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=60)
-    assert process.returncode == 75 and "0 of 3 runs done" in said[1], said
+        printed = process.communicate(timeout=60)
+    assert process.returncode == 75 and "0 of 3 runs" in printed[1], printed
     assert not list((tmp_path / "slices").iterdir())
 
 
-def test_what_is_started_again():
+def test_which_exit_codes_lead_to_a_restart():
     for codes, last, left in [([75, -9, 1, 0, 9], 0, 1), ([2, 9], 2, 1), ([1, 1, 1, 9], 1, 1)]:
         restarts = 2 if codes[0] == 1 else 9
         assert launch.again(functools.partial(codes.pop, 0), restarts, wait=0) == last
@@ -227,7 +228,7 @@ def test_what_is_started_again():
 
 
 def test_the_job_on_a_worker_runs_once_and_leaves_its_code(tmp_path):
-    """The real script, with a small program in the place of training."""
+    """The real script, with a small program instead of training."""
     (tmp_path / "Makefile").write_text("install:\n\techo installed $$PIP_CONSTRAINT\n")
     with tarfile.open(tmp_path / "code.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "Makefile", "Makefile")

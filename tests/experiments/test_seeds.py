@@ -1,4 +1,4 @@
-"""The runs of some seeds, by the ordinary command."""
+"""Several seeds of a recipe, trained once each."""
 
 import json
 import subprocess
@@ -16,7 +16,8 @@ def get_config():
 
 
 def test_a_seed_is_trained_once(tmp_path):
-    path, output = tmp_path / "recipes" / "small.py", tmp_path / "seeds.jsonl"
+    path = tmp_path / "recipes" / "small.py"
+    output = tmp_path / "seeds.jsonl"
     path.parent.mkdir()
     path.write_text(RECIPE)
     command = [sys.executable, "-m", "experiments.seeds", f"--config={path}", f"--output={output}"]
@@ -30,6 +31,6 @@ def test_a_seed_is_trained_once(tmp_path):
     assert row["command"][:3] == ["python", "-m", "vit_jax.train"]
     assert {"--config.seed=0", "--config.optim.lr=1e-3"} <= set(row["command"])
     again = subprocess.run([*command, "--seeds=1"], **options)
-    assert "1 done already" in again.stdout and json.loads(output.read_text()) == row
+    assert "1 already finished" in again.stdout and json.loads(output.read_text()) == row
     wrong = subprocess.run([*command, "--config.seed=1"], **options)
     assert wrong.returncode == 2 and "pass --seeds=N" in wrong.stderr
