@@ -1,4 +1,4 @@
-"""Who may open the page, and where it listens. Imports nothing heavy."""
+"""Who may open the page, what they may send, where it listens. Imports nothing heavy."""
 
 import ipaddress
 import os
@@ -8,6 +8,8 @@ from pathlib import Path
 from vit_jax.errors import UserError
 
 VARIABLE = "VIT_JAX_DEMO_AUTH"
+MAX_FILE_BYTES = 20 * 2**20
+MAX_REQUEST_BYTES = MAX_FILE_BYTES + 2**20  # a file and the form around it
 
 
 def read_auth(path=None):
@@ -28,10 +30,8 @@ def read_auth(path=None):
         return None if text is None else _parse(text, VARIABLE)
     try:
         text = Path(path).read_text("utf-8")
-    except OSError as error:
-        raise UserError(f"--auth_file={path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"--auth_file={path} must be a text file in UTF-8") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--auth_file={path} cannot be read: {error}") from None
     return _parse(text, f"--auth_file={path}")
 
 
@@ -68,13 +68,9 @@ def is_loopback(host):
 
 def allowed_hosts(host):
     """Values of the Host header to accept, without port; all for a wildcard address."""
-    try:
-        if ipaddress.ip_address(host).is_unspecified:
-            return ["*"]
-    except ValueError:
-        pass
-    hosts = ["localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host]
-    return list(dict.fromkeys(hosts))
+    if host in ("0.0.0.0", "::"):
+        return ["*"]
+    return ["localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host]
 
 
 def free_port(host, port):

@@ -14,8 +14,8 @@ from vit_jax.figures import overlay
 
 TOP = 5  # classes
 DRAWING_SIDE = 448  # pixels, about
-SCALES = (1, 1.5, 2, 3)  # of the model's image size
-MAX_MAPS_BYTES = 2**27  # of one picture, at a scale above 1
+LARGER = (1.5, 2, 3)  # sides, as multiples of the model's image size
+MAX_MAPS_BYTES = 2**27  # of a picture larger than the model's images
 
 
 class Explanation(NamedTuple):
@@ -82,14 +82,12 @@ def _top(out):
 
 def resolutions(models):
     """The models at each image size that all of them can take: [[model, ...], ...]."""
-    rows = [[_enlarge(model, scale) for model in models] for scale in SCALES]
-    return [row for row in rows if None not in row]
+    rows = [[_enlarge(model, scale) for model in models] for scale in LARGER]
+    return [models] + [row for row in rows if None not in row]
 
 
 def _enlarge(model, scale):
     """The model for larger images, or None if their patches do not fit or are too many."""
-    if scale == 1:
-        return model
     try:
         model = model.replace(image=int(scale * model.image))
     except UserError:

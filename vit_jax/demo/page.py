@@ -7,7 +7,7 @@ import gradio as gr
 import numpy as np
 
 from vit_jax.data import decode, pictures
-from vit_jax.demo import explain, panel
+from vit_jax.demo import access, explain, panel
 
 MAX_WAITING = 16  # requests in the queue
 SESSION_SECONDS = 3600
@@ -20,13 +20,11 @@ class Page:
     Args:
       models: `inference.LoadedModel`s.
       say: `figures.catalog.Catalog`.
-      max_file_bytes: of an upload, as the page says.
     """
 
-    def __init__(self, models, say, max_file_bytes):
+    def __init__(self, models, say):
         self.models = models
         self.say = say
-        self.max_file_bytes = max_file_bytes
         self.resolutions = explain.resolutions(models)
         self.vits = [model for model in models if not model.is_cnn]
         self.cams = [model for model in models if model.is_cnn and model.module.head is not None]
@@ -50,28 +48,24 @@ class Page:
             self.connect()
         return blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
 
+    def named(self, name):
+        """Arguments of the component whose label is the phrase of its name."""
+        return dict(label=self.say(name), elem_id=name)
+
     def build_input(self):
-        say = self.say
+        say, named = self.say, self.named
+        sources = ["upload", "clipboard"]
         self.picture = gr.Image(
-            label=say("picture"),
-            placeholder=say("drop"),
-            sources=["upload", "clipboard"],
-            buttons=[],
-            height=240,
-            elem_id="picture",
+            placeholder=say("drop"), sources=sources, buttons=[], height=240, **named("picture")
         )
         self.status = gr.HTML(panel.note("status", say("waiting")), elem_id="status")
         self.tops = [gr.HTML("", elem_id=f"top{i}") for i in range(len(self.models))]
-        sides = [dict.fromkeys(model.image for model in row) for row in self.resolutions]
-        labels = [" / ".join(f"{side} × {side}" for side in row) for row in sides]
-        self.resolution = gr.Radio(
-            [(label, i) for i, label in enumerate(labels)],
-            value=0,
-            label=say("resolution"),
-            visible=len(labels) > 1,
-            elem_id="resolution",
-        )
-        limits = dict(megabytes=self.max_file_bytes >> 20, megapixels=pictures.MAX_PIXELS // 10**6)
+        sides = [dict.fromkeys(f"{m.image} × {m.image}" for m in row) for row in self.resolutions]
+        choices = [(" / ".join(row), i) for i, row in enumerate(sides)]
+        visible = len(choices) > 1
+        self.resolution = gr.Radio(choices, value=0, visible=visible, **named("resolution"))
+        megapixels = pictures.MAX_PIXELS // 10**6
+        limits = dict(megabytes=access.MAX_FILE_BYTES >> 20, megapixels=megapixels)
         gr.HTML(f"<small>{say('limits', **limits)}</small>")
 
     def build_drawing(self, i):
@@ -90,50 +84,30 @@ class Page:
 
     def build_dials(self):
         """The components of `panel.Dials`, by name."""
-        say, vits = self.say, self.vits
-        depth = max((model.depth for model in vits + self.cams), default=1)
+        say, named, vits, cams = self.say, self.named, self.vits, self.cams
+        depth = max([2] + [model.depth for model in vits + cams])  # a slider has two values or more
         num_heads = max((model.num_heads for model in vits), default=0)
         heads = [(say("mean"), "mean"), (say("rollout"), "rollout")]
         heads += [(str(i), i) for i in range(num_heads)]
-        if vits and self.cams:
-            layer = say("layer_or_stage")
-        else:
-            layer = say("layer" if vits else "stage")
-        tokens = {bool(model.prefix) for model in vits}
-        whole = "either" if len(tokens) > 1 else "cls" if True in tokens else "average"
-        number = dict(value=1, minimum=1, precision=0, step=1, min_width=120)
+        layers = dict.fromkeys(say("stage" if model.is_cnn else "layer") for model in vits + cams)
+        layers = dict(label=" / ".join(layers), elem_id="layer")
+        queries = dict.fromkeys(say("cls" if model.prefix else "average") for model in vits)
+        queries = [(" / ".join(queries), "whole"), (say("patch"), "patch")]
+        ranks = [(say("nth", n=i + 1), i) for i in range(explain.TOP)]
         dials = {}
         with gr.Row():
-            dials["layer"] = gr.Slider(1, depth, depth, step=1, label=layer, elem_id="layer")
-            dials["opacity"] = gr.Slider(
-                0, 1, panel.Dials().opacity, step=0.05, label=say("opacity"), elem_id="opacity"
-            )
-        dials["heads"] = gr.Radio(
-            heads,
-            value="mean",
-            label=say("heads"),
-            info=say("rollout_hint"),
-            visible=bool(vits),
-            elem_id="heads",
-        )
-        with gr.Row(visible=bool(vits)):
-            dials["query"] = gr.Radio(
-                [(say(whole), "whole"), (say("patch"), "patch")],
-                value="whole",
-                label=say("query"),
-                info=say("patch_hint"),
-                elem_id="query",
-                scale=4,
-            )
-            dials["row"] = gr.Number(label=say("row"), elem_id="row", **number)
-            dials["column"] = gr.Number(label=say("column"), elem_id="column", **number)
-        dials["rank"] = gr.Radio(
-            [(say("rank", rank=i + 1), i) for i in range(explain.TOP)],
-            value=0,
-            label=say("explained"),
-            visible=bool(self.cams),
-            elem_id="rank",
-        )
+            dials["layer"] = gr.Slider(1, depth, depth, step=1, **layers)
+            dials["opacity"] = gr.Slider(0, 1, 0.65, step=0.05, **named("opacity"))
+        with gr.Column(visible=bool(vits)):
+            hint = say("rollout_hint")
+            dials["heads"] = gr.Radio(heads, value="mean", info=hint, **named("heads"))
+            with gr.Row():
+                hint = dict(info=say("patch_hint"), scale=4, min_width=320)
+                dials["query"] = gr.Radio(queries, value="whole", **hint, **named("query"))
+                number = dict(value=1, minimum=1, precision=0, min_width=120)
+                dials["row"] = gr.Number(**number, **named("row"))
+                dials["column"] = gr.Number(**number, **named("column"))
+        dials["rank"] = gr.Radio(ranks, value=0, visible=bool(cams), **named("rank"))
         return dials
 
     def connect(self):
@@ -142,7 +116,7 @@ class Page:
         options = dict(concurrency_id="model", api_visibility="private", show_progress="hidden")
         chosen = {self.found, *dials.values()}
         drawn = {*self.drawings, *self.captions}
-        # preprocess=False: gradio checks where the file lies, but only `decode` opens it.
+        # preprocess=False: `decode` opens the file, not gradio, which knows more formats.
         gr.on(
             [self.picture.change, self.resolution.input],
             self.show,
@@ -153,30 +127,40 @@ class Page:
         ).then(self.redraw, chosen, drawn, **options)
         options["trigger_mode"] = "always_last"
         patch = {dials[name] for name in ("query", "row", "column")}
-        others = set(dials.values()) - {dials["row"], dials["column"]}
-        gr.on([dial.input for dial in others], self.redraw, chosen, drawn, **options)
-        events = [dials["row"].input, dials["column"].input]
-        gr.on(events, self.choose_patch, chosen, drawn | patch, **options)
-        vits = [i for i, model in enumerate(self.models) if model in self.vits]
-        clicks = [self.drawings[i].select for i in vits]
-        if clicks:
-            gr.on(clicks, self.click, chosen, drawn | patch, **options)
+        for name, dial in dials.items():
+            if name in ("row", "column"):
+                dial.input(self.choose_patch, chosen, drawn | patch, **options)
+            else:
+                dial.input(self.redraw, chosen, drawn, **options)
+        for model, drawing in zip(self.models, self.drawings, strict=True):
+            if not model.is_cnn:
+                drawing.select(self.click, chosen, drawn | patch, **options)
 
     def show(self, values):
         """Explain the picture at the resolution."""
         nothing = dict.fromkeys(self.tops, "") | {self.found: None}
-        file = values[self.picture]
-        if not file:
+        if not values[self.picture]:
             return nothing | {self.status: panel.note("status", self.say("waiting"))}
+        path = values[self.picture]["path"]
         models = self.resolutions[values[self.resolution]]
         try:
-            found = [explain.explain(m, read(file["path"], m), self.say.language) for m in models]
+            images = [self.read(path, 1 if model.channels == 1 else 3) for model in models]
+            pairs = zip(models, images, strict=True)
+            found = [explain.explain(*pair, self.say.language) for pair in pairs]
         except decode.DecodeError as error:
             message = self.say("broken", cause=error)
             return nothing | {self.status: panel.note("alert", message)}
         rows = zip(self.tops, models, found, strict=True)
         tables = {top: panel.table(self.say, model, one) for top, model, one in rows}
         return tables | {self.found: found, self.status: ""}
+
+    def read(self, path, channels):
+        """An uploaded file -> uint8 [h, w, channels]. Raises decode.DecodeError."""
+        path = Path(path).resolve()
+        # Gradio checks this only of requests whose file has a "meta" field.
+        if not path.is_relative_to(Path(self.picture.GRADIO_CACHE).resolve()):
+            raise decode.DecodeError(f"{path.name}: not an uploaded file")
+        return decode.decode(path, channels, name=path.name, max_pixels=pictures.MAX_PIXELS)
 
     def redraw(self, values):
         """Drawings and captions as the dials say."""
@@ -208,13 +192,6 @@ class Page:
         row, column = explain.convert_patch(patch, one.grid, finest_grid(found))
         choice = {self.dials["row"]: row + 1, self.dials["column"]: column + 1}
         return choice | self.choose_patch(values | choice)
-
-
-def read(path, model):
-    """An uploaded file -> uint8 [h, w, c]. Raises decode.DecodeError."""
-    channels = 1 if model.channels == 1 else 3
-    limit = pictures.MAX_PIXELS
-    return decode.decode(path, channels, name=Path(path).name, max_pixels=limit)
 
 
 def finest_grid(found):

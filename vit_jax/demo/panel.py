@@ -54,10 +54,8 @@ def drawing(say, model, found, dials, grid=None):
         patch = clip(dials.row, grid[0]) - 1, clip(dials.column, grid[1]) - 1
         patch = explain.convert_patch(patch, grid, found.grid)
         source = say("from_patch", row=patch[0] + 1, column=patch[1] + 1)
-    head = dials.heads
-    how = head if head in ("mean", "rollout") else "head"
-    if how == "head":
-        head = min(head, model.num_heads - 1)
+    how = dials.heads if dials.heads in ("mean", "rollout") else "head"
+    head = min(dials.heads, model.num_heads - 1) if how == "head" else how
     values = explain.attention_map(found, layer - 1, head, patch)
     size = dict(side=found.view.shape[0], rows=found.grid[0], columns=found.grid[1])
     caption = [

@@ -14,8 +14,6 @@ from starlette.responses import PlainTextResponse
 from vit_jax.demo import access
 from vit_jax.figures.catalog import Catalog
 
-MAX_FILE_BYTES = 20 * 2**20
-MAX_REQUEST_BYTES = MAX_FILE_BYTES + 2**20  # a file and the form around it
 FOLDER = Path(__file__).parent
 
 
@@ -37,7 +35,7 @@ class RequestFilter:
             length = int(headers.get("content-length", 0))
             if origin and origin.partition("://")[2] != headers.get("host"):
                 app = PlainTextResponse("requests of other origins are refused", 403)
-            elif length > MAX_REQUEST_BYTES or "transfer-encoding" in headers:
+            elif length > access.MAX_REQUEST_BYTES or "transfer-encoding" in headers:
                 app = PlainTextResponse("the request is too large", 413)
         await app(scope, receive, send)
 
@@ -64,12 +62,12 @@ def launch(models, lang, host, port, auth=None):
     )
     trusted = Middleware(TrustedHostMiddleware, allowed_hosts=access.allowed_hosts(host))
     # Blocks.launch, as a mounted app does not check that inputs are files that were uploaded.
-    blocks = Page(models, Catalog("demo", lang), MAX_FILE_BYTES).build()
+    blocks = Page(models, Catalog("demo", lang)).build()
     blocks.launch(
         server_name=f"[{host}]" if ":" in host else host,
         server_port=port,
         auth=auth,
-        max_file_size=MAX_FILE_BYTES,
+        max_file_size=access.MAX_FILE_BYTES,
         state_session_capacity=8,  # visitors whose picture is remembered
         app_kwargs={"middleware": [trusted, Middleware(RequestFilter)]},
         prevent_thread_lock=True,
