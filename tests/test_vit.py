@@ -1,17 +1,20 @@
 """The model: its sizes, its parts against golden numbers, and what must not change its outputs."""
 
 import functools
+import inspect
 import json
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from tests import GOLDEN
 from vit_jax import flops, models, resnet, variants, vit
+from vit_jax.errors import UserError
 from vit_jax.layers import encoder, heads, norms
 from vit_jax.layers.patch_embed import sincos2d
 
@@ -389,3 +392,76 @@ def test_without_classes_there_is_no_classifier():
         model.apply, jax.eval_shape(model.init, jax.random.key(0)), draw(1, 32, 32, 3)
     )
     assert set(out) == {"tokens", "pooled"}
+
+
+def test_functional_serves_jit_grad_and_vmap():
+    model = vit.create("mu/8", num_classes=10, image=32, drop_path=0.1)
+    apply, params = vit.functional(model)
+    images, labels = draw(4, 32, 32, 3), jnp.arange(4)
+    expected = model(images)["logits"]
+    logits = jax.jit(lambda params, images: apply(params, images)["logits"])(params, images)
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    one = jax.vmap(lambda image: apply(params, image[None])["logits"][0])(images)
+    np.testing.assert_allclose(one, expected, atol=1e-5)
+
+    def loss(params, rng):
+        logits = apply(params, images, train=True, rng=rng)["logits"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    step = jax.jit(jax.value_and_grad(loss))
+    tx = optax.adam(1e-2)
+    state, values = tx.init(params), []
+    for i in range(5):
+        value, gradient = step(params, jax.random.key(i))
+        updates, state = tx.update(gradient, state)
+        params = optax.apply_updates(params, updates)
+        values.append(value)
+    assert values[-1] < values[0]
+    np.testing.assert_array_equal(model(images)["logits"], expected)  # it is not changed
+
+
+def test_patches_may_be_masked_and_tokens_dropped():
+    model = vit.create("mu/8", num_classes=10, image=32)
+    images = draw(2, 32, 32, 3)
+    tokens = model.embed(images)
+    np.testing.assert_array_equal(
+        model.place(model.patch_embed(images), (4, 4)), tokens, err_msg="embed is the two"
+    )
+    whole, named = model.encode(tokens, blocks=True)
+    np.testing.assert_allclose(model.read(whole)[1], model(images)["pooled"], atol=1e-5)
+    np.testing.assert_allclose(named["blocks"][-1], whole, atol=1e-6)
+    few, named = model.encode(tokens[:, :5], attention=True)
+    assert few.shape == (2, 5, 32) and named["attention"].shape[-2:] == (5, 5)
+    # A token without the others is what the model makes of it alone: attention sees no more.
+    assert np.abs(few - whole[:, :5]).max() > 1e-3
+    masked = model.place(jnp.zeros_like(model.patch_embed(images)), (4, 4))
+    np.testing.assert_array_equal(masked[0], masked[1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "says"),
+    [
+        ((2, 32, 32, 3), np.uint8, "uint8; pass normalized floats.*augment.normalize.*run"),
+        ((32, 32, 3), np.float32, r"without a batch axis; pass images\[None\]"),
+        ((2, 3, 32, 32), np.float32, r"channels first: transpose them by \(0, 2, 3, 1\)"),
+        ((2, 32, 30, 3), np.float32, "32x30 pixels do not divide into patches of 8x8"),
+        ((2, 32), np.float32, r"pass \[batch, height, width, channels\]"),
+    ],
+)
+def test_images_that_do_not_fit_are_named(shape, dtype, says):
+    for model in (vit.create("mu/8", image=32), resnet.create("resnet8", width=4)):
+        if "patches" in says and isinstance(model, resnet.ResNet):
+            continue  # takes any size
+        with pytest.raises(UserError, match=says) as error:
+            model(np.zeros(shape, dtype))
+        assert "\n" not in str(error.value)
+
+
+def test_create_shows_its_options():
+    options = inspect.signature(vit.create).parameters
+    assert {"name", "num_classes", "seed", "drop_path", "pool", "layer_scale_init"} < set(options)
+    assert "overrides" not in options and options["drop_path"].default == 0.0
+    assert "drop_path: stochastic depth" in vit.create.__doc__
+    assert "layers" in inspect.signature(resnet.create).parameters
+    with pytest.raises(UserError, match="no option 'depht'.*did you mean 'depth'"):
+        vit.create("mu/8", depht=2)
