@@ -96,11 +96,13 @@ def test_the_python_in_it_runs(tmp_path, monkeypatch):
     log.write_run_json(folder, mesh=run.mesh, **run.facts())
     weights = ROOT / "tests/golden/vit/vit_cls/state_dict.safetensors"
     shutil.copy(weights, tmp_path / "model.safetensors")
+    shutil.copytree(folder, tmp_path / "runs/digits")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```$", read("README.md"), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2
     for block in blocks:
-        names = {"images": np.zeros((1, 32, 32, 3), np.float32)}
+        names = {"images": np.zeros((1, 32, 32, 3), np.float32), "rng": jax.random.key(0)}
+        names["picture"] = np.zeros((20, 30, 3), np.uint8)
         exec(block, names)
     assert names["masks"].shape == names["maps"].shape == names["seen"].maps.swapaxes(0, 1).shape
     assert (tmp_path / "seen.png").stat().st_size > 10_000
