@@ -39,6 +39,7 @@ PRUNERS = {"none": "NopPruner", "median": "MedianPruner", "hyperband": "Hyperban
 STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}  # else: not finished
 # A run may change these keys when it is resumed, but all trials of a study must have the same.
 FIXED_KEYS = {"total_steps", "eval_every", "evaluators"}
+FATAL = {UserError.exit_code, NO_SPACE}  # exit codes of a run that end the study
 
 
 def define_flags():
@@ -153,16 +154,24 @@ class Search:
 
     def optimize(self, jobs):
         """Train trials until the study has max_trials."""
+        waiting = optuna.trial.TrialState.WAITING
+        while not self.stop() and not FATAL & set(self.codes.values()):
+            self.queue_interrupted()
+            trials = self.study.trials[: self.max_trials]
+            missing = self.max_trials - sum(trial.state != waiting for trial in trials)
+            if missing == 0:
+                return
+            with contextlib.suppress(Interrupted):
+                self.study.optimize(self.objective, missing, n_jobs=jobs, callbacks=[self.release])
+
+    def queue_interrupted(self):
+        """Queue the trials whose process has died; Optuna takes them before it creates new ones."""
         states = optuna.trial.TrialState
         for trial in self.study.get_trials(states=[states.RUNNING]):
-            if "run" in trial.user_attrs and not runs.busy(self.run_of(*trial.user_attrs["run"])):
-                # Its process has died. Optuna takes queued trials before it creates new ones.
+            values, name = trial.user_attrs.get("run", (None, None))
+            if name and trial.number not in self.locks and not runs.busy(self.run_of(values, name)):
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                     self.study._storage.set_trial_state_values(trial._trial_id, states.WAITING)
-        trials = self.study.trials[: self.max_trials]
-        missing = self.max_trials - sum(trial.state != states.WAITING for trial in trials)
-        with contextlib.suppress(Interrupted):
-            self.study.optimize(self.objective, missing, n_jobs=jobs, callbacks=[self.release])
 
     def release(self, _study, trial):
         """Unlock the run of a trial that has ended."""
@@ -192,8 +201,8 @@ class Search:
 
         ended = runs.follow([run], 1, self.stop, prune, poll_seconds=1)
         code = next((code for _, code in ended), None)
-        if code is None:  # stopped, or another process trains the run
-            self.codes[trial.number] = Preempted.exit_code
+        if code is None:  # stopped, or another process queued the trial, too, and was faster
+            del self.codes[trial.number]
             raise Interrupted
         prune(run)  # reports the last evaluation
         told = " ".join(f"{key}={value}" for key, value in run.changes.items())
@@ -203,7 +212,7 @@ class Search:
             raise optuna.TrialPruned
         scores = runs.scores(run)
         self.codes[trial.number] = code if code or scores else 1
-        if code in (UserError.exit_code, NO_SPACE):
+        if code in FATAL:
             self.study.stop()
         if code in (NO_SPACE, Preempted.exit_code):
             raise Interrupted

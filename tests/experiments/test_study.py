@@ -132,10 +132,11 @@ def states(search):
 @pytest.mark.parametrize(
     ("code", "exit_code", "state", "count"),
     [(0, 0, "COMPLETE", 2), (1, 1, "FAIL", 2), (3, 0, "PRUNED", 2)]
-    + [(2, 2, "FAIL", 1), (4, 4, "RUNNING", 1), (75, 75, "RUNNING", 1)],
+    + [(2, 2, "FAIL", 1), (4, 4, "RUNNING", 1), (75, 75, "RUNNING", 2)],
 )
-def test_the_result_of_a_trial(search, code, exit_code, state, count):
-    """Only a trial that can be resumed stays RUNNING; only a crash does not end the study."""
+def test_the_result_of_a_trial(search, monkeypatch, code, exit_code, state, count):
+    """Trials that can be resumed stay RUNNING; a user error or a full disk ends the study."""
+    monkeypatch.setattr(runs, "MAX_RETRIES", 0)
     mine = search(code, 2)
     mine.optimize(1)
     assert states(mine) == [state] * count
@@ -161,6 +162,15 @@ def test_two_processes_work_on_one_study(search, tmp_path):
     more = search(0, 9)
     more.optimize(1)
     assert states(more)[:9] == ["COMPLETE"] * 9
+
+
+def test_a_trial_that_two_processes_queue_is_trained_by_one(search):
+    mine, other = search(4, 1), search(0, 2)
+    mine.optimize(1)
+    trial = mine.study.trials[0]
+    mine.study._storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.WAITING)
+    other.optimize(1)  # takes the trial, whose run is locked, and goes on with the next one
+    assert states(mine) == ["RUNNING", "COMPLETE"] and other.codes == {1: 0}
 
 
 def test_a_stopped_study_asks_its_runs_to_end(search):
