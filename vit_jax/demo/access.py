@@ -75,10 +75,10 @@ def allowed_hosts(host):
 
 def free_port(host, port):
     """The port, or any free one for 0. Raises UserError if a server cannot listen there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.create_server((host, port), family=family) as listening:
-            return listening.getsockname()[1]
-    except (OSError, OverflowError) as error:
-        cause = getattr(error, "strerror", None) or error
-        raise UserError(f"--host={host} --port={port}: {cause}; pass another one") from None
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(f"--host={host} --port={port}: {error.strerror}") from None
+        return probe.getsockname()[1]

@@ -186,7 +186,8 @@ class Page:
         found = values[self.found]
         if not found:
             return {}
-        one = found[self.drawings.index(event.target)]
+        names = [drawing.elem_id for drawing in self.drawings]  # the target is a copy
+        one = found[names.index(event.target.elem_id)]
         side = explain.draw(one.view, np.ones((1, 1)), 0).shape[0]
         patch = explain.patch_at(event.index, side, one.grid)
         row, column = explain.convert_patch(patch, one.grid, finest_grid(found))
