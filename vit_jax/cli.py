@@ -11,6 +11,7 @@ import errno
 import inspect
 import os
 import re
+import runpy
 import sys
 import traceback
 import types
@@ -60,8 +61,7 @@ def run(main, args=None):
     """Parse sys.argv, call `main(FLAGS)` and exit.
 
     Exit codes: 0 done, 2 the user's mistake, 3 diverged, 4 no space, 75 preempted and saved, 130
-    interrupted; else what `main` returns. Subclasses of ValueError in vit_jax are the user's
-    mistakes. Any other exception is a bug and keeps its traceback.
+    interrupted; else what `main` returns. Any other exception is a bug and keeps its traceback.
 
     Args:
       main: function of the flags.
@@ -132,20 +132,16 @@ def recipe_module(spec):
     """
     name, colon, arg = (spec, "", "") if os.path.isfile(spec) else spec.partition(":")
     path = Path(name).expanduser()
-    try:
-        source = path.read_bytes()
-    except OSError as e:
+    if not path.is_file():
         near = difflib.get_close_matches(path.stem, [p.stem for p in path.parent.glob("*.py")], 1)
         hint = f"; did you mean {path.with_name(near[0] + '.py')}?" if near else ""
-        raise UserError(f"--config={spec}: {e.strerror}{hint}") from None
+        raise UserError(f"--config={spec}: no such file{hint}")
     beside = str(path.resolve().parents[1])  # a recipe may import another one
     if beside not in sys.path:
         sys.path.append(beside)
-    module = types.ModuleType(path.stem)
-    module.__file__ = str(path)
     with _blaming(path):
-        exec(compile(source, str(path), "exec"), module.__dict__)
-        if not callable(module.__dict__.get("get_config")):
+        module = types.SimpleNamespace(**runpy.run_path(str(path), run_name=path.stem))
+        if not hasattr(module, "get_config"):
             raise UserError("defines no get_config()")
         if colon and not inspect.signature(module.get_config).parameters:
             raise UserError(f"get_config() takes no argument, so ':{arg}' is not allowed")
@@ -214,12 +210,10 @@ def _value(text, kind):
 
 def _outcome(e):
     """The exit code and message of an exception; (None, None) for a bug."""
-    if isinstance(e, (Preempted, Diverged)):
+    if isinstance(e, (UserError, Diverged, Preempted)):
         return e.exit_code, str(e)
     if isinstance(e, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
-    if isinstance(e, ValueError) and type(e).__module__.startswith(("vit_jax.", "__main__")):
-        return UserError.exit_code, str(e)
     chain = e
     while chain is not None:
         full = isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -49,9 +49,7 @@ KEYS = {
     "evaluators": Key(
         ("accuracy",), "modules of vit_jax/evaluators", family="evaluators", free=True
     ),
-    "eval_batch_size": Key(
-        0, "images per evaluation batch, over all devices; 0: batch_size", least=0, free=True
-    ),
+    "eval_batch_size": Key(0, "images per evaluation batch; 0: batch_size", least=0, free=True),
     "model_init": Key("", 'weights to start from: a workdir or a weight file; "": random'),
     "compilation_cache": Key(
         "~/.cache/vit_jax/xla",
@@ -68,9 +66,7 @@ KEYS = {
     "data.val": Key("train[99%:]", "validation split, which choices are made on"),
     "data.test": Key("validation", "test split, evaluated once at the end"),
     "data.cache": Key(False, "keep decoded images in memory", free=True),
-    "data.workers": Key(
-        0, "processes that read and augment; 0: threads of this process", least=0, free=True
-    ),
+    "data.workers": Key(0, "processes that read and augment; 0: threads", least=0, free=True),
     "data.threads": Key(4, "threads that read ahead where workers is 0", least=0, free=True),
     "data.mean": Key(IMAGENET_MEAN, "mean per channel of images in [0, 1], subtracted"),
     "data.std": Key(IMAGENET_STD, "standard deviation per channel, divided by", above=0),
@@ -81,7 +77,7 @@ KEYS = {
     ),
     "augment.scale": area_range((0.08, 1.0), "resized, multi: share of the area of a crop"),
     "augment.ratio": Key(
-        (3 / 4, 4 / 3), "resized: range of width / height", above=0, length=2, increasing=True
+        (3 / 4, 4 / 3), "width / height of a crop", above=0, length=2, increasing=True
     ),
     "augment.pad": Key(0, "pad: maximum shift, pixels", least=0),
     "augment.rotate": Key(0.0, "random affine: maximum rotation, degrees", least=0),
@@ -101,46 +97,29 @@ KEYS = {
     # augment: the device's part
     "augment.flip": probability(0.5, "probability of a horizontal flip"),
     "augment.jitter": probability(
-        (0.0, 0.0, 0.0, 0.0),
-        "maximum change in brightness, contrast, saturation and hue",
-        length=4,
+        (0.0,) * 4, "maximum change in brightness, contrast, saturation and hue", length=4
     ),
     "augment.jitter_prob": probability(1.0, "probability of color jitter"),
     "augment.gray": probability(0.0, "probability of removing the color"),
-    "augment.blur": probability(
-        (0.0, 0.0, 0.0),
-        "probability of a Gaussian blur: first global, second global, local crops",
-        length=3,
-    ),
-    "augment.solarize": probability(
-        (0.0, 0.0, 0.0), "probability of solarization, as for blur", length=3
-    ),
+    "augment.blur": probability((0.0,) * 3, "of blur: global, global, local crops", length=3),
+    "augment.solarize": probability((0.0,) * 3, "of solarization, as for blur", length=3),
     "augment.erase": probability(0.0, "probability of random erasing"),
     "augment.mixup": Key(0.0, "mixup: alpha of Beta(alpha, alpha); 0: off", least=0),
     "augment.cutmix": Key(0.0, "CutMix: alpha of Beta(alpha, alpha); 0: off", least=0),
     "augment.mix_prob": probability(1.0, "probability of mixing a batch"),
     "augment.mix_switch": probability(0.5, "probability of CutMix where both are on"),
-    "augment.eval_crop": Key(
-        0.875, "evaluation: side of the center crop / short side of the image", above=0, most=1
-    ),
+    "augment.eval_crop": Key(0.875, "evaluation: center crop / short side", above=0, most=1),
     # optim: config -> optax
     "optim.name": choice(("adamw", "sgd"), "optimizer"),
     "optim.lr": Key(1e-3, "peak learning rate, for lr_batch images per step", least=0),
-    "optim.lr_batch": Key(
-        0, "linear scaling rule: peak = lr * batch_size / lr_batch; 0: peak = lr", least=0
-    ),
+    "optim.lr_batch": Key(0, "linear scaling: peak = lr * batch_size / lr_batch; 0: off", least=0),
     "optim.b1": Key(0.9, "adamw: decay of the first moment", least=0, below=1),
     "optim.b2": Key(0.999, "adamw: decay of the second moment", least=0, below=1),
     "optim.eps": Key(1e-8, "adamw: added to the root of the second moment", least=0),
     "optim.momentum": Key(0.9, "sgd: momentum", least=0, below=1),
     "optim.weight_decay": Key(0.05, "weight decay", least=0),
-    "optim.weight_decay_end": Key(
-        None, "weight decay at the end of a half cosine; None: constant", kind=float, least=0
-    ),
-    "optim.decay_rule": choice(
-        ("timm", "deit", "dino", "kernel", "all"),
-        "which parameters decay: see vit_jax.optim.decay_mask",
-    ),
+    "optim.weight_decay_end": Key(None, "after a half cosine; None: constant", kind=float, least=0),
+    "optim.decay_rule": choice(("timm", "deit", "dino", "kernel", "all"), "see optim.decay_mask"),
     "optim.decay_by": choice(
         ("lr", "schedule"), "decay times the learning rate, or times schedule / peak (big_vision)"
     ),
@@ -159,9 +138,7 @@ KEYS = {
     "optim.freeze": Key("head/last_layer", "path of parameters frozen at the start of training"),
     "optim.freeze_for": duration("0", 'how long they are frozen; "0": never'),
     "optim.only": Key("", 'path of the only trainable parameters, such as head; "": all'),
-    "optim.layer_decay": Key(
-        1.0, "learning rate of each layer / that of the next one", above=0, most=1
-    ),
+    "optim.layer_decay": Key(1.0, "learning rate of a layer / of the next one", above=0, most=1),
     # mesh: devices along each axis; -1: the rest
     "mesh.data": Key(-1, "copies of the model", least=-1, free=True),
     "mesh.fsdp": Key(1, "shards of parameters and batch", least=-1, free=True),
@@ -342,14 +319,11 @@ def parse_randaugment(text):
 
 def near(key, keys):
     """The end of a message: the key that was probably meant."""
-    leaf = key.rsplit(".", 1)[-1]
-    close = [k for k in keys if k.rsplit(".", 1)[-1] == leaf]
-    close = close or get_close_matches(key, keys, 1)
-    leaves = {k.rsplit(".", 1)[-1]: k for k in keys}
-    close = close or [leaves[k] for k in get_close_matches(leaf, leaves, 1)]
-    if not close:
-        return "vit_jax/config.py lists the keys"
-    return f"did you mean {min(close, key=len)!r}?"
+    leaves = {name.rpartition(".")[2] for name in keys}
+    similar = get_close_matches(key.rpartition(".")[2], leaves, 1)
+    candidates = [name for name in keys if name.rpartition(".")[2] in similar]
+    found = get_close_matches(key, candidates, 1, cutoff=0)
+    return f"did you mean {found[0]!r}?" if found else "vit_jax/config.py lists the keys"
 
 
 def flat(config, prefix=""):

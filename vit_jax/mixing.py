@@ -1,8 +1,8 @@
-"""mixup and CutMix: two images and their targets -> one. On the device, in static shapes.
+"""mixup and CutMix, on the device, in static shapes.
 
-mixup: arXiv:1710.09412, Equation 1. CutMix: arXiv:1905.04899, Equations 1 and 2. How both are
-drawn is timm's `Mixup` in mode "batch", which DeiT uses: one draw for a batch, and an image's
-partner is its mirror in the order of the batch. Here the batch is that of all devices.
+mixup: arXiv:1710.09412, equation 1. CutMix: arXiv:1905.04899, equations 1 and 2. The draws are
+those of timm's `Mixup` in mode "batch", as in DeiT: one per batch, where the partner of an image is
+its mirror in the order of the batch. Here the batch is that of all devices.
 """
 
 import jax
@@ -10,12 +10,18 @@ from jax import numpy as jnp
 
 
 def mix(images, targets, lam, box=None):
-    """Mixes every image with its partner, images[::-1]. -> images [b, h, w, c], targets [b, k]
+    """Mix every image with its partner, images[::-1].
 
-    images: float [b, h, w, c]. targets: float [b, k], such as one-hot. lam: scalar or [b], the
-    share of the own target. box: y0, y1, x0, x1 (ends exclusive, each a scalar or [b]): the
-    region that comes from the partner, whole; lam is then the share of the area outside it.
-    Without a box, or where it is empty, pixels are mixed as the targets are (mixup).
+    Args:
+      images: float [b, h, w, c].
+      targets: float [b, k], such as one-hot.
+      lam: scalar or [b], the share of an image's own target.
+      box: y0, y1, x0, x1 (ends exclusive, each a scalar or [b]), the region that is the partner's;
+        lam is then the share of the area outside of it. Without a box, or where it is empty, pixels
+        are mixed in the same proportion as the targets (mixup).
+
+    Returns:
+      images [b, h, w, c], targets [b, k].
     """
     lam = jnp.asarray(lam, targets.dtype).reshape(-1, 1)
     own = lam[:, :, None, None]
@@ -33,14 +39,19 @@ def mix(images, targets, lam, box=None):
 
 
 def sample(rng, *, height, width, mixup, cutmix, prob=1.0, switch=0.5):
-    """Draws what `mix` takes. -> lam, float32 scalar; box, int32 [4], empty unless it is CutMix
+    """Draw the arguments of `mix`.
 
-    mixup, cutmix: alpha of Beta(alpha, alpha), 0 for off; numbers that JAX does not trace.
-    prob: probability of mixing at all (else lam = 1). switch: that of CutMix, where both are on.
+    Args:
+      rng: key.
+      height, width: of the images.
+      mixup, cutmix: alpha of Beta(alpha, alpha), 0 for off, at least one of them on; not traced.
+      prob: probability of mixing at all, else lam = 1.
+      switch: probability of CutMix, where both are on.
+
+    Returns:
+      lam, float32 scalar; box, int32 [4], empty unless it is CutMix.
     """
     keys = jax.random.split(rng, 5)
-    if not (mixup or cutmix):
-        return jnp.float32(1), jnp.zeros(4, jnp.int32)
     both = switch if mixup and cutmix else float(bool(cutmix))
     cut = jax.random.uniform(keys[0]) < both
     alpha = jnp.where(cut, cutmix or 1.0, mixup or 1.0)
@@ -53,10 +64,12 @@ def sample(rng, *, height, width, mixup, cutmix, prob=1.0, switch=0.5):
 
 
 def cut_box(lam, center_y, center_x, height, width):
-    """CutMix's box of the area (1 - lam) * height * width around a center, cut at the borders.
+    """CutMix's box of area (1 - lam) * height * width around a center, clipped to the image.
 
-    -> lam of the box as it came out, float32; y0, y1, x0, x1, int32 [4]. timm's `rand_bbox` and
-    its correction of lam.
+    As timm's `rand_bbox`, with its correction of lam.
+
+    Returns:
+      lam of the clipped box, float32; y0, y1, x0, x1, int32 [4].
     """
     side = jnp.sqrt(1 - jnp.asarray(lam, jnp.float32))
     half_h = (height * side).astype(jnp.int32) // 2
@@ -67,11 +80,10 @@ def cut_box(lam, center_y, center_x, height, width):
     return lam, jnp.stack([y0, y1, x0, x1]).astype(jnp.int32)
 
 
-def mix_batch(rng, images, targets, *, mixup, cutmix, prob=1.0, switch=0.5):
-    """`sample` and `mix`: a batch mixed as config.augment says. Shapes as in `mix`."""
-    if not (mixup or cutmix) or not prob:
+def mix_batch(rng, images, targets, *, mixup, cutmix, **chances):
+    """Mix a batch: `mix` with the draws of `sample`; prob and switch as there."""
+    if not (mixup or cutmix):
         return images, targets
     _, height, width, _ = images.shape
-    alphas = dict(mixup=mixup, cutmix=cutmix, prob=prob, switch=switch)
-    lam, box = sample(rng, height=height, width=width, **alphas)
+    lam, box = sample(rng, height=height, width=width, mixup=mixup, cutmix=cutmix, **chances)
     return mix(images, targets, lam, box)

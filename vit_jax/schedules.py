@@ -1,6 +1,6 @@
-"""Numbers that move with the step: learning rate, weight decay, the teacher's momentum.
+"""Schedules of the learning rate, the weight decay and the teacher's momentum.
 
-A schedule is a function of the step, whose unit is that of the durations it was made with.
+A schedule is a function of the step, in the unit of the durations it was made with.
 """
 
 import jax
@@ -9,23 +9,25 @@ from jax import numpy as jnp
 
 
 def cosine_schedule(
-    peak,
-    total,
-    *,
-    warmup=0,
-    warmup_start=0.0,
-    end=0.0,
-    warmup_prefix=False,
-    warmup_reaches=False,
+    peak, total, *, warmup=0, warmup_start=0.0, end=0.0, warmup_prefix=False, warmup_reaches=False
 ):
-    """Linear warm-up, then half a cosine. -> schedule(t)
+    """Linear warmup, then half a cosine.
 
-    schedule(0) = warmup_start; schedule(t >= total) = end. t: numbers or NumPy arrays give
-    float64 NumPy; JAX arrays give JAX arrays. All durations in the unit of t, may be fractional.
-    warmup_prefix: the cosine runs from `warmup` to `total` (MAE, big_vision; timm's warmup_prefix
-    with t_initial = total - warmup). Else it runs from 0 and the warm-up hides its beginning
-    (timm's default, so DeiT), and the rate right after the warm-up is slightly below the peak.
-    warmup_reaches: the last of its steps has the peak already (DINO, with warmup_prefix).
+    Args:
+      peak: the largest value.
+      total: duration; schedule(t) = end for t >= total. All durations are in the unit of t and may
+        be fractional.
+      warmup: duration of the warmup.
+      warmup_start: schedule(0), where there is a warmup.
+      end: the last value.
+      warmup_prefix: the cosine runs from `warmup` to `total` (MAE, big_vision; timm's warmup_prefix
+        with t_initial = total - warmup). Else it runs from 0, its beginning hidden by the warmup
+        (timm's default, so DeiT's), and the value right after the warmup is slightly below the
+        peak.
+      warmup_reaches: the last step of the warmup has the peak already (DINO, with warmup_prefix).
+
+    Returns:
+      schedule(t): NumPy float64 for numbers and NumPy arrays, a JAX array for JAX arrays.
     """
     start = warmup if warmup_prefix else 0
     slope = (peak - warmup_start) / max(warmup - warmup_reaches, 1)
@@ -44,8 +46,8 @@ def cosine_schedule(
 
 
 def by_epoch(schedule, steps_per_epoch):
-    """The schedule as DeiT's main.py uses timm's: it moves after an epoch, and then to the value of
-    that one's start, so that the first two epochs are alike."""
+    """The schedule as DeiT's main.py steps timm's: after each epoch, to the value of that epoch's
+    start, so that the first two epochs have the same value."""
 
     def moved(t):
         epoch = (jnp if isinstance(t, jax.Array) else np).floor(t / steps_per_epoch + 1e-6)

@@ -71,8 +71,8 @@ class Key:
         if not self._fits(value):
             like = f", such as {self.default}" if self.default not in (None, "", ()) else ""
             raise UserError(f"{name} must be {kind_name(self.value_type)}{like}; got {value!r}")
-        if self.duration:
-            self._check_duration(name, value)
+        if self.duration and not steps(value, 1, f"{name}: ") and self.above >= 0:
+            raise UserError(f"{name} = {value!r} must be longer than nothing")
         elements = value if isinstance(value, tuple) else (value,)
         if self.length is not None and len(elements) != self.length:
             raise UserError(f"{name} = {value} must have {self.length} elements")
@@ -102,14 +102,6 @@ class Key:
     def _in_range(self, x):
         return self.least <= x <= self.most and self.above < x < self.below
 
-    def _check_duration(self, name, value):
-        try:
-            count = steps(value, 1)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from None
-        if self.above >= 0 and not count:
-            raise UserError(f"{name} = {value!r} must be longer than nothing")
-
 
 def _is_a(value, kind):
     if isinstance(value, bool) or kind is bool:
@@ -131,7 +123,7 @@ def duration(default, doc, **options):
 
 def probability(default, doc, **options):
     """A `Key` that holds a number from 0 to 1, or a tuple of them."""
-    return Key(default, doc, **{"least": 0, "most": 1} | options)
+    return Key(default, doc, least=0, most=1, **options)
 
 
 def area_range(default, doc):
@@ -175,12 +167,13 @@ def shows_options(cls):
     return decorate
 
 
-def steps(text, steps_per_epoch):
+def steps(text, steps_per_epoch, prefix=""):
     """Read a duration.
 
     Args:
       text: "1000", "1e3" or "10k" optimizer steps, "3ep" epochs.
       steps_per_epoch: optimizer steps per pass over the training split; may be fractional.
+      prefix: how messages begin.
 
     Returns:
       Optimizer steps, int; at least 1 unless the duration is zero.
@@ -191,13 +184,13 @@ def steps(text, steps_per_epoch):
     match = DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         words = '"1000", "10k" or "1e3" steps, or "3ep" epochs'
-        raise UserError(f"{text!r} is not a duration; pass {words}")
+        raise UserError(f"{prefix}{text!r} is not a duration; pass {words}")
     amount = float(match[1])
     if match[2] == "ep":
         return max(round(amount * steps_per_epoch), 1) if amount else 0
     amount *= 1000 if match[2] else 1
     if not amount.is_integer():
-        raise UserError(f'"{text}" is not a whole number of steps; epochs are written "3ep"')
+        raise UserError(f'{prefix}"{text}" is not a whole number of steps; epochs are "3ep"')
     return int(amount)
 
 

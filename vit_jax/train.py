@@ -3,6 +3,7 @@
 python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
 """
 
+import contextlib
 import math
 import os
 import time
@@ -19,12 +20,7 @@ from vit_jax.workdir import log, storage
 
 def define_flags():
     cli.define_config()
-    flags.DEFINE_string(
-        "workdir",
-        None,
-        "directory of the run, or gs://BUCKET/RUN",
-        required=True,
-    )
+    flags.DEFINE_string("workdir", None, "directory of the run, or gs://BUCKET/RUN", required=True)
 
 
 def main(flags):
@@ -45,11 +41,8 @@ def claim(workdir, config):
                 f"{workdir} holds a run with another config: {fixed[0]}{more}.\n"
                 "Pass another --workdir, or the config that the run was started with."
             )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        save_config(config, workdir / "config.json")
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"--workdir={workdir} cannot be used: {error.strerror}") from None
+    workdir.mkdir(parents=True, exist_ok=True)
+    save_config(config, workdir / "config.json")
 
 
 def train(config, workdir, stop=lambda: False, devices=None):
@@ -105,14 +98,17 @@ def _loop(run, state, start, saved, logged, stop):
     checkpoint on disk means that the rows up to it are there."""
     best = saved.best()
     best = best[1] if best else -math.inf
-    batches, warned = run.batches(start), None
-    clock = Clock(run.config.batch_size)
+    batches = run.batches(start)
+    warned = None
+    clock = Clock(start)
     try:
         for step in range(start + 1, run.total + 1):
-            with clock.waiting:
+            with clock.measure("waiting"):
                 rows = next(batches)
             state, metrics = run.step(state, rows)
-            clock.step(metrics)
+            if step == start + 1:  # compilation is not timed
+                float(metrics["loss"])
+                clock = Clock(step)
             logged.tick(step)
             if run.due(step, "log_every"):
                 numbers = {name: float(x) for name, x in metrics.items()}
@@ -122,10 +118,11 @@ def _loop(run, state, start, saved, logged, stop):
                 if warned and warned != before:
                     logged.say(f"step {step:,}  warning: {warned}")
                 row |= {"train/epoch": step / run.steps_per_epoch, "sched/lr": run.lr(step - 1)}
-                logged.write(step, row | clock.read())
+                logged.write(step, row | clock.read(step, run.config.batch_size))
+                clock = Clock(step)
             scores = {}
             if run.due(step, "eval_every"):
-                with clock.paused:
+                with clock.measure("paused"):
                     scores = run.evaluate("val", run.weights(state))
                 logged.write(step, scores)
             score = scores.get(run.config.best_metric, -math.inf)
@@ -133,7 +130,7 @@ def _loop(run, state, start, saved, logged, stop):
             if run.due(step, "checkpoint_every") or score > best or stopping:
                 row = {f"train/{name}": float(metrics[name]) for name in ("loss", "grad_norm")}
                 _check_finite(step, row, saved)
-                with clock.paused:
+                with clock.measure("paused"):
                     logged.flush()
                     saved.save(step, state, scores)
                 best = max(best, score)
@@ -173,48 +170,30 @@ def _check_finite(step, row, saved):
 
 
 class Clock:
-    """Times the steps between two rows; waiting for data is counted, pauses are not."""
+    """Times the steps after `step`: waiting for data is counted, pauses are not."""
 
-    def __init__(self, batch_size):
-        self.batch_size, self.steps, self.began = batch_size, 0, None
-        self.waiting, self.paused = Watch(), Watch()
-
-    def step(self, metrics):
-        """After every step. The first is compilation, and is not counted."""
-        if self.began is None:
-            float(metrics["loss"])
-            self._restart()
-        else:
-            self.steps += 1
-
-    def read(self):
-        """The numbers since the last call; call it when the step's metrics have been fetched."""
-        if not self.steps:
-            return {}
-        seconds = time.perf_counter() - self.began - self.paused.seconds
-        numbers = {
-            "perf/images_per_s": self.batch_size * self.steps / seconds,
-            "perf/step_ms": 1e3 * seconds / self.steps,
-            "perf/data_wait_frac": self.waiting.seconds / seconds,
-        }
-        self._restart()
-        return numbers
-
-    def _restart(self):
-        self.began, self.steps = time.perf_counter(), 0
-        self.waiting.seconds = self.paused.seconds = 0.0
-
-
-class Watch:
-    """Adds up the seconds spent inside `with watch:`."""
-
-    seconds = 0.0
-
-    def __enter__(self):
+    def __init__(self, step):
+        self.step = step
         self.began = time.perf_counter()
+        self.seconds = {"waiting": 0.0, "paused": 0.0}
 
-    def __exit__(self, *_):
-        self.seconds += time.perf_counter() - self.began
+    @contextlib.contextmanager
+    def measure(self, name):
+        began = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - began
+
+    def read(self, step, batch_size):
+        """The perf/* metrics at `step`; call it when that step's metrics have been fetched."""
+        steps = step - self.step
+        if not steps:
+            return {}
+        seconds = time.perf_counter() - self.began - self.seconds["paused"]
+        return {
+            "perf/images_per_s": batch_size * steps / seconds,
+            "perf/step_ms": 1e3 * seconds / steps,
+            "perf/data_wait_frac": self.seconds["waiting"] / seconds,
+        }
 
 
 if __name__ == "__main__":

@@ -51,38 +51,22 @@ class ViTConfig(ModelConfig):
         "what the classifier sees: the [CLS] token, the mean of the patches, attention pooling",
     )
     class_token: bool | None = option(None, "None: only where pool is cls", kind=bool)
-    fc_norm: bool | None = option(
-        None, "final LayerNorm after pooling, not before; None: where pool is gap", kind=bool
-    )
+    fc_norm: bool | None = option(None, "LayerNorm after pooling; None: if pool is gap", kind=bool)
     pos_embed: str = enum_option(("learned", "sincos2d"), "learned or fixed 2-D sin-cos positions")
-    no_embed_class: bool = option(
-        False, "learned positions for the patches alone, none for [CLS] (DeiT III)"
-    )
-    pos_resize: str = enum_option(
-        ("timm", "dino"), "rule that resizes learned positions to another image size"
-    )
-    patch_embed: str = enum_option(
-        ("conv", "linear"), "strided convolution, or unfold and linear: the same function"
-    )
+    no_embed_class: bool = option(False, "learned positions of the patches alone (DeiT III)")
+    pos_resize: str = enum_option(("timm", "dino"), "rule that resizes learned positions")
+    patch_embed: str = enum_option(("conv", "linear"), "strided convolution, or unfold and linear")
     norm: str = enum_option(("pre", "post"), "LayerNorm before attention and MLP, or after them")
     act: str = enum_option(("gelu", "gelu_tanh"), "exact (erf), or big_vision's tanh approximation")
     qkv_bias: bool = option(True, "biases of queries, keys and values")
-    layer_scale_init: float | None = option(
-        None, "LayerScale: initial gain of the residual branches; None: off", kind=float, least=0
-    )
-    drop_path: float = option(
-        0.0, "stochastic depth: rate of the last block, linear from 0", least=0, below=1
-    )
-    dropout: float = option(
-        0.0, "rate after the attention's projection and in the MLP", least=0, below=1
-    )
+    layer_scale_init: float | None = option(None, "LayerScale; None: off", kind=float, least=0)
+    drop_path: float = option(0.0, "stochastic depth: rate of the last block", least=0, below=1)
+    dropout: float = option(0.0, "rate after each projection and MLP layer", least=0, below=1)
     remat: str = enum_option(
         ("none", "dots", "full"),
         "rematerialize in the backward pass: nothing, all but matrix products, whole blocks",
     )
-    scan: str = enum_option(
-        ("auto", "on", "off"), "lax.scan over the blocks; auto: off up to 12 blocks on CPU"
-    )
+    scan: str = enum_option(("auto", "on", "off"), "lax.scan over blocks; auto: off up to 12 (CPU)")
     attn: str = enum_option(
         ("auto", "matmul", "xla", "cudnn"), "attention kernel; auto: matmul on CPU, xla elsewhere"
     )
@@ -159,15 +143,7 @@ RESNETS = {f"resnet{6 * n + 2}": ("basic", (n,) * 3) for n in (1, 2, 3, 5, 7, 9,
     "resnet101": ("bottleneck", (3, 4, 23, 3)),
     "resnet152": ("bottleneck", (3, 8, 36, 3)),
 }
-TIMM_SIZES = {
-    "tiny": "Ti",
-    "small": "S",
-    "base": "B",
-    "large": "L",
-    "huge": "H",
-    "giant": "g",
-    "gigantic": "G",
-}
+TIMM_SIZES = dict(tiny="Ti", small="S", base="B", large="L", huge="H", giant="g", gigantic="G")
 PAPER_NAME = re.compile(r"(?P<size>\w+)/(?P<patch>\d+)")
 TIMM_NAME = re.compile(r"(vit|deit)_(?P<size>[a-z]+)_patch(?P<patch>\d+)_(?P<image>\d+)(\.\w+)?")
 

@@ -16,6 +16,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageChops
 
+from vit_jax.errors import UserError
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 89_000_000  # 267 MB once decoded to RGB; compressed it may be 10 kB
 MAX_BYTES = 2**26  # of a file that is read at once; Pillow reads larger ones piece by piece
@@ -26,19 +28,32 @@ UPRIGHT = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))  # -> Image
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 
 
-class DecodeError(ValueError):
-    """A file that is not an image we read: one plain line with the file and the cause."""
+class DecodeError(UserError):
+    """A file that cannot be decoded: one line with the file and the cause."""
 
 
 def decode(file, channels=3, *, name=None, max_pixels=MAX_PIXELS):
-    """A path, or the bytes of a file -> uint8 [h, w, channels], channels 3 (RGB) or 1 (luma).
+    """Decode an image.
 
-    `name` is what errors call it (default: the path). The number of pixels is read from the
-    header and checked before anything is unpacked. The array may be read-only.
-    Raises DecodeError, whatever is wrong with the file.
+    Args:
+      file: a path, or the bytes of a file.
+      channels: 3 (RGB) or 1 (luma).
+      name: the name of the image in errors; None: the path.
+      max_pixels: limit, checked in the header before anything is decompressed.
+
+    Returns:
+      uint8 [h, w, channels], maybe read-only.
+
+    Raises:
+      DecodeError: whatever is wrong with the file.
     """
+    head = b""
     try:
-        with _open(file) as im:
+        data = file if isinstance(file, bytes) else _read(file)
+        head = data[:64]
+        # Pillow reads a header in dozens of pieces: give it the whole file, unless it is large.
+        whole = isinstance(file, bytes) or len(data) < MAX_BYTES
+        with Image.open(io.BytesIO(data) if whole else file, "r", FORMATS) as im:
             if im.width * im.height > max_pixels:
                 raise DecodeError(f"{im.width} x {im.height} pixels, more than {max_pixels:,}")
             mode = "L" if channels == 1 else "RGB"
@@ -49,18 +64,12 @@ def decode(file, channels=3, *, name=None, max_pixels=MAX_PIXELS):
             return array
     except Exception as e:  # Pillow's parsers raise nearly every built-in class on a broken file
         name = name or (f"image of {len(file)} bytes" if isinstance(file, bytes) else str(file))
-        raise DecodeError(f"{name}: {_cause(e, file)}") from e
+        raise DecodeError(f"{name}: {_cause(e, head)}") from e
 
 
-def _open(file):
-    """Image.open, of a file that is read at once: Pillow reads a header in dozens of pieces."""
-    if not isinstance(file, bytes):
-        with open(file, "rb") as f:
-            data = f.read(MAX_BYTES)
-        if len(data) == MAX_BYTES:
-            return Image.open(file, "r", FORMATS)
-        file = data
-    return Image.open(io.BytesIO(file), "r", FORMATS)
+def _read(path):
+    with open(path, "rb") as file:
+        return file.read(MAX_BYTES)
 
 
 def _decode_jpeg(im, mode):
@@ -125,15 +134,14 @@ def _orientation(im):
         return 1
 
 
-def _cause(error, file):
-    """One line for a person."""
+def _cause(error, head):
+    """What is wrong with a file that begins with `head`, in one line."""
     if isinstance(error, DecodeError):
         return str(error)
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return "far too many pixels for an image"
     if isinstance(error, OSError) and error.errno:  # the file system's, not the decoder's
         return os.strerror(error.errno).lower()
-    head = _head(file)
     if not head:
         return "empty file"
     if isinstance(error, Image.UnidentifiedImageError):
@@ -141,10 +149,3 @@ def _cause(error, file):
             return "not an image but a page of text (HTML or XML)"
         return "not a JPEG, PNG, WebP, GIF or BMP image"
     return f"broken image: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-
-
-def _head(file):
-    if isinstance(file, bytes):
-        return file[:64]
-    with open(file, "rb") as f:
-        return f.read(64)

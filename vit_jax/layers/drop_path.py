@@ -5,24 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 
 
-class NoDropout:
-    """The identity, used at evaluation."""
-
-    def drop(self, x, site):  # noqa: ARG002
-        return x
-
-    drop_path = drop
-
-
 class Noise:
-    """Dropout and drop path of one block, drawn from one key an image, keys [b].
+    """Dropout and drop path of one block.
 
-    An image's noise depends on its own key alone, not on what else is in the batch, how it is
-    sharded, or whether the blocks are scanned. `site` tells apart the places in a block.
+    An image's noise depends on its own key alone, not on the rest of the batch, its sharding, or
+    whether the blocks are scanned. `site` tells apart the places in a block.
+
+    Args:
+      keys: one per image [b]; unused where both rates are 0.0.
+      shapes: (b, v, n) of each group of tokens.
+      dropout: rate of dropout.
+      rate: rate of drop path.
     """
 
-    def __init__(self, keys, shapes, dropout, rate):
-        self.keys, self.shapes, self.dropout, self.rate = keys, shapes, dropout, rate
+    def __init__(self, keys=None, shapes=(), dropout=0.0, rate=0.0):
+        self.keys = keys
+        self.shapes = shapes
+        self.dropout = dropout
+        self.rate = rate
 
     def drop(self, x, site):
         """Zero a share of the elements of x [t, d] and scale up the rest."""

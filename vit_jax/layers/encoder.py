@@ -16,7 +16,7 @@ from flax import nnx
 from vit_jax.devices import sharding
 from vit_jax.layers import kernels
 from vit_jax.layers.attention import Attention
-from vit_jax.layers.drop_path import NoDropout, Noise
+from vit_jax.layers.drop_path import Noise
 from vit_jax.layers.mlp import Mlp
 from vit_jax.layers.norms import LayerNorm
 
@@ -50,9 +50,8 @@ class Block(nnx.Module):
         self.ls1 = LayerScale(config) if scaled else None
         self.ls2 = LayerScale(config) if scaled else None
 
-    def __call__(self, x, shapes, *, maps=False, noise=None):
-        """x [t, d], noise None in evaluation. -> [t, d], maps of each group or None."""
-        noise = noise or NoDropout()
+    def __call__(self, x, shapes, *, maps, noise):
+        """x [t, d] -> [t, d], attention maps of each group or None."""
 
         def attention(x):
             x, probabilities = self.attn(x, shapes, maps)
@@ -110,7 +109,7 @@ def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False)
     def run(x, layer):
         params, index, rate = layer
         x = sharding.by_batch(x)
-        noise = None
+        noise = Noise()
         if keys is not None:
             layer_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
             noise = Noise(layer_keys, shapes, config.dropout, rate if drop_path else 0.0)

@@ -19,10 +19,7 @@ def xavier(key, shape, dtype=jnp.float32):
 # Kernels of linear layers, as DeiT and timm have them, and as big_vision and MAE. 0.02 is made for
 # the widths of Ti and more: a narrow model learns much faster from xavier.
 INITS = {"deit": nnx.initializers.normal(0.02), "big_vision": xavier}
-ACTIVATIONS = {
-    "gelu": kernels.gelu,
-    "gelu_tanh": partial(nnx.gelu, approximate=True),
-}
+ACTIVATIONS = {"gelu": kernels.gelu, "gelu_tanh": partial(nnx.gelu, approximate=True)}
 
 
 class Linear(nnx.Module):

@@ -1,6 +1,6 @@
-"""Images to tokens: patches, and where they are.
+"""Images to tokens: patch embedding and position embedding.
 
-An image of h x w pixels becomes n = (h / p) (w / p) tokens, one a patch of p x p pixels, row by
+An image of h x w pixels becomes n = (h / p) (w / p) tokens, one per patch of p x p pixels, row by
 row (arXiv:2010.11929, equation 1).
 """
 
@@ -31,9 +31,7 @@ class PatchEmbed(nnx.Module):
     def __call__(self, images):
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         p, _, c, d = kernel.shape
-        b, h, w, _ = images.shape
-        if h % p or w % p:
-            raise ValueError(f"{h}x{w} pixels do not divide into patches of {p}x{p}")
+        b = images.shape[0]
         images = images.astype(self.dtype)
         if self.how == "conv":
             layout = ("NHWC", "HWIO", "NHWC")
@@ -56,8 +54,6 @@ def sincos2d(grid, width):
 
     Section 2 of "Better plain ViT baselines" (arXiv:2205.01580), which takes them from MoCo v3.
     """
-    if width % 4:
-        raise ValueError(f"2-D sin-cos positions need a width divisible by 4, not {width}")
     h, w = grid
     y, x = np.mgrid[:h, :w]
     omega = 1.0 / 10_000 ** (np.arange(width // 4) / max(width // 4 - 1, 1))

@@ -94,19 +94,15 @@ class Log:
         """Print a line, above the progress line."""
         self.console.print(Text(text), soft_wrap=True)
 
-    def close(self):
-        """End the progress line and close the files."""
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         if self._live is not None:
             self._live.stop()
         if self._rows is not None:
             self._rows.close()
             self._tensorboard.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
 
     def _show(self, step):
         if self._live is None:

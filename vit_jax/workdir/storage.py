@@ -1,7 +1,7 @@
-"""Where the folder of a run is: a path of this machine, or an address in a bucket, gs://BUCKET/RUN.
+"""The directory of a run: a path of this machine, or an address in a bucket, gs://BUCKET/RUN.
 
 A file in a bucket is written whole or not at all, and cannot be appended to. Buckets need the
-extra `gcs`; what reads and writes them is imported where there is an address, and only then.
+extra `gcs`, which is imported only for an address.
 """
 
 import errno
@@ -18,7 +18,7 @@ ROLES = "roles/storage.objectUser and roles/storage.legacyBucketReader"
 
 
 def is_address(text):
-    """Whether it is gs://BUCKET/RUN, not a path of this machine. UserError for other addresses."""
+    """Whether text is gs://BUCKET/RUN, not a path. Raises UserError for other addresses."""
     scheme, mark, rest = str(text).partition("://")
     if mark and (scheme != "gs" or not all(rest.strip("/").partition("/"))):
         raise UserError(f"{text} is neither a folder nor of the form gs://BUCKET/RUN")
@@ -26,9 +26,10 @@ def is_address(text):
 
 
 def place(text):
-    """The folder: an absolute `Path`, or an `epath.Path` of a bucket that answers.
+    """The directory as an absolute `Path`, or as an `epath.Path` of a bucket that answers.
 
-    Raises UserError: an address of another form, no credentials, no such bucket.
+    Raises:
+      UserError: for an address of another form, missing credentials, a missing bucket.
     """
     if not is_address(text):
         return Path(text).expanduser().absolute()
@@ -39,13 +40,13 @@ def place(text):
 
 
 def is_folder(text):
-    """Whether it is a folder or an address, not a file."""
+    """Whether text is a directory or an address, not a file."""
     return is_address(text) or Path(text).is_dir()
 
 
 @functools.cache
 def _reach(bucket):
-    """Asks for the bucket, once, as Orbax will do. Raises UserError with the remedy."""
+    """Ask for the bucket, once, as Orbax will do. Raises UserError with the remedy."""
     try:
         import fsspec
         import gcsfs  # noqa: F401  epath finds it by fsspec
@@ -62,17 +63,17 @@ def _reach(bucket):
         storage.Client().get_bucket(bucket, timeout=20, retry=None)
         return
     except GoogleAuthError as error:
-        wrong = f"no credentials ({_line(error).partition('. ')[0]}); gcloud auth "
-        wrong += "application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
-    except GoogleAPIError as error:
-        code = getattr(error, "code", None)
-        wrong = {
-            404: f"there is no such bucket; gcloud storage buckets create gs://{bucket}",
-            401: f"these credentials may not look at it; they need {ROLES}",
-            403: f"these credentials may not look at it; they need {ROLES}",
-        }.get(code, f"it does not answer: {_line(error)[:200]}")
-    except OSError as error:  # the network; or no project is known: set GOOGLE_CLOUD_PROJECT
+        wrong = (
+            f"no credentials ({_line(error).partition('. ')[0]}); gcloud auth application-default "
+            "login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
+        )
+    except (GoogleAPIError, OSError) as error:  # OSError: the network, or an unknown project
         wrong = f"it does not answer: {_line(error)[:200]}"
+        code = getattr(error, "code", None)
+        if code == 404:
+            wrong = f"there is no such bucket; gcloud storage buckets create gs://{bucket}"
+        elif code in (401, 403):
+            wrong = f"these credentials may not look at it; they need {ROLES}"
     raise UserError(f"cannot use gs://{bucket}: {wrong}")
 
 
@@ -81,12 +82,12 @@ def write_json(path, value):
 
 
 def write_text(path, text):
-    """Writes a file so that a reader finds either the old one or the whole new one."""
+    """Write a file atomically: a reader finds the old one or the whole new one."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path, data):
-    """Likewise."""
+    """Write a file atomically, as `write_text`."""
     if "://" in str(path):
         return _put(path, data)
     part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
@@ -101,11 +102,11 @@ def write_bytes(path, data):
 
 
 def _put(path, data):
-    """Writes an object of a bucket; gcsfs does not tell what was forbidden by its type."""
+    """Write an object of a bucket."""
     try:
         path.write_bytes(data)
     except OSError as error:
-        if not str(error).startswith("Forbidden"):
+        if not str(error).startswith("Forbidden"):  # gcsfs has no type for it
             raise
         raise PermissionError(errno.EACCES, f"writing is forbidden ({ROLES})", str(path)) from error
 
