@@ -1,8 +1,8 @@
-"""The CNN that Vision Transformers are compared with: ResNet (arXiv:1512.03385).
+"""ResNet (arXiv:1512.03385), the CNN that Vision Transformers are compared with.
 
-As torchvision and timm have it: convolution, batch norm, ReLU; the stride of a bottleneck is that
-of its 3x3 convolution; the last scale of every residual branch starts at 0 (arXiv:1706.02677,
-section 5.1). The sizes are in vit_jax/variants.py.
+As in torchvision and timm: convolution, batch norm, ReLU; a bottleneck has its stride in the 3x3
+convolution; the last scale of every residual branch starts at 0 (arXiv:1706.02677, section 5.1).
+The sizes are in vit_jax/variants.py.
 """
 
 import jax
@@ -17,7 +17,7 @@ from vit_jax.layers.mlp import Linear
 from vit_jax.schema import one_of, shows_options
 from vit_jax.variants import ResNetConfig
 
-# He's initialization by the fan out, as torchvision has it (arXiv:1502.01852, equation 14).
+# He initialization by fan out, as in torchvision (arXiv:1502.01852, equation 14).
 HE = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -36,7 +36,7 @@ class ConvNorm(nnx.Module):
         self.stride, self.eps, self.dtype = stride, eps, dtype
 
     def __call__(self, x, train):
-        """-> what comes out, and in training the batch's {"mean", "var"}, otherwise {}."""
+        """x [b, h, w, c] -> the output, and in training the batch's {"mean", "var"}, else {}."""
         pad = self.kernel.shape[0] // 2
         x = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
@@ -51,7 +51,7 @@ class ConvNorm(nnx.Module):
             mean = wide.mean((0, 1, 2))
             var = jnp.square(wide - mean).mean((0, 1, 2))
             count = wide.size // wide.shape[-1]
-            # Unbiased where it is kept, biased where it is used: as torch has it.
+            # As in PyTorch: the variance is biased here, and unbiased in the running average.
             stats = {"mean": mean, "var": var * (count / max(count - 1, 1))}
         factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
         shift = self.bias[...] - mean * factor
@@ -59,8 +59,11 @@ class ConvNorm(nnx.Module):
 
 
 class Residual(nnx.Module):
-    """relu(shortcut(x) + branch(x)) (equations 1 and 2). plan: {name: what ConvNorm takes}, the
-    convolutions of the branch in order, and "shortcut" where it is not the identity."""
+    """relu(shortcut(x) + branch(x)) (equations 1 and 2).
+
+    plan: {name: arguments of ConvNorm}, the convolutions of the branch in order, and "shortcut"
+    where it is not the identity.
+    """
 
     def __init__(self, plan, *, dtype, rngs):
         self.names = tuple(name for name in plan if name != "shortcut")

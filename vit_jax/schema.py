@@ -104,8 +104,8 @@ class Key:
 
 
 def _is_a(value, kind):
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
+    if isinstance(value, bool):
+        return kind is bool
     if kind is float:
         return isinstance(value, (int, float)) and math.isfinite(value)
     return isinstance(value, kind)

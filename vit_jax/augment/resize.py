@@ -1,7 +1,7 @@
-"""Pillow's bicubic resize, compiled by Numba where that is installed (the extra "fast").
+"""Pillow's bicubic resize, compiled by Numba if that is installed (the extra "fast").
 
-The arithmetic is Pillow's: each axis by itself, weights as integers with 22 bits after the point,
-and what lies between the two passes rounded to 8 bits. So are the pixels, to the last bit.
+The pixels are Pillow's to the last bit, since the arithmetic is: separate passes per axis, weights
+as integers with 22 fractional bits, and an intermediate image of 8 bits.
 """
 
 import functools
@@ -18,9 +18,9 @@ LARGE = 100 * 100  # pixels; smaller images are not worth the second or two of c
 
 
 def resize(image, width, height, box=None):
-    """uint8 [h, w, 1 or 3] -> uint8 [height, width, c]; of its box (y, x, h, w) where one is given.
+    """Resize an image, or its box (y, x, h, w): uint8 [h, w, 1 or 3] -> uint8 [height, width, c].
 
-    Equals Image.resize of the cropped image, which does not look outside of the box.
+    Equals Image.resize of the cropped image; pixels outside of the box have no influence.
     """
     y, x, h, w = box or (0, 0, *image.shape[:2])
     if (h, w) == (height, width):
@@ -38,7 +38,7 @@ def _pillow(image, width, height):
 
 
 def _compiled():
-    with COMPILING:  # threads that come at once would each do it
+    with COMPILING:  # else several threads would compile at once
         return _compile()
 
 

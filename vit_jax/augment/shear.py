@@ -1,7 +1,7 @@
-"""Pillow's bicubic shear and translation of an image along one axis, in half of its time.
+"""Pillow's bicubic shear and translation along one axis, in half the time.
 
-Pillow takes 4 x 4 pixels for each that it makes; along one axis 4 in a line are enough, which NumPy
-does for all at once. The pixels are the same to the last bit.
+Pillow interpolates 4 x 4 pixels; along one axis 4 in a line are enough, in NumPy for all pixels at
+once. The result is the same to the last bit.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
-"""Names of classes as people say them: those of ImageNet, in English and Korean.
+"""Readable class names: those of ImageNet, in English and Korean.
 
-data/imagenet.tsv: a line a class, in the order of its number: WordNet ID, the first word of the
-synset (WordNet 3.0, Princeton University; two that are alike are told apart), and our translation.
+data/imagenet.tsv has a line per class, in order: WordNet ID, the first word of the synset (WordNet
+3.0, Princeton University; made unique where two are equal), and our translation.
 """
 
 import functools
@@ -21,13 +21,13 @@ def imagenet():
 
 
 def readable(names):
-    """Names of classes, those that are WordNet IDs of ImageNet's classes in English."""
+    """Class names, with the English names of ImageNet in place of WordNet IDs."""
     english = {wnid: name for wnid, name, _ in table()}
     return [english.get(name, name) for name in names]
 
 
 def translate(names, lang):
-    """English names of ImageNet's classes in another language, "ko"; others as they are."""
+    """Translate the English names of ImageNet's classes to "ko"; other names stay as they are."""
     if lang == "en":
         return list(names)
     korean = {english: name for _, english, name in table()}

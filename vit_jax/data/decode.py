@@ -1,11 +1,11 @@
-"""Any image file -> uint8 h w c, safely: what a stranger may have put there is decoded or named.
+"""Image file -> uint8 h w c, safe for untrusted files.
 
-JPEG, PNG, WebP, GIF and BMP, told apart by content; Pillow knows forty more formats, each a parser
-that a hostile file could reach. The first frame of an animation; EXIF orientation applied;
-transparency laid on white; 16 bits a channel become their upper 8; color profiles are ignored.
+JPEG, PNG, WebP, GIF and BMP, detected by content; Pillow has forty more parsers, which a hostile
+file must not reach. The first frame of an animation; EXIF orientation is applied; transparency is
+composited on white; 16 bits per channel become their upper 8; color profiles are ignored.
 
-Pillow decodes, and what it makes of a file is what this gives. Where simplejpeg is installed (the
-extra "fast") it decodes plain JPEGs, in less time and to the same pixels: both are libjpeg-turbo.
+Pillow decodes. If simplejpeg is installed (the extra "fast"), it decodes plain JPEGs in less time
+and to the same pixels: both are libjpeg-turbo.
 """
 
 import functools
@@ -73,9 +73,10 @@ def _read(path):
 
 
 def _decode_jpeg(im, mode):
-    """simplejpeg's pixels of an opened image, or None for Pillow to decode it.
+    """Decode an opened image with simplejpeg.
 
-    None for whatever is not an upright JPEG, in RGB or gray, without any fault.
+    Returns:
+      uint8 [h, w, c]; None unless it is an intact, upright JPEG in RGB or gray.
     """
     upright = _orientation(im) not in UPRIGHT
     simplejpeg = _simplejpeg()
@@ -85,14 +86,14 @@ def _decode_jpeg(im, mode):
         return None
     try:
         array = simplejpeg.decode_jpeg(im.fp.getvalue(), "GRAY" if mode == "L" else "RGB")
-    except ValueError:  # a file cut off, or with errors: Pillow names them or bears with them
+    except ValueError:  # truncated or with errors: Pillow reports or tolerates them
         return None
     return array if array.shape[:2] == (im.height, im.width) else None
 
 
 @functools.cache
 def _simplejpeg():
-    """The module, if it is installed and this build of it gives the pixels of this Pillow."""
+    """The module, if it is installed and this build decodes to the pixels of this Pillow."""
     try:
         import simplejpeg
     except ImportError:

@@ -1,12 +1,12 @@
-"""ImageNet-1k as it is handed out: the archives of ILSVRC 2012, read where they lie.
+"""ImageNet-1k from the archives of ILSVRC 2012, without unpacking them.
 
 config.data.dir has
   ILSVRC2012_img_train.tar        a tar of JPEGs for each of the 1,000 classes
   ILSVRC2012_img_val.tar          50,000 JPEGs
   ILSVRC2012_devkit_t12.tar.gz    their classes
 
-Nothing is unpacked. The archives' headers are read at every start, which takes about a minute for
-`train`; vit_jax.tools.prepare reads them once and for all.
+The archives' headers are read at every start, which takes about a minute for `train`;
+vit_jax.tools.prepare reads them once.
 """
 
 import io
@@ -63,7 +63,7 @@ def _scan_train(root):
     classes = {}
     with tarfile.open(path, "r:") as outer:
         for member in outer:
-            # The archive of a class is stored as it is, so that a file in it has a place here.
+            # The archive of a class is stored uncompressed, so its files have an offset here.
             with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
                 files = [(path, member.offset_data + f.offset_data, f.size) for f in inner]
             classes[member.name.removesuffix(".tar")] = files

@@ -1,4 +1,4 @@
-"""Images made of numbers: each class its own coarse pattern, under noise. For tests and timing.
+"""Synthetic images: a coarse pattern per class, with noise. For tests and benchmarks.
 
 Example i of a split is always the same, and nothing is read from disk.
 """
@@ -13,7 +13,7 @@ GRID = 4  # cells along each side of a class's pattern
 
 
 def make(split, config):
-    """config.data.synthetic.images examples a split, a little larger than the model's images."""
+    """config.data.synthetic.images examples per split, slightly larger than the model's images."""
     if split not in SPLITS:
         raise unknown_split(split, SPLITS)
     images, classes = config.data.synthetic.images, config.data.synthetic.classes
@@ -24,11 +24,14 @@ def make(split, config):
 
 
 class Synthetic:
-    """Source of images uint8 [side, side, channels] whose labels go 0, 1, 2, ... in turn."""
+    """Source of images uint8 [side, side, channels] with labels 0, 1, 2, ... in turn."""
 
     def __init__(self, split, images, classes, side, channels):
-        self.split, self.images, self.shape = split, images, (side, side, channels)
-        self.num_classes, self.class_names = classes, [f"pattern {k}" for k in range(classes)]
+        self.split = split
+        self.images = images
+        self.shape = (side, side, channels)
+        self.num_classes = classes
+        self.class_names = [f"pattern {k}" for k in range(classes)]
         cells = np.arange(side) * GRID // side
         grids = np.random.default_rng(0).integers(0, 256, (classes, GRID, GRID, channels), np.uint8)
         self.patterns = grids[:, cells[:, None], cells]

@@ -1,7 +1,7 @@
-"""Several processes as one run: who the others are, and when all of them stop.
+"""Runs of several processes: jax.distributed, and stopping all of them together.
 
-VIT_JAX_DISTRIBUTED says it: `off`; `HOST:PORT,COUNT,INDEX`, the address of process 0, how many
-processes there are and which one this is; or `auto`, the default: what SLURM or a TPU slice says.
+VIT_JAX_DISTRIBUTED is `off`; `HOST:PORT,COUNT,INDEX`, the address of process 0, the number of
+processes and the index of this one; or `auto`, the default: detect SLURM and TPU slices.
 """
 
 import importlib.util
@@ -17,9 +17,9 @@ TIMEOUT = 300  # seconds to wait for the others
 
 
 def options(environ=os.environ):
-    """What jax.distributed.initialize takes, or None where there is one process alone.
+    """The arguments of jax.distributed.initialize; None for a single process.
 
-    Of SLURM and of a TPU JAX finds out itself. Needs no JAX. Raises UserError.
+    {} for SLURM and TPU slices, which JAX detects itself. Imports no JAX. Raises UserError.
     """
     word = environ.get(VARIABLE, "auto")
     if word == "off":
@@ -43,9 +43,13 @@ def _on_tpu(environ):
 
 
 def start():
-    """Finds the other processes, before JAX is used for anything else. -> whether there are any.
+    """Connect to the other processes, before any other use of JAX.
 
-    Raises UserError.
+    Returns:
+      Whether there are others.
+
+    Raises:
+      UserError: if they do not connect in time.
     """
     found = options()
     if found is None:
@@ -55,24 +59,24 @@ def start():
     try:
         jax.distributed.initialize(**found, initialization_timeout=TIMEOUT)
     except ValueError:
-        if found:  # libtpu is installed, but this is no TPU: a process alone
+        if found:  # else libtpu is installed, but this is no TPU: a single process
             raise
     except RuntimeError as error:
         if "before any JAX" in str(error):
             raise
         who = found or "the environment"
         raise UserError(
-            f"the processes of the run did not meet within {TIMEOUT} s ({who}): start all of them, "
-            f"and let them reach the first one's port; or set {VARIABLE}=off"
+            f"the processes of the run did not connect within {TIMEOUT} s ({who}): start all of "
+            f"them, with access to the port of the first; or set {VARIABLE}=off"
         ) from error
     return jax.process_count() > 1
 
 
 class Stop:
-    """True once SIGTERM, SIGUSR1 or the first Ctrl-C has come; a second one ends at once.
+    """Whether to stop: after SIGTERM, SIGUSR1 or the first Ctrl-C. A second one ends the process.
 
-    With several processes JAX watches for SIGTERM, which may reach one of them alone: then the
-    answer becomes True in all of them at the same call, if all call it once a step.
+    With several processes JAX watches for SIGTERM, which may reach only one of them. All of them
+    then get True in the same call, provided that each calls it once per step.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)

@@ -1,4 +1,4 @@
-"""How this process gets its memory from the system. Needs no JAX."""
+"""Settings of the memory allocator. Imports no JAX."""
 
 import ctypes
 import os
@@ -9,13 +9,16 @@ ACCELERATORS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_p
 
 
 def keep():
-    """Keeps freed memory for the next allocation. -> whether that is so (Linux with glibc only)
+    """Keep freed memory for the next allocation, on Linux with glibc.
 
-    XLA on CPU takes its temporaries, hundreds of megabytes, anew at every step. glibc maps and
-    unmaps them each time, and the system fills them with zeros page by page: a quarter of a train
-    step of Ti/16. Call it first, before JAX is imported: threads that are there already go on as
-    before. The process never gets smaller again. Where JAX has an accelerator the temporaries are
-    there, and the host's threads are better off with what malloc does by itself.
+    XLA on CPU allocates its temporaries, hundreds of megabytes, in every step. glibc maps and
+    unmaps them each time, and the system zeroes them page by page: a quarter of a train step of
+    Ti/16. Call it before JAX is imported: it has no effect on existing threads. The process never
+    shrinks again. With an accelerator the temporaries are on the device, and malloc's defaults are
+    better for the host's threads.
+
+    Returns:
+      Whether freed memory is kept.
     """
     if os.environ.get("JAX_PLATFORMS", "") != "cpu" and any(map(find_spec, ACCELERATORS)):
         return False
@@ -23,5 +26,5 @@ def keep():
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return False
-    # Nothing by mmap, nothing handed back, and one arena for all threads: others cannot hold it.
+    # No mmap, nothing returned to the system, and one arena for all threads.
     return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_ARENA_MAX, 1)])

@@ -9,13 +9,19 @@ from vit_jax.layers.mlp import INITS, Linear
 
 
 def attend(q, k, v, *, kernel, maps=False):
-    """Scaled dot-product attention, b n h e each -> b q h e and, if asked, softmax b h q m.
+    """Scaled dot-product attention, softmax(q k^T / sqrt(e)) v (arXiv:1706.03762, equation 1).
 
-    softmax(q k^T / sqrt(e)) v: arXiv:1706.03762, equation 1.
+    Args:
+      q, k, v: [b, n, h, e].
+      kernel: "matmul", "xla" or "cudnn".
+      maps: whether to return the softmax.
+
+    Returns:
+      [b, q, h, e], and the softmax [b, h, q, m] or None.
     """
     if kernel in ("xla", "cudnn") and not maps:
         return jax.nn.dot_product_attention(q, k, v, implementation=kernel), None
-    # Heads first: on CPU the two batched products are then 1.2 to 1.4 times as fast.
+    # Heads first: the two batched products are 1.2 to 1.4 times as fast on CPU.
     q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # b h n e
     if not maps:
         return kernels.softmax_product(q, k, v).swapaxes(1, 2), None
@@ -36,7 +42,7 @@ class Attention(nnx.Module):
         self.kernel = config.attn
 
     def __call__(self, x, shapes, maps):
-        """x [t, d]; shapes: (b, v, n) of each group. -> [t, d], maps [b*v, h, q, m] a group."""
+        """x [t, d]; shapes: (b, v, n) per group. -> [t, d], maps [b*v, h, q, m] per group."""
         t, d = x.shape
         kernel = self.kernel
         if kernel == "auto":

@@ -25,7 +25,7 @@ class Noise:
         self.rate = rate
 
     def drop(self, x, site):
-        """Zero a share of the elements of x [t, d] and scale up the rest."""
+        """Dropout of x [t, d]."""
         if not self.dropout:
             return x
         mask = self._mask(site, 1 - self.dropout, (x.size // len(self.keys),))

@@ -1,12 +1,12 @@
-"""Tokens through depth times attention and MLP (arXiv:2010.11929, equations 2 and 3).
+"""The Transformer encoder: blocks of attention and MLP (arXiv:2010.11929, equations 2 and 3).
 
 The encoder takes one or several groups of tokens of different lengths, each b v n d: v views of
-each image, n tokens a view. Multi-crop training has one group a crop size. Dense layers run over
-all tokens at once, flat [t, d]; attention runs within each view. Image by image the flat tokens
-lie together, so that a batch that is sharded over devices stays so.
+each image, n tokens per view. Multi-crop training has one group per crop size. Dense layers run
+over all tokens at once, flat [t, d]; attention runs within each view. The flat tokens of an image
+are contiguous, so that a batch stays sharded over devices.
 
-Blocks are always stored stacked: every leaf of `blocks` has a leading layer axis. Whether they
-are run by `lax.scan` or unrolled is a matter of speed alone.
+Blocks are always stored stacked: every leaf of `blocks` has a leading layer axis. Running them by
+`lax.scan` or unrolled differs in speed alone.
 """
 
 import jax
@@ -140,8 +140,11 @@ def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False)
 
 
 def unstack(stacked, depth):
-    """One tree with leaves [l, ...] -> l trees. Split, whose transpose is one concatenation:
-    indexing a layer at a time would add up l arrays of the full size in the backward pass."""
+    """One tree with leaves [l, ...] -> l trees.
+
+    By a split, whose transpose is one concatenation: the backward pass of indexing would add up l
+    arrays of the full size.
+    """
     leaves, structure = jax.tree.flatten(stacked)
     split = [jax.lax.split(x, [1] * depth) for x in leaves]
     return [structure.unflatten([x[0] for x in layer]) for layer in zip(*split, strict=True)]
@@ -155,7 +158,7 @@ def flatten(groups):
 
 
 def unflatten(x, shapes):
-    """[t, d] -> the arrays b v n d it was made of."""
+    """The inverse of `flatten`: [t, d] -> arrays b v n d."""
     b, d = shapes[0][0], x.shape[-1]
     x, groups, start = x.reshape(b, -1, d), [], 0
     for _, v, n in shapes:

@@ -1,6 +1,6 @@
-"""Tokens to one vector an image: the class token, the mean of the patches, or attention pooling.
+"""Pooling of tokens to one vector per image, and DINO's projection head.
 
-And from there on, DINO's projection head; the classifier is a plain linear layer.
+The classifier is a `mlp.Linear`.
 """
 
 import jax
@@ -73,8 +73,8 @@ class DinoHead(nnx.Module):
 class Prototypes(nnx.Module):
     """x v / |v| * g, with g = 1 or learned: weight normalization (arXiv:1602.07868, equation 2).
 
-    The norms scale the outputs' columns and never a copy of the kernel, which is the largest array
-    of the model: on CPU a training step of the head is then 25 times as fast.
+    The norms scale the output's columns instead of the kernel, the largest array of the model: a
+    training step of the head is 25 times as fast on CPU.
     """
 
     def __init__(self, width, count, *, learn_norm, dtype, rngs):

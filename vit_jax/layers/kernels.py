@@ -1,9 +1,9 @@
-"""The encoder's inner functions, with gradients written by hand where XLA on CPU wants them.
+"""The encoder's inner functions, with custom gradients that are faster on CPU.
 
-Each is the textbook function; `tests/layers/test_kernels.py` holds values and gradients against
-JAX's own. They save memory traffic: JAX derives gradients that keep and re-read intermediate
-arrays, these keep the inputs and a number or two a token. A train step of Ti/16 on CPU is 1.15
-times as fast (experiments/benchmarks). Reverse mode only: jax.jvp and jax.hessian do not pass.
+`tests/layers/test_kernels.py` compares values and gradients with JAX's own. The custom gradients
+save memory traffic: those of JAX keep and re-read intermediate arrays, these keep the inputs and a
+number or two per token. A train step of Ti/16 on CPU is 1.15 times as fast
+(experiments/benchmarks). Reverse mode only: jax.jvp and jax.hessian are not supported.
 """
 
 from functools import partial
@@ -14,14 +14,14 @@ import numpy as np
 
 
 def wide(dtype):
-    """The type to add up in: float32, or float64 where that is asked for."""
+    """The dtype of accumulation: float32, or float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def automatic(platform, depth=1):
-    """What "auto" in config.model stands for where the program will run: "cpu", "gpu" or "tpu".
+    """The values of "auto" in config.model on a platform: "cpu", "gpu" or "tpu".
 
-    On CPU scanning makes steps slower, and is worth it where unrolled blocks compile for long.
+    On CPU a scan makes steps slower, and pays only where unrolled blocks compile for long.
     """
     cpu = platform == "cpu"
     return {"scan": "off" if cpu and depth <= 12 else "on", "attn": "matmul" if cpu else "xla"}
@@ -77,7 +77,7 @@ def softmax_product(q, k, v):
 
 
 def _softmax_product_forward(q, k, v):
-    # The softmax adds up in float32 whatever the activations are in: 8 bits are too few.
+    # The softmax accumulates in float32 for any dtype of activations: 8 bits are too few.
     scores = jnp.einsum("bhqe,bhme->bhqm", q, k).astype(wide(q.dtype))
     e = jnp.exp(scores - scores.max(-1, keepdims=True))
     total = e.sum(-1, keepdims=True)

@@ -11,13 +11,13 @@ from vit_jax.layers import kernels
 
 
 def xavier(key, shape, dtype=jnp.float32):
-    """Uniform within sqrt(6 / (fan in + fan out)); q, k and v of [d, 3, d] count each by itself."""
+    """Xavier uniform initialization; in [d, 3, d] the kernels of q, k and v are separate."""
     bound = (6 / (shape[0] + shape[-1])) ** 0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-# Kernels of linear layers, as DeiT and timm have them, and as big_vision and MAE. 0.02 is made for
-# the widths of Ti and more: a narrow model learns much faster from xavier.
+# Kernels of linear layers as in DeiT and timm, and as in big_vision and MAE. 0.02 suits the widths
+# of Ti and more: a narrow model learns much faster from Xavier.
 INITS = {"deit": nnx.initializers.normal(0.02), "big_vision": xavier}
 ACTIVATIONS = {"gelu": kernels.gelu, "gelu_tanh": partial(nnx.gelu, approximate=True)}
 

@@ -7,7 +7,7 @@ from vit_jax.layers import kernels
 
 
 class LayerNorm(nnx.Module):
-    """Over the last axis, added up in float32. The eps of every ViT up to DINOv2 is 1e-6."""
+    """LayerNorm over the last axis, accumulated in float32. eps is 1e-6 up to DINOv2."""
 
     def __init__(self, width, *, eps=1e-6, dtype):
         self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))

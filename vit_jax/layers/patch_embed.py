@@ -13,9 +13,9 @@ from flax import nnx
 
 
 class PatchEmbed(nnx.Module):
-    """b h w c -> b n d, as a convolution with stride p or as unfold + linear.
+    """Patch embedding b h w c -> b n d, as a convolution with stride p or as unfold + linear.
 
-    Both read the same kernel [p, p, c, d] and are the same function. Initialized as torch's
+    Both use the same kernel [p, p, c, d] and are the same function. Initialized as PyTorch's
     Conv2d, which DeiT keeps: uniform within 1 / sqrt(p * p * c).
     """
 
@@ -62,9 +62,8 @@ def sincos2d(grid, width):
     return jnp.asarray(table[None], jnp.float32)
 
 
-# How the code that trained the weights resizes positions: parameter a of the cubic kernel, whether
-# the kernel is stretched over all the rows that become one (antialiasing), and what is added to
-# the new side before its rows are placed.
+# The rules by which reference code resizes positions: parameter a of the cubic kernel,
+# antialiasing, and what is added to the new side before its rows are placed.
 RESIZE = {
     "timm": (-0.5, True, 0.0),  # `resample_abs_pos_embed`; DINOv2 with registers
     "dino": (-0.75, False, 0.1),  # `interpolate_pos_encoding`; DINOv2 without registers
@@ -72,10 +71,10 @@ RESIZE = {
 
 
 def resize_positions(table, old_grid, new_grid, prefix, rule="timm"):
-    """Learned positions [1, prefix + h*w, d] for another grid, the prefix rows untouched.
+    """Resize learned positions [1, prefix + h*w, d] to another grid; the prefix rows stay.
 
-    Bicubic, by one of the rules in RESIZE: a network has learned with one of them, so that it
-    belongs to the weights. Both sides are a fixed matrix, applied in full float32.
+    Bicubic, by a rule of RESIZE, which belongs to the weights. Each side is a fixed matrix, applied
+    in full float32.
     """
     if tuple(old_grid) == tuple(new_grid):
         return table
@@ -93,8 +92,8 @@ def resize_positions(table, old_grid, new_grid, prefix, rule="timm"):
 def cubic_matrix(old, new, rule):
     """Bicubic interpolation along one side as a matrix [new, old], float64; each row adds up to 1.
 
-    Pixels are squares: row i is centerd at (i + 1/2) old / new - 1/2. Beyond the edge, "dino" sees
-    the edge again and "timm" nothing.
+    Pixels are squares: row i is centered at (i + 1/2) old / new - 1/2. Beyond the edge, "dino"
+    repeats the edge and "timm" has nothing.
     """
     a, antialias, extra = RESIZE[rule]
     center = (np.arange(new)[:, None] + 0.5) * old / (new + extra) - 0.5
