@@ -3,9 +3,7 @@
 import json
 import re
 import shutil
-import string
 import tomllib
-from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -17,27 +15,33 @@ from PIL import Image
 
 from configs import digits, dino_digits
 from tests import ROOT
-from tests.report.test_labels import untranslated
 from tests.tiny import tiny
-from vit_jax import data, inference, train
+from vit_jax import data, inference, models, train, variants
 from vit_jax.analysis import effective_fields
 from vit_jax.config import load_config
 from vit_jax.data import pictures
 from vit_jax.errors import UserError
 from vit_jax.figures.sizes import count
-from vit_jax.report import drawn, inline, of_images, of_pair, of_run, page, scores, subject
-from vit_jax.report.words import WORDS, Phrase, Words
+from vit_jax.figures.style import finish, stack
+from vit_jax.report import inline, of_images, of_pair, of_run, page, scores
+from vit_jax.report import seen as seen_module
+from vit_jax.report.words import Words, phrase
 from vit_jax.run import Run
 from vit_jax.tools import report
 from vit_jax.workdir import checkpoint, log
 
 WEIGHTS = ROOT / "tests/golden/vit/vit_cls/state_dict.safetensors"
-FLAGS = dict(workdir=None, weights=None, model=None, output=None, lang="both", split="test")
-FLAGS |= dict(class_names=None, against=None, against_model=None)
-FLAGS |= dict(most=10_000, checkpoint="best", raw=False)
 NAMES = ["<img src=x onerror=alert(1)>", "나비", "cat & 'dog'"]
 SCRIPT = "<script>alert(1)</script>"
-SVG = "{http://www.w3.org/2000/svg}svg"
+SVG = "{http://www.w3.org/2000/svg}"
+HANGUL = re.compile("[가-힣]")
+# What is the same in every language: terms, keys, units; names of models, classes, images, files.
+STAYS = re.compile(
+    r"softmax|LayerNorm|MLP|CLS|Grad-CAM|ViT|KL|log k|k-NN|nat\b|px\b|arXiv|local_views|acc\d"
+    r"|knn\d+|(nano|mu)/\d|Ti/|resnet\d+|stem|pool\b|layer\d|(class|pattern) \d|cat & 'dog'|<.*>"
+    r"|\S+ onerror=.*|test:\d+|mine\.png|china|flower|\S+\.safetensors|num_heads=\d|…\S+"
+    r"|(\S+/)?(run|test_\w+?|resnet)\d+"
+)
 
 
 def made(config, folder, row=None):
@@ -57,10 +61,8 @@ def made(config, folder, row=None):
     return folder
 
 
-def write(words=(), **flags):
-    assert report.main(SimpleNamespace(**FLAGS | flags), list(words)) is None
-    path = flags.get("output") or Path(flags["workdir"]) / "report.html"
-    return Path(path).read_text("utf-8")
+def write(weights, images=(), **options):
+    return report.report(str(weights), images, **options).read_text("utf-8")
 
 
 def whole(html):
@@ -81,12 +83,32 @@ def whole(html):
                 assert name in ids
         if node.tag == "img":
             assert node.get("alt")
-        if node.get("role") == "img" and node.tag != SVG:  # what is read out has numbers
-            caption = next(n for n in tree.iter() if n.get("id") == node.get("aria-labeledby"))
+        if node.get("role") == "img" and node.tag != f"{SVG}svg":  # what is read out has numbers
+            caption = next(n for n in tree.iter() if n.get("id") == node.get("aria-labelledby"))
             assert re.search(r"\d", "".join(caption.itertext()))
-            assert node.find(SVG) is not None
+            assert [svg.get("lang") for svg in drawings(node)] in (["en", "ko"], ["en"], ["ko"])
     assert not untranslated(tree)
     return tree
+
+
+def drawings(node, lang=None):
+    """The drawings of a figure, all of them or those of a language."""
+    found = [svg for svg in node.iter(f"{SVG}svg") if svg.get("class") != "bitmaps"]
+    return [svg for svg in found if lang in (None, svg.get("lang"))]
+
+
+def shown(tree, name, lang="en"):
+    """What is written in a figure, in one language."""
+    (svg,) = drawings(tree.find(f".//figure[@id='{name}']"), lang)
+    return "\n".join(node.text or "" for node in svg.iter(f"{SVG}text"))
+
+
+def untranslated(tree):
+    """The texts of a page's figures that a reader of one of its languages cannot read."""
+    texts = [node.text or "" for svg in drawings(tree, "ko") for node in svg.iter(f"{SVG}text")]
+    english = [node.text or "" for svg in drawings(tree, "en") for node in svg.iter(f"{SVG}text")]
+    left = [text for text in texts if re.search("[a-z]{2}", STAYS.sub("", text))]
+    return left + [text for text in english if HANGUL.search(text) and "나비" not in text]
 
 
 def said_of(tree, name):
@@ -132,7 +154,7 @@ def html(workdir):
     run["data"]["class_names"][1] = SCRIPT
     run["starts"].append(run["starts"][0] | {"step": 3})
     (workdir / "run.json").write_text(json.dumps(run))
-    return write(workdir=str(workdir))
+    return write(workdir)
 
 
 def test_a_run_is_shown_whole_and_escaped(workdir, html):
@@ -154,7 +176,8 @@ def test_a_run_is_shown_whole_and_escaped(workdir, html):
     # The numbers are those of the run: restarts, scores, sizes.
     curves = tree.find(".//figure[@id='curves']")
     assert "from 5.25 to 3.5" in "".join(curves.itertext())
-    assert "started again" in list(curves.itertext()) and "currentColor" in html
+    assert "resumed" in shown(tree, "curves") and "재개" in shown(tree, "curves", "ko")
+    assert "currentColor" in html
     row = log.read_metrics(workdir)[-1]
     score = f"{row['eval/test/acc1']:.2%}"
     assert score in [dd.text for dd in tree.iter("dd")]
@@ -187,38 +210,45 @@ def test_both_languages_have_the_same_numbers(html):
     assert re.search("[가-힣]", "".join(spans["ko"]))
     # One language alone: no other, and no switch.
     for lang, own, other in (("ko", "예측", "Predictions"), ("en", "Predictions", "예측")):
-        parts = [page.section("answers", page.text(Words((lang,))("no_mistakes")))]
-        found = page.render(Words((lang,)), "x", "y", [("1", "z")], parts)
+        say = Words((lang,))
+        drawn = page.figure(say, "curves", titled, say("no_loss", last=1))
+        parts = [page.section("answers", page.text(say("no_mistakes")), drawn)]
+        found = page.render(say, "x", "y", [("1", "z")], parts)
         tree = whole(found)
         assert own in found and other not in found
         assert tree.get("lang") == lang and not list(tree.iter("input"))
+        label = {"en": "loss", "ko": "손실"}[lang]
+        assert shown(tree, "curves", lang) == label and len(drawings(tree)) == 1
 
 
-def test_every_phrase_has_the_same_values_in_both():
-    for key, phrase in WORDS.items():
-        fields = [
-            sorted((name, form) for _, name, form, _ in string.Formatter().parse(text) if name)
-            for text in (phrase["en"], phrase["ko"])
-        ]
-        assert fields[0] == fields[1], key
-        fixed = [re.findall(r"\d+", re.sub(r"{.*?}", "", phrase[x])) for x in ("en", "ko")]
-        assert sorted(fixed[0]) == sorted(fixed[1]), key
-    said = Words()("where", n=1234, width=16, kind=Phrase("learned"))
+def titled(say):
+    """A figure with a label."""
+    figure = Figure()
+    figure.suptitle(say("loss"))
+    return figure
+
+
+def test_a_phrase_is_formatted_and_escaped():
+    said = Words()("where", n=1234, width=16, kind=phrase("learned"))
     assert "1,234" in said and "learned" in said and "학습됨" in said
-    assert "&lt;b&gt;" in Words(("en",))("is", name="<b>")
+    assert "&lt;b&gt;" in Words(("en",))("is", name="<b>") and "is" in Words()
+    assert phrase("no such phrase", "other")("ko") == "other"
 
 
 def test_dino_has_its_health(tmp_path):
     c = tiny(dino_digits.get_config())
     row = {"teacher_entropy": 0.41, "mean_entropy": 0.76, "kl": 0.92, "center_norm": 1.97}
     row = {f"train/{key}": x for key, x in row.items()} | {"train/feature_std": 0.64}
-    tree = whole(write(workdir=str(made(c, tmp_path, row))))
+    tree = whole(write(made(c, tmp_path, row)))
     assert sections(tree)[:3] == ["setup", "course", "health"]
     assert figures(tree) >= {"health-curves", "drawing-dino", "predictions", "confusion"}
     assert len(list(tree.find(".//figure[@id='batch']").iter("img"))) == 6 * 4  # views of each
     text = "".join(tree.itertext())
-    assert "41%" in text and "76%" in text and "norm of the center 1.97" in text
-    assert "nearest training images vote" in text and "teacher's entropy" in text
+    caption = said_of(tree, "health-curves")
+    assert "teacher's entropy, share of log k: 0.41" in caption and "중심의 노름: 1.97" in caption
+    assert "would be a collapse" in caption and "global 2" in text
+    assert "nearest training images vote" in text
+    assert "spread of features" in shown(tree, "health-curves")
 
 
 @pytest.fixture(scope="module")
@@ -230,13 +260,13 @@ def resnet(tmp_path_factory):
 
 
 def test_a_resnet_has_what_applies(resnet, tmp_path):
-    tree = whole(write(workdir=str(resnet), most=64, output=str(tmp_path / "x.html")))
+    tree = whole(write(resnet, max_images=64, output=str(tmp_path / "x.html")))
     parts = ["setup", "course", "input", "model", "filters-fields", "gradcam", "answers"]
     assert sections(tree) == parts and "12.50%" in [dd.text for dd in tree.iter("dd")]
     drawn = {"whole", "size-bars", "filter-components", "receptive-fields"}
     assert figures(tree) >= drawn | {"predictions", "effective-fields", "gradcam-maps"}
     # The fields and the answers are those of the same first test images.
-    model = inference.of_run(str(resnet))
+    model = inference.load(str(resnet))
     source = data.make(model.config, model.config.data.test)
     views = [model.view(source[i]["image"]) for i in range(4)]
     rows = [row for row in effective_fields.fields(model, views)[0] if "side95" in row]
@@ -244,19 +274,17 @@ def test_a_resnet_has_what_applies(resnet, tmp_path):
     assert [row[:3] for row in cells(tree, "receptive-fields")] == expected
     sides = [f"{row['side95']:.1f}" for row in rows]
     assert [row[3] for row in cells(tree, "receptive-fields")] == sides
-    assert f"a side of {sides[0]} in" in said_of(tree, "effective-fields")
-    assert "mean of 4 channels of it in each of 4" in said_of(tree, "effective-fields")
-    shown = "\n".join(tree.find(".//figure[@id='gradcam-maps']").itertext())
-    logits = model.module(model.normalize(views))["logits"]
-    for name in np.asarray(logits.argmax(-1)):
-        assert f"says {model.class_names[name]}" in shown
+    assert f"a side of {sides[0]} pixels in" in said_of(tree, "effective-fields")
+    assert "averaged over 4 of its channels in each of 4" in said_of(tree, "effective-fields")
+    for name in model.run(views)["logits"].argmax(-1):
+        assert f"predicts {model.class_names[name]}" in shown(tree, "gradcam-maps")
     # Without its data the rest is there.
     broken = tmp_path / "run"
     shutil.copytree(resnet, broken)
     config = json.loads((broken / "config.json").read_text())
     config["data"] |= {"name": "folder", "dir": "/nowhere"}
     (broken / "config.json").write_text(json.dumps(config))
-    tree = whole(write(workdir=str(broken)))
+    tree = whole(write(broken))
     assert figures(tree) >= drawn
     assert not figures(tree) & {"predictions", "effective-fields", "gradcam-maps"}
     assert "no folder /nowhere" in "".join(tree.itertext()) and "gradcam" in sections(tree)
@@ -265,8 +293,8 @@ def test_a_resnet_has_what_applies(resnet, tmp_path):
 def test_a_cnn_and_a_vit_side_by_side(workdir, resnet, tmp_path, monkeypatch):
     monkeypatch.setattr(of_pair, "PAIRS", 1)
     monkeypatch.setattr(of_pair, "SECONDS", 0.0)
-    pair = dict(workdir=str(resnet), against=str(workdir), output=str(tmp_path / "x.html"), most=64)
-    tree = whole(write(**pair))
+    options = dict(against=str(workdir), output=str(tmp_path / "x.html"), max_images=64)
+    tree = whole(write(resnet, **options))
     assert sections(tree)[-1] == "against"
     parts = {"against-table", "against-looks", "against-fields", "against-distances"}
     assert figures(tree) >= parts and same_in_both(tree)
@@ -276,7 +304,7 @@ def test_a_cnn_and_a_vit_side_by_side(workdir, resnet, tmp_path, monkeypatch):
     row = log.read_metrics(workdir)[-1]
     assert table["test"] == ["12.50% (acc1)", f"{row['eval/test/acc1']:.2%} (acc1)"]
     # The second one has its own fields and heads, of the images of the first.
-    other, first = inference.of_run(str(workdir)), inference.of_run(str(resnet))
+    other, first = inference.load(str(workdir)), inference.load(str(resnet))
     source = data.make(first.config, first.config.data.test)
     views = [other.view(source[i]["image"]) for i in range(4)]
     (row,), _ = effective_fields.fields(other, views)
@@ -286,14 +314,16 @@ def test_a_cnn_and_a_vit_side_by_side(workdir, resnet, tmp_path, monkeypatch):
     assert f"{other.short}: 95% of the gradient has a side of {side}" in said_of(
         tree, "against-fields"
     )
-    shown = "\n".join(tree.find(".//figure[@id='against-looks']").itertext())
-    assert "Grad-CAM, layer3" in shown and "attention, block 1" in shown and "test:3" in shown
+    words = shown(tree, "against-looks")
+    assert "Grad-CAM, layer3" in words and "attention, block 1" in words and "test:3" in words
     # What is too much to compute is said, not skipped.
-    monkeypatch.setattr(subject, "LIMIT", 1e6)
-    seen = subject.Seen(first, [(f"{i}", view, None) for i, view in enumerate(views)])
+    monkeypatch.setattr(seen_module, "MAX_FLOPS", 1e6)
+    monkeypatch.setattr(of_images, "MAX_FLOPS", 1e6)
+    images = [pictures.Picture(f"{i}", view) for i, view in enumerate(views)]
+    seen = seen_module.Seen(first, images, [])
     (block,) = of_images.reach(Words(("en",)), seen)
     flops = count(effective_fields.cost(first, 4))
-    words = f"would take {flops} FLOPs, and this page spends at most 1 M"
+    words = f"would take {flops} FLOPs, more than the limit of 1 M"
     assert block["kind"] == "text" and words in block["text"] and seen.reach == (0, 0)
 
 
@@ -303,44 +333,50 @@ def test_a_run_beside_a_file(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(of_pair, "SECONDS", 0.0)
     picture = tmp_path / "mine.png"
     Image.fromarray(np.arange(30 * 20 * 3, dtype=np.uint8).reshape(30, 20, 3)).save(picture)
-    found = dict(workdir=str(workdir), against=str(WEIGHTS), against_model="S/4,num_heads=3")
-    tree = whole(write([str(picture), "test:2"], **found, output=str(tmp_path / "x.html")))
+    found = dict(against=str(WEIGHTS), against_model="S/4,num_heads=3")
+    found |= dict(output=str(tmp_path / "x.html"))
+    tree = whole(write(workdir, [str(picture), "test:2"], **found))
     table = cells(tree, "against-table")
     assert [row[1:] for row in table if "×" in row[1]] == [["8 × 8", "32 × 32"]]
     assert any(row[2] == "—" and row[1] != "—" for row in table)
     for name in ("against-looks", "attention-maps", "attention-heads-1", "attention-mask"):
-        shown = "".join(tree.find(f".//figure[@id='{name}']").itertext())
-        assert "mine.png" in shown and "test:2" in shown
+        assert "mine.png" in shown(tree, name) and "test:2" in shown(tree, name)
     # The file's fields are of these images, in its own size.
-    other, run = inference.of_file(str(WEIGHTS), "S/4,num_heads=3"), inference.of_run(str(workdir))
-    images, _ = pictures.open_images([str(picture), "test:2"], other, run.config)
-    rows, _ = effective_fields.fields(other, [image.view for image in images])
-    assert len(rows) <= subject.BLOCKS
+    other, run = inference.load(str(WEIGHTS), "S/4,num_heads=3"), inference.load(str(workdir))
+    images, _ = pictures.open_images([str(picture), "test:2"], run.config)
+    rows, _ = effective_fields.fields(other, [other.view(one.image) for one in images])
+    assert len(rows) <= seen_module.MAX_BLOCKS
     last = f"{rows[-1]['side95']:.1f} in the last, of 32."
     assert last in said_of(tree, "against-fields")
     with pytest.raises(UserError, match="none of the images"):
-        write(["/nowhere.png"], **found, output=str(tmp_path / "x.html"))
+        write(workdir, ["/nowhere.png"], **found)
 
 
 def test_weights_without_a_run(tmp_path):
-    with pytest.raises(UserError, match="needs --output"):
-        write(weights=str(WEIGHTS))
-    with pytest.raises(UserError, match="either"):
-        write()
+    with pytest.raises(UserError, match="pass --output=report.html"):
+        write(WEIGHTS)
     with pytest.raises(UserError, match=".html"):
-        write(weights=str(WEIGHTS), output=str(tmp_path / "x.txt"))
+        write(WEIGHTS, output=str(tmp_path / "x.txt"))
     output = str(tmp_path / "x.html")
-    tree = whole(write(weights=str(WEIGHTS), model="S/4,num_heads=3", output=output))
+    tree = whole(write(WEIGHTS, model="S/4,num_heads=3", output=output, lang="ko"))
     assert sections(tree) == ["model", "weights", "attention", "tokens"]
-    assert "china" in "".join(tree.find(".//figure[@id='attention-maps']").itertext())
+    assert "china" in shown(tree, "attention-maps", "ko")
 
 
-def test_the_batch_is_what_the_model_gets():
+def batch_of(config):
+    """The first batch of a run that has this config."""
+    model = models.build(variants.of_config(config.model, 10))
+    found = SimpleNamespace(model=model, config=config, record={"steps_per_epoch": 1})
+    return of_run.first_batch(found)
+
+
+def test_the_batch_is_what_the_model_gets(monkeypatch):
+    monkeypatch.setattr(of_run, "IMAGES", 5)
     c = digits.get_config()
     c.augment.rotate = c.augment.shift = c.augment.zoom = 0.0
     c.augment.flip = 1.0
-    groups, labels = subject.first_batch(c, 5)
-    shown = subject.visible(groups["image"], c.data.mean, c.data.std)
+    groups, labels = batch_of(c)
+    shown = of_run.visible(groups["image"], c.data.mean, c.data.std)
     assert shown.shape == (5, 1, 8, 8, 1)
     source = data.make(c, "train")
     known = {source[i]["image"].tobytes(): source[i]["label"] for i in range(len(source))}
@@ -348,7 +384,7 @@ def test_the_batch_is_what_the_model_gets():
         pixels = np.round(image[:, ::-1] * 255).astype(np.uint8)
         assert known[pixels.tobytes()] == label
     c.augment.erase, c.augment.flip = 1.0, 0.0  # what comes after normalization is seen too
-    erased, _ = subject.first_batch(c, 5)
+    erased, _ = batch_of(c)
     assert (np.abs(erased["image"] - groups["image"][:, :, :, ::-1]).max((1, 2, 3, 4)) > 0).all()
 
 
@@ -362,21 +398,61 @@ def test_scores_of_known_answers():
 
 
 def test_figures_follow_the_colors_of_the_page():
-    figure = Figure()
-    axis = figure.subplots()
-    axis.plot([0, 1], [0, 1], color="#0072B2")
-    axis.plot([0, 1], [1, 0], color="0.9")
-    axis.set_title("<a> & 0.1")
-    tree = ElementTree.fromstring(inline.svg(figure, "one"))
+    def draw(say):
+        figure = Figure()
+        axis = figure.subplots()
+        axis.plot([0, 1], [0, 1], color="#0072B2")
+        axis.plot([0, 1], [1, 0], color="0.9")
+        axis.set_title("<a> & 0.1")
+        axis.set_xlabel(say("loss"))
+        return finish(figure)
+
+    tree = ElementTree.fromstring(inline.svg(draw, "one", ("en",)))
     text = ElementTree.tostring(tree, encoding="unicode")
     assert text.count("currentColor") > 10 and "#0072b2" in text and inline.INK not in text
     assert "stroke-opacity: 0.1" in text and "#e5e5e5" not in text and "#000000" not in text
     assert tree.get("width") and not tree.get("height") and "<a> & 0.1" in list(tree.itertext())
     ids = [node.get("id") for node in tree.iter() if node.get("id")]
-    assert ids and all(name.startswith("one-") for name in ids)
-    assert drawn.restarts([{"step": 0}, {"step": 5}, {"step": 5}, {"step": 2}]) == [2, 5]
-    assert drawn.course([{"step": 1, "perf/step_ms": 3.0}], []) is None
+    assert ids and all(name.startswith("one-en-") for name in ids) and "DejaVu" not in text
     assert of_run.best([{"step": 1, "a": 2}, {"step": 2, "a": None}, {"step": 3}], "a")["step"] == 1
+
+
+def test_an_image_is_embedded_once():
+    photograph = np.random.default_rng(0).uniform(size=(300, 600, 3))
+    small = np.random.default_rng(0).uniform(size=(4, 4))
+
+    def draw(say):
+        figure = Figure(figsize=(4, 2), layout="constrained")
+        for axis, image in zip(figure.subplots(1, 3), (photograph, small, small), strict=True):
+            axis.imshow(image)
+            axis.set_ylabel(say("image_side"))
+        return finish(figure)
+
+    tree = ElementTree.fromstring(f"<p>{inline.svg(draw, 'one')}</p>")
+    images = {node.get("id"): node.get("href") for node in tree.iter(f"{SVG}image")}
+    kinds = [address.partition(";")[0] for address in images.values()]
+    assert kinds == ["data:image/jpeg", "data:image/png"]
+    for lang in ("en", "ko"):
+        (svg,) = drawings(tree, lang)
+        used = [node for node in svg.iter(f"{SVG}use") if node.get("href")]
+        first, second = images
+        assert [node.get("href")[1:] for node in used] == [first, second, second]
+        assert all("matrix" in node.get("transform") for node in used)
+
+
+def test_lines_below_each_other_stay_centered():
+    """Each has the place of its middle: fonts differ, and so do widths."""
+
+    def draw(say):
+        figure = Figure(figsize=(4, 3))
+        stack(figure.add_axes((0, 0.2, 1, 0.6)), ["a", say("image_side")])
+        return finish(figure)
+
+    tree = ElementTree.fromstring(inline.svg(draw, "one", ("ko",)))
+    found = {node.text: node for node in tree.iter(f"{SVG}text")}
+    for words in ("a", "이미지의 한 변"):
+        assert "text-anchor: middle" in found[words].get("style")
+        assert float(found[words].get("x")) == 144  # points, of 288
 
 
 def test_what_the_page_needs_is_installed_with_it():

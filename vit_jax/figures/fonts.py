@@ -16,7 +16,7 @@ REMEDY = "install one, such as Noto Sans CJK (Debian: fonts-noto-cjk)"
 def fit(figure):
     """The same figure, its texts in fonts of this machine that have their characters.
 
-    Those that no font here has are drawn as boxes, and a note on stderr says which they are.
+    Characters that no font has are drawn as boxes, and a note on stderr lists them.
     """
     lacking = set()
     for text in figure.findobj(Text):
@@ -32,21 +32,27 @@ def fit(figure):
 
 @functools.cache
 def cover(letters):
-    """-> families of fonts, beside matplotlib's own, that have these characters; those that none
-    has. Found families are made known to matplotlib."""
+    """-> families of fonts, beside matplotlib's own, that have these characters; the characters
+    that none has."""
     own = characters(font_manager.findfont("DejaVu Sans"))
     missing, families = {x for x in letters - own if x.isprintable()}, []
     for path in files() if missing else ():
         if found := missing & characters(path):
-            stem = path.rpartition("-")[0] or path  # of Regular, Bold, ...
-            for weight in files():
-                if weight.startswith(stem):  # installed after matplotlib made its list, perhaps
-                    font_manager.fontManager.addfont(weight)
-            families.append(font_manager.get_font(path).family_name)
+            families.append(register(path))
             missing -= found
         if not missing:
             break
     return families, missing
+
+
+@functools.cache
+def register(path):
+    """Make a font known to matplotlib in all its weights. -> its family"""
+    stem = path.rpartition("-")[0] or path  # of Regular, Bold, ...
+    for weight in files():
+        if weight.startswith(stem):  # installed after matplotlib made its list, perhaps
+            font_manager.fontManager.addfont(weight)
+    return font_manager.get_font(path).family_name
 
 
 @functools.cache

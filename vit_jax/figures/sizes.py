@@ -37,8 +37,7 @@ def bars(rows, title="", *, say=ENGLISH):
         elif row.get("published") is not None:
             words.append(say("published", top1=row["published"]))
         axis.text(row["parameters"] * 1.08, y, "  |  ".join(words), va="center", fontsize=8.5)
-    names = [say("this", name=row["this"]) if row.get("this") else row["model"] for row in rows]
-    axis.set_yticks(range(len(rows)), names)
+    axis.set_yticks(range(len(rows)), [_name(row, say) for row in rows])
     axis.invert_yaxis()
     _count_along(axis)
     most = max(row["parameters"] for row in rows)
@@ -47,7 +46,7 @@ def bars(rows, title="", *, say=ENGLISH):
     axis.set_xticks([tick for tick in axis.get_xticks() if least <= tick < 10 * most])
     axis.set_xlim(limits)
     for label, row in zip(axis.get_yticklabels(), rows, strict=True):
-        label.set_fontweight("bold" if row.get("this") else "normal")
+        label.set_fontweight("bold" if "this" in row else "normal")
     axis.set_xlabel(say("parameters"))
     plain(axis, grid=False)
     return finish(figure, title)
@@ -76,7 +75,7 @@ def accuracy(rows, title="", *, say=ENGLISH):
             y = mean(row["top1"]) if row["top1"] else row["published"]
             if y is not None:
                 at = dict(xytext=(5, -11), textcoords="offset points", fontsize=8, color="0.3")
-                axis.annotate(row["model"], (row[key], y), **at)
+                axis.annotate(_name(row, say), (row[key], y), **at)
         _count_along(axis)
         axis.set_xlabel(label)
         axis.margins(x=0.14)
@@ -85,6 +84,10 @@ def accuracy(rows, title="", *, say=ENGLISH):
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return finish(figure, title)
+
+
+def _name(row, say):
+    return say("this", name=row["this"]) if "this" in row else row["model"]
 
 
 def _draw_family(axis, key, cnn, rows, say):

@@ -43,9 +43,8 @@ def compose(models, pictures=(), *, langs=LANGUAGES, split="test", max_images=10
         sections.append(of_model.answers(say, model, split, max_images))
     if len(models) > 1:
         sections.append(of_pair.side_by_side(say, models, seen))
-    return page.render(
-        say, model.short, _subtitle(say, models, raw), of_run.facts(say, model), sections
-    )
+    subtitle, facts = _subtitle(say, models, raw), of_run.facts(say, model)
+    return page.render(say, model.short, subtitle, facts, sections)
 
 
 def _subtitle(say, models, raw):

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from contextlib import redirect_stderr
 
 import numpy as np
 from matplotlib import colors, rc_context
@@ -36,7 +37,8 @@ def svg(draw, name, langs=LANGUAGES):
     """
     bitmaps, texts = {}, []
     for lang in langs:
-        drawn = draw(say=Catalog("figures", lang))
+        with redirect_stderr(None):  # notes on missing fonts: a browser has its own
+            drawn = draw(say=Catalog("figures", lang))
         text = _text(drawn, name) if isinstance(drawn, Figure) else drawn
         text = re.sub(r"<title>.*?</title>", "", text)
         text = _rename(text, f"{name}-{lang}")
@@ -82,7 +84,22 @@ def _text(figure, name):
     tag, end, rest = rest.partition(">")
     tag = re.sub(r' (height|version)="[^"]*"', "", tag)
     tag = re.sub(r'width="([\d.]+)pt"', lambda m: f'width="{float(m[1]) * 4 / 3:.0f}"', tag)
-    return re.sub(r"font-family: [^;]*sans-serif[^;]*; ", "", start + tag + end + rest)
+    text = re.sub(r"font-family: [^;]*sans-serif[^;]*; ", "", start + tag + end + rest)
+    return _compact(text)
+
+
+def _compact(text):
+    """The same SVG, which matplotlib writes at length: three decimals, no space between elements,
+    and one path in place of several in a row that look alike."""
+    text = re.sub(r"<[^>]+>", lambda m: re.sub(r"(\.\d{3})\d+", r"\1", m[0]), text)
+    text = re.sub(r">\s+<", "><", text.replace(" \n", " "))
+    alike = r'<path d="[^"]*"([^>]*)/>(?:<path d="[^"]*"\1/>)+'
+
+    def join(match):
+        lines = "".join(re.findall(r' d="([^"]*)"', match[0]))
+        return f'<path d="{lines}"{match[1]}/>'
+
+    return re.sub(alike, join, text)
 
 
 def _rename(text, name):

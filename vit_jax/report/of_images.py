@@ -35,7 +35,12 @@ def looks(say, seen):
     share, rolled = (mask.mean() for mask in masks)
 
     def draw(name, which, style, rows, caption):
-        drawn = partial(drawing, seen.names, seen.views, [found], which, every, rows, style=style)
+        def drawn(say):
+            if model.step is not None:
+                found.name = say("at_step", name=model.workdir, step=model.step)
+            images = seen.names, seen.views
+            return drawing(*images, [found], which, every, rows, style=style, say=say)
+
         return figure(say, name, drawn, caption)
 
     whose = phrase("cls" if model.prefix else "patches")
