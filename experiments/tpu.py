@@ -30,7 +30,7 @@ command -v python3.11 > /dev/null || {{
 PIP_CONSTRAINT=$PWD/constraints.txt make install EXTRA=tpu,gcs
 {train}
 END
-  touch job.log  # tail reports a missing file and may then miss its content
+  touch job.log  # tail exits with an error if the file is missing when it starts
   setsid nohup bash job.sh >> job.log 2>&1 < /dev/null &
   echo $! > job.pid
 fi
