@@ -57,6 +57,12 @@ def define_config(required=True):
     flags.DEFINE_string("config", None, "recipe: FILE.py, or FILE.py:ARG", required=required)
 
 
+def arguments(function, flags):
+    """Keyword arguments of a function: the values of the flags of the same names."""
+    names = inspect.signature(function).parameters
+    return {name: flags[name].value for name in names if name in flags}
+
+
 def run(main, args=None):
     """Parse sys.argv, call `main(FLAGS)` and exit.
 

@@ -20,7 +20,6 @@ from vit_jax.pretrained import runs
 from vit_jax.workdir import log
 
 
-
 def run(output, **folders):
     """The command on two folders. -> its exit code"""
     flags = [f"--{kind}={folder}" for kind, folder in folders.items()]

@@ -15,6 +15,7 @@ from tests import GOLDEN, ROOT, command
 from vit_jax import augment, data, inference, pretrained, vit
 from vit_jax.analysis import attention, attention_maps
 from vit_jax.config import defaults, load_config
+from vit_jax.data.pictures import Picture
 from vit_jax.errors import UserError
 from vit_jax.figures.seeing import geometry, whose
 from vit_jax.pretrained import runs
@@ -215,8 +216,9 @@ def test_mistakes_are_named(workdir, photos, tmp_path, capsys):
 def test_arrays_from_python(workdir, capsys):
     """Images of any size, without files."""
     models = [inference.load(str(workdir)), inference.load(str(WEIGHTS), NAME)]
-    images = list(np.random.default_rng(0).integers(0, 256, (2, 40, 30, 3), np.uint8))
-    arrays = attend.attend(models, images, layers=["last"], heads=["all"], terminal=True)
+    images = np.random.default_rng(0).integers(0, 256, (2, 40, 30, 3), np.uint8)
+    pictures = [Picture(f"picture {i}", image) for i, image in enumerate(images)]
+    arrays = attend.attend(models, pictures, layers=["last"], heads=["all"], terminal=True)
     assert arrays["maps"].shape == (2, 1, 4, 4, 4)
     assert arrays["against_maps"].shape == (2, 1, 3, 8, 8)
     assert "█" in capsys.readouterr().out

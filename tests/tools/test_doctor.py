@@ -32,13 +32,13 @@ def test_all_is_well_until_something_is_broken(doctor):
     root, call = doctor
     splits = ["--config.data.train=train", "--config.data.val=val", "--config.data.test=val"]
     code, out, errors = call(*splits)
-    assert (code, errors) == (0, "") and out.endswith("nothing is wrong\n"), out
+    assert (code, errors) == (0, "") and out.endswith("all checks passed\n"), out
     assert "train: 16 images of 2 classes; read 16, of 2 classes" in out
     assert "Ti/16: " in out and " GB free in " in out
     (root / "train/dog/3.png").write_bytes((root / "train/dog/3.png").read_bytes()[:80])
     (root / "val/cat/0.png").write_bytes(b"<html>")
     code, out, errors = call(*splits, "--config.batch_size=12", "--config.mesh.data=1")
-    assert code == 2 and out.endswith("wrong: 2 in all\n")
+    assert code == 2 and out.endswith("2 problems found\n")
     assert "dog/3.png" in out and "cat/0.png: not an image but a page" in out
     code, out, _ = call("--config.data.train=none", *splits[1:])
-    assert code == 2 and "wrong: no split 'none' here; there are train, val" in out
+    assert code == 2 and "problem: no split 'none' here; there are train, val" in out

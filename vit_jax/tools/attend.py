@@ -62,9 +62,7 @@ def main(flags, words):
     for config in filter(None, configs):
         if variants.is_cnn(config.model.variant):
             raise UserError(f"a {config.model.variant} has no attention; name the run of a ViT")
-    names = ("output", "animate", "terminal", "keep", "fps")
-    options = {name: getattr(flags, name) for name in names}
-    check(len(words), **options)
+    check(len(words), **cli.arguments(check, flags))
     models = model_flags.load(flags)
     if flags.image is not None:
         models = [model.replace(image=flags.image) for model in models]
@@ -73,18 +71,14 @@ def main(flags, words):
         for model in models:
             if said := model_flags.preprocessing(model):
                 print(f"{model.name}{said}")
-        names = [picture.name for picture in pictures]
-        images = [picture.image for picture in pictures]
-        choice = dict(layers=flags.layers, heads=flags.heads, style=flags.style)
-        attend(models, images, names=names, **choice, **options)
+        attend(models, pictures, **cli.arguments(attend, flags))
     return 2 if errors else 0
 
 
 def attend(
     models,
-    images,
+    pictures,
     *,
-    names=None,
     layers=None,
     heads=None,
     style="overlay",
@@ -98,8 +92,7 @@ def attend(
 
     Args:
       models: one `inference.LoadedModel` or two, of ViTs.
-      images: uint8 [h, w, c] each, of any size.
-      names: of the images; None: their numbers.
+      pictures: `data.pictures.Picture`s, of any size.
       layers: numbers from 1, "last" or "all"; None: first, middle and last, or the last of two
         models, or all for the animation of one image.
       heads: numbers from 0, "all", "mean", "max" or "rollout"; None: the mean and, of a single
@@ -120,19 +113,20 @@ def attend(
     """
     from vit_jax.analysis import attention_maps
 
-    options = dict(output=output, animate=animate, terminal=terminal, keep=keep, fps=fps)
-    output, animate = check(len(images), **options)
+    output, animate = check(
+        len(pictures), output=output, animate=animate, terminal=terminal, keep=keep, fps=fps
+    )
     if any(model.is_cnn for model in models):
         raise UserError("a ResNet has no attention; name a ViT")
-    by_frame = bool(animate) and len(images) == 1  # a frame per layer
+    by_frame = bool(animate) and len(pictures) == 1  # a frame per layer
     default = ["all"] if by_frame else ["last"] if len(models) > 1 else None
     layers = [pick_layers(layers or default, model.depth) for model in models]
     most = max(map(len, layers))
     heads = pick_heads(heads, min(model.num_heads for model in models), most)
     by_layer = len(heads) > 1 and most > 1  # layers below each other
-    check_size(len(images) if output else 1, layers, heads, by_layer or by_frame)
-    names = names or [str(i) for i in range(len(images))]
-    views = [[model.view(image) for image in images] for model in models]
+    check_size(len(pictures) if output else 1, layers, heads, by_layer or by_frame)
+    names = [picture.name for picture in pictures]
+    views = [[model.view(picture.image) for picture in pictures] for model in models]
     rolled = "rollout" in heads
     seen = [attention_maps.see(*one, rolled) for one in zip(models, views, layers, strict=True)]
     if terminal:
@@ -207,16 +201,8 @@ def pick_layers(words, depth):
 
     if words is None:
         return attention_maps.ends(depth)
-    named = {"all": range(1, depth + 1), "last": [depth]}
-    try:
-        layers = [i for word in words for i in named.get(word) or [int(word)]]
-    except ValueError:
-        layers = [0]
-    if any(not 1 <= layer <= depth for layer in layers):
-        raise UserError(
-            f"--layers={','.join(map(str, words))} must be numbers from 1 to {depth}, last or all"
-        )
-    return list(dict.fromkeys(layers))
+    numbers = range(1, depth + 1)
+    return pick("layers", words, numbers, {"all": numbers, "last": [depth]})
 
 
 def pick_heads(words, count, layers):
@@ -226,17 +212,20 @@ def pick_heads(words, count, layers):
     """
     if words is None:
         return ["mean", *range(min(3, count))] if layers == 1 and count > 1 else ["mean"]
-    named = {"all": range(count), "mean": ["mean"], "max": ["max"], "rollout": ["rollout"]}
+    named = {"all": range(count)} | {word: [word] for word in ("mean", "max", "rollout")}
+    return pick("heads", words, range(count), named)
+
+
+def pick(flag, words, numbers, named):
+    """Words, each a number or a name for several -> values, each once. Raises UserError."""
+    known = {str(number): [number] for number in numbers} | named
     try:
-        heads = [head for word in words for head in named.get(word) or [int(word)]]
-    except ValueError:
-        heads = [-1]
-    if any(isinstance(head, int) and not 0 <= head < count for head in heads):
+        return list(dict.fromkeys(x for word in words for x in known[str(word)]))
+    except KeyError:
         raise UserError(
-            f"--heads={','.join(map(str, words))} must be numbers from 0 to {count - 1}, all, "
-            "mean, max or rollout"
-        )
-    return list(dict.fromkeys(heads))
+            f"--{flag}={','.join(map(str, words))} must be numbers from {numbers[0]} to "
+            f"{numbers[-1]}, {', '.join(named)}"
+        ) from None
 
 
 def check_size(images, layers, heads, by_layer):

@@ -49,18 +49,7 @@ def define_flags():
 
 def main(flags):
     """Print a table, or with --json one object whose keys experiments/benchmarks explains."""
-    result = benchmark(
-        flags.what,
-        config=flags.config,
-        model=flags.model,
-        batch_size=flags.batch_size,
-        against=flags.against,
-        pairs=flags.pairs,
-        seconds=flags.seconds,
-        steps=flags.steps,
-        threads=flags.threads,
-        dtype=flags.dtype,
-    )
+    result = benchmark(**cli.arguments(benchmark, flags))
     print(json.dumps(result) if flags.json else table(result))
 
 

@@ -43,7 +43,7 @@ def define_flags():
 def main(flags):
     """Print a table, or with --json an object; its memory is in bytes per device."""
     say = (lambda _: None) if flags.json else (lambda text: print(text, flush=True))
-    result = compile_check(flags.config, topology=flags.topology, search=flags.search, say=say)
+    result = compile_check(**cli.arguments(compile_check, flags), say=say)
     if flags.json:
         print(json.dumps(result))
 

@@ -30,7 +30,7 @@ def define_flags():
 
 
 def main(flags):
-    return 2 if doctor(flags.config, workdir=flags.workdir, max_images=flags.max_images) else 0
+    return 2 if doctor(**cli.arguments(doctor, flags)) else 0
 
 
 def doctor(config, *, workdir=None, max_images=1000):
