@@ -96,7 +96,8 @@ def test_a_peer_that_is_not_installed_is_the_users_mistake(tmp_path, monkeypatch
         (["--what=input", "--against=timm", "--threads=2"], "--threads=1"),
         (["--threads=100000"], "cores"),
         (["--what=step"], "--what"),
-        (["--what=dino_step", "--model=mu/8,num_classes=10"], "no classifier"),
+        (["--what=dino_step", "--model=mu/8,num_classes=10"], "num_classes = 0"),
+        (["--what=forward", "--config=configs/digits.py"], "--what=train_step"),
     ],
 )
 def test_mistakes_end_in_2_and_one_line(words, says):
@@ -130,11 +131,12 @@ def test_the_peer_is_given_the_same_model_batch_and_optimizer():
 def test_the_peer_of_a_dino_step_is_given_the_recipe():
     config, sizes = workloads.make_config("Ti/16", 2, "float32", dino.base())
     job = interleave.peer_job(config, sizes, "dino_step", 1, "cpu")
-    batch = workloads.one_batch(config, 0)
+    batch = workloads.one_batch(config)
     assert batch["global"].shape == (2, 2, 224, 224, 3)
     assert batch["local"].shape == (2, 8, 96, 96, 3)
-    assert job["head"] == [(192, 2048), (2048, 2048), (2048, 256), (256, 65536)]
-    assert (job["clip"], job["momentum"], job["weight_decay"]) == (3.0, 0.996, 0.04)
+    keys = {"hidden_dim": 2048, "bottleneck_dim": 256, "out_dim": 65536, "momentum": 0.996}
+    assert keys.items() <= job["objective"].items()
+    assert (job["clip"], job["freeze_for"], job["weight_decay"]) == (3.0, 1, 0.04)
     assert job["options"]["num_classes"] == 0 and job["options"]["drop_path_rate"] == 0.1
     # The published 5,717,416 without their classifier, and the head without biases in its last.
     head = 193 * 2048 + 2049 * 2048 + 2049 * 256 + 256 * 65536
