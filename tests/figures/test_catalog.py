@@ -181,5 +181,5 @@ def test_every_figure_is_drawn_here():
         if name[0] != "_" and function.__module__ == module.__name__
         if "say" in inspect.signature(function).parameters
     }
-    parts = {"head_title", "whose", "geometry", "layer_title", "stage_title"}
+    parts = {"draw", "head_title", "whose", "geometry", "layer_title", "stage_title"}
     assert named - parts == named & drawings().keys()

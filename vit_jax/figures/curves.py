@@ -12,6 +12,7 @@ from vit_jax.figures.style import BLUE, GREEN, ORANGE, PURPLE, count_along, fini
 
 STYLES = ((ORANGE, "o"), (GREEN, "s"), (PURPLE, "D"), ("#E69F00", "^"))  # color, marker
 SMOOTHED = 20  # values from which on a smoothed line is drawn
+WIDTH = 8  # inches of `curves`
 COLUMNS = 3  # panels of `metrics` beside each other
 
 
@@ -32,21 +33,25 @@ def curves(rows, title="", *, restarts=(), say=ENGLISH):
     Raises:
       ValueError: if the rows hold nothing to draw.
     """
-    keys = dict.fromkeys(k for row in rows for k, value in row.items() if value is not None)
-    evaluated = [key for key in keys if re.match("eval/.*(acc|knn)", key)]
-    panels = {
-        _draw_loss: [key for key in ("train/loss", "eval/val/loss") if key in keys],
-        _draw_accuracy: [*(["train/acc1"] if "train/acc1" in keys else []), *evaluated],
-        _draw_rate: ["sched/lr"] if "sched/lr" in keys else [],
-    }
-    panels = {draw: lines for draw, lines in panels.items() if lines}
-    if not panels:
+    if not _panels(rows):
         raise ValueError("the metrics hold no loss, accuracy or learning rate to draw")
-    figure = Figure(figsize=(8, 0.6 + 2.4 * len(panels)), layout="constrained")
-    heights = [1 if draw is _draw_rate else 2 for draw in panels]
+    figure = Figure(figsize=(WIDTH, height(rows)), layout="constrained")
+    draw(figure, rows, restarts, say)
+    return finish(figure, title)
+
+
+def height(rows):
+    """Inches of `curves`."""
+    return 0.6 + 2.4 * len(_panels(rows))
+
+
+def draw(figure, rows, restarts=(), say=ENGLISH):
+    """Draw `curves` into a figure or a part of one."""
+    panels = _panels(rows)
+    heights = [1 if panel is _draw_rate else 2 for panel in panels]
     axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, (draw, lines) in zip(axes, panels.items(), strict=True):
-        draw(axis, {key: _line(rows, key) for key in lines}, say)
+    for axis, (draw_panel, lines) in zip(axes, panels.items(), strict=True):
+        draw_panel(axis, {key: _line(rows, key) for key in lines}, say)
         plain(axis)
         for step in restarts:
             axis.axvline(step, color="0.35", linestyle=":", linewidth=1.2)
@@ -55,7 +60,18 @@ def curves(rows, title="", *, restarts=(), say=ENGLISH):
         axes[0].annotate(say("resumed"), (step, 1), xytext=(3, -9), **place)
     axes[-1].set_xlabel(say("optimizer_step"))
     count_along(axes[-1], nbins=8)
-    return finish(figure, title)
+
+
+def _panels(rows):
+    """{function that draws a panel: keys of its lines}, without those that would be empty."""
+    keys = dict.fromkeys(k for row in rows for k, value in row.items() if value is not None)
+    evaluated = [key for key in keys if re.match("eval/.*(acc|knn)", key)]
+    panels = {
+        _draw_loss: [key for key in ("train/loss", "eval/val/loss") if key in keys],
+        _draw_accuracy: [*(["train/acc1"] if "train/acc1" in keys else []), *evaluated],
+        _draw_rate: ["sched/lr"] if "sched/lr" in keys else [],
+    }
+    return {panel: lines for panel, lines in panels.items() if lines}
 
 
 def metrics(rows, labels):

@@ -2,19 +2,16 @@
 
 import math
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from vit_jax.figures import curves
 from vit_jax.figures.catalog import ENGLISH
-from vit_jax.figures.curves import curves
 from vit_jax.figures.style import GREEN, ORANGE, finish, picture, plain, short
 
 RIGHT, WRONG, OTHER = GREEN, ORANGE, "#9AA5B1"  # right and wrong are also written
 COLUMNS = 3  # images in a row, at most
 MAX_LETTERS = 22  # of a name
-DPI = 200  # of the curves
 
 
 def predictions(images, tops, *, titles=None, labels=None, rows=(), say=ENGLISH):
@@ -37,12 +34,10 @@ def predictions(images, tops, *, titles=None, labels=None, rows=(), say=ENGLISH)
     columns = min(COLUMNS, len(images))
     lines = math.ceil(len(images) / columns)
     height = max(2.1, 0.75 + 0.24 * max(len(top) for top in tops))  # inches of a line
-    has_curves = any("train/loss" in row for row in rows)
-    width = max(4.6 * columns, 8.0 * has_curves)
     heights = [height * lines]
-    if has_curves:
-        below = _pixels(curves(rows, say=say), width)
-        heights.append(width * below.shape[0] / below.shape[1])
+    if any("train/loss" in row for row in rows):
+        heights.append(curves.height(rows))
+    width = max(4.6 * columns, curves.WIDTH if len(heights) > 1 else 0)
     figure = Figure(figsize=(width, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     axes = parts[0].subplots(lines, 2 * columns, width_ratios=[1, 1.3] * columns, squeeze=False)
@@ -52,10 +47,8 @@ def predictions(images, tops, *, titles=None, labels=None, rows=(), say=ENGLISH)
         _draw_bars(pair[1], top, label)
     for axis in pairs[len(images) :].flat:
         axis.set_axis_off()
-    if has_curves:
-        axis = parts[1].subplots()
-        axis.imshow(below)
-        axis.set_axis_off()
+    for part in parts[1:]:
+        curves.draw(part, rows, say=say)
     return finish(figure)
 
 
@@ -89,15 +82,6 @@ def _draw_bars(axis, top, label):
     axis.tick_params(axis="y", length=0)
     plain(axis, grid=False)
     axis.spines["left"].set_visible(False)
-
-
-def _pixels(figure, width):
-    """A figure as pixels [h, w, 4], for a place `width` inches wide."""
-    figure.set_size_inches(width, figure.get_figheight())
-    figure.set_dpi(DPI)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())
 
 
 def _short(name):

@@ -74,29 +74,25 @@ def devices(record):
 
 def setup(say, model):
     """The config, what differs from the defaults first; the environment."""
-    values = {key: _short(value) for key, value in config.flat(model.config).items()}
-    blocks = []
-    try:
-        usual = config.defaults()
-        usual.objective = config.objective(model.config.objective.name)
-    except UserError:
-        blocks.append(text(say("no_defaults")))
-    else:
-        usual = {key: _short(value) for key, value in config.flat(usual).items()}
-        usual["objective.name"] = config.defaults().objective.name
-        changed = {key: x for key, x in values.items() if usual.get(key) != x}
-        rows = [[key, usual.get(key, "—"), value] for key, value in changed.items()]
-        head, caption = [say("key"), say("default"), say("here")], say("diff", count=len(rows))
-        blocks.append(table("config-changes", head, rows, caption, classes="code"))
-    head, fold = [say("key"), say("value")], say("full", count=len(values))
-    blocks.append(table("config", head, list(values.items()), fold=fold, classes="code"))
+    usual = config.defaults()
+    usual.update(objective=config.objective(model.config.objective.name))
+    usual.objective.name = config.defaults().objective.name
+    usual, values = _texts(usual), _texts(model.config)
+    changed = {key: value for key, value in values.items() if usual.get(key) != value}
+    rows = [[key, usual.get(key, "—"), value] for key, value in changed.items()]
+    head, words = [say("key"), say("default"), say("here")], say("diff", count=len(rows))
+    changes = table("config-changes", head, rows, words, classes="code")
+    head, words = [say("key"), say("value")], say("full", count=len(values))
+    everything = table("config", head, list(values.items()), fold=words, classes="code")
     head, rows = [say("what"), say("value")], environment(say, model.record)
-    blocks.append(table("environment", head, rows, say("environment")))
-    return section("setup", *blocks)
+    return section(
+        "setup", changes, everything, table("environment", head, rows, say("environment"))
+    )
 
 
-def _short(value):
-    return '""' if value == "" else str(value)
+def _texts(values):
+    """{key: value as text} of a config."""
+    return {key: '""' if x == "" else str(x) for key, x in config.flat(values).items()}
 
 
 def environment(say, record):
