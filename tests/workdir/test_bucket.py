@@ -10,7 +10,7 @@ import pytest
 
 from tests import ROOT
 from tests.test_train import StopAfter, recipe, rows, state, train_on_one
-from vit_jax import train
+from vit_jax import inference, train
 from vit_jax.errors import Preempted
 from vit_jax.tools import evaluate
 from vit_jax.workdir import checkpoint, log, metrics, storage
@@ -72,7 +72,8 @@ def test_a_resumed_run_in_a_bucket_is_the_one_on_a_disk_bit_for_bit(tmp_path, bu
     assert len(events) == 3, "one for each start"
     one = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: one)  # sums of several would round otherwise
-    assert evaluate.score("gs://test/parts", "test")["loss"] == result["eval/test/loss"]
+    model = inference.load("gs://test/parts")
+    assert evaluate.evaluate(model)["loss"] == result["eval/test/loss"]
 
 
 def test_a_checkpoint_means_that_the_rows_up_to_it_are_there(monkeypatch):

@@ -24,6 +24,16 @@ from vit_jax.errors import UserError
 OUTPUT = "~/tensorflow_datasets"
 
 
+def define_flags():
+    flags.DEFINE_string("input", None, "directory with the images", required=True)
+    flags.DEFINE_string(
+        "name", None, "name of the dataset: lower-case letters, digits, _", required=True
+    )
+    flags.DEFINE_string("output", OUTPUT, "directory of all datasets")
+    flags.DEFINE_string("version", "1.0.0", "version of the dataset")
+    flags.DEFINE_list("class_names", None, "idx: names of classes 0, 1, ..., comma-separated")
+
+
 def main(flags):
     prepare(
         flags.input,
@@ -84,11 +94,5 @@ def prepare(source, name, *, output=OUTPUT, version="1.0.0", class_names=None):
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("input", None, "directory with the images", required=True)
-    flags.DEFINE_string(
-        "name", None, "name of the dataset: lower-case letters, digits, _", required=True
-    )
-    flags.DEFINE_string("output", OUTPUT, "directory of all datasets")
-    flags.DEFINE_string("version", "1.0.0", "version of the dataset")
-    flags.DEFINE_list("class_names", None, "idx: names of classes 0, 1, ..., comma-separated")
+    define_flags()
     cli.run(main)
