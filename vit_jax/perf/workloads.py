@@ -1,4 +1,4 @@
-"""What the benchmark times: configs without augmentation, random batches, steps to call.
+"""What the benchmark times: configs without augmentation, random batches, steps.
 
 A workload is `step() -> (arrays, scalar)` on one device. JAX is imported where it is needed: the
 number of cores must be set before.
@@ -51,7 +51,10 @@ def make_config(name=None, batch_size=None, dtype=None, recipe=None):
         patch = variants.of_config(config.model).patch
         a.local_size = max(round(config.model.image * 3 / 7 / patch), 1) * patch  # 96 of 224
     if config.optim.freeze_for != "0":
-        config.optim.freeze_for = "1"  # what is timed is not the first epoch, but all the others
+        config.optim.freeze_for = "1"  # epochs after the first are timed, in which all layers train
+    channels = config.model.channels
+    if len(config.data.mean) != channels:
+        config.data.mean = config.data.std = (0.5,) * channels
     vit_jax.config.check(config)
     return config, variants.of_config(config.model)
 
@@ -70,13 +73,14 @@ def _set_model(config, name, own_keys):
 
 
 def input_config(name, batch_size, folder, threads):
-    """-> a config of DeiT's crops and RandAugment, at the model's image size, of photographs that
-    this writes to `folder`."""
+    """-> a config with DeiT's crops and RandAugment, at the model's image size, whose photographs
+    are written to `folder`, and the config of its model."""
     config, model = make_config(name, batch_size, "float32")
     write_photographs(os.path.join(folder, "train"))
-    config.data.name, config.data.dir = "folder", str(folder)
+    config.data.name = "folder"
+    config.data.dir = str(folder)
     config.augment.randaugment = "rand-m9-mstd0.5-inc1"
-    # One thread is this one: what a thread of its own reads ahead would not be in a turn's time.
+    # With one thread, read in this one: reading ahead would not count in a turn's time.
     config.data.threads = 0 if threads == 1 else threads
     return config, model
 
@@ -151,7 +155,7 @@ def make_objective(config, model):
 
 
 def count_flops(what, config, model):
-    """FLOPs of a step, for one image; 0 for what is none. -> int"""
+    """FLOPs of a step per image; 0 for the input pipeline. -> int"""
     if what == "input":
         return 0
     if what in ("forward", "attention"):
@@ -159,12 +163,10 @@ def count_flops(what, config, model):
     return make_objective(config, model).flops()
 
 
-def count_params(what, config, model):
-    """Parameters that train. -> int"""
+def count_params(config, model):
+    """Trainable parameters. -> int"""
     import jax
 
-    if what in ("forward", "attention"):
-        return flops.count_params(model)
     params, _ = jax.eval_shape(make_objective(config, model).init, jax.random.key(0))
     return sum(x.size for x in jax.tree.leaves(params))
 
@@ -198,6 +200,32 @@ def build_train_step(config, model):
 
 def build_forward(config, model):
     """-> step() -> (logits, their mean): normalize and classify."""
+
+    def classify(module, images):
+        logits = module(images)["logits"]
+        return logits, logits.mean()
+
+    return _on_a_batch(classify, config, model)
+
+
+def build_attention(config, model):
+    """-> step() -> (maps and features, one of them): what `tools.attend` draws by default."""
+    from vit_jax.analysis import attention_maps
+
+    if variants.is_cnn(config.model.variant):
+        raise UserError("--what=attention: a ResNet has none; name a ViT")
+    layers = tuple(attention_maps.ends(model.depth))
+    read = attention_maps.reader(model.grid, model.prefix, layers)
+
+    def look(module, images):
+        found = read(module, images)
+        return found, found["tokens"][0, 0, 0]
+
+    return _on_a_batch(look, config, model)
+
+
+def _on_a_batch(compute, config, model):
+    """-> step() -> compute(module, images): random weights, a random batch that is normalized."""
     import jax
 
     from vit_jax import augment, models
@@ -207,35 +235,11 @@ def build_forward(config, model):
     params = jax.jit(lambda rng: models.union(model.init(rng), model.stats()))(jax.random.key(0))
 
     @jax.jit
-    def forward(params, images):
+    def run(params, images):
         images = augment.normalize(images, config.data.mean, config.data.std)
-        logits = model.apply(params, images)["logits"]
-        return logits, logits.mean()
+        return compute(model.bind(params), images)
 
-    return lambda: forward(params, images)
-
-
-def build_attention(config, model):
-    """-> step() -> (maps and features, one of them): what `tools.attend` draws by default."""
-    import jax
-
-    from vit_jax import augment, models
-    from vit_jax.analysis import attention_maps
-
-    if variants.is_cnn(config.model.variant):
-        raise UserError("--what=attention: a ResNet has none; name a ViT")
-    layers = tuple(attention_maps.ends(model.depth))
-    look = attention_maps.reader(model.grid, model.prefix, layers)
-    images = jax.device_put(one_batch(config)["image"])
-    model = models.build(model)
-    params = jax.jit(model.init)(jax.random.key(0))
-
-    @jax.jit
-    def see(params, images):
-        images = augment.normalize(images, config.data.mean, config.data.std)
-        return look(model.bind(params), images)
-
-    return lambda: (found := see(params, images), found["tokens"][0, 0, 0])
+    return lambda: run(params, images)
 
 
 def build_input(config, _):
