@@ -21,6 +21,7 @@ from vit_jax.analysis import effective_fields
 from vit_jax.config import load_config
 from vit_jax.data import pictures
 from vit_jax.errors import UserError
+from vit_jax.figures import fonts
 from vit_jax.figures.sizes import count
 from vit_jax.figures.style import finish, stack
 from vit_jax.report import inline, of_images, of_pair, of_run, page, scores
@@ -225,7 +226,7 @@ def titled(say):
     """A figure with a label."""
     figure = Figure()
     figure.suptitle(say("loss"))
-    return figure
+    return finish(figure)
 
 
 def test_a_phrase_is_formatted_and_escaped():
@@ -438,6 +439,14 @@ def test_an_image_is_embedded_once():
         first, second = images
         assert [node.get("href")[1:] for node in used] == [first, second, second]
         assert all("matrix" in node.get("transform") for node in used)
+
+
+def test_fonts_of_this_machine_do_not_matter(monkeypatch, capsys):
+    monkeypatch.setattr(fonts, "files", lambda: [])
+    fonts.cover.cache_clear()
+    assert "손실" in inline.svg(titled, "one", ("ko",))
+    assert capsys.readouterr() == ("", "")
+    fonts.cover.cache_clear()
 
 
 def test_lines_below_each_other_stay_centered():

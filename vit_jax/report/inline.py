@@ -37,7 +37,7 @@ def svg(draw, name, langs=LANGUAGES):
     """
     bitmaps, texts = {}, []
     for lang in langs:
-        with redirect_stderr(None):  # notes on missing fonts: a browser has its own
+        with redirect_stderr(io.StringIO()):  # notes on missing fonts: a browser has its own
             drawn = draw(say=Catalog("figures", lang))
         text = _text(drawn, name) if isinstance(drawn, Figure) else drawn
         text = re.sub(r"<title>.*?</title>", "", text)
