@@ -50,7 +50,12 @@ def test_four_steps_equal_timm(scan):
         return cross_entropy(logits, batch["target"]), {"metrics": {}, "carry": {}}
 
     objective = objectives.Objective(
-        lambda _: (params, {}), loss, lambda extra, *_: extra, lambda params, _: params
+        init=lambda _: (params, {}),
+        loss=loss,
+        update=lambda extra, *_: extra,
+        weights=lambda params, _: params,
+        views=None,
+        flops=None,
     )
     objective = objectives.with_ema(objective, 0.9)
     step = jax.jit(make_train_step(objective, tx))

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from vit_jax import augment
 from vit_jax.errors import UserError
 
 
@@ -55,6 +56,21 @@ def train_batches(
     # Each worker has a batch in the making and one ready.
     batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     return iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+
+
+def of_config(source, config, **options):
+    """The `train_batches` of a config; options: start, process_index and process_count."""
+    view, _ = augment.views(config)
+    return train_batches(
+        source,
+        view,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        repeats=config.augment.repeats,
+        workers=config.data.workers,
+        threads=config.data.threads,
+        **options,
+    )
 
 
 def eval_batches(source, view, *, batch_size, threads=4, process_index=0, process_count=1):

@@ -5,8 +5,6 @@ stacked: leaves below `blocks` hold one tensor a layer along axis 0. What a leaf
 its path, since a stacked bias has as many axes as a kernel elsewhere.
 """
 
-import functools
-
 import jax
 import numpy as np
 import optax
@@ -41,14 +39,14 @@ def make(config, steps_per_epoch):
     Raises UserError.
     """
     c = config.optim
-    total, warmup = steps(config.total_steps, steps_per_epoch), steps(c.warmup, steps_per_epoch)
+    total = steps(config.total_steps, steps_per_epoch)
     peak = c.lr * config.batch_size / c.lr_batch if c.lr_batch else c.lr
     if not peak and c.decay_by == "schedule":
         raise UserError("config.optim.lr = 0 leaves config.optim.decay_by = 'schedule' undefined")
     schedule = cosine_schedule(
         peak,
         total,
-        warmup=warmup,
+        warmup=steps(c.warmup, steps_per_epoch),
         warmup_start=c.warmup_start,
         end=c.end,
         warmup_prefix=c.warmup_prefix,
@@ -60,29 +58,28 @@ def make(config, steps_per_epoch):
     weight_decay = c.weight_decay * unit
     if c.weight_decay_end is not None:
         weight_decay = cosine_schedule(weight_decay, total, end=c.weight_decay_end * unit)
-    decay = add_decay(weight_decay, c.decay_rule)
     freeze_for = steps(c.freeze_for, steps_per_epoch)
-    moments = (
-        optax.scale_by_adam(c.b1, c.b2, c.eps) if c.name == "adamw" else optax.trace(c.momentum)
-    )
+    moments = optax.trace(c.momentum)
+    if c.name == "adamw":
+        moments = optax.scale_by_adam(c.b1, c.b2, c.eps)
     rule = [freeze_moments(moments, c.freeze, freeze_for)]
-    rule.insert(0 if c.name == "sgd" and c.decay_by == "lr" else 1, decay)
-    held = functools.partial(_others, what=c.only, key="only")
-    clip = {"global": optax.clip_by_global_norm, "tensor": clip_by_tensor_norm}[c.clip_by]
-    return optax.chain(
-        *([clip(c.clip)] if c.clip else []),
-        *rule,
-        *([scale_by_layer(c.layer_decay)] if c.layer_decay != 1 else []),
-        optax.scale_by_learning_rate(schedule),
-        freeze(c.freeze, freeze_for),
-        *([optax.masked(optax.set_to_zero(), held)] if c.only else []),
-    ), schedule
+    coupled = c.name == "sgd" and c.decay_by == "lr"
+    rule.insert(0 if coupled else 1, add_decay(weight_decay, c.decay_rule))
+    if c.clip:
+        clip = {"global": optax.clip_by_global_norm, "tensor": clip_by_tensor_norm}[c.clip_by]
+        rule.insert(0, clip(c.clip))
+    if c.layer_decay != 1:
+        rule.append(scale_by_layer(c.layer_decay))
+    rule += [optax.scale_by_learning_rate(schedule), freeze(c.freeze, freeze_for)]
+    if c.only:
+        rule.append(optax.masked(optax.set_to_zero(), _mask("only", c.only, inside=False)))
+    return optax.chain(*rule), schedule
 
 
 def hold(params, only):
-    """The parameters, through which no gradient flows but to those below the path `only`: what is
-    computed for the others is left out of the backward pass."""
-    held = _others(params, only, "only")
+    """Stop gradients to all parameters but those below the path `only`, so that their part of the
+    backward pass is not computed."""
+    held = _mask("only", only, inside=False)(params)
     return jax.tree.map(lambda h, p: jax.lax.stop_gradient(p) if h else p, held, params)
 
 
@@ -174,9 +171,9 @@ def freeze_moments(inner, what, steps):
     if not steps:
         return inner
 
-    frozen = optax.masked(inner, lambda params: _below(params, what))
+    frozen = optax.masked(inner, _mask("freeze", what))
     return optax.chain(
-        optax.masked(inner, lambda params: _others(params, what)),
+        optax.masked(inner, _mask("freeze", what, inside=False)),
         optax.conditionally_transform(frozen, lambda step: step >= steps),
     )
 
@@ -185,29 +182,30 @@ def freeze(what, steps):
     """optax: no update in the first `steps` steps for the parameters below the path `what`."""
     if not steps:
         return optax.identity()
-    zero = optax.masked(optax.set_to_zero(), lambda params: _below(params, what))
+    zero = optax.masked(optax.set_to_zero(), _mask("freeze", what))
     return optax.conditionally_transform(zero, lambda step: step < steps)
 
 
-def _below(params, what, key="freeze"):
-    """A tree of bool. Raises UserError where there is nothing below the path `what`."""
-    mask = jax.tree_util.tree_map_with_path(
-        lambda path, _: f"{'/'.join(_names(path))}/".startswith(f"{what}/"), params
-    )
-    if not any(jax.tree.leaves(mask)):
-        raise UserError(f"config.optim.{key} = '{what}' is the path of no parameter")
+def _mask(key, what, inside=True):
+    """A function of params -> a tree of bool: whether each is below the path `what`, or, unless
+    `inside`, whether it is not. It raises UserError if no parameter is: config.optim.KEY is wrong.
+    """
+
+    def mask(params):
+        below = jax.tree_util.tree_map_with_path(
+            lambda path, _: f"{'/'.join(_names(path))}/".startswith(f"{what}/"), params
+        )
+        if not any(jax.tree.leaves(below)):
+            raise UserError(f"config.optim.{key} = '{what}' is the path of no parameter")
+        return jax.tree.map(lambda x: x == inside, below)
+
     return mask
-
-
-def _others(params, what, key="freeze"):
-    return jax.tree.map(lambda below: not below, _below(params, what, key))
 
 
 def scale_by_layer(decay):
     """optax: updates * `layer_scales(params, decay)`."""
 
-    def update(updates, params):
-        del params  # their shapes are those of the updates
+    def update(updates, _):
         scales = layer_scales(updates, decay)
         return jax.tree.map(lambda u, s: u * jnp.asarray(s, u.dtype), updates, scales)
 
@@ -225,11 +223,7 @@ def clip_by_tensor_norm(most):
         norm = jnp.sqrt(jnp.sum(jnp.square(u), axes, keepdims=True))
         return u * jnp.minimum(most / (norm + 1e-6), 1)
 
-    def update(updates, params):
-        del params
-        return jax.tree_util.tree_map_with_path(clip, updates)
-
-    return optax.stateless(update)
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(clip, updates))
 
 
 def _names(path):

@@ -1,4 +1,4 @@
-"""A config made real: data, model, objective, optimizer, and where everything lies on the mesh."""
+"""The data, model, objective, optimizer and mesh of a config."""
 
 import dataclasses
 
@@ -23,10 +23,15 @@ from vit_jax.step import init_state, make_train_step
 
 
 class Run:
-    """What training needs of a config, built once. Nothing is allocated until `init`.
+    """Everything that training needs, built from a config. Nothing is allocated until `init`.
 
-    devices: what the mesh is made of; None: all. total: optimizer steps of the whole run.
-    abstract: the TrainState as shapes with shardings.
+    Args:
+      config: a checked config.
+      devices: devices of the mesh; None: all.
+
+    Attributes:
+      total: optimizer steps of the whole run.
+      abstract: the TrainState as shapes with shardings.
     """
 
     def __init__(self, config, devices=None):
@@ -41,8 +46,8 @@ class Run:
         self.source = data.make(config, config.data.train)
         self.steps_per_epoch = len(self.source) / config.batch_size
         self.total = self.steps("total_steps")
-        self.every = {key: self.steps(key) for key in ("log_every", "eval_every")}
-        self.every["checkpoint_every"] = self.steps("checkpoint_every")
+        keys = ("log_every", "eval_every", "checkpoint_every")
+        self.every = {key: self.steps(key) for key in keys}
         self.model = models.build(variants.of_config(config.model, self.source.num_classes))
         self.objective = objectives.make(self.model, config, self.steps_per_epoch)
         tx, self.schedule = optim.make(config, self.steps_per_epoch)
@@ -72,12 +77,12 @@ class Run:
         return steps(self.config[key], self.steps_per_epoch)
 
     def due(self, step, key):
-        """Whether something that is done every config[key] is due after `step` steps."""
+        """Whether what is done every config[key] is due after `step` steps."""
         every = self.every[key]
         return step == self.total or every > 0 and step % every == 0
 
     def init(self, say=lambda _: None):
-        """The TrainState of step 0, made where it belongs: random, or from config.model_init."""
+        """The sharded TrainState of step 0: random, or with the weights of config.model_init."""
         c, begin = self.config, {}
         if c.model_init:
             begin, fresh = pretrained.begin(c.model_init, self.model.module, c.model)
@@ -87,17 +92,10 @@ class Run:
 
     def batches(self, start):
         """Global batches start, start + 1, ...: this process's rows, as numpy arrays."""
-        c = self.config
-        view, _ = augment.views(c)
-        return batch.train_batches(
+        return batch.of_config(
             self.source,
-            view,
-            seed=c.seed,
-            batch_size=c.batch_size,
+            self.config,
             start=start,
-            repeats=c.augment.repeats,
-            workers=c.data.workers,
-            threads=c.data.threads,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -109,8 +107,8 @@ class Run:
             return self._step(state, rows, self.train_rng)
 
     def lower(self, rows):
-        """The train step for global batches like `rows`, a tree of shapes and dtypes: traced for
-        the mesh, whose devices need not be there, and to be compiled or looked at."""
+        """The training step, lowered for the mesh and for global batches of these shapes and dtypes.
+        The devices of the mesh need not be available."""
         place = sharding.batch_sharding(self.mesh)
         rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), rows)
         with jax.set_mesh(self.mesh):
@@ -132,16 +130,15 @@ class Run:
         return {f"eval/{split}/{key}": x for key, x in scores.items()}
 
     def facts(self):
-        """What run.json says of the data and the model."""
-        s = self.source
+        """The entries of run.json about data and model."""
+        model = dataclasses.asdict(self.model.module.config)
         return {
             "data": {
-                "num_classes": s.num_classes,
-                "class_names": list(s.class_names),
-                "train_images": len(s),
+                "num_classes": self.source.num_classes,
+                "class_names": list(self.source.class_names),
+                "train_images": len(self.source),
             },
-            "model": dataclasses.asdict(self.model.module.config)
-            | {"parameters": self._parameters()},
+            "model": model | {"parameters": self.parameters},
             "steps_per_epoch": self.steps_per_epoch,
         }
 
@@ -151,18 +148,20 @@ class Run:
         flops = count_flops(self.model.module.config)
         kind = jax.devices()[0].device_kind
         return (
-            f"{c.model.variant}: {self._parameters():,} parameters, {flops / 1e9:.3g} GFLOPs per "
+            f"{c.model.variant}: {self.parameters:,} parameters, {flops / 1e9:.3g} GFLOPs per "
             f"image; {count} x {kind}\n{len(self.source):,} images of {self.source.num_classes} "
             f"classes, {self.total:,} steps of {c.batch_size} = "
             f"{self.total / self.steps_per_epoch:.3g} epochs"
         )
 
-    def _parameters(self):
+    @property
+    def parameters(self):
+        """Number of trainable parameters."""
         return sum(x.size for x in jax.tree.leaves(self.abstract.params))
 
 
 def _overlay(tree, over):
-    """Nested dicts, with the leaves of `over` in the place of the tree's."""
+    """Nested dicts, with the leaves of `over` in place of the tree's."""
     if not isinstance(tree, dict):
         return over
     return {k: _overlay(v, over[k]) if k in over else v for k, v in tree.items()}

@@ -71,7 +71,8 @@ class Loss(nn.Module):
 
     def __init__(self, job):
         super().__init__()
-        self.keys, self.views = job["objective"], 2 + job["local_views"]
+        self.keys = job["config"]["objective"]
+        self.views = 2 + job["config"]["augment"]["local_views"]
         self.register_buffer("center", torch.zeros(1, self.keys["out_dim"]))
 
     def forward(self, student, teacher):
@@ -91,7 +92,7 @@ class Loss(nn.Module):
 
 def build(job, vit, normalize, precision, device):
     """-> student, step() -> loss. job["weights"], if it is there: an .npz of both networks'."""
-    keys = job["objective"]
+    keys, optim = job["config"]["objective"], job["config"]["optim"]
     widths = [keys["hidden_dim"], keys["hidden_dim"], keys["bottleneck_dim"], keys["out_dim"]]
     sizes = list(itertools.pairwise([job["options"]["embed_dim"], *widths]))
     student = Network(vit(dynamic_img_size=True), Head(sizes, keys["norm_last_layer"]))
@@ -111,9 +112,9 @@ def build(job, vit, normalize, precision, device):
     others = [p for name, p in trained if p.ndim > 1 and not name.endswith(".bias")]
     optimizer = torch.optim.AdamW(
         [{"params": others}, {"params": vectors, "weight_decay": 0.0}],
-        lr=job["lr"],
-        weight_decay=job["weight_decay"],
-        eps=job["eps"],
+        lr=optim["lr"],
+        weight_decay=optim["weight_decay"],
+        eps=optim["eps"],
     )
     crops = [torch.from_numpy(crop).to(device) for crop in draw(job)]
     done = 0
@@ -127,10 +128,10 @@ def build(job, vit, normalize, precision, device):
         optimizer.zero_grad()
         loss.backward()
         for _, p in trained:
-            factor = job["clip"] / (float(p.grad.norm()) + 1e-6)
+            factor = optim["clip"] / (float(p.grad.norm()) + 1e-6)
             if factor < 1:
                 p.grad.mul_(factor)
-        if done < job["freeze_for"]:
+        if done < int(optim["freeze_for"]):
             for p in last:
                 p.grad = None
         optimizer.step()
@@ -145,10 +146,11 @@ def build(job, vit, normalize, precision, device):
 
 
 def draw(job):
-    """The crops that vit_jax.workloads makes, view by view: uint8 [b, c, s, s] each."""
-    rng, b, channels = np.random.default_rng(0), job["batch_size"], job["channels"]
+    """The crops that vit_jax.perf.workloads draws, view by view: uint8 [b, c, s, s] each."""
+    rng, config = np.random.default_rng(0), job["config"]
+    b, channels, a = config["batch_size"], config["model"]["channels"], config["augment"]
     crops = []
-    for views, side in ((2, job["image"]), (job["local_views"], job["local_size"])):
+    for views, side in ((2, config["model"]["image"]), (a["local_views"], a["local_size"])):
         group = rng.integers(0, 256, (b, views, side, side, channels), np.uint8)
         crops += list(np.ascontiguousarray(group.transpose(1, 0, 4, 2, 3)))
     return crops

@@ -15,11 +15,19 @@ def build(job, versions):
     """
     from timm import data  # peer_timm prepares what timm needs to be imported
 
-    options = {key: job[key] for key in ("scale", "ratio", "mean", "std", "batch_size")}
-    options |= {"input_size": (3, job["image"], job["image"]), "is_training": True}
-    options |= {"auto_augment": job["randaugment"], "interpolation": "bicubic"}
-    options |= {
-        "hflip": job["flip"],
+    config = job["config"]
+    side = config["model"]["image"]
+    options = {
+        "input_size": (3, side, side),
+        "batch_size": config["batch_size"],
+        "scale": config["augment"]["scale"],
+        "ratio": config["augment"]["ratio"],
+        "auto_augment": config["augment"]["randaugment"],
+        "mean": config["data"]["mean"],
+        "std": config["data"]["std"],
+        "is_training": True,
+        "interpolation": "bicubic",
+        "hflip": 0.5,
         "re_prob": 0.0,
         "num_workers": 0,
         "device": torch.device("cpu"),

@@ -48,7 +48,11 @@ def build(job):
         torch.backends.cudnn.allow_tf32 = True
     # The options say every size, so any ViT of timm's will do for a name that it does not have.
     name = job["model"] if timm.is_model(job["model"]) else "vit_base_patch16_224"
-    mean, std = (torch.tensor(job[k], device=device).view(1, -1, 1, 1) for k in ("mean", "std"))
+    config = job["config"]
+    mean, std = (
+        torch.tensor(config["data"][key], device=device).view(1, -1, 1, 1)
+        for key in ("mean", "std")
+    )
 
     def vit(**changes):
         return timm.create_model(name, **job["options"] | changes).to(device)
@@ -57,7 +61,8 @@ def build(job):
         return (images.float() / 255 - mean) / std
 
     def precision():
-        return torch.autocast(device.type, torch.bfloat16, enabled=job["dtype"] == "bfloat16")
+        bfloat16 = config["model"]["dtype"] == "bfloat16"
+        return torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
 
     if job["what"] == "dino_step":
         model, step = peer_dino.build(job, vit, normalize, precision, device)
@@ -87,9 +92,8 @@ def build_classifier(job, vit, normalize, precision, device):
         with precision():
             return model(x)
 
-    optimizer = sys.modules["timm"].optim.create_optimizer_v2(
-        model, "adamw", lr=job["lr"], weight_decay=job["weight_decay"], eps=job["eps"]
-    )
+    options = {key: job["config"]["optim"][key] for key in ("lr", "weight_decay", "eps")}
+    optimizer = sys.modules["timm"].optim.create_optimizer_v2(model, "adamw", **options)
     criterion = torch.nn.CrossEntropyLoss()
 
     def train_step():
@@ -108,11 +112,12 @@ def build_classifier(job, vit, normalize, precision, device):
 
 
 def batch(job):
-    """The images and labels that vit_jax.workloads makes: the same seed, the same draws."""
+    """The images and labels that vit_jax.perf.workloads draws: the same seed, the same draws."""
     rng = np.random.default_rng(0)
-    size, side, channels = job["batch_size"], job["image"], job["channels"]
-    images = rng.integers(0, 256, (size, side, side, channels), np.uint8)
-    return images, rng.integers(0, job["num_classes"], size, np.int64)
+    size, options = job["config"]["batch_size"], job["options"]
+    side = job["config"]["model"]["image"]
+    images = rng.integers(0, 256, (size, side, side, options["in_chans"]), np.uint8)
+    return images, rng.integers(0, options["num_classes"], size, np.int64)
 
 
 def main():

@@ -73,8 +73,10 @@ def test_input_reads_photographs_as_the_peer_is_told_to(tmp_path):
         assert sorted(photo.size) == [375, 500]
     config, _ = workloads.input_config("S/16,image=160", 8, tmp_path / "more", 1)
     job = interleave.input_job(config, "FOLDER")
-    assert (job["image"], job["batch_size"], job["scale"]) == (160, 8, (0.08, 1.0))
-    assert job["randaugment"] == "rand-m9-mstd0.5-inc1" and job["folder"] == "FOLDER"
+    sent = json.loads(json.dumps(job))["config"]
+    assert (sent["model"]["image"], sent["batch_size"]) == (160, 8)
+    assert sent["augment"]["scale"] == [0.08, 1.0] and job["folder"] == "FOLDER"
+    assert sent["augment"]["randaugment"] == "rand-m9-mstd0.5-inc1"
     batch, _ = workloads.build_input(config, None)()
     assert batch["image"].shape == (8, 160, 160, 3) and set(batch["label"]) == {0, 1}
     with pytest.raises(UserError, match="color"):
@@ -122,7 +124,9 @@ def test_the_peer_is_given_the_same_model_batch_and_optimizer():
         "global_pool": "avg",
         "class_token": False,
     }
-    assert (job["batch_size"], job["lr"], job["weight_decay"]) == (4, config.optim.lr, 0.05)
+    optim = job["config"]["optim"]
+    assert (optim["lr"], optim["weight_decay"]) == (config.optim.lr, 0.05)
+    assert json.loads(json.dumps(job))["config"]["batch_size"] == 4
     config, sizes = workloads.make_config("S/16,norm=post", 4, "float32")
     with pytest.raises(UserError, match="norm"):
         interleave.peer_job(config, sizes, "train_step", 1, "cpu")
@@ -135,8 +139,9 @@ def test_the_peer_of_a_dino_step_is_given_the_recipe():
     assert batch["global"].shape == (2, 2, 224, 224, 3)
     assert batch["local"].shape == (2, 8, 96, 96, 3)
     keys = {"hidden_dim": 2048, "bottleneck_dim": 256, "out_dim": 65536, "momentum": 0.996}
-    assert keys.items() <= job["objective"].items()
-    assert (job["clip"], job["freeze_for"], job["weight_decay"]) == (3.0, 1, 0.04)
+    assert keys.items() <= job["config"]["objective"].items()
+    optim = job["config"]["optim"]
+    assert (optim["clip"], optim["freeze_for"], optim["weight_decay"]) == (3.0, "1", 0.04)
     assert job["options"]["num_classes"] == 0 and job["options"]["drop_path_rate"] == 0.1
     # The published 5,717,416 without their classifier, and the head without biases in its last.
     head = 193 * 2048 + 2049 * 2048 + 2049 * 256 + 256 * 65536

@@ -109,7 +109,7 @@ def test_search_brackets_the_limit(needs, most, first):
         found |= {"memory": {"needed": needs(b)}, "mesh": mesh, "accum_steps": 2, "images": 10**6}
         return found
 
-    results = compile_check.search(attempt(first), attempt)
+    results = compile_check.find_largest(attempt(first), attempt)
     assert [r["batch_size"] for r in results] == tried and len(set(tried)) == len(tried)
     fits = max(b for b in tried if needs(b) <= 110)
     fails = min(b for b in tried if needs(b) > 110)

@@ -1,7 +1,7 @@
 """Interleaved A/B timing, so that background load affects both programs equally.
 
-One is this process, the other a peer: another library, in an environment and a process of its
-own, which answers JSON lines (experiments/benchmarks/peer_*.py). While one runs, the other sleeps.
+One is this process. The other is a peer: another library, in its own environment and process,
+which answers JSON lines (experiments/benchmarks/peer_*.py). While one runs, the other sleeps.
 """
 
 import dataclasses
@@ -59,7 +59,7 @@ class Ours:
 
 
 class Peer:
-    """The other process, which runs `job`. Raises UserError where it is not installed or fails."""
+    """The other process, which runs `job`. Raises UserError if it is not installed or fails."""
 
     def __init__(self, name, job):
         python, script = (ROOT / path for path in PEERS[name])
@@ -81,7 +81,7 @@ class Peer:
             print(json.dumps(message), file=self.process.stdin, flush=True)
             return json.loads(self.process.stdout.readline())
         except (BrokenPipeError, ValueError):
-            raise UserError(f"{self.name} failed; its last words are above") from None
+            raise UserError(f"{self.name} failed; see its output above") from None
 
     def run(self, steps, **more):
         return self.ask({"steps": steps} | more)
@@ -92,7 +92,7 @@ class Peer:
 
 
 def peer_job(config, model, what, threads, backend):
-    """What the peer is to build: our model in its words, our batch, our AdamW."""
+    """The job of a peer that runs our config: the model in its options, where it runs."""
     if backend not in ("cpu", "gpu"):
         raise UserError(f"there is no peer to compare with on {backend}")
     usual = variants.parse(config.model.variant)
@@ -104,54 +104,35 @@ def peer_job(config, model, what, threads, backend):
     options |= {"mlp_ratio": model.mlp_dim / model.width, "global_pool": POOLS[model.pool]}
     return {
         "what": what,
+        "config": config.to_dict(),
         "model": config.model.variant.split(".")[0],
         "options": options | {"class_token": bool(model.prefix)},
-        "parameters": workloads.count_params(what, config, model),
-        "batch_size": config.batch_size,
-        "image": config.model.image,
-        "channels": config.model.channels,
-        "num_classes": model.num_classes,
-        "objective": config.objective.to_dict(),
-        "local_views": config.augment.local_views,
-        "local_size": config.augment.local_size,
-        "clip": config.optim.clip,
-        "freeze_for": int(config.optim.freeze_for),
-        "mean": config.data.mean,
-        "std": config.data.std,
-        "lr": config.optim.lr,
-        "weight_decay": config.optim.weight_decay,
-        "eps": config.optim.eps,
-        "dtype": config.model.dtype,
+        "parameters": workloads.count_params(config, model),
         "threads": threads,
         "device": {"cpu": "cpu", "gpu": "cuda"}[backend],
     }
 
 
 def input_job(config, folder):
-    """What the peer is to read: the same files, into the same views, in batches of uint8."""
-    a = config.augment
+    """The job of a peer that reads the same files as our config, in batches of uint8."""
     if config.model.channels != 3:
         raise UserError("--what=input --against: photographs are in color; leave channels out")
-    return {
-        "what": "input",
-        "folder": folder,
-        "parameters": 0,
-        "batch_size": config.batch_size,
-        "image": config.model.image,
-        "scale": a.scale,
-        "ratio": a.ratio,
-        "randaugment": a.randaugment,
-        "flip": 0.5,
-        "mean": config.data.mean,
-        "std": config.data.std,
-        "threads": 1,
-    }
+    job = {"what": "input", "config": config.to_dict(), "folder": folder}
+    return job | {"parameters": 0, "threads": 1}
 
 
 def take(ours, peer, pairs, seconds, steps=0):
-    """Turns of `steps` steps, or about `seconds`: ours, theirs, ours, ... -> a list of pairs
+    """Time both sides alternately: ours, theirs, ours, ...
 
-    A pair is what `run` answered on each side, with "steps"; without a peer it has one element.
+    Args:
+      ours, peer: `Ours` and `Peer`, or None for no peer.
+      pairs: turns of each.
+      seconds: duration of a turn, about.
+      steps: steps per turn; 0: as many as take `seconds`.
+
+    Returns:
+      A list of pairs, what `run` returned on each side, with "steps"; of single elements without a
+      peer.
     """
     runners = [ours, peer] if peer else [ours]
     counts = []
@@ -167,9 +148,9 @@ def take(ours, peer, pairs, seconds, steps=0):
 
 
 def summarize(taken, batch_size, flops, peer=None):
-    """Pairs -> a dict: ours, theirs in "peer", and "ratio_against" with its spread.
+    """The pairs of `take` as a dict: ours, theirs in "peer", and "ratio_against" with its spread.
 
-    flops: of a step, for one image. The ratio is ours / theirs in images/s, median over the pairs.
+    flops: FLOPs of a step per image. The ratio is ours / theirs in images/s, median over the pairs.
     """
     sides = [_side(side, batch_size, flops) for side in zip(*taken, strict=True)]
     rates = [[round(s["steps"] * batch_size / s["seconds"], 4) for s in pair] for pair in taken]
@@ -184,7 +165,7 @@ def summarize(taken, batch_size, flops, peer=None):
 def _side(turns, batch_size, flops):
     step_ms = spread([1e3 * t["seconds"] / t["steps"] for t in turns])
     rate = spread([t["steps"] * batch_size / t["seconds"] for t in turns])
-    # What a sleeper's threads burn while the other one runs would be taken from the other one.
+    # CPU time that the threads of the waiting side use is not available to the other side.
     idle = [b["cpu"][0] - a["cpu"][1] for a, b in zip(turns, turns[1:], strict=False)]
     return {
         "images_per_s": rate,

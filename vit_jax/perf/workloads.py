@@ -244,18 +244,9 @@ def _on_a_batch(compute, config, model):
 
 def build_input(config, _):
     """-> step() -> (batch, a label): batches as train.py reads them, on the host alone."""
-    from vit_jax import augment, batch, data
+    from vit_jax import batch, data
 
-    read, (view, _) = config.data, augment.views(config)
-    batches = batch.train_batches(
-        data.make(config, read.train),
-        view,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        repeats=config.augment.repeats,
-        workers=read.workers,
-        threads=read.threads,
-    )
+    batches = batch.of_config(data.make(config, config.data.train), config)
 
     def advance():
         rows = next(batches)

@@ -96,49 +96,57 @@ def benchmark(
         if threads > 1:
             raise UserError("--what=input --against compares one core with one: --threads=1")
     if config is None:
-        model, batch_size = model or "vit_tiny_patch16_224", batch_size or 8
+        model = model or "vit_tiny_patch16_224"
+        batch_size = batch_size or 8
         dtype = dtype or "float32"
     memory.keep()
-    found = {d.name: d.version for d in metadata.distributions() if d.name in log.PACKAGES}
-    found["python"] = platform.python_version()
-    load = round(os.getloadavg()[0], 2)  # what else the machine does
-    threads = pin(threads)
-    result = {"what": what, "model": model, "batch_size": batch_size, "dtype": dtype}
-    result |= {"threads": threads, "versions": found, "load": load}
+    versions = {d.name: d.version for d in metadata.distributions() if d.name in log.PACKAGES}
+    result = {
+        "what": what,
+        "model": model,
+        "batch_size": batch_size,
+        "dtype": dtype,
+        "threads": pin(threads),
+        "versions": versions | {"python": platform.python_version()},
+        "load": round(os.getloadavg()[0], 2),  # of other processes
+    }
     if what == "startup":
         return result | {"seconds": startup(model, batch_size, pairs)}
     with tempfile.TemporaryDirectory() as folder:
+        threads = result["threads"]
         config, sizes = prepare(what, config, model, batch_size, dtype, folder, threads)
-        result |= {"model": model or config.model.variant, "batch_size": config.batch_size}
+        result["model"] = model or config.model.variant
+        result["batch_size"] = config.batch_size
         result["dtype"] = config.model.dtype
         turns = dict(pairs=pairs, seconds=seconds, steps=steps)
         return result | measure(what, config, sizes, against, folder, threads, turns)
 
 
 def prepare(what, config, model, batch_size, dtype, folder, threads):
-    """The config to time, and the config of its model. folder: for the images that are written."""
+    """The config to time and that of its model. The photographs are written to `folder`."""
     if what == "input" and config is None:
         return workloads.input_config(model, batch_size, folder, threads)
-    if what == "input":
+    if what == "dino_step":
+        config = cli.load_recipe(str(DINO_RECIPE))
+    elif config:
         config = config.copy_and_resolve_references().unlock()
+    if what == "input":
         config.batch_size = batch_size or config.batch_size
         return config, None
-    recipe = config and config.copy_and_resolve_references().unlock()
-    if what == "dino_step":
-        recipe = cli.load_recipe(str(DINO_RECIPE))
-    return workloads.make_config(model, batch_size, dtype, recipe)
+    return workloads.make_config(model, batch_size, dtype, config)
 
 
 def measure(what, config, model, against, folder, threads, turns):
-    """Turns of a workload, and of the peer. -> the rest of the result"""
+    """Time a workload, interleaved with the peer if there is one. -> the rest of the result"""
     cost = workloads.count_flops(what, config, model)
     import jax
 
     peer = None
-    if against and what == "input":
-        peer = interleave.Peer(against, interleave.input_job(config, folder))
-    elif against:
-        job = interleave.peer_job(config, model, what, threads, jax.default_backend())
+    if against:
+        if what == "input":
+            job = interleave.input_job(config, folder)
+        else:
+            job = interleave.peer_job(config, model, what, threads, jax.default_backend())
         peer = interleave.Peer(against, job)
     elif what == "attention":
         peer = interleave.Ours(workloads.build_forward(config, model), "forward")
@@ -153,20 +161,20 @@ def measure(what, config, model, against, folder, threads, turns):
             spent = [peer.run(steps, output="float")["seconds"] for _ in range(turns["pairs"])]
             rates = interleave.spread([steps * config.batch_size / s for s in spent])
             result["peer"]["images_per_s_float"] = rates
+        return result
     finally:
         if peer:
             peer.close()
-    return result
 
 
 def pin(threads):
-    """Keeps this process, and those it starts, to `threads` cores. -> how many it may use
+    """Pin this process and its children to `threads` cores; 0: all. -> the number of cores
 
-    Before JAX is imported: XLA starts a thread for each core that it may use.
+    Call it before JAX is imported: XLA starts a thread per core that the process may use.
     """
     if not hasattr(os, "sched_setaffinity"):
         if threads:
-            raise UserError("--threads cannot be kept to on this system; leave it out")
+            raise UserError("--threads is not supported on this system; leave it out")
         return os.cpu_count()
     cores = sorted(os.sched_getaffinity(0))
     if threads > len(cores):
@@ -176,9 +184,9 @@ def pin(threads):
 
 
 def startup(model, batch_size, repeats):
-    """Seconds from the start of Python until each is done. -> {name: {"median", "min", "max"}}
+    """Seconds of wall-clock time from the start of Python. -> {name: {"median", "min", "max"}}
 
-    first_step compiles everything; first_step_cached finds what the last one compiled.
+    first_step compiles everything; first_step_cached uses the compilation cache.
     """
     first = f"from vit_jax.tools import benchmark; benchmark.first_step({model!r}, {batch_size})"
     commands = {
@@ -205,26 +213,28 @@ def first_step(model, batch_size):
 
 
 def table(result):
-    """What a person reads: a row a side."""
+    """The result as text, a row per side."""
     title = "{what}, {model}, batch {batch_size}, {dtype}, {threads} cores".format(**result)
-    title += "; median (least to most)"
+    title += "; median (min to max)"
     if result["what"] == "startup":
         rows = [f"  {name:18}{_range(values)} s" for name, values in result["seconds"].items()]
         return "\n".join([title, *rows])
     title += f" of {len(result['pairs'])} turns on {result['device']}"
-    rows = [f"  {'':11}{'images/s':28}{'ms a step':28}{'GFLOP/s':10}peak MB"]
+    rows = [f"  {'':11}{'images/s':28}{'ms per step':28}{'GFLOP/s':10}peak MB"]
     ours = result["what"] if result["what"] == "attention" else "vit_jax"
-    sides = {ours: result} | ({result["against"]: result["peer"]} if "peer" in result else {})
-    for name, row in sides.items():
+    peer, theirs = result.get("peer"), result.get("against")
+    for name, row in {ours: result, theirs: peer}.items():
+        if row is None:
+            continue
         rate = f"{row['flops_per_s'] / 1e9:.0f}" if row["flops_per_s"] else ""
-        rows += [f"  {name:11}{_range(row['images_per_s']):28}{_range(row['step_ms']):28}{rate:10}"]
-        rows[-1] += f"{row['peak_rss_mb']:.0f}"
-    if "ratio_against" in result:
+        speed = f"{_range(row['images_per_s']):28}{_range(row['step_ms']):28}{rate:10}"
+        rows.append(f"  {name:11}{speed}{row['peak_rss_mb']:.0f}")
+    if peer:
         ratio = _range({"median": result["ratio_against"]} | result["ratio_spread"])
-        rows += [f"  {ours} / {result['against']}, images/s, pair by pair: {ratio}"]
-    if "images_per_s_float" in result.get("peer", {}):
-        rate = _range(result["peer"]["images_per_s_float"])
-        rows += [f"  {result['against']} normalizing on the host as well, images/s: {rate}"]
+        rows.append(f"  {ours} / {theirs}, images/s, pair by pair: {ratio}")
+        if "images_per_s_float" in peer:
+            rate = _range(peer["images_per_s_float"])
+            rows.append(f"  {theirs} normalizing on the host as well, images/s: {rate}")
     return "\n".join([title, *rows])
 
 

@@ -1,13 +1,13 @@
-"""Whether a recipe fits the devices, before it is run: on a TPU slice too, without having one.
+"""Check whether a recipe fits in device memory, also for a TPU slice that is not here.
 
 python -m vit_jax.tools.compile_check --config=configs/deit.py:S --topology=v5e:2x4
 
-Compiles the train step that vit_jax.train would run, and says what it needs of each device's
-memory, what it computes and sends, and the largest batch that fits. Nothing is run, and of
-ImageNet nothing is read. A compile takes a minute or two on one core.
+Compiles the training step of vit_jax.train and prints its memory per device, FLOPs, collectives and
+the largest batch that fits. Nothing is run, and ImageNet is not read. Compiling takes a minute or
+two on one core.
 
---topology is TYPE:SHAPE in chips, as v5e:2x4, v6e:4x4, v5p:2x2x2; without it, the devices that
-are here. It needs `make install EXTRA=tpu`, or pip install "jax[tpu]", but no TPU.
+--topology is TYPE:SHAPE in chips, as v5e:2x4, v6e:4x4, v5p:2x2x2; without it, the devices of this
+machine. It needs `make install EXTRA=tpu`, or pip install "jax[tpu]", but no TPU.
 """
 
 import importlib.util
@@ -16,6 +16,7 @@ import math
 import os
 import time
 from bisect import bisect_left, bisect_right
+from functools import partial
 from importlib import metadata
 
 from absl import flags
@@ -25,37 +26,41 @@ from vit_jax.errors import UserError
 from vit_jax.perf import device_specs, hlo, workloads
 
 GIB = 2**30
-# What the compiler asks of the environment where there is no TPU; before JAX is imported.
-NO_TPU = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-NO_TPU |= {"TPU_ACCELERATOR_TYPE": "v5litepod-8"}  # whatever the topology: else it warns
-NO_TPU |= {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # beside another check
-# Images and classes of the training split, where it need not be read for them.
+# The environment that libtpu needs to compile without a TPU; set before JAX is imported.
+NO_TPU = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # for every topology; it warns without
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several checks may run at once
+}
+# Images and classes of training splits that need not be read.
 KNOWN = {"imagenet2012": (1_281_167, 1000), "mnist": (60_000, 10), "fashion_mnist": (60_000, 10)}
 
 
 def define_flags():
     cli.define_config()
     flags.DEFINE_string("topology", None, "TPU slice to compile for, such as v5e:2x4")
-    flags.DEFINE_bool("search", True, "compile for other batch sizes: which is the largest?")
+    flags.DEFINE_bool("search", True, "search for the largest batch that fits")
     flags.DEFINE_bool("json", False, "print one JSON object as the last line, and no table")
 
 
 def main(flags):
     """Print a table, or with --json an object; its memory is in bytes per device."""
-    say = (lambda _: None) if flags.json else (lambda text: print(text, flush=True))
-    result = compile_check(**cli.arguments(compile_check, flags), say=say)
     if flags.json:
-        print(json.dumps(result))
+        print(json.dumps(compile_check(**cli.arguments(compile_check, flags))))
+    else:
+        compile_check(**cli.arguments(compile_check, flags), say=partial(print, flush=True))
 
 
 def compile_check(config, *, topology=None, search=True, say=lambda _: None):
-    """Compile the training step of a config, and say what it needs.
+    """Compile the training step of a config without running it.
 
     Args:
       config: a checked config.
-      topology: TPU slice to compile for, such as "v5e:2x4"; None: the devices that are here.
-      search: whether to look for the largest batch that fits, by compiling more of them.
-      say: called with lines for a person, as they become known.
+      topology: TPU slice to compile for, such as "v5e:2x4"; None: the devices of this machine.
+      search: whether to search for the largest batch that fits, by compiling other sizes.
+      say: called with each part of the report as soon as it is known.
 
     Returns:
       A dict: "fits", "memory" in bytes per device, "collectives", "flops" and more.
@@ -70,7 +75,7 @@ def compile_check(config, *, topology=None, search=True, say=lambda _: None):
     os.environ.update(NO_TPU if topology else {})
     import jax
 
-    jax.config.update("jax_enable_compilation_cache", False)  # or the seconds would mean nothing
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
     devices = device_specs.topology(topology) if topology else jax.devices()
     config = settle(config, devices[0].platform)
     result = compile_step(config, devices)
@@ -94,8 +99,8 @@ def compile_check(config, *, topology=None, search=True, say=lambda _: None):
 
 
 def settle(config, platform):
-    """A copy of the config that compiles here to what it compiles to on that platform, and that
-    needs no data set of which the sizes are known."""
+    """A copy of the config with "auto" resolved for the platform, and with synthetic images in
+    place of a dataset of known size."""
     from vit_jax.layers.kernels import automatic
 
     config = config.copy_and_resolve_references().unlock()
@@ -111,60 +116,71 @@ def settle(config, platform):
 
 
 def compile_step(config, devices):
-    """The train step of a config, compiled for the devices. -> a dict: what is computed, needed
-    and sent, and whether it fits. Raises UserError for a config that does not go with them."""
+    """Compile the training step of a config for the devices.
+
+    Returns:
+      A dict: memory, FLOPs and collectives, and whether it fits. "state" is in bytes per device;
+      "least_ms" is the time of the FLOPs at the devices' peak, recomputation by remat included.
+
+    Raises:
+      UserError: if the config does not go with the devices.
+    """
     import jax
 
     from vit_jax.run import Run
 
     run = Run(config, devices)
     lowered = run.lower(workloads.batch_shapes(config))
-    result = {"model": config.model.variant, "batch_size": config.batch_size}
-    result |= {key: config.model[key] for key in ("remat", "scan", "attn", "dtype")}
-    result |= {"accum_steps": config.accum_steps, "images": len(run.source)}
-    result |= {"device": devices[0].device_kind, "mesh": dict(run.mesh.shape)}
-    result["parameters"] = sum(x.size for x in jax.tree.leaves(run.abstract.params))
-    result["state"] = sum(map(local_bytes, jax.tree.leaves(run.abstract)))
-    result |= cost(config, run.objective, devices)
-    limit, began = device_specs.memory(devices), time.perf_counter()
+    chip = device_specs.of(devices[0])
+    flops = config.batch_size * run.objective.flops()
+    done = flops * (4 / 3 if config.model.remat == "full" else 1)
+    state = jax.tree.leaves(run.abstract)
+    result = {
+        "model": config.model.variant,
+        "batch_size": config.batch_size,
+        **{key: config.model[key] for key in ("remat", "scan", "attn", "dtype")},
+        "accum_steps": config.accum_steps,
+        "images": len(run.source),
+        "device": devices[0].device_kind,
+        "mesh": dict(run.mesh.shape),
+        "parameters": run.parameters,
+        "state": sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in state),
+        "flops": flops,
+        "least_ms": 1e3 * done / (chip.peak * 1e12 * len(devices)) if chip else None,
+        "collectives": None,
+        "limit": device_specs.memory(devices),
+    }
+    began = time.perf_counter()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         lacking = hlo.out_of_memory(str(error))
         if not lacking:
             raise
-        result |= {"memory": {"needed": lacking[0] + result["state"]}, "collectives": None}
-        fits, limit = False, lacking[1]
+        temporaries, result["limit"] = lacking
+        result["memory"] = {"needed": temporaries + result["state"]}
     else:
-        memory, sent = hlo.memory(compiled), hlo.collectives(compiled.as_text())
-        result |= {"memory": memory, "collectives": sent}
-        fits = memory["needed"] <= limit
-    seconds = round(time.perf_counter() - began, 1)
-    return result | {"limit": limit, "fits": fits, "seconds": seconds}
-
-
-def local_bytes(x):
-    """Of the part of an array that lies on one device; x is a ShapeDtypeStruct."""
-    return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-
-
-def cost(config, objective, devices):
-    """FLOPs of a step, and the time that the devices' peak would take for them and for what
-    remat=full computes again."""
-    flops = config.batch_size * objective.flops()
-    if not (chip := device_specs.of(devices[0])):
-        return {"flops": flops, "least_ms": None}
-    done = flops * (4 / 3 if config.model.remat == "full" else 1)
-    return {"flops": flops, "least_ms": 1e3 * done / (chip.peak * 1e12 * len(devices))}
+        result["memory"] = hlo.memory(compiled)
+        result["collectives"] = hlo.collectives(compiled.as_text())
+    # An error means that it does not fit, although the state is counted only roughly then.
+    fits = result["collectives"] is not None and result["memory"]["needed"] <= result["limit"]
+    return result | {"fits": fits, "seconds": round(time.perf_counter() - began, 1)}
 
 
 def find_largest(first, attempt):
-    """Compiles for more batch sizes, until the largest that fits is known to 25 %.
+    """Find the largest batch that fits, to within 25 %.
 
-    first: the result for the recipe's batch. attempt(batch_size) -> another one. Sizes are the
-    multiples of what a micro-batch on all devices is, with steps of 14 to 25 % between them, up to
-    the images that there are. Each is where the line through two others meets the limit, the state
-    alone being one of them at first; after some tries, in the middle. -> all results
+    The sizes tried are multiples of the smallest batch that divides over the devices and the
+    micro-batches, 14 to 25 % apart, up to the number of images. The next size is interpolated
+    linearly between two results, at first between one and the state alone (batch 0); after some
+    tries, it is the middle one.
+
+    Args:
+      first: the result for the recipe's batch.
+      attempt: function of a batch size -> its result.
+
+    Returns:
+      All results, in the order of compiling.
     """
     unit = first["mesh"]["data"] * first["mesh"]["fsdp"] * first["accum_steps"]
     sizes, k = [], 1
@@ -188,33 +204,35 @@ def find_largest(first, attempt):
 
 
 def table(r, topology):
-    """What a person reads of one result, before the search."""
+    """One result as text."""
     mesh = " x ".join(f"{axis} {count}" for axis, count in r["mesh"].items())
-    where = f"{math.prod(r['mesh'].values())} x {r['device']}" + f" ({topology})" * bool(topology)
-    rows = {"": f"{r['model']}, batch {r['batch_size']:,}, {r['dtype']}, on {where}, mesh {mesh}"}
-    rows["as"] = "accumulation {accum_steps}, remat {remat}, scan {scan}, attention {attn}"
-    rows["as"] = rows["as"].format(**r)
-    rows["memory"] = verdict(r)
+    where = f"{math.prod(r['mesh'].values())} x {r['device']}"
+    if topology:
+        where += f" ({topology})"
+    title = f"{r['model']}, batch {r['batch_size']:,}, {r['dtype']}, on {where}, mesh {mesh}"
+    options = "accumulation {accum_steps}, remat {remat}, scan {scan}, attention {attn}"
+    rows = {"options": options.format(**r), "memory": verdict(r)}
     parts = [f"{key} {size(n)}" for key, n in r["memory"].items() if key != "needed"]
-    rows |= {"of which": ", ".join(parts)} if parts else {}
-    rows["computing"] = f"{r['flops'] / 1e12:,.3g} TFLOPs a step"
+    if parts:
+        rows["of which"] = ", ".join(parts)
+    rows["compute"] = f"{r['flops'] / 1e12:,.3g} TFLOPs per step"
     if r["least_ms"]:
-        rows["computing"] += f": {r['least_ms']:,.1f} ms or more, at the peak of the chips"
+        rows["compute"] += f": at least {r['least_ms']:,.1f} ms, at the chips' peak"
     for kind, sent in (r["collectives"] or {}).items():
-        rows[kind] = f"{sent['runs']:,} a step, {size(sent['bytes'])} of results a device"
-    return "\n".join(f"  {name:20}{text}".rstrip() if name else text for name, text in rows.items())
+        rows[kind] = f"{sent['runs']:,} per step, {size(sent['bytes'])} of results per device"
+    return "\n".join([title, *(f"  {name:20}{text}" for name, text in rows.items())])
 
 
 def verdict(r):
     """Whether a result fits, in words."""
-    words = "fits: " if r["fits"] else "does not fit: "
-    words += "" if r["collectives"] is not None else "at least "
-    words += f"{size(r['memory']['needed'])} of {size(r['limit'])} a device"
-    return f"{words}; compiled in {r['seconds']:.0f} s"
+    words = "fits" if r["fits"] else "does not fit"
+    least = "at least " if r["collectives"] is None else ""
+    needed = f"{least}{size(r['memory']['needed'])} of {size(r['limit'])} per device"
+    return f"{words}: {needed}; compiled in {r['seconds']:.0f} s"
 
 
 def size(count):
-    """Bytes in words."""
+    """A number of bytes in words."""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
 
 
