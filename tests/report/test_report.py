@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from configs import digits, dino_digits
-from tests import ROOT
+from tests import ROOT, command
 from tests.tiny import tiny
 from vit_jax import data, inference, models, train, variants
 from vit_jax.analysis import effective_fields
@@ -63,7 +64,13 @@ def made(config, folder, row=None):
 
 
 def write(weights, images=(), **options):
-    return report.report(str(weights), images, **options).read_text("utf-8")
+    """The page of a model, which may be given by its weights, and of a second one."""
+    model, against = (
+        inference.load(str(x)) if isinstance(x, Path) else x
+        for x in (weights, options.pop("against", None))
+    )
+    found, _ = pictures.open_images(images, model.config) if images else ([], [])
+    return report.report(model, found, against=against, **options).read_text("utf-8")
 
 
 def whole(html):
@@ -294,7 +301,7 @@ def test_a_resnet_has_what_applies(resnet, tmp_path):
 def test_a_cnn_and_a_vit_side_by_side(workdir, resnet, tmp_path, monkeypatch):
     monkeypatch.setattr(of_pair, "PAIRS", 1)
     monkeypatch.setattr(of_pair, "SECONDS", 0.0)
-    options = dict(against=str(workdir), output=str(tmp_path / "x.html"), max_images=64)
+    options = dict(against=workdir, output=str(tmp_path / "x.html"), max_images=64)
     tree = whole(write(resnet, **options))
     assert sections(tree)[-1] == "against"
     parts = {"against-table", "against-looks", "against-fields", "against-distances"}
@@ -328,38 +335,40 @@ def test_a_cnn_and_a_vit_side_by_side(workdir, resnet, tmp_path, monkeypatch):
     assert block["kind"] == "text" and words in block["text"] and seen.reach == (0, 0)
 
 
-def test_a_run_beside_a_file(workdir, tmp_path, monkeypatch):
+def test_a_run_beside_a_file(workdir, tmp_path, monkeypatch, capsys):
     """Other sizes, other channels, other classes; an image that is named."""
     monkeypatch.setattr(of_pair, "PAIRS", 1)
     monkeypatch.setattr(of_pair, "SECONDS", 0.0)
     picture = tmp_path / "mine.png"
     Image.fromarray(np.arange(30 * 20 * 3, dtype=np.uint8).reshape(30, 20, 3)).save(picture)
-    found = dict(against=str(WEIGHTS), against_model="S/4,num_heads=3")
-    found |= dict(output=str(tmp_path / "x.html"))
-    tree = whole(write(workdir, [str(picture), "test:2"], **found))
+    output, size = tmp_path / "x.html", "S/4,num_heads=3"
+    words = [f"--against={WEIGHTS}", f"--against_model={size}", f"--output={output}"]
+    words.append(f"--workdir={workdir}")
+    assert command.run(report, *words, picture, "test:2") == 0
+    tree = whole(output.read_text("utf-8"))
     table = cells(tree, "against-table")
     assert [row[1:] for row in table if "×" in row[1]] == [["8 × 8", "32 × 32"]]
     assert any(row[2] == "—" and row[1] != "—" for row in table)
     for name in ("against-looks", "attention-maps", "attention-heads-1", "attention-mask"):
         assert "mine.png" in shown(tree, name) and "test:2" in shown(tree, name)
     # The file's fields are of these images, in its own size.
-    other, run = inference.load(str(WEIGHTS), "S/4,num_heads=3"), inference.load(str(workdir))
+    other, run = inference.load(str(WEIGHTS), size), inference.load(str(workdir))
     images, _ = pictures.open_images([str(picture), "test:2"], run.config)
     rows, _ = effective_fields.fields(other, [other.view(one.image) for one in images])
     assert len(rows) <= seen_module.MAX_BLOCKS
     last = f"{rows[-1]['side95']:.1f} in the last, of 32."
     assert last in said_of(tree, "against-fields")
-    with pytest.raises(UserError, match="none of the images"):
-        write(workdir, ["/nowhere.png"], **found)
+    assert command.run(report, *words, "/nowhere.png") == 2
+    assert "none of the images" in capsys.readouterr().err
 
 
 def test_weights_without_a_run(tmp_path):
+    model = inference.load(str(WEIGHTS), "S/4,num_heads=3")
     with pytest.raises(UserError, match="pass --output=report.html"):
-        write(WEIGHTS)
+        write(model)
     with pytest.raises(UserError, match=".html"):
-        write(WEIGHTS, output=str(tmp_path / "x.txt"))
-    output = str(tmp_path / "x.html")
-    tree = whole(write(WEIGHTS, model="S/4,num_heads=3", output=output, lang="ko"))
+        write(model, output=str(tmp_path / "x.txt"))
+    tree = whole(write(model, output=str(tmp_path / "x.html"), lang="ko"))
     assert sections(tree) == ["model", "weights", "attention", "tokens"]
     assert "china" in shown(tree, "attention-maps", "ko")
 
@@ -443,10 +452,8 @@ def test_an_image_is_embedded_once():
 
 def test_fonts_of_this_machine_do_not_matter(monkeypatch, capsys):
     monkeypatch.setattr(fonts, "files", lambda: [])
-    fonts.cover.cache_clear()
     assert "손실" in inline.svg(titled, "one", ("ko",))
     assert capsys.readouterr() == ("", "")
-    fonts.cover.cache_clear()
 
 
 def test_lines_below_each_other_stay_centered():

@@ -8,22 +8,25 @@ import warnings
 from matplotlib import font_manager
 from matplotlib.text import Text
 
-FIRST = re.compile(r"NotoSansCJK|NotoSansKR|Nanum|malgun|AppleSDGothic|msyh|Hiragino|NotoSans")
-NEVER = re.compile(r"Emoji|LastResort")
+CJK = re.compile(r"NotoSansCJK|NotoSansKR|Nanum|malgun|AppleSDGothic|msyh|Hiragino")
 REMEDY = "install one, such as Noto Sans CJK (Debian: fonts-noto-cjk)"
 
 
 def fit(figure):
-    """The same figure, its texts in fonts of this machine that have their characters.
+    """The same figure, with texts that matplotlib's font lacks in the CJK fonts of this machine.
 
     Characters that no font has are drawn as boxes, and a note on stderr lists them.
     """
-    lacking = set()
-    for text in figure.findobj(Text):
-        families, missing = cover(frozenset(text.get_text()))
-        if families:
-            text.set_fontfamily([*text.get_fontfamily(), *families])
-        lacking |= missing
+    texts = figure.findobj(Text)
+    _, own = load(font_manager.findfont("DejaVu Sans"))
+    lacking = {x for text in texts for x in text.get_text() if x.isprintable()} - own
+    families = ["DejaVu Sans"]
+    for path in files() if lacking else ():
+        family, characters = load(path)
+        families.append(family)
+        lacking -= characters
+    for text in texts:
+        text.set_fontfamily(families)
     if lacking:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # once is enough
         print(f"note: no font here has {''.join(sorted(lacking))}; {REMEDY}", file=sys.stderr)
@@ -31,41 +34,14 @@ def fit(figure):
 
 
 @functools.cache
-def cover(letters):
-    """-> families of fonts, beside matplotlib's own, that have these characters; the characters
-    that none has."""
-    own = characters(font_manager.findfont("DejaVu Sans"))
-    missing, families = {x for x in letters - own if x.isprintable()}, []
-    for path in files() if missing else ():
-        if found := missing & characters(path):
-            families.append(register(path))
-            missing -= found
-        if not missing:
-            break
-    return families, missing
-
-
-@functools.cache
-def register(path):
-    """Make a font known to matplotlib in all its weights. -> its family"""
-    stem = path.rpartition("-")[0] or path  # of Regular, Bold, ...
-    for weight in files():
-        if weight.startswith(stem):  # installed after matplotlib made its list, perhaps
-            font_manager.fontManager.addfont(weight)
-    return font_manager.get_font(path).family_name
+def load(path):
+    """Make a font known to matplotlib, which lists fonts once. -> its family and characters"""
+    font_manager.fontManager.addfont(path)
+    font = font_manager.get_font(path)
+    return font.family_name, set(map(chr, font.get_charmap()))
 
 
 @functools.cache
 def files():
-    """The font files of this machine, those made for reading on screens first."""
-    paths = [path for path in font_manager.findSystemFonts() if not NEVER.search(path)]
-    return sorted(paths, key=lambda path: (not FIRST.search(path), "Regular" not in path, path))
-
-
-@functools.cache
-def characters(path):
-    """Those that a font file has a glyph for."""
-    try:
-        return {chr(code) for code in font_manager.get_font(path).get_charmap()}
-    except (OSError, RuntimeError):  # broken, or of bitmaps alone
-        return set()
+    """The font files of this machine with CJK characters."""
+    return sorted(path for path in font_manager.findSystemFonts() if CJK.search(path))

@@ -10,8 +10,6 @@ learned, where it looks, what it predicts for the test images. That of a weight 
 model alone. --against adds a section that compares it with another run or file.
 """
 
-from types import SimpleNamespace
-
 from absl import flags
 
 from vit_jax import cli
@@ -33,78 +31,49 @@ def define_flags():
 
 def main(flags, words):
     model_flags.check_flags(flags)
-    path = report(
-        flags.workdir or flags.weights,
-        words,
-        model=flags.model,
-        class_names=flags.class_names,
-        checkpoint=flags.checkpoint,
-        raw=flags.raw,
-        against=flags.against,
-        against_model=flags.against_model,
-        output=flags.output,
-        lang=flags.lang,
-        split=flags.split,
-        max_images=flags.max_images,
-    )
+    path = place(flags.workdir or flags.weights, flags.output)
+    models = model_flags.load(flags)
+    pictures, _ = model_flags.open_images(words, models)
+    if words and not pictures:
+        raise UserError("none of the images can be read")
+    loaded = dict(zip(("model", "against"), models, strict=False))
+    report(pictures=pictures, **cli.arguments(report, flags) | loaded)
     print(f"{path}  {len(path.read_bytes()) / 1e6:.2f} MB")
 
 
 def report(
-    weights,
-    images=(),
+    model,
+    pictures=(),
     *,
-    model=None,
-    class_names=None,
-    checkpoint="best",
-    raw=False,
     against=None,
-    against_model=None,
     output=None,
     lang="both",
     split="test",
     max_images=10_000,
+    raw=False,
 ):
     """Write a report.
 
     Args:
-      weights: the workdir of a run, or a weight file.
-      images: paths, or rows of a run's data such as "test:0"; (): the first images of the split.
-      model: of a weight file: its name, such as "vit_small_patch16_224".
-      class_names: of a weight file: a text file, one class per line.
-      checkpoint: of runs: "best", "latest" or a step.
-      raw: of runs: the trained weights, not their moving average or the teacher.
-      against: a second workdir or weight file to compare with.
-      against_model: of a weight file `against`: its name.
-      output: .html to write; None: report.html in the workdir.
+      model: `inference.LoadedModel` of a run or a weight file.
+      pictures: `data.pictures.Picture`s; (): the first images of the split.
+      against: a second `LoadedModel` to compare with.
+      output: .html to write; None: report.html in the workdir of the run.
       lang: "en", "ko" or "both".
       split: "val" or "test", whose images are predicted.
       max_images: predict only the first images of the split.
+      raw: whether the page says that the weights are neither averages nor the teacher's.
 
     Returns:
       The path of the page.
 
     Raises:
-      UserError: for what cannot be loaded, read or written.
+      UserError: for images that do not fit, and for a page that cannot be written.
     """
-    named = SimpleNamespace(
-        workdir=None,
-        weights=weights,
-        model=model,
-        class_names=class_names,
-        checkpoint=checkpoint,
-        raw=raw,
-        against=against,
-        against_model=against_model,
-    )
-    model_flags.check_flags(named)
-    path = place(weights, output)
     from vit_jax.report.compose import compose
 
-    models = model_flags.load(named)
-    pictures, _ = model_flags.open_images(images, models)
-    if images and not pictures:
-        raise UserError("none of the images can be read")
+    path = place(model.workdir or model.name, output)
+    models = [model] if against is None else [model, against]
     langs = LANGUAGES if lang == "both" else (lang,)
     options = dict(langs=langs, split=split, max_images=max_images, raw=raw)
     storage.write_text(path, compose(models, pictures, **options))
