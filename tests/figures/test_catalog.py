@@ -35,7 +35,7 @@ STAYS = re.compile(
     r"|MAP|mathdefault|Ti/|DINO|local_views|\d(x\d)+|layer1|stem|conv|acc5|NAME|→|W_[qkvo]"
 )
 # How the names of phrases begin that are composed.
-PREFIXES = ("stage_", "health_", "healthy_", "drawing_", "view_", "by_")
+PREFIXES = ("stage_", "health_", "healthy_", "drawing_", "view_", "by_", "explain_")
 MODULES = (anatomy, curves, diagrams, predictions, receptive_field, seeing, sizes, terminal)
 
 

@@ -63,20 +63,17 @@ def self_attention(model, *, say=ENGLISH):
     x = d.box(8, 92, say("tokens_x"), shape(n, width), color=BLUE)
     parts = []
     for name, y in (("Q = X W_q", 32), ("K = X W_k", 92), ("V = X W_v", 152)):
-        part = d.box(x[2] + 40, y, name, shape(n, e), color=ORANGE)
-        d.arrow((x[2], 92), (x[2] + 20, 92), (x[2] + 20, y), (part[0], y))
-        parts.append(part)
+        parts.append(d.box(x[2] + 40, y, name, shape(n, e), color=ORANGE))
+        d.link(x, parts[-1])
     q, k, v = parts
     scores = d.box(q[2] + 40, 62, f"Q Kᵀ / √{e}", shape(n, n), color=GREEN)
-    for part, y in ((q, 54), (k, 70)):
-        turn = part[2] + 20
-        d.arrow((part[2], part[1]), (turn, part[1]), (turn, y), (scores[0], y))
+    d.link(q, scores, 54)
+    d.link(k, scores, 70)
     weights = d.box(scores[2] + 34, 62, say("softmax"), shape(n, n), color=GREEN)
-    d.arrow((scores[2], 62), (weights[0], 62))
+    d.link(scores, weights)
     out = d.box(weights[2] + 40, 107, say("weighted_values"), shape(n, e), color=ORANGE)
-    turn = weights[2] + 20
-    d.arrow((weights[2], 62), (turn, 62), (turn, 99), (out[0], 99))
-    d.arrow((v[2], 152), (turn, 152), (turn, 115), (out[0], 115))
+    d.link(weights, out, 99)
+    d.link(v, out, 115, turn=weights[2] + 20 - v[2])
     words = say("first_row" if before else "each_row", count=n)
     d.text(scores[0], 20, words, "start", font_size=SMALL)
     return str(d)
@@ -92,26 +89,24 @@ def multi_head(model, *, say=ENGLISH):
     tall = 46
     middle = 30 + (len(drawn) - 1) * tall / 2
     x = d.box(8, middle, say("tokens_x"), shape(n, width), color=BLUE)
-    left, right = x[2] + 44, 0
-    places = [30 + i * tall for i in range(len(drawn))]
-    for head, y in zip(drawn, places, strict=True):
+    boxes = []
+    for i, head in enumerate(drawn):
+        left, y = x[2] + 44, 30 + i * tall
         if head is None:
             d.text(left + 90, y, "⋮")
             continue
         words = f"softmax {shape(n, n)} · V → {shape(n, e)}"
-        box = d.box(left, y, say("head", head=head), words, color=ORANGE)
-        d.arrow((x[2], middle), (x[2] + 22, middle), (x[2] + 22, y), (left, y))
-        right = box[2]
-    total = f"{h} × {e} = {width:,}"
-    joined = d.box(right + 60, middle, say("heads_joined"), total, color=BLUE)
-    for head, y in zip(drawn, places, strict=True):
-        if head is not None:
-            turn = right + 30
-            d.arrow((right, y), (turn, y), (turn, middle), (joined[0], middle))
-    out = d.box(joined[2] + 34, middle, say("linear_out"), shape(width, width), color=GREEN)
-    d.arrow((joined[2], middle), (out[0], middle))
-    end = d.box(out[2] + 34, middle, say("tokens"), shape(n, width), color=BLUE)
-    d.arrow((out[2], middle), (end[0], middle))
+        boxes.append(d.box(left, y, say("head", head=head), words, color=ORANGE))
+        d.link(x, boxes[-1])
+    joined, *_ = d.chain(
+        boxes[0][2] + 60,
+        middle,
+        (say("heads_joined"), f"{h} × {e} = {width:,}", BLUE),
+        (say("linear_out"), shape(width, width), GREEN),
+        (say("tokens"), shape(n, width), BLUE),
+    )
+    for box in boxes:
+        d.link(box, joined, turn=30)
     return str(d)
 
 
@@ -160,7 +155,7 @@ def positions(model, *, say=ENGLISH):
         if name is None:
             d.text(x + 14, 28, "…")
             d.text(x + 14, 78, "…")
-            x += 28 + 12
+            x += 40
             continue
         text, color = (str(name), BLUE) if name else ("[CLS]", PURPLE)
         top = d.box(x, 28, text, color=color, width=52)
@@ -190,8 +185,7 @@ def dino(model, config, *, say=ENGLISH):
     else:
         small = d.box(left, 160, say("no_local_crops"), "(local_views = 0)", dashed=True)
     for box in (crops, small) if local else (crops,):
-        turn = picture[2] + 20
-        d.arrow((picture[2], 105), (turn, 105), (turn, box[1]), (box[0], box[1]))
+        d.link(picture, box)
     sizes = (model.width, o.hidden_dim, o.hidden_dim, o.bottleneck_dim, o.out_dim)
     head = " → ".join(f"{size:,}" for size in sizes)
     left = max(crops[2], small[2]) + 60
@@ -202,20 +196,20 @@ def dino(model, config, *, say=ENGLISH):
     width = max(wide(name, head) for name in names)
     teacher = d.box(left, 50, names[0], head, width=width, color=GREEN)
     student = d.box(left, 160, names[1], head, width=width, color=ORANGE)
-    d.arrow((crops[2], 50), (left, 50))
-    d.arrow((crops[2], 50), (left - 30, 50), (left - 30, 152), (left, 152))
+    d.link(crops, teacher)
+    d.link(crops, student, 152, turn=left - 30 - crops[2])
     if local:
-        d.arrow((small[2], 168), (left, 168))
+        d.link(small, student, 168)
     middle = (teacher[0] + teacher[2]) / 2
     d.arrow((middle, student[3]), (middle, teacher[4]), dashed=True)
-    for y, words in ((98, say("moving_average")), (112, say("momentum", start=o.momentum))):
-        d.text(middle + 10, y, words, "start", font_size=SMALL)
+    d.text(middle + 10, 98, say("moving_average"), "start", font_size=SMALL)
+    d.text(middle + 10, 112, say("momentum", start=o.momentum), "start", font_size=SMALL)
     tail = say("teacher_softmax", temp=temp), say("no_gradient")
     sharp = d.box(teacher[2] + 34, 50, *tail, color=GREEN)
-    d.arrow((teacher[2], 50), (sharp[0], 50))
+    d.link(teacher, sharp)
     tail = say("student_softmax", temp=o.student_temp)
     soft = d.box(student[2] + 34, 160, tail, color=ORANGE)
-    d.arrow((student[2], 160), (soft[0], 160))
+    d.link(student, soft)
     end = (sharp[0] + sharp[2]) / 2
     loss = d.box(end - 60, 105, say("cross_entropy"), color=PURPLE, width=120)
     d.arrow((end, sharp[4]), (end, loss[3]))

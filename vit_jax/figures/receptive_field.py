@@ -9,8 +9,9 @@ from matplotlib.patches import Rectangle
 from vit_jax.analysis.attention import mass_mask
 from vit_jax.analysis.receptive_field import SHARE, area
 from vit_jax.figures.catalog import ENGLISH
-from vit_jax.figures.overlay import COLORS, OUTLINE, outline, overlay
-from vit_jax.figures.style import BLUE, ORANGE, count_along, finish, picture, plain, short, stack
+from vit_jax.figures.overlay import COLORS, OUTLINE, outline
+from vit_jax.figures.seeing import seeing
+from vit_jax.figures.style import BLUE, ORANGE, count_along, finish, picture, plain, short
 
 MAX_CELLS = 32  # along a side of a map, by which its outline is drawn
 MAX_LETTERS = 22  # of a name above or below a map
@@ -123,7 +124,7 @@ def fields(models, *, say=ENGLISH):
         axes[0].set_ylabel(name, fontsize=9)
     if has_theory:
         words.append(say("field_dashed"))
-    _explain(figure, words)
+    figure.supxlabel("\n".join(words), x=0.01, ha="left", fontsize=8, color="0.2")
     return finish(figure)
 
 
@@ -131,10 +132,6 @@ def layer_title(layer, say=ENGLISH):
     """The name of a layer of `analysis.effective_fields`, such as "block 3" or "layer1"."""
     kind, _, number = layer.partition(" ")
     return say("block", block=number) if kind == "block" else layer
-
-
-def _explain(figure, lines):
-    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color="0.2")
 
 
 def _cell(gradient):
@@ -159,48 +156,28 @@ def looks(images, titles, models, *, say=ENGLISH):
 
     Args:
       images: uint8 [h, w, c] each.
-      titles: text below each image, of a line or two.
+      titles: text below each image.
       models: dicts with "name", "maps" {layer: [b, rows, columns]}, "says" [b], names of predicted
-        classes, or None, and of a ViT "whose" attention it is; with "views", uint8 [h, w, c] each,
-        the maps are laid over them.
+        classes, or None, of a ViT "whose" attention it is, and "views", uint8 [h, w, c] each, below
+        the maps where they differ from `images`.
       say: the labels, a `Catalog` of "figures".
 
     Returns:
       matplotlib Figure.
     """
-    columns = [(model, layer) for model in models for layer in model["maps"]]
-    tall = 1.45 + 0.13 * max(1 + title.count("\n") for title in titles)
-    size = 1.4 * (1 + len(columns)), tall * len(images) + 0.35 + 0.2 * (1 + len(models))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(images), 1 + len(columns), squeeze=False)
-    for i, (axes, image) in enumerate(zip(grid, images, strict=True)):
-        picture(axes[0], image)
-        stack(axes[0], [short(line, MAX_LETTERS) for line in titles[i].splitlines()])
-        for axis, (model, layer) in zip(axes[1:], columns, strict=True):
-            _draw_look(axis, model, model["maps"][layer][i], i, say)
-            if i == 0:
-                kind = say("attention") if "whose" in model else "Grad-CAM"
-                titled = f"{kind}, {layer_title(layer, say)}"
-                stack(axis, [short(model["name"], MAX_LETTERS), titled], above=True)
-            if model["says"] is not None and layer == next(iter(model["maps"])):
-                stack(axis, [say("predicted", name=short(model["says"][i], MAX_LETTERS))])
-    lines = [
-        say("attention_of_model" if "whose" in model else "gradcam_of_model", **_named(model))
-        for model in models
-    ]
-    _explain(figure, [*lines, say("own_scale")])
-    return finish(figure)
-
-
-def _named(model):
-    return {key: model[key] for key in ("name", "whose") if key in model}
-
-
-def _draw_look(axis, model, values, i, say):
-    if "views" in model:
-        picture(axis, overlay(model["views"][i], values))
-    else:
-        picture(axis, values, cmap=COLORS, vmin=0, vmax=values.max() or 1)
-    if not values.any():
-        place = dict(transform=axis.transAxes, ha="center", va="center", color="0.6")
-        axis.text(0.5, 0.5, say("zero_everywhere"), fontsize=8, **place)
+    panels = []
+    for model in models:
+        panel = {"name": model["name"], "views": model.get("views", images), "columns": {}}
+        for layer, maps in model["maps"].items():
+            if "whose" not in model:
+                maps = maps / np.maximum(maps.sum((1, 2), keepdims=True), 1e-12)
+            panel["columns"][layer_title(layer, say)] = maps
+        panel["gradcam"] = "whose" not in model
+        panel["note"] = say("gradcam")
+        if "whose" in model:
+            panel["note"] = say("attention_mean", whose=model["whose"])
+        if model["says"] is not None:
+            names = [short(name, MAX_LETTERS) for name in model["says"]]
+            panel["labels"] = [say("predicted", name=name) for name in names]
+        panels.append(panel)
+    return seeing(images, panels, titles=titles, style="overlay", say=say)

@@ -19,6 +19,7 @@ GAP, BETWEEN = 0.1, 0.3  # beside an image, and between models
 MIN_WIDTH = 4.6  # of a model, for its name and note
 LINE, HEAD, FOOT = 0.2, 0.6, 0.16  # of text below an image; above all; a line more of a text
 LETTERS_PER_INCH = 15  # of small type
+PARTS = ("gradcam", "rollout")  # what may be among the maps of a model and is explained
 
 
 def seeing(images, models, *, titles=None, style="map", keep=KEEP, say=ENGLISH):
@@ -31,8 +32,8 @@ def seeing(images, models, *, titles=None, style="map", keep=KEEP, say=ENGLISH):
       images: uint8 [h, w, 1 or 3] each.
       models: dicts with "name", of the weights; "note", lines such as layer and resolution;
         "columns" {title: maps [b, rows, columns]}; optionally "labels", text left of each row,
-        "colors" [b, rows, columns, 3] in [0, 1], and "rollout", whether there is rollout among
-        the maps. `panel` makes them.
+        "colors" [b, rows, columns, 3] in [0, 1], "views", its images where they differ from
+        `images`, and "rollout" or "gradcam", whether there are such maps. `panel` makes them.
       titles: text below each image.
       style: "map" alone, "overlay" over the image, or "mask", the image darkened outside the
         fewest patches that hold the share `keep`, which the other styles outline.
@@ -66,7 +67,7 @@ def seeing(images, models, *, titles=None, style="map", keep=KEEP, say=ENGLISH):
         axis.set_title("" if row else say("image"), fontsize=9, pad=3)
         for i, model in enumerate(models):
             axes = [place(lefts[i] + j * (cell + GAP), row) for j in range(counts[i])]
-            _draw(axes, model, row, image, style, keep, say)
+            _draw(axes, model, row, model.get("views", images)[row], style, keep, say)
             if row == 0:
                 _label(axes, model, notes[i], widths[i], say)
     _explain(figure, legend, start + GAP, cell, style, say)
@@ -183,10 +184,12 @@ def _label(axes, model, note, width, say):
 
 
 def _legend(models, style, keep, say):
-    lines = [say("explain_overlay" if style == "overlay" else "explain_map")]
+    """How to read the figure."""
+    lines = []
+    if not all(model.get("gradcam") for model in models):
+        lines.append(say("explain_overlay" if style == "overlay" else "explain_map"))
+    lines += [say(f"explain_{part}") for part in PARTS if any(model.get(part) for model in models)]
     lines.append(say("explain_lit" if style == "mask" else "explain_outline", share=keep))
-    if any(model.get("rollout") for model in models):
-        lines.append(say("explain_rollout"))
     if any("colors" in model for model in models):
         lines.append(say("explain_features"))
     return "\n".join(lines)
@@ -198,22 +201,18 @@ def _explain(figure, lines, left, cell, style, say):
     top = FOOT * (len(lines) + 0.3)
     if style != "mask":
         axis = figure.add_axes((GAP / width, top / height, cell / width, 0.12 / height))
-        bar = figure.colorbar(ScalarMappable(cmap=COLORS), cax=axis, orientation="horizontal")
-        bar.set_ticks([0, 1], labels=["0", say("scale_maximum")], fontsize=8)
-        for label, side in zip(bar.ax.get_xticklabels(), ("left", "right"), strict=True):
-            label.set_horizontalalignment(side)
-        bar.ax.tick_params(length=2, pad=1)
-    for i, line in enumerate(lines):
-        y = (top - FOOT * i) / height
-        figure.text(left / width, y, line, fontsize=8, color="0.2")
+        figure.colorbar(ScalarMappable(cmap=COLORS), cax=axis, orientation="horizontal", ticks=[])
+        place = dict(xycoords="axes fraction", va="top", fontsize=8)
+        axis.annotate("0", (0, -0.3), **place)
+        axis.annotate(say("scale_maximum"), (1, -0.3), **place, ha="right")
+    place = dict(va="top", fontsize=8, color="0.2", linespacing=1.4)
+    figure.text(left / width, (top + FOOT) / height, "\n".join(lines), **place)
 
 
 def _wrap(text, inches):
     """Lines of small type that fit in so many inches."""
-    most = inches * LETTERS_PER_INCH
-    lines = [
-        textwrap.wrap(line, max(1, int(most * len(line) / letters(line))))
-        for line in text.splitlines()
-        if line
-    ]
-    return [part for line in lines for part in line]
+    found = []
+    for line in text.splitlines():
+        most = inches * LETTERS_PER_INCH * len(line) / letters(line)
+        found += textwrap.wrap(line, max(1, int(most)))
+    return found

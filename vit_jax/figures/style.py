@@ -38,7 +38,7 @@ def picture(axis, image, **style):
         image = image[..., 0]
         style = dict(cmap="gray", vmin=0, vmax=255) | style
     frame(axis)
-    return axis.imshow(image, **dict(interpolation="nearest") | style)
+    return axis.imshow(image, **dict(interpolation="none") | style)
 
 
 def frame(axis):
@@ -60,15 +60,3 @@ def short(text, most, keep_end=True):
     if len(text) <= most:
         return text
     return "…" + text[1 - most :] if keep_end else text[: most - 1] + "…"
-
-
-def stack(axis, lines, above=False):
-    """Lines of small text below or above an axis, each centered by itself: the viewer of an SVG
-    may have another font, in which lines have other widths."""
-    for i, line in enumerate(reversed(lines) if above else lines):
-        y = 3 + 10 * i  # points
-        place = dict(xycoords="axes fraction", textcoords="offset points", ha="center", fontsize=8)
-        if above:
-            axis.annotate(line, (0.5, 1), xytext=(0, y), va="bottom", **place)
-        else:
-            axis.annotate(line, (0.5, 0), xytext=(0, -y), va="top", **place)

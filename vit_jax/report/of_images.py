@@ -122,7 +122,7 @@ def draw_looks(several):
         return None
     first = several[0]
     titles = [
-        name if known is None else f"{name}\n{known}"
+        name if known is None else f"{name}, {known}"
         for name, known in zip(first.names, first.classes, strict=True)
     ]
 
