@@ -29,15 +29,25 @@ def train_batches(
 ):
     """Iterator over this process's rows of global batches start, start + 1, ... without end.
 
-    repeats: views of an image that lie side by side in a batch, as in repeated augmentation
-    (arXiv:1901.09335). A pass over the data stays as long: it is 1 / repeats of the images, drawn
-    anew for each pass, as DeiT's sampler has it.
+    Args:
+      source: images and labels, as in `data.sources`.
+      view: function (image, rng) -> uint8 [s, s, c], or a dict of several views.
+      seed: of shuffling and augmentation.
+      batch_size: images per global batch, B.
+      start: number of the first batch.
+      repeats: augmented copies of each image per batch (repeated augmentation, arXiv:1901.09335).
+        A pass has as many batches as without: it takes 1 / repeats of the images, drawn anew for
+        each pass, as DeiT's sampler does.
+      workers: processes that read and augment. They are spawned, so a script needs
+        `if __name__ == "__main__":`; with 0, `threads` threads do it.
+      process_index, process_count: p and P.
 
-    view(image, rng) -> uint8 [s, s, c], or several as a dict. workers: processes that read and
-    augment, started by spawning, so a script needs `if __name__ == "__main__":`; with 0 it is
-    `threads` threads. Yields numpy {"image": uint8 [B/P, s, s, c], "label": int32 [B/P]}, with the
-    keys of the dict in the place of "image"; call .close() at the end.
-    Raises UserError for sizes that cannot be, and whatever source and view raise.
+    Returns:
+      An iterator of numpy {"image": uint8 [B/P, s, s, c], "label": int32 [B/P]}, with the keys of
+      the dict in place of "image". Call .close() at the end.
+
+    Raises:
+      UserError: if the batch is larger than the split or does not divide over the processes.
     """
     local = _local_size(batch_size, process_count)
     if len(source) < batch_size:
@@ -58,18 +68,20 @@ def train_batches(
     return iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
 
 
-def of_config(source, config, **options):
-    """The `train_batches` of a config; options: start, process_index and process_count."""
+def of_config(source, config, start=0):
+    """The `train_batches` of a config, for this process."""
     view, _ = augment.views(config)
     return train_batches(
         source,
         view,
         seed=config.seed,
         batch_size=config.batch_size,
+        start=start,
         repeats=config.augment.repeats,
         workers=config.data.workers,
         threads=config.data.threads,
-        **options,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from vit_jax.data import class_names as names
 from vit_jax.errors import UserError
+from vit_jax.flops import count_flops, count_params
 from vit_jax.workdir import log, storage
 
 
@@ -24,7 +25,6 @@ class LoadedModel:
       model: `models.Model`, the model as pure functions.
       params: its weights.
       image: side of its square images, pixels.
-      channels: of its images.
       mean, std: of images in [0, 1], one per channel.
       crop: side of the center crop / short side of the resized image.
       class_names: of the classifier's outputs or, of a run without one, of its data.
@@ -38,7 +38,6 @@ class LoadedModel:
     model: Any
     params: dict
     image: int
-    channels: int
     mean: tuple
     std: tuple
     crop: float
@@ -67,6 +66,11 @@ class LoadedModel:
     def module(self):
         """The model as a module with its weights: module(images) -> named outputs."""
         return self.model.bind(self.params)
+
+    @property
+    def channels(self):
+        """Channels of its images."""
+        return self.model.module.config.channels
 
     @property
     def is_cnn(self):
@@ -102,28 +106,24 @@ class LoadedModel:
     @property
     def parameters(self):
         """Number of trainable parameters."""
-        from vit_jax import flops
-
-        return flops.count_params(self.model.module.config)
+        return count_params(self.model.module.config)
 
     @property
     def flops(self):
-        """FLOPs of a forward pass of one image, of the size in the model's config."""
-        from vit_jax import flops
-
-        return flops.count_flops(self.model.module.config)
+        """FLOPs per image of a forward pass, at the image size in the model's config."""
+        return count_flops(self.model.module.config)
 
     def replace(self, **changes):
         """A copy with other attributes, such as image, mean, std, crop or name."""
         return dataclasses.replace(self, **changes)
 
     def view(self, image):
-        """uint8 [h, w, c] of any size -> uint8 [image, image, channels]: resized and cropped as at
-        evaluation."""
+        """The evaluation view: uint8 [h, w, c] of any size -> uint8 [image, image, channels]."""
         from vit_jax import augment
 
-        shape = dict(size=self.image, channels=self.channels)
-        return augment.eval_view(image, **shape, eval_crop=self.crop)
+        return augment.eval_view(
+            image, size=self.image, channels=self.channels, eval_crop=self.crop
+        )
 
     def normalize(self, views):
         """uint8 [b, h, w, c], or a list of [h, w, c] -> normalized float32 [b, h, w, c]."""
@@ -224,14 +224,9 @@ def load(spec, name=None, *, checkpoint="best", raw=False, class_names=None):
 
     module = pretrained.load(spec, name)
     file = Path(spec).name
-    return of_module(
-        module,
-        f"{file}, {name}" if name else file,
-        short=file,
-        variant=name or "ViT",
-        class_names=class_names,
-        **pretrained.preprocessing(module, name),
-    )
+    title = f"{file}, {name}" if name else file
+    words = dict(short=file, variant=name or "ViT", class_names=class_names)
+    return of_module(module, title, **words, **pretrained.preprocessing(module, name))
 
 
 def _of_run(workdir, checkpoint, raw):
@@ -248,7 +243,6 @@ def _of_run(workdir, checkpoint, raw):
         model,
         params,
         image=config.model.image,
-        channels=config.model.channels,
         mean=config.data.mean,
         std=config.data.std,
         crop=config.augment.eval_crop,
@@ -300,7 +294,6 @@ def of_module(
         model,
         params,
         image=image or config.image,
-        channels=config.channels,
         mean=mean or half,
         std=std or half,
         crop=crop,

@@ -13,14 +13,14 @@ from vit_jax.vit import ViT
 class Model(NamedTuple):
     """A module as pure functions.
 
-    Weights are what a model computes with: the parameters, which are trained, and for batch norms
-    their running statistics, at other paths of the same nested dict.
+    Weights are the trainable parameters and the running statistics of batch norms, in one nested
+    dict.
     """
 
     init: Callable  # key -> params
-    stats: Callable  # -> the statistics before training; {} where there are none
+    stats: Callable  # -> the initial running statistics; {} without batch norms
     bind: Callable  # weights -> the module with them, to be called
-    module: nnx.Module  # with shapes in the place of weights
+    module: nnx.Module  # with shapes in place of weights
 
     def apply(self, weights, images, **options):
         return self.bind(weights)(images, **options)

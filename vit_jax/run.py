@@ -5,7 +5,6 @@ import dataclasses
 import jax
 
 from vit_jax import (
-    augment,
     batch,
     data,
     evaluators,
@@ -92,13 +91,7 @@ class Run:
 
     def batches(self, start):
         """Global batches start, start + 1, ...: this process's rows, as numpy arrays."""
-        return batch.of_config(
-            self.source,
-            self.config,
-            start=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        return batch.of_config(self.source, self.config, start)
 
     def step(self, state, rows):
         """(state, this process's rows) -> (state, metrics). The state passed in is used up."""
@@ -107,8 +100,10 @@ class Run:
             return self._step(state, rows, self.train_rng)
 
     def lower(self, rows):
-        """The training step, lowered for the mesh and for global batches of these shapes and dtypes.
-        The devices of the mesh need not be available."""
+        """Lower the training step for the mesh, whose devices need not be available.
+
+        rows: shapes and dtypes of a global batch, a tree.
+        """
         place = sharding.batch_sharding(self.mesh)
         rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), rows)
         with jax.set_mesh(self.mesh):

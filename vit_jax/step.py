@@ -1,4 +1,4 @@
-"""One optimizer step: loss, gradient, the optimizer's move, the objective's update."""
+"""One training step: loss, gradients, optimizer update, and the objective's update."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import optax
 
 
 class TrainState(NamedTuple):
-    """All that training carries from step to step: one pytree of dicts and arrays."""
+    """The state of training: one pytree of dicts and arrays."""
 
     step: jax.Array  # optimizer steps done
     params: Any
@@ -25,8 +25,8 @@ def make_train_step(objective, tx, accum_steps=1):
     """-> train_step(state, batch, rng) -> (state, metrics), to be jitted with the state donated.
 
     The rng is an argument and not part of the state: it is neither saved nor compiled in. Every
-    step folds in its number and every image its row in the batch, so that a resumed run draws
-    what the uninterrupted one would have drawn.
+    step folds in its number and every image its row in the batch, so that a resumed run draws the
+    same numbers as an uninterrupted one.
     """
     gradient = jax.value_and_grad(objective.loss, has_aux=True)
 

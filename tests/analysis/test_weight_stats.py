@@ -29,8 +29,7 @@ def test_planted_filters_are_found():
     assert (overlap.argmax(1) == [0, 1, 2]).all() and overlap.max(1).min() > 0.97
     assert (flat[np.arange(5), np.abs(flat).argmax(1)] > 0).all()
     np.testing.assert_allclose(shares[:3].sum(), 1, atol=1e-9)
-    assert shares[0] > 4 * shares[1] > 4 * shares[2] and weight_stats.needed(shares, 0.999) == 3
-    assert weight_stats.needed(shares[:1], 0.999) is None
+    assert shares[0] > 4 * shares[1] > 4 * shares[2]
 
 
 @pytest.mark.parametrize("options", [dict(pos_embed="sincos2d"), {}])

@@ -171,7 +171,8 @@ def test_it_trains_and_resumes(workdir, recipe, tmp_path, capsys):
         for folder in (tmp_path, workdir)
     )
     assert once == twice and once[0]["train/dropped"] == 0.75 and "eval/test/knn10" in once[-1]
-    assert command.run(train, f"--config={recipe}", "--config.objective.keep=2") == 2
+    words = [f"--config={recipe}", f"--workdir={tmp_path}", "--config.objective.keep=2"]
+    assert command.run(train, *words) == 2
     assert "config.objective.keep = 2.0 must be above 0" in capsys.readouterr().err
 
 

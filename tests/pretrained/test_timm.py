@@ -185,7 +185,7 @@ def test_the_features_command(tmp_path):
     np.save(tmp_path / "x.npy", x.transpose(0, 3, 1, 2))
     done = features(*words, f"--input={tmp_path / 'x.npy'}")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "channels first: transpose it by (0, 2, 3, 1)" in done.stderr
+    assert "channels first: transpose them by (0, 2, 3, 1)" in done.stderr
     assert out.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.npz", "x.npy"]
 
@@ -217,5 +217,5 @@ def test_a_run_begins_with_the_weights_of_another(tmp_path):
     for name, part in source.items():
         jax.tree.map(np.testing.assert_array_equal, part, state.params[name])
     c.model.width = 64
-    with pytest.raises(UserError, match=r"does not fit config.model: blocks/attn/proj/bias is of"):
+    with pytest.raises(UserError, match=r"does not fit config.model: blocks/attn/proj/bias has"):
         Run(c, one).init()

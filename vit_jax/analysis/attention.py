@@ -1,4 +1,4 @@
-"""What a model's named outputs show of an image: attention maps and the axes of its features.
+"""Attention maps, attention rollout and principal components of a model's named outputs.
 
 Arrays in, arrays out: numpy's or, within jit, JAX's. Axes: l layers, b images, h heads, q queries
 and m what they attend to, which are both all n tokens. A grid is the rows and columns of patches,
@@ -15,23 +15,24 @@ LEGEND = "█ 0.8 to 1.0, ▓ 0.4 to 0.8, ░ 0 to 0.4 of the map's maximum"
 def cls_maps(attention, grid, prefix=1):
     """How much [CLS] attends to each patch: [l, b, h, q, m] -> [l, b, h, *grid].
 
-    prefix: tokens before the patches, the first of which is [CLS]. What it gives to them is left
-    out, so that a map adds up to 1 or less. Raises ValueError where the sizes do not agree.
+    prefix: tokens before the patches, the first of which is [CLS]. Attention to them is left out,
+    so a map sums to 1 or less. Raises ValueError if the patches do not make the grid.
     """
     if prefix < 1:
         raise ValueError("there is no [CLS] token whose attention could be read")
-    return _on_grid(attention[..., 0, :], grid, prefix)
+    return on_grid(attention[..., 0, :], grid, prefix)
 
 
 def patch_maps(attention, grid, prefix=0):
     """How much the average patch attends to each: [l, b, h, q, m] -> [l, b, h, *grid].
 
-    What there is to see of a model without a [CLS] token, whose pool is the patches' mean.
+    For models without a [CLS] token, which pool the mean of the patches.
     """
-    return _on_grid(attention[..., prefix:, :].mean(-2), grid, prefix)
+    return on_grid(attention[..., prefix:, :].mean(-2), grid, prefix)
 
 
-def _on_grid(rows, grid, prefix):
+def on_grid(rows, grid, prefix):
+    """Values per token [..., n] -> those of the patches [..., *grid]. Raises ValueError."""
     rows = rows[..., prefix:]
     if rows.shape[-1] != grid[0] * grid[1]:
         raise ValueError(f"{rows.shape[-1]} patches do not make a grid of {grid[0]} x {grid[1]}")
@@ -47,12 +48,11 @@ def head_map(maps, head):
 
 
 def rollout(attention):
-    """How much of each token has come into each by every layer: [l, b, h, n, n] -> [l, b, n, n].
+    """Attention rollout (section 3 of arXiv:2005.00928): [l, b, h, n, n] -> [l, b, n, n].
 
-    Attention rollout, section 3 of arXiv:2005.00928: the mean over heads, half of it and half
-    the identity for the residual connection, each row scaled to 1, multiplied from the first
-    layer up. Entry i is that of the first i + 1 layers; `cls_maps(rollout(a)[:, :, None], grid)`
-    are maps of it.
+    The attention averaged over heads and then with the identity, for the residual connection, rows
+    scaled to sum to 1, and multiplied from the first layer up. Entry i covers the first i + 1
+    layers; `cls_maps(rollout(a)[:, :, None], grid)` are its maps.
     """
     found = []
     for layer in attention:
@@ -63,9 +63,9 @@ def rollout(attention):
 
 
 def as_text(values):
-    """A map [rows, columns] as lines of █ ▓ ░, two to a patch so that it is about square.
+    """A map [rows, columns] as lines of █ ▓ ░, two characters per patch so that it is square.
 
-    By its share of the map's maximum, as `LEGEND` says; what lies on a bound is above it.
+    Shades are shares of the map's maximum, as in `LEGEND`, with inclusive lower bounds.
     """
     values = np.asarray(values, np.float64)
     shares = values / (values.max() or 1) + ROUNDING
@@ -92,20 +92,24 @@ def mass_mask(maps, keep=0.6):
     return mask.reshape(np.shape(maps))
 
 
+def with_sign(axes):
+    """Rows [n, d] with the sign in which their largest element is positive."""
+    return axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
+
+
 def pca(tokens, components=3):
     """Features as colors: [b, n, d] -> float32 [b, n, components] in [0, 1].
 
-    The principal components of all patches of all the images together, so that a color means the
-    same in each of them; 0 and 1 are the 1st and the 99th percentile of a component, and what is
-    beyond is cut off. The sign is the one in which the largest weight is positive. A component in
-    which the features do not differ is 1/2 everywhere.
+    The principal components of all patches of all images together, so that colors are comparable
+    between images, clipped to their 1st and 99th percentiles, which become 0 and 1. The largest
+    weight of a component is positive. A constant component is 1/2 everywhere.
     """
     x = np.asarray(tokens, np.float64)
     x = x.reshape(-1, x.shape[-1])
     x = x - x.mean(0)
     squares, axes = np.linalg.eigh(x.T @ x)  # rising
     spread, axes = np.sqrt(squares[::-1].clip(0)), axes.T[::-1][:components]
-    axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
+    axes = with_sign(axes)
     scores = np.zeros((len(x), components))
     scores[:, : len(axes)] = x @ axes.T
     scores[:, : len(axes)][:, spread[: len(axes)] <= ROUNDING * spread[0]] = 0

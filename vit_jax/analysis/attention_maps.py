@@ -13,17 +13,6 @@ MAX_SOFTMAX_BYTES = 2**29  # of all layers and a batch
 MAX_LAYER_BYTES = 2**33  # of the softmax of one layer and one image
 
 
-def check_size(model):
-    """Raise UserError if the attention to images of this size does not fit in memory."""
-    tokens = model.grid[0] * model.grid[1] + model.prefix
-    size = 4 * model.num_heads * tokens**2
-    if size > MAX_LAYER_BYTES:
-        raise UserError(
-            f"images of {model.image} pixels make {tokens:,} tokens, whose attention takes "
-            f"{size / 1e9:.0f} GB per layer; use a smaller image size"
-        )
-
-
 def ends(depth):
     """The first, the middle and the last of so many layers, from 1, each once."""
     return sorted({1, (depth + 1) // 2, depth})
@@ -44,14 +33,18 @@ def see(model, views, layers, with_rollout=False):
       3]; all float32; and for the text around them `name`, `layers`, `depth`, `prefix`, `image` and
       `patch` (pixels), and `trained_grid`, the side of the grid that the positions were learned on.
     """
-    check_size(model)
     prefix, config = model.prefix, model.module.config
     rows, columns = model.grid
-    # The softmax of a batch is large: no more images than fit are computed at a time.
-    size = 4 * model.depth * model.num_heads * (rows * columns + prefix) ** 2
-    size = min(BATCH, max(1, MAX_SOFTMAX_BYTES // size))
+    tokens = rows * columns + prefix
+    layer_bytes = 4 * model.num_heads * tokens**2
+    if layer_bytes > MAX_LAYER_BYTES:
+        raise UserError(
+            f"images of {model.image} pixels make {tokens:,} tokens, whose attention takes "
+            f"{layer_bytes / 1e9:.0f} GB per layer; use a smaller image size"
+        )
     look = reader(model.grid, prefix, tuple(layers), with_rollout)
-    found = model.run(list(views), compute=look, batch_size=size)
+    at_once = min(BATCH, max(1, MAX_SOFTMAX_BYTES // (model.depth * layer_bytes)))
+    found = model.run(list(views), compute=look, batch_size=at_once)
     return SimpleNamespace(
         name=model.name,
         layers=tuple(layers),

@@ -1,4 +1,4 @@
-"""How far a model sees and where it looks: of an `inference.LoadedModel`, CNN or ViT.
+"""Receptive fields, attention distances and attention maps of an `inference.LoadedModel`.
 
 Images are uint8 [b, image, image, c], as `LoadedModel.view` makes each. receptive_field.py and
 gradcam.py define the numbers.
@@ -16,16 +16,23 @@ DRAWS = 4  # channels of the center unit, of each image
 
 
 def cost(model, layers):
-    """FLOPs of the `fields` of so many layers, for an image and a draw: for each layer a forward
-    pass, and a backward one of twice its cost."""
+    """FLOPs of `fields` for one image and one draw: per layer a forward pass and a backward pass,
+    which costs twice as much."""
     return 3 * count_flops(model.module.config) * layers
 
 
 def fields(model, images, blocks=None, draws=DRAWS):
-    """Effective receptive fields, and of a CNN the theoretical ones.
+    """Effective receptive fields and, of a CNN, the theoretical ones.
 
-    blocks: of a ViT, numbers from 1; None: all. -> rows, one a block of a ViT, one a convolution
-    and one a stage of a CNN; {layer: gradient [h, w]}, by the stages or blocks, from the image on.
+    Args:
+      model: `inference.LoadedModel`.
+      images: uint8 [b, image, image, c].
+      blocks: of a ViT, numbers from 1; None: all.
+      draws: channels of the center unit per image.
+
+    Returns:
+      Rows, one per block of a ViT, or one per convolution and one per stage of a CNN; and
+      {layer: gradient [h, w]} of the blocks or stages, in order.
     """
     measure = _fields_of_cnn if model.is_cnn else _fields_of_vit
     return measure(model, model.normalize(images), blocks, draws)
@@ -38,31 +45,34 @@ def _fields_of_cnn(model, images, _, draws):
         images,
         draws=draws,
     )
-    rows = layers_of_cnn(model)
+    rows, gradients = layers_of_cnn(model), {}
     for row in rows:
         if row["layer"] in found:
             first, last = row["inside"]
+            gradients[row["layer"]] = found[row["layer"]]
             row |= _seen(found[row["layer"]], (last - first) ** 2)
-    return rows, {row["layer"]: found[row["layer"]] for row in rows if row["layer"] in found}
+    return rows, gradients
 
 
 def layers_of_cnn(model):
-    """-> rows, one a convolution and one a stage, with the theoretical fields; the latter also with
-    "inside", the first pixel that the center unit depends on and one past the last."""
+    """Theoretical receptive fields.
+
+    Returns:
+      Rows, one per convolution and one per stage; those of stages have "inside", the first pixel
+      that the center unit depends on and one past the last.
+    """
     plan = variants.convolutions(model.module.config)
-    theory = receptive_field.theoretical(plan, model.module.pools)
     depth, rows = 0, []
-    for layer, field in theory.items():
+    for layer, field in receptive_field.theoretical(plan, model.module.pools).items():
         depth += layer in plan and not layer.endswith("shortcut")
-        stage = "/" not in layer
-        if layer not in plan and not stage:
-            continue  # a block, which has the field of its last convolution
         row = {"model": model.short, "layer": layer, "convolutions": depth}
         row |= {"field": field.size, "jump": field.jump, "start": field.start}
-        if stage:
+        if "/" not in layer:  # a stage
             unit = -(-model.image // field.jump) // 2
-            inside = field.pixels(unit, model.image)
-            row |= {"uniform_std": round(field.std, 3), "inside": list(inside)}
+            row["uniform_std"] = round(field.std, 3)
+            row["inside"] = list(field.pixels(unit, model.image))
+        elif layer not in plan:
+            continue  # a block has the field of its last convolution
         rows.append(row)
     return rows
 
@@ -86,7 +96,7 @@ def _fields_of_vit(model, images, blocks, draws):
 
 
 def _seen(gradient, possible):
-    """What a row says of a gradient; possible: pixels of the theoretical field in the image."""
+    """Entries of a row about a gradient. possible: pixels of the theoretical field in the image."""
     area = receptive_field.area(gradient)
     return {
         "std": round(receptive_field.width(gradient), 3),
@@ -97,8 +107,8 @@ def _seen(gradient, possible):
 
 
 def heads(model, images):
-    """-> rows, one a head of a ViT: attention distance in pixels, entropy in bits, means over the
-    images."""
+    """Rows, one per head of a ViT: attention distance in pixels and entropy in bits, averaged over
+    the images."""
     grid, prefix, patch = model.grid, model.prefix, model.module.config.patch
     parts = []
     for start in range(0, len(images), AT_ONCE):  # the softmax of all images would be large
@@ -122,7 +132,7 @@ def heads(model, images):
 
 
 def looks(model, images):
-    """Where a model looks.
+    """Attention maps of a ViT, Grad-CAM of a CNN.
 
     Args:
       model: `inference.LoadedModel`.

@@ -1,4 +1,4 @@
-"""How far a model sees, layer by layer: receptive fields of a CNN, attention distance of a ViT.
+"""Receptive fields of the layers of a CNN, attention distance and entropy of those of a ViT.
 
 Arrays in, arrays out; all lengths are in pixels of the image that the model is given.
 """
@@ -60,7 +60,7 @@ def theoretical(plan, pool):
     pool: whether a max-pooling of 3x3 with stride 2 follows the stem. -> {path: Field} in order:
     every convolution ("layer1/block0/conv1"; of a shortcut, its own), and after them "stem",
     "pool", every block ("layer1/block0") and every stage ("layer1"). Of several paths through a
-    block the largest field counts; all are centerd on the same pixel.
+    block the largest field counts; all are centered on the same pixel.
     """
     plan = dict(plan)
     kernel, stride, *_ = plan.pop("stem")
@@ -134,19 +134,19 @@ def area(gradient, share=SHARE):
 
 
 def attention_distance(attention, grid, patch, prefix=0):
-    """How far a patch looks on average: softmax [..., q, m] -> [...].
+    """Mean attention distance: softmax [..., q, m] -> [...], in pixels.
 
     The distance between the centers of two patches, weighted by attention, the mean over queries
-    (arXiv:2010.11929, figure 7 and appendix D.7). Patches alone count, 0 for a patch itself: the
-    `prefix` tokens before them are left out, and the rest of each row is scaled to 1 (the paper
-    does not say what it does with [CLS]). Raises ValueError where the sizes do not agree.
+    (arXiv:2010.11929, figure 7 and appendix D.7). The `prefix` tokens before the patches are left
+    out, and the rest of each row is scaled to sum to 1; the paper does not say how it treats [CLS].
+    Raises ValueError if the patches do not make the grid.
     """
     rows = _patches(attention, grid, prefix)
     return patch * (rows * _distances(grid)).sum(-1).mean(-1)
 
 
 def even_distance(grid, patch):
-    """The attention distance of a head that looks everywhere alike."""
+    """The attention distance of a head with uniform attention."""
     return patch * float(_distances(grid).mean())
 
 

@@ -7,16 +7,16 @@ import jax
 from vit_jax import models
 from vit_jax.variants import ResNetConfig
 
-# Parts with a row of their own; those that an option adds have one by their name.
+# Parameters that have a row below; those that an option adds get one by their name.
 KNOWN = {"patch_embed", "cls_token", "pos_embed", "blocks", "norm", "attn_pool", "fc_norm", "head"}
 KNOWN_IN_BLOCKS = {"norm1", "attn", "norm2", "mlp"}
 
 
 class Stage(NamedTuple):
-    """A stage by its phrase, `stage_KEY` in the catalog of figures, and the values in it.
+    """A stage of a model, named by the phrase `stage_KEY` in the catalog of figures.
 
-    inside: whether it is part of the encoder blocks; its parameters are those of all blocks
-    together.
+    values: placeholders of the phrase. inside: whether it is part of the encoder blocks; its
+    parameters are then those of all blocks together.
     """
 
     key: str
@@ -32,98 +32,97 @@ def of_config(config):
     """
     model = models.build(config)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    rows = (cnn_stages if isinstance(config, ResNetConfig) else stages)(model, params)
-    total = sum(x.size for x in jax.tree.leaves(params))
-    stray = total - sum(count for _, _, count in rows if count)
+    image = (config.image, config.image, config.channels)
+    rows = [(Stage("image"), image, 0)]
+    rows += (cnn_stages if isinstance(config, ResNetConfig) else vit_stages)(model, params, image)
+    total = size(params)
+    stray = total - sum(count for _, _, count in rows)
     if stray:
         raise AssertionError(f"{stray:,} parameters belong to no stage")
-    return rows, total
+    return [(stage, text(shape), count) for stage, shape, count in rows], total
 
 
-def one_image(config):
-    shape = (1, config.image, config.image, config.channels)
-    return jax.ShapeDtypeStruct(shape, "float32")
-
-
-def cnn_stages(model, params):
-    """As `stages`, of a ResNet."""
+def cnn_stages(model, params, image):
+    """Rows of a ResNet, after that of the image."""
     config = model.module.config
-    images = one_image(config)
-    out = jax.eval_shape(
-        lambda p, x: model.apply(models.union(p, model.stats()), x, blocks=True), params, images
-    )
+    out = outputs(model, models.union(params, model.stats()), image)
     names = {"stem": Stage("stem"), "pool": Stage("pool")}
     names |= {f"layer{i + 1}": Stage("cnn", dict(count=n)) for i, n in enumerate(config.layers)}
-    rows = [(Stage("image"), images, "")]
-    rows += [(names[stage], out["maps"][stage], stage) for stage in names if stage in out["maps"]]
-    rows += [(Stage("mean"), out["pooled"], "")]
-    rows += [(Stage("head"), out["logits"], "head")] if "logits" in out else []
-    return [(name, shape(x.shape[1:]), size(params, stage)) for name, x, stage in rows]
+    maps = out["maps"]
+    rows = [(names[x], maps[x], size(params, x)) for x in names if x in maps]
+    return rows + [(Stage("mean"), out["pooled"], 0), *head(out, params)]
 
 
-def size(params, *path):
-    """Parameters below a path; 0 where there is nothing."""
-    for key in path:
-        params = params.get(key, {})
-    return sum(x.size for x in jax.tree.leaves(params))
-
-
-def shape(x):
-    return f"[{'x'.join(map(str, x))}]"
-
-
-def stages(model, params):
-    """[(`Stage`, shape for one image, parameters)], from the outside in."""
+def vit_stages(model, params, image):
+    """Rows of a ViT, after that of the image."""
     config = model.module.config
-    images = one_image(config)
-    named = {"attention": True, "blocks": True}
-    out = jax.eval_shape(lambda p, x: model.apply(p, x, **named), params, images)
-    patches = jax.eval_shape(lambda p, x: model.bind(p).patch_embed(x), params, images)
-    _, n, d = out["tokens"].shape
-    cut = Stage(config.patch_embed, dict(count=patches.shape[1], patch=config.patch))
+    out = outputs(model, params, image)
+    tokens = out["tokens"]
+    patches = (config.grid[0] * config.grid[1], config.width)
+    cut = Stage(config.patch_embed, dict(count=patches[0], patch=config.patch))
     position = Stage(config.pos_embed, dict(prefix="[CLS] + " if "cls_token" in params else ""))
     rows = [
-        (Stage("image"), shape(images.shape[1:]), 0),
-        (cut, shape(patches.shape[1:]), size(params, "patch_embed")),
-        (position, shape((n, d)), size(params, "cls_token") + size(params, "pos_embed")),
+        (cut, patches, size(params, "patch_embed")),
+        (position, tokens, size(params, "cls_token") + size(params, "pos_embed")),
     ]
-    rows += [(part(name), "", size(params, name)) for name in params if name not in KNOWN]
-    rows += [(Stage("blocks", dict(depth=config.depth)), shape(out["blocks"].shape[2:]), 0)]
-    rows += [(stage._replace(inside=True), *rest) for stage, *rest in block(params, config, n)]
+    rows += [(part(name), (), size(params, name)) for name in params if name not in KNOWN]
+    rows += [(Stage("blocks", dict(depth=config.depth)), tokens, 0)]
+    rows += block_stages(params["blocks"], config, tokens)
     if "norm" in params:
-        rows += [(Stage("norm"), shape((n, d)), size(params, "norm"))]
-    rows += [(Stage(config.pool), shape(out["pooled"].shape[1:]), size(params, "attn_pool"))]
+        rows += [(Stage("norm"), tokens, size(params, "norm"))]
+    rows += [(Stage(config.pool), out["pooled"], size(params, "attn_pool"))]
     if "fc_norm" in params:
-        rows += [(Stage("norm"), shape((d,)), size(params, "fc_norm"))]
-    if "logits" in out:
-        rows += [(Stage("head"), shape(out["logits"].shape[1:]), size(params, "head"))]
-    return rows
+        rows += [(Stage("norm"), (config.width,), size(params, "fc_norm"))]
+    return rows + head(out, params)
 
 
-def block(params, config, n):
-    """The stages of the encoder blocks."""
-    d, heads = config.width, config.num_heads
-    tokens = shape((n, d))
-    norms = [(Stage("norm"), tokens, size(params, "blocks", f"norm{i}")) for i in (1, 2)]
-    joined = size(params, "blocks", "attn", "proj")
+def block_stages(params, config, tokens):
+    """Rows of the encoder blocks."""
+    heads = config.num_heads
+    joined = size(params, "attn", "proj")
+
+    def row(stage, count, shape=tokens):
+        return stage._replace(inside=True), shape, count
+
+    norms = [row(Stage("norm"), size(params, f"norm{i}")) for i in (1, 2)]
+    split = Stage("heads", dict(heads=heads, dim=config.width // heads))
     attention = [
-        (
-            Stage("heads", dict(heads=heads, dim=d // heads)),
-            shape((heads, n, n)),
-            size(params, "blocks", "attn") - joined,
-        ),
-        (Stage("joined"), tokens, joined),
+        row(split, size(params, "attn") - joined, (heads, tokens[0], tokens[0])),
+        row(Stage("joined"), joined),
     ]
-    hidden = Stage("mlp", dict(width=d, hidden=config.mlp_dim))
-    mlp = [(hidden, tokens, size(params, "blocks", "mlp"))]
-    others = [name for name in params["blocks"] if name not in KNOWN_IN_BLOCKS]
-    mlp += [(part(name), tokens, size(params, "blocks", name)) for name in others]
-    add = [(Stage("residual"), tokens, 0)]
+    hidden = Stage("mlp", dict(width=config.width, hidden=config.mlp_dim))
+    mlp = [row(hidden, size(params, "mlp"))]
+    mlp += [row(part(name), size(params, name)) for name in params if name not in KNOWN_IN_BLOCKS]
+    add = [row(Stage("residual"), 0)]
     if config.norm == "post":
         return attention + add + norms[:1] + mlp + add + norms[1:]
     return norms[:1] + attention + add + norms[1:] + mlp + add
 
 
+def head(out, params):
+    """The row of the classifier, if there is one."""
+    return [(Stage("head"), out["logits"], size(params, "head"))] if "logits" in out else []
+
+
 def part(name):
-    """What an option adds, by the name of its parameters."""
+    """The stage of an option, by the name of its parameters."""
     return Stage("part", dict(name=name))
+
+
+def outputs(model, weights, image):
+    """The shapes of a model's outputs for one image of this shape."""
+    images = jax.ShapeDtypeStruct((1, *image), "float32")
+    out = jax.eval_shape(lambda w, x: model.apply(w, x, blocks=True), weights, images)
+    return jax.tree.map(lambda x: x.shape[1:], out)
+
+
+def size(params, *path):
+    """Number of parameters below a path; 0 if there are none."""
+    for key in path:
+        params = params.get(key, {})
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+def text(shape):
+    """A shape as "[196x768]"; "" if it is empty."""
+    return f"[{'x'.join(map(str, shape))}]" if shape else ""

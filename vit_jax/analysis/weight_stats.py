@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from vit_jax import variants
+from vit_jax.analysis.attention import on_grid, with_sign
 from vit_jax.flops import count_params
 
 TINY = 1e-12  # below it a vector has no direction
@@ -26,17 +27,10 @@ def filters(kernel, count=28):
     shape = np.shape(kernel)[:3]
     x = np.asarray(kernel, np.float64).reshape(-1, np.shape(kernel)[-1]).T
     _, spread, axes = np.linalg.svd(x - x.mean(0), full_matrices=False)
-    axes = axes[:count]
-    axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
+    axes = with_sign(axes[:count])
     variance = spread**2
     shares = variance[:count] / max(variance.sum(), TINY)
     return axes.reshape(-1, *shape).astype(np.float32), shares
-
-
-def needed(shares, of=0.9):
-    """How many components, the largest first, hold this share of the variance; None: more."""
-    enough = np.nonzero(np.cumsum(shares) >= of)[0]
-    return int(enough[0]) + 1 if enough.size else None
 
 
 def cosines(a, b):
@@ -80,17 +74,14 @@ def neighbor_similarity(similarity):
 
 
 def reader_similarity(tokens, grid, prefix=1):
-    """Of each patch with the token that is read out: [b, n, d] -> cosines [b, *grid].
+    """Similarity of each patch with the token that is read out: [b, n, d] -> cosines [b, *grid].
 
     That is [CLS], the first of the `prefix` tokens before the patches; without any, the patches'
-    mean. Raises ValueError where the sizes do not agree.
+    mean. Raises ValueError if the patches do not make the grid.
     """
     tokens = np.asarray(tokens, np.float64)
-    patches = tokens[:, prefix:]
-    if patches.shape[1] != grid[0] * grid[1]:
-        raise ValueError(f"{patches.shape[1]} patches do not make a grid of {grid[0]} x {grid[1]}")
-    reader = tokens[:, :1] if prefix else patches.mean(1, keepdims=True)
-    return cosines(reader, patches)[:, 0].reshape(-1, *grid)
+    reader = tokens[:, :1] if prefix else tokens.mean(1, keepdims=True)
+    return on_grid(cosines(reader, tokens)[:, 0], grid, prefix)
 
 
 def beside_published(name, config, top1=None):

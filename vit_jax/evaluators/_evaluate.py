@@ -15,14 +15,14 @@ from vit_jax.schema import member
 
 def make(names, model, config, split, mesh):
     """-> evaluate(params) -> the metrics of all these members. The features of a split are computed
-    once, however many members read them. Raises UserError, also when called."""
-    found = {name: member("evaluators", name) for name in names}
-    evaluations = [m.make(model, config, split, mesh) for m in found.values() if hasattr(m, "make")]
-    readouts = [
-        functools.partial(m.read_out, **config.get(name, {}))
-        for name, m in found.items()
-        if hasattr(m, "read_out")
-    ]
+    once for all of them. Both raise UserError."""
+    evaluations, readouts = [], []
+    for name in names:
+        module = member("evaluators", name)
+        if hasattr(module, "make"):
+            evaluations.append(module.make(model, config, split, mesh))
+        else:
+            readouts.append(functools.partial(module.read_out, **config.get(name, {})))
     if readouts:
         evaluations.append(_read_out(readouts, model, config, split, mesh))
 
@@ -81,6 +81,7 @@ def features(model, config, split, mesh, names=("pooled",), max_images=None):
     source, read = read_split(config, split, mesh)
     count = min(max_images or len(source), len(source))
     batch_size = config.eval_batch_size or config.batch_size
+    num_batches = -(-count // batch_size)
 
     def apply(params, rows):
         images = augment.normalize(rows["image"], config.data.mean, config.data.std)
@@ -91,9 +92,8 @@ def features(model, config, split, mesh, names=("pooled",), max_images=None):
     run = forward.compile(apply, mesh)
 
     def extract(params):
-        batches = islice(read(), -(-count // batch_size))
-        read_images = min(-(-count // batch_size) * batch_size, len(source))
-        arrays = forward.collect(run, params, batches, read_images)
+        read_images = min(num_batches * batch_size, len(source))
+        arrays = forward.collect(run, params, islice(read(), num_batches), read_images)
         return {name: array[:count] for name, array in arrays.items()}
 
     return extract

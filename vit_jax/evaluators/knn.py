@@ -44,7 +44,8 @@ def knn_predict(
     num_classes; all numpy or jax arrays. With fewer than k training images all of them vote.
     block: as of `nearest`. Raises UserError for arguments that do not fit together.
     """
-    train_features, features = np.asarray(train_features), np.asarray(features)
+    train_features = np.asarray(train_features)
+    features = np.asarray(features)
     labels = np.asarray(train_labels)
     if len(labels) != len(train_features) or train_features.shape[1:] != features.shape[1:]:
         raise UserError(

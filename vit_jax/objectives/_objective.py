@@ -11,9 +11,9 @@ from vit_jax.optim import hold
 
 
 class Objective(NamedTuple):
-    """Pure functions, in the order in which training calls them, and what others need to know.
+    """An objective as pure functions, in the order in which training calls them, and its metadata.
 
-    extra is what is neither trained nor thrown away: a teacher, a moving average, statistics.
+    extra is state that is not trained by gradients: a teacher, a moving average, statistics.
     aux is {"metrics": scalars to log, "carry": means over the batch that `update` needs}.
     """
 
@@ -25,13 +25,13 @@ class Objective(NamedTuple):
     flops: Callable  # () -> FLOPs of a training step per image
     raw: Callable = lambda params, _: params  # the trained parameters, for --raw
     alarm: Callable = lambda _: None  # a step's metrics, floats -> a warning or None
-    health: dict = {}  # metrics that show how training does -> their labels in a figure
+    health: dict = {}  # metrics that show whether training is healthy -> their labels in a figure
     drawing: str = ""  # function of figures.diagrams(model's config, config) that draws it
 
 
 def make(model, config, steps_per_epoch):
-    """The objective config.objective.name. steps_per_epoch, which may be fractional, is what
-    durations among its keys are counted with."""
+    """The objective config.objective.name. steps_per_epoch, which may be fractional, converts
+    durations in epochs to steps."""
     module = schema.member("objectives", config.objective.name)
     objective, only = module.make(model, config, steps_per_epoch), config.optim.only
     if not only:

@@ -1,11 +1,12 @@
 """Self-distillation with no labels (DINO, arXiv:2104.14294), as facebookresearch/dino trains it.
 
-The student sees all views of an image, the teacher the two global ones; the student learns to give
-for each view what the teacher gave for another. The teacher is the student's moving average. Its
-outputs are centerd, which keeps one prototype from winning, and sharpened, which keeps all from
-being alike: either alone collapses (section 5.3).
+The student sees all views of an image, the teacher the two global ones. For each view, the student
+is trained to predict the teacher's output for another view. The teacher is the student's moving
+average. Its outputs are centered, which prevents collapse to one prototype, and sharpened, which
+prevents collapse to the uniform distribution; with only one of them training collapses (section
+5.3).
 
-Axes here: v views of the student, g of the teacher (the first of the v), b images, k prototypes.
+Axes: v views of the student, g of the teacher (the first of the v), b images, k prototypes.
 """
 
 import dataclasses
@@ -24,8 +25,9 @@ from vit_jax.schedules import cosine_schedule
 from vit_jax.vit import image_keys
 
 GLOBAL = 2  # views that the teacher sees
-# Thresholds of `alarm`: shares of log(k), the largest entropy that there is.
-TOO_EVEN, TOO_NARROW = 0.999, 0.05
+# Thresholds of `alarm`, as shares of log(k), the maximum entropy.
+TOO_EVEN = 0.999
+TOO_NARROW = 0.05
 HEALTH = {
     "teacher_entropy": "teacher's entropy, share of log k",
     "mean_entropy": "entropy of the mean, share of log k",
@@ -36,8 +38,11 @@ HEALTH = {
 
 
 def make(model, config, steps_per_epoch):
-    """The objective of a model without classifier. Its batch: global uint8 [b, 2, s, s, c] and,
-    with small crops, local uint8 [b, v - 2, s, s, c], as augment.multi_crop makes them."""
+    """The objective for a model without classifier.
+
+    Batches have "global" uint8 [b, 2, s, s, c] and, with local crops, "local" uint8
+    [b, v - 2, s, s, c], as augment.multi_crop makes them.
+    """
     c = config.objective
     head = pure(
         lambda rngs: DinoHead(
@@ -75,12 +80,12 @@ def make(model, config, steps_per_epoch):
 
     def flops():
         """The student sees all views, forward and backward; the teacher the global ones."""
-        vit, views = model.module.config, config.augment.local_views
-        shapes = jax.tree.leaves(jax.eval_shape(head.init, jax.random.key(0)))
-        top = 2 * sum(x.size for x in shapes if len(x.shape) == 2)
-        large = count_flops(vit) + top
-        small = count_flops(dataclasses.replace(vit, image=config.augment.local_size)) + top
-        return (3 + 1) * GLOBAL * large + 3 * views * small
+        vit = model.module.config
+        small = dataclasses.replace(vit, image=config.augment.local_size)
+        kernels = jax.tree.leaves(jax.eval_shape(head.init, jax.random.key(0)))
+        top = 2 * sum(x.size for x in kernels if x.ndim == 2)
+        local = 3 * config.augment.local_views * (count_flops(small) + top)
+        return (3 + 1) * GLOBAL * (count_flops(vit) + top) + local
 
     def loss(params, extra, batch, rng, step):
         groups, noise = make_views(batch, rng, config)
@@ -114,8 +119,8 @@ def make(model, config, steps_per_epoch):
 
 
 def make_views(batch, rng, config):
-    """The photometric half of the augmentation. -> [global, local] normalized b v h w c, keys [b]
-    that are left for the noise in the model."""
+    """The augmentation on the device: colors. -> [global, local] normalized [b, v, h, w, c], and
+    keys [b] for dropout in the model."""
     color, noise = jax.random.split(rng)
     groups = []
     for i, name in enumerate(name for name in ("global", "local") if name in batch):
@@ -140,7 +145,7 @@ def dino_loss(student_logits, teacher_logits, center, student_temp, teacher_temp
 
 
 def teacher_targets(logits, center, temp):
-    """Centerd and sharpened: softmax((logits - center) / temp), float32."""
+    """Centered and sharpened: softmax((logits - center) / temp), float32."""
     return jax.nn.softmax((logits.astype(jnp.float32) - center) / temp, axis=-1)
 
 
@@ -185,8 +190,10 @@ def temperature_schedule(start, end, warmup, steps_per_epoch):
 
 
 def health(features, targets, loss, center):
-    """What tells a collapse, from the teacher's features b g d and targets b g k, and the center
-    before this step. Entropies are shares of log(k)."""
+    """Metrics that reveal a collapse. Entropies are shares of log(k).
+
+    features [b, g, d] and targets [b, g, k] of the teacher; center [k] before this step.
+    """
     entropy, most = entropy_of(targets), math.log(targets.shape[-1])
     return {
         "teacher_entropy": entropy / most,
@@ -203,18 +210,19 @@ def entropy_of(distributions):
 
 
 def spread(features):
-    """Standard deviation over images of features b g d on the unit sphere, times sqrt(d): 1 where
-    they lie evenly, 0 where they are all the same (arXiv:2011.10566, section 4.1)."""
+    """Standard deviation over images of features [b, g, d] on the unit sphere, times sqrt(d): 1 if
+    they are spread evenly, 0 if all are equal (arXiv:2011.10566, section 4.1)."""
     norm = jnp.linalg.norm(features.astype(jnp.float32), axis=-1, keepdims=True)
     unit = features / jnp.maximum(norm, 1e-12)
     return unit[:, 0].std(axis=0).mean() * features.shape[-1] ** 0.5
 
 
 def alarm(metrics):
-    """Both kinds of collapse, from a step's metrics. -> one line with the keys to change, or None.
+    """Detect both kinds of collapse in a step's metrics. -> a line with the keys to change, or None
 
-    To one prototype: the mean of the teacher's distributions has next to no entropy. To all alike:
-    each of them is even (figure 7 of the paper; without centering, and without sharpening).
+    To one prototype: the mean of the teacher's distributions has almost no entropy. To the uniform
+    distribution: each of them has maximum entropy (figure 7 of the paper: without centering, and
+    without sharpening).
     """
     if metrics["mean_entropy"] < TOO_NARROW:
         return (

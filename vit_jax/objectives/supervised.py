@@ -12,10 +12,9 @@ from vit_jax.vit import image_keys
 
 
 def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every step
-    """The objective of a model with logits. Its batch: image uint8 [b, h, w, c], label [b].
+    """The objective for a model with logits. Batches have "image" uint8 [b, h, w, c], "label" [b].
 
-    extra: the running statistics of batch norms, a tenth of them new in every step as torch has
-    it; {} for a model without.
+    extra: BatchNorm running statistics, with momentum 0.1 as in PyTorch; {} without batch norms.
     """
     c = config.objective
 
@@ -54,10 +53,10 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every ste
 
 
 def make_views(batch, rng, config):
-    """The device's part of the augmentation, mixing last. batch: image, row and target [b, k].
+    """The augmentation on the device: colors, erasing, then mixing.
 
-    -> normalized images b h w c, keys [b] that are left for the noise in the model, and the
-    targets, mixed as the images are.
+    batch: image, row and target [b, k]. -> normalized images [b, h, w, c], keys [b] for dropout in
+    the model, and the targets, mixed as the images are.
     """
     a = config.augment
     colors, erases, mixed, noise = jax.random.split(rng, 4)
@@ -89,6 +88,6 @@ def cross_entropy(logits, targets):
 
 
 def smooth(targets, smoothing):
-    """Label smoothing: `smoothing` of each target [b, k] is spread over all classes, its own too
-    (arXiv:1512.00567, section 7)."""
+    """Label smoothing (arXiv:1512.00567, section 7): a share of each target [b, k] is spread evenly
+    over all classes, the true one included."""
     return targets * (1 - smoothing) + smoothing / targets.shape[-1]

@@ -1,4 +1,4 @@
-"""What a device has of memory and of computing; the devices of a TPU slice that is elsewhere."""
+"""Memory and peak FLOP/s of devices; the devices of a TPU slice that is not here."""
 
 import os
 from typing import NamedTuple
@@ -7,14 +7,14 @@ from vit_jax.errors import UserError
 
 
 class Chip(NamedTuple):
-    """Of a device as JAX counts them: a chip, or one of the two cores of a v2, v3 or TPU7x."""
+    """Specifications of a JAX device: a chip, or one of the two cores of a v2, v3 or TPU7x."""
 
     memory: float  # GiB that a program may use
     peak: float  # TFLOP/s in bfloat16
 
 
 # memory: the "available HBM" in the errors of libtpu 0.0.42 for a program that is too large; on a
-# v5e 0.25 less than there is. peak: cloud.google.com/tpu/docs/v5e and so on, key specifications.
+# v5e 0.25 GiB below the total. peak: cloud.google.com/tpu/docs/v5e and so on, key specifications.
 CHIPS = {
     "TPU v2": Chip(7.48, 22.5),
     "TPU v3": Chip(15.48, 61.5),
@@ -27,26 +27,26 @@ CHIPS = {
 
 
 def of(device):
-    """The `Chip` of a JAX device; None where it is not in the table."""
+    """The `Chip` of a JAX device; None if it is not in the table."""
     return CHIPS.get(device.device_kind)
 
 
 def memory(devices):
-    """Bytes of a device's memory that a program may use."""
+    """Bytes per device that a program may use."""
     if chip := of(devices[0]):
         return int(chip.memory * 2**30)
     stats = devices[0].memory_stats() or {}
-    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # where the CPU is the device
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # on CPU
     return stats.get("bytes_limit", ram // len(devices))
 
 
 def topology(name):
-    """ "v5e:2x4" -> the devices of that slice, to compile for. Raises UserError."""
+    """The devices of a slice such as "v5e:2x4", to compile for. Raises UserError."""
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
     kind, _, shape = name.partition(":")
-    options = {"chip_config_name": "megacore"} if kind == "v4" else {}  # one device a chip
+    options = {"chip_config_name": "megacore"} if kind == "v4" else {}  # one device per chip
     if set(shape.split("x")) == {"1"}:
         options["chips_per_host_bounds"] = (1, 1, 1)
     try:

@@ -1,4 +1,4 @@
-"""The forward passes of two models, timed against each other."""
+"""Interleaved timing of the forward passes of two models."""
 
 import jax
 
@@ -6,11 +6,16 @@ from vit_jax.perf import interleave
 
 
 def interleaved(sides, pairs, seconds):
-    """The forward pass of two models, of all their images as one batch, interleaved.
+    """Time the forward passes of two models, interleaved.
 
-    sides: {name: (model, images)}, as many images of one as of the other. -> "pairs" of images a
-    second; their "ratio", second / first; for each name images a second and images a CPU second,
-    each a {"median", "min", "max"}; "batch" and "device".
+    Args:
+      sides: {name: (model, images)}; the images of each model are one batch, of the same size.
+      pairs: turns of each model.
+      seconds: duration of a turn, about.
+
+    Returns:
+      A dict: "pairs" of images/s; "ratio", second / first; for each name "images_per_s" and
+      "images_per_cpu_s", each {"median", "min", "max"}; "batch" and "device".
     """
 
     def step(model, images):

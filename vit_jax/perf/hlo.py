@@ -1,4 +1,4 @@
-"""What XLA tells of a program that it compiled, or would not compile: memory, messages."""
+"""Memory and collectives of a program compiled by XLA."""
 
 import functools
 import math
@@ -8,18 +8,18 @@ from collections import defaultdict
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
 COLLECTIVE = re.compile(rf" = (.*?) ({KINDS}|collective-broadcast)(-start|-done)?\(")
-COMPUTATION = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\n((?:.*\n)*?)\}", re.MULTILINE)
 CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|\w+_computations?)=(\{[^}]*\}|%?[\w.-]+)")
 ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 
 
 def memory(compiled):
-    """Bytes of each device's memory, by what they are for, of a jax.stages.Compiled."""
+    """Bytes per device that a jax.stages.Compiled needs, by purpose."""
     m = compiled.memory_analysis()
     parts = {
         "arguments": m.argument_size_in_bytes,
         "outputs": m.output_size_in_bytes,
-        "aliased": m.alias_size_in_bytes,  # outputs that lie where arguments lay
+        "aliased": m.alias_size_in_bytes,  # outputs in the memory of donated arguments
         "temporaries": m.temp_size_in_bytes,
         "program": m.generated_code_size_in_bytes,
     }
@@ -27,10 +27,11 @@ def memory(compiled):
 
 
 def out_of_memory(message):
-    """An error of the TPU's compiler -> bytes that it could not place, and bytes that there are;
-    None for any other error.
+    """Read an error of the TPU compiler.
 
-    Of what is needed these are the temporaries, without the arguments.
+    Returns:
+      Bytes of temporaries that the program needs, without its arguments, and bytes available; None
+      for any other error.
     """
     size = r"([\d.]+)([KMGT]?)"
     match = re.search(
@@ -45,16 +46,17 @@ def out_of_memory(message):
 def collectives(text):
     """{kind: {"ops", "runs", "bytes"}} of a program, as `compiled.as_text()` gives it.
 
-    ops: how many are in the program; runs: how often one is executed in a call of it, for which
-    the body of a loop counts as often as the loop turns; bytes: of the results of these runs on
-    one device. Where the number of turns is not in the text it counts as 1, and of the branches of
-    a conditional all count.
+    ops: instructions in the program; runs: executions per call of the program, iterations of loops
+    included; bytes: of the results of these runs on one device. A loop counts once if the number of
+    its iterations is not in the text, and all branches of a conditional count.
     """
-    computations, entry = _computations(text)
+    found = list(COMPUTATION.finditer(text))
+    computations = {match[2]: match[3].splitlines() for match in found}
+    entry = next(match[2] for match in found if match[1])
     callers = defaultdict(list)  # name -> (by whom, how often in a run of that)
     for name, lines in computations.items():
         for line in lines:
-            # An asynchronous call is named again where it is waited for.
+            # An asynchronous call is named again at its end.
             if " async-update(" in line or " async-done(" in line:
                 continue
             turns = _turns(line, computations) if " while(" in line else 1
@@ -79,21 +81,8 @@ def collectives(text):
     return dict(sorted(found.items()))
 
 
-def _computations(text):
-    """-> {name: its lines}, the name of the one that the program begins with"""
-    found, entry, lines = {}, None, []
-    for line in text.splitlines():
-        match = COMPUTATION.match(line)
-        if match:
-            lines = found[match[2]] = []
-            entry = match[2] if match[1] else entry
-        else:
-            lines.append(line)
-    return found, entry
-
-
 def _turns(line, computations):
-    """How often a loop turns: said by the compiler, or the number its counter is compared with."""
+    """Iterations of a loop: given by the compiler, or the number its counter is compared with."""
     said = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
     if said:
         return int(said[1])
@@ -104,7 +93,7 @@ def _turns(line, computations):
 
 
 def _bytes(shape):
-    """Of an array such as bf16[8,128]{1,0}, or of all in a tuple of them."""
+    """The size of an array such as bf16[8,128]{1,0}, or of a tuple of arrays."""
     total = 0
     for kind, sides in ARRAY.findall(shape):
         bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])

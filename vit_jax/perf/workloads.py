@@ -140,8 +140,7 @@ def one_batch(config):
 
     rng = np.random.default_rng(0)
     shapes = batch_shapes(config)
-    classes = config.model.num_classes or variants.of_config(config.model).num_classes
-    classes = classes or config.data.synthetic.classes
+    classes = variants.of_config(config.model).num_classes or config.data.synthetic.classes
     label = shapes.pop("label")
     batch = {name: rng.integers(0, 256, x.shape, np.uint8) for name, x in shapes.items()}
     return batch | {"label": rng.integers(0, classes, label.shape, np.int64).astype(np.int32)}

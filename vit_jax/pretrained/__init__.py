@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 
 from vit_jax import variants
 from vit_jax.config import IMAGENET_MEAN, IMAGENET_STD
@@ -21,16 +21,21 @@ from vit_jax.schema import member, members
 from vit_jax.workdir import storage
 
 HELPERS = ("runs",)  # modules here that are no weight layout
-LARGEST_HEADER = 16 << 20  # bytes; the header of 20,000 tensors is 2 MB
+MAX_HEADER_BYTES = 16 << 20  # the header of 20,000 tensors is 2 MB
 
 
 def load(spec, name=None, **overrides):
-    """Weights as a model: load("file.safetensors", "vit_small_patch16_224") -> vit.ViT.
+    """Load weights as a model: load("file.safetensors", "vit_small_patch16_224") -> vit.ViT.
 
-    spec is a safetensors file or the workdir of a run. What the file's keys and shapes tell
-    (depth, width, patch, classes, ...) need not be said and overrules the name: it is what there
-    is. `name` and the overrides settle the rest, such as the number of heads. Raises UserError,
-    in one line, for a file that is no weights or weights of no known layout.
+    Args:
+      spec: a safetensors file or the workdir of a run.
+      name: of the model; None if the file determines everything but the number of heads, which is
+        then that of the published model of this width.
+      **overrides: options of `ViTConfig` that the file does not determine. The keys and shapes of
+        the file (depth, width, patch, classes, ...) take precedence over both.
+
+    Raises:
+      UserError: for a file without weights, or with weights of no known layout.
     """
     from vit_jax import vit  # here, so that reading a file's names needs no model
 
@@ -85,12 +90,20 @@ def preprocessing(model, name):
 
 
 def begin(spec, module, config):
-    """Weights to begin training with: those of `spec` for the model `module`, a ViT or a ResNet.
+    """Pretrained weights for fine-tuning a model.
 
-    -> nested dict of numpy arrays, the weights of the module or a part of them, and the names of
-    those that stay new: a classifier for another number of classes; a last norm that moves from
-    before the pooling to after it. Positions are resized to the module's grid. config:
-    config.model, which settles what a file does not tell. Raises UserError for any other misfit.
+    Args:
+      spec: as of `load`.
+      module: a ViT or a ResNet; only its shapes are used. Positions are resized to its grid.
+      config: config.model, for options that a file does not determine.
+
+    Returns:
+      A nested dict of numpy arrays, all or some of the module's weights; and the names of the
+      parts that keep their random initialization: a classifier for another number of classes, or
+      a last norm that is before the pooling in one model and after it in the other.
+
+    Raises:
+      UserError: for any other difference.
     """
     import jax
 
@@ -107,26 +120,19 @@ def begin(spec, module, config):
         if prefix == wanted["pos_embed"].shape[1] - math.prod(new.grid):
             table = resize_positions(table, old.grid, new.grid, prefix, new.pos_resize)
             found["pos_embed"] = np.asarray(table)
-    fresh = {n for n in ("norm", "fc_norm", "head") if _shapes(found, n) != _shapes(wanted, n)}
-    found = {name: part for name, part in found.items() if name not in fresh}
-    theirs, ours = _shapes(found), _shapes({n: x for n, x in wanted.items() if n not in fresh})
-    for key in sorted(ours.keys() | theirs.keys()):
-        if ours.get(key) != theirs.get(key):
+    theirs, ours = (
+        {path: leaf.shape for path, leaf in traverse_util.flatten_dict(params).items()}
+        for params in (found, wanted)
+    )
+    differ = sorted(p for p in ours.keys() | theirs.keys() if ours.get(p) != theirs.get(p))
+    fresh = {path[0] for path in differ} & {"norm", "fc_norm", "head"}
+    for path in differ:
+        if path[0] not in fresh:
             raise UserError(
-                f"config.model_init = '{spec}' does not fit config.model: {key} is of the shape "
-                f"{theirs.get(key, 'none')}, and should be {ours.get(key, 'none')}"
+                f"config.model_init = '{spec}' does not fit config.model: {'/'.join(path)} has "
+                f"shape {theirs.get(path, 'none')}, expected {ours.get(path, 'none')}"
             )
-    return found, sorted(fresh & wanted.keys())
-
-
-def _shapes(params, name=""):
-    """{"blocks/norm1/scale": (12, 192), ...} of the parameters, or of those called `name`."""
-    import jax
-
-    from vit_jax.devices.sharding import path_name
-
-    leaves = jax.tree_util.tree_leaves_with_path(params.get(name, {}) if name else params)
-    return {path_name(path): leaf.shape for path, leaf in leaves}
+    return {k: v for k, v in found.items() if k not in fresh}, sorted(fresh & wanted.keys())
 
 
 def read(path):
@@ -140,7 +146,7 @@ def read(path):
         raise UserError(f"{path.name}: weights are read from .safetensors files; convert it first")
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
-    if not 0 < header <= min(LARGEST_HEADER, path.stat().st_size):
+    if not 0 < header <= min(MAX_HEADER_BYTES, path.stat().st_size):
         raise UserError(f"{path} is no safetensors file, or it was cut off; fetch it again")
     try:
         with safe_open(path, framework="numpy") as file:

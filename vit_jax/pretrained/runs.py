@@ -17,13 +17,10 @@ def pick(checkpoints, which):
     if not steps:
         raise UserError(f"there is no checkpoint in {checkpoints.folder}; train first")
     best = checkpoints.best()
-    named = {"latest": max(steps), "best": best[0] if best else max(steps)}
-    step = named.get(str(which), which)
-    try:
-        if int(step) in steps:
-            return int(step)
-    except ValueError:
-        pass
+    named = {str(step): step for step in steps}
+    named |= {"latest": max(steps), "best": best[0] if best else max(steps)}
+    if str(which) in named:
+        return named[str(which)]
     some = ", ".join(map(str, sorted(steps)))
     raise UserError(f"no checkpoint '{which}' in {checkpoints.folder}; pass best, latest, {some}")
 

@@ -1,4 +1,4 @@
-"""Where a Vision Transformer looks: attention of any layers and heads, and features as colors.
+"""Draw the attention of any layers and heads of a Vision Transformer, and features as colors.
 
 python -m vit_jax.tools.attend --workdir=runs/dino --output=seen.png test:0 test:1 cat.jpg
 python -m vit_jax.tools.attend --weights=FILE.safetensors --model=vit_small_patch8_224.dino \\
@@ -88,7 +88,7 @@ def attend(
     fps=None,
     terminal=False,
 ):
-    """Draw what models look at, and write the arrays beside the figure.
+    """Draw attention maps, and write the arrays beside the figure.
 
     Args:
       models: one `inference.LoadedModel` or two, of ViTs.
@@ -109,7 +109,7 @@ def attend(
       of a second model begin with "against_".
 
     Raises:
-      UserError: for layers, heads or sizes that do not exist or fit.
+      UserError: for layers or heads that do not exist, or images of a size that does not fit.
     """
     from vit_jax.analysis import attention_maps
 
@@ -155,6 +155,10 @@ def attend(
 
 def list_images(words):
     """Images as they are, and for each directory the image files in it, 2.png before 10.png."""
+
+    def natural(path):
+        return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", path)]
+
     found = []
     for word in words:
         if not Path(word).is_dir():
@@ -163,8 +167,7 @@ def list_images(words):
         inside = [str(p) for p in Path(word).iterdir() if p.suffix.lower() in SUFFIXES]
         if not inside:
             raise UserError(f"{word} holds no image: {', '.join(SUFFIXES)}")
-        parts = {p: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", p)] for p in inside}
-        found += sorted(inside, key=parts.get)
+        found += sorted(inside, key=natural)
     return found
 
 
@@ -241,7 +244,7 @@ def check_size(images, layers, heads, by_layer):
 
 
 def collect(names, views, seen, keep):
-    """What is drawn as arrays."""
+    """The arrays that are drawn."""
     import numpy as np
 
     from vit_jax.analysis.attention import mass_mask
@@ -249,10 +252,16 @@ def collect(names, views, seen, keep):
 
     arrays = {"names": np.array(names), "images": np.stack(views)}
     for prefix, model in zip(("", "against_"), seen, strict=False):
-        found = dict(maps=model.maps, layers=model.layers, heads=range(model.maps.shape[2]))
-        found |= dict(mask=mass_mask(model.maps.mean(2), keep), colors=model.colors)
-        found |= {} if model.rollout is None else {"rollout": model.rollout}
-        found["note"] = f"{model.name}: attention of {whose(model)}; {geometry(model)}"
+        found = {
+            "maps": model.maps,
+            "layers": model.layers,
+            "heads": range(model.maps.shape[2]),
+            "mask": mass_mask(model.maps.mean(2), keep),
+            "colors": model.colors,
+            "note": f"{model.name}: attention of {whose(model)}; {geometry(model)}",
+        }
+        if model.rollout is not None:
+            found["rollout"] = model.rollout
         arrays |= {prefix + name: np.asarray(array) for name, array in found.items()}
     return arrays
 

@@ -46,14 +46,10 @@ def doctor(config, *, workdir=None, max_images=1000):
     """
     print(f"python {sys.version.split()[0]}", flush=True)
     problems = []
-    checks = (
-        lambda: check_devices(config),
-        lambda: check_data(config, max_images),
-        lambda: check_disk(config, workdir),
-    )
-    for check in checks:
+    checks = ((check_devices,), (check_data, max_images), (check_disk, workdir))
+    for check, *arguments in checks:
         try:
-            found = check()
+            found = check(config, *arguments)
         except UserError as error:
             found = [str(error)]
         for problem in found[:MAX_COMPLAINTS]:

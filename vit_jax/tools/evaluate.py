@@ -1,4 +1,4 @@
-"""Score a run on one of its splits: one JSON line.
+"""Evaluate a run on one of its splits. Prints one JSON line.
 
 python -m vit_jax.tools.evaluate --workdir=runs/digits --split=test
 """
@@ -30,14 +30,14 @@ def main(flags):
     if (flags.workdir is None) == (flags.weights is None):
         raise UserError("pass --workdir=DIR; see --help")
     workdir = flags.workdir or flags.weights
-    load_config(workdir)  # before the wait for JAX
+    load_config(workdir)  # reports a wrong directory before JAX is imported
     model = inference.load(workdir, checkpoint=flags.checkpoint, raw=flags.raw)
     scores = evaluate(model, flags.split, evaluator=flags.evaluator)
     print(json.dumps(scores | {"raw": flags.raw}))
 
 
 def evaluate(model, split="test", *, evaluator=None):
-    """Score a run on all devices of this machine.
+    """Evaluate a run on all devices of this machine.
 
     Args:
       model: `inference.LoadedModel` of a run.
@@ -48,7 +48,7 @@ def evaluate(model, split="test", *, evaluator=None):
       {"workdir", "step", "split", "evaluators", ...} and the metrics.
 
     Raises:
-      UserError: for what cannot be scored.
+      UserError: if the split or the evaluator does not go with the run.
     """
     import jax
 

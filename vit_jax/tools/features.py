@@ -1,4 +1,4 @@
-"""What a model computes of images: logits, tokens, every block, attention; arrays in, arrays out.
+"""Write the outputs of a model for images: logits, tokens, every block, attention.
 
 python -m vit_jax.tools.features --weights=FILE.safetensors --model=vit_small_patch16_224 \\
     --input=images.npy --output=out.npz
@@ -51,8 +51,8 @@ def main(flags):
     if flags.split:
         arrays = of_split(model, flags.split, batch_size=flags.batch_size)
     else:
-        named = dict(attention=flags.attention, blocks=flags.blocks)
-        arrays = features(model, images, batch_size=flags.batch_size or 32, **named)
+        outputs = dict(attention=flags.attention, blocks=flags.blocks)
+        arrays = features(model, images, batch_size=flags.batch_size or 32, **outputs)
     write(output, arrays)
     for name, array in arrays.items():
         print(f"{name:10} {list(array.shape)}")
@@ -119,14 +119,10 @@ def read(path):
         raise UserError(f"--input={path} is not a .npy file, or it is truncated") from None
     if not isinstance(images, np.ndarray):
         raise UserError(f"--input={path} is an archive; it must be a .npy file with one array")
-    if images.dtype != np.float32:
+    if images.dtype != np.float32 or images.ndim != 4 or not images.size:
         raise UserError(
-            f"--input={path} holds {images.dtype}; it must be float32, already normalized"
-        )
-    if images.ndim != 4 or not images.size:
-        raise UserError(
-            f"--input={path} has shape {list(images.shape)}; it must be [batch, height, width, "
-            "channels]"
+            f"--input={path} holds {images.dtype} of shape {list(images.shape)}; it must be "
+            "normalized float32 [batch, height, width, channels]"
         )
     return images
 

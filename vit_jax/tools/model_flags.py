@@ -44,9 +44,8 @@ def check_flags(flags):
     runs = [spec == flags.workdir or storage.is_folder(spec) for spec in specs]
     if runs[0] and (flags.model or flags.class_names):
         raise UserError("--model and --class_names go with a weight file; a run knows its own")
-    if against is None and getattr(flags, "against_model", None) or against and runs[1]:
-        if flags.against_model:
-            raise UserError("--against_model goes with --against=FILE.safetensors")
+    if getattr(flags, "against_model", None) and (against is None or runs[1]):
+        raise UserError("--against_model goes with --against=FILE.safetensors")
     if (flags.raw or flags.checkpoint != "best") and not any(runs):
         raise UserError("--raw and --checkpoint go with a run; a file has one set of weights")
     return [load_config(spec) if run else None for spec, run in zip(specs, runs, strict=True)]
@@ -93,9 +92,8 @@ def _view(model, flags):
 
 
 def open_images(words, models):
-    """`pictures.open_images` for models of which the first run's data are read.
-
-    Prints a line for each image that cannot be read.
+    """`pictures.open_images`; rows such as test:0 are read from the data of the first run among
+    the models. Prints a line for each image that cannot be read.
     """
     from vit_jax.data import pictures
 

@@ -75,31 +75,31 @@ def predict(model, images, *, topk=5):
 
 def as_json(model, picture, top):
     """A line of JSON."""
-    found = {"image": picture.name, "top": []}
-    for i, p in top:
-        named = {"class": i, "name": model.class_names[i], "probability": round(p, 6)}
-        found["top"].append(named)
+    names = model.class_names
+    rows = [{"class": i, "name": names[i], "probability": round(p, 6)} for i, p in top]
+    found = {"image": picture.name, "top": rows}
     if picture.label is not None:
         found["label"] = picture.label
     return json.dumps(found, ensure_ascii=False)
 
 
 def as_table(model, picture, top):
-    """Lines of name, bar and probability; the true class is marked where it is known."""
-    known = picture.label is not None
-    width = max(len(model.class_names[i]) for i, _ in top)
-    lines = ["", picture.name]
-    if known:
-        lines[1] += f"  (true class: {model.class_names[picture.label]})"
+    """Lines of name, probability and bar; the true class is marked if it is known."""
+    names = model.class_names
+    width = max(len(names[i]) for i, _ in top)
+    title = picture.name
+    if picture.label is not None:
+        title += f"  (true class: {names[picture.label]})"
+    lines = ["", title]
     for i, p in top:
-        mark = "<- correct" if known and i == picture.label else ""
+        mark = "<- correct" if i == picture.label else ""
         bar = "█" * round(BAR * p) or "▏"
-        lines.append(f"  {model.class_names[i]:{width}}  {p:6.1%}  {bar:{BAR}} {mark}".rstrip())
+        lines.append(f"  {names[i]:{width}}  {p:6.1%}  {bar:{BAR}} {mark}".rstrip())
     return "\n".join(lines)
 
 
 def draw(model, pictures, tops):
-    """The images and their classes, and of a run the curves -> matplotlib Figure."""
+    """Draw the images with their classes and, of a run, the curves. -> matplotlib Figure"""
     from vit_jax.figures.predictions import predictions
 
     names = model.class_names

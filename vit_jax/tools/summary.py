@@ -47,21 +47,17 @@ def model_of(name, config, num_classes=None):
     if config is None:
         return name, variants.parse(name, num_classes=num_classes)
     if num_classes is None and config.model.num_classes is None:
-        num_classes = count_classes(config)
+        from vit_jax import data
+
+        try:
+            num_classes = data.make(config, config.data.train).num_classes
+        except UserError as error:
+            hint = "Or pass the number of classes: --num_classes=1000"
+            raise UserError(f"{error}\n{hint}") from None
     model = variants.of_config(config.model, num_classes)
     if num_classes is not None:
         model = replace(model, num_classes=num_classes)
     return config.model.variant, model
-
-
-def count_classes(config):
-    """The classes of the data of a config. Raises UserError where the data are not here."""
-    from vit_jax import data
-
-    try:
-        return data.make(config, config.data.train).num_classes
-    except UserError as error:
-        raise UserError(f"{error}\nOr pass the number of classes: --num_classes=1000") from None
 
 
 def summary(name, config):
@@ -71,21 +67,22 @@ def summary(name, config):
 
     rows, total = stages.of_config(config)
     rows = [(stage_title(stage), *rest) for stage, *rest in rows]
+    rows += [("total", "", total)]
     wide = max(len(stage) for stage, _, _ in rows) + 2
-    lines = [f"{name}: width {config.width}, ", ""]
     if isinstance(config, variants.ResNetConfig):
-        lines[0] += f"stages of {', '.join(map(str, config.layers))} {config.block} blocks"
+        sizes = f"stages of {', '.join(map(str, config.layers))} {config.block} blocks"
     else:
-        lines[0] += f"depth {config.depth}, {config.num_heads} heads"
-    lines += [f"{'stage':{wide}}{'shape of an image':20}{'parameters':>14}"]
+        sizes = f"depth {config.depth}, {config.num_heads} heads"
+    lines = [f"{'stage':{wide}}{'shape per image':20}{'parameters':>14}"]
     for stage, shape, count in rows:
         lines.append(f"{stage:{wide}}{shape:20}{f'{count:,}' if count else '':>14}".rstrip())
     flops = count_flops(config)
-    lines += [f"{'total':{wide}}{'':20}{total:>14,}", ""]
-    words = f"{flops / 1e9:.4g} GFLOPs per image forward ({flops / 2e9:.4g} GMACs: one multiply-add"
-    lines += [words + " is 2 FLOPs); a training step takes 3 times as many"]
-    lines += [f"{4 * total / 1e6:,.4g} MB of weights in float32; AdamW's state is twice that again"]
-    return "\n".join(lines)
+    lines.append(
+        f"\n{flops / 1e9:.4g} GFLOPs per image forward ({flops / 2e9:.4g} GMACs: one multiply-add "
+        "is 2 FLOPs); a training step takes 3 times as many\n"
+        f"{4 * total / 1e6:,.4g} MB of weights in float32; AdamW's state takes twice that"
+    )
+    return "\n".join([f"{name}: width {config.width}, {sizes}", "", *lines])
 
 
 def draw(folder, name, model, config=None):
