@@ -1,5 +1,6 @@
 """The course of a run: losses, accuracies, learning rate and other metrics against steps."""
 
+import itertools
 import math
 import re
 
@@ -48,10 +49,23 @@ def height(rows):
 def draw(figure, rows, restarts=(), say=ENGLISH):
     """Draw `curves` into a figure or a part of one."""
     panels = _panels(rows)
-    heights = [1 if panel is _draw_rate else 2 for panel in panels]
+    heights = [1 if panel == "learning_rate" else 2 for panel in panels]
     axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, (draw_panel, lines) in zip(axes, panels.items(), strict=True):
-        draw_panel(axis, {key: _line(rows, key) for key in lines}, say)
+    for axis, (panel, keys) in zip(axes, panels.items(), strict=True):
+        lines = {key: _line(rows, key) for key in keys}
+        styles = itertools.cycle(STYLES)
+        for key in keys:
+            _draw_line(axis, key, *lines[key], styles, say)
+        axis.set_ylabel(say(panel))
+        if panel == "loss":
+            _limit(axis, np.concatenate([values for _, values in lines.values()]))
+        if panel == "accuracy":
+            axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        if panel == "learning_rate":
+            axis.set_ylim(bottom=0)
+            axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
+        else:
+            axis.legend(frameon=False, fontsize=9)
         plain(axis)
         for step in restarts:
             axis.axvline(step, color="0.35", linestyle=":", linewidth=1.2)
@@ -63,15 +77,22 @@ def draw(figure, rows, restarts=(), say=ENGLISH):
 
 
 def _panels(rows):
-    """{function that draws a panel: keys of its lines}, without those that would be empty."""
+    """{panel: keys of its lines}, without panels that would be empty."""
     keys = dict.fromkeys(k for row in rows for k, value in row.items() if value is not None)
-    evaluated = [key for key in keys if re.match("eval/.*(acc|knn)", key)]
-    panels = {
-        _draw_loss: [key for key in ("train/loss", "eval/val/loss") if key in keys],
-        _draw_accuracy: [*(["train/acc1"] if "train/acc1" in keys else []), *evaluated],
-        _draw_rate: ["sched/lr"] if "sched/lr" in keys else [],
+    kinds = {
+        "loss": "train/loss|eval/val/loss",
+        "accuracy": "train/acc1|eval/.*(acc|knn).*",
+        "learning_rate": "sched/lr",
     }
-    return {panel: lines for panel, lines in panels.items() if lines}
+    panels = {
+        panel: sorted((key for key in keys if re.fullmatch(kind, key)), key=_is_evaluated)
+        for panel, kind in kinds.items()
+    }
+    return {panel: found for panel, found in panels.items() if found}
+
+
+def _is_evaluated(key):
+    return key.startswith("eval/")
 
 
 def metrics(rows, labels):
@@ -115,58 +136,33 @@ def smooth(values, span):
     return (sums / weights)[pad : pad + len(values)]
 
 
-def _draw_loss(axis, lines, say):
-    if "train/loss" in lines:
-        _draw_trained(axis, *lines["train/loss"], say)
-    if "eval/val/loss" in lines:
-        _draw_evaluated(axis, *lines["eval/val/loss"], say("val"), STYLES[0])
-    axis.set_ylabel(say("loss"))
-    # Limits by all but the highest hundredth: the first steps tower above the rest.
-    values = np.concatenate([values for _, values in lines.values()])
+def _draw_line(axis, key, steps, values, styles, say):
+    """What is evaluated with markers; what is measured on single batches pale and smoothed."""
+    if key == "sched/lr":
+        axis.plot(steps, values, color=BLUE, linewidth=1.5)
+    elif not _is_evaluated(key) and len(values) < SMOOTHED:
+        axis.plot(steps, values, color=BLUE, linewidth=1.5, marker=".", label=say("train"))
+    elif not _is_evaluated(key):
+        axis.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
+        axis.plot(steps, smooth(values, len(values) / 12), color=BLUE, label=say("smoothed"))
+    else:
+        split, _, metric = key.removeprefix("eval/").partition("/")
+        name = say(split) if split in say else split
+        if metric != "loss":
+            name += "" if metric == "acc1" else f"/{metric}"
+            name += f" {values[-1]:.2%}"
+        color, marker = next(styles)
+        line = dict(color=color, marker=marker, markersize=4 if len(steps) < 60 else 0)
+        if len(steps) == 1:  # such as the test split, scored once, at the end
+            line |= dict(marker="*", markersize=13, markeredgecolor="white", zorder=5)
+        axis.plot(steps, values, **line, clip_on=len(steps) > 1, label=name)
+
+
+def _limit(axis, values):
+    """Limits by all but the highest hundredth: the first steps tower above the rest."""
     low, high = values.min(), np.quantile(values, 0.99)
     margin = 0.05 * (high - low) or 0.5
     axis.set_ylim(low - margin, high + margin)
-    axis.legend(frameon=False, fontsize=9)
-
-
-def _draw_accuracy(axis, lines, say):
-    lines = dict(lines)
-    if trained := lines.pop("train/acc1", None):
-        _draw_trained(axis, *trained, say)
-    for (key, (steps, values)), style in zip(lines.items(), STYLES * len(lines), strict=False):
-        split, _, metric = key.removeprefix("eval/").removesuffix("/acc1").partition("/")
-        name = say(split) if split in say else split
-        name += f"/{metric}" if metric else ""
-        _draw_evaluated(axis, steps, values, f"{name} {values[-1]:.2%}", style)
-    axis.set_ylabel(say("accuracy"))
-    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    axis.legend(frameon=False, fontsize=9, loc="lower right")
-
-
-def _draw_rate(axis, lines, say):
-    axis.plot(*lines["sched/lr"], color=BLUE, linewidth=1.5)
-    axis.set_ylabel(say("learning_rate"))
-    axis.set_ylim(bottom=0)
-    axis.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
-
-
-def _draw_trained(axis, steps, values, say):
-    """What is measured on single batches: as it is, pale, and smoothed."""
-    if len(values) < SMOOTHED:
-        axis.plot(steps, values, color=BLUE, linewidth=1.5, marker=".", label=say("train"))
-        return
-    axis.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
-    axis.plot(steps, smooth(values, len(values) / 12), color=BLUE, label=say("smoothed"))
-
-
-def _draw_evaluated(axis, steps, values, name, style):
-    color, marker = style
-    if len(steps) == 1:  # such as the test split, scored once, at the end
-        star = dict(marker="*", markersize=13, markeredgecolor="white", linestyle="", zorder=5)
-        axis.plot(steps, values, color=color, label=name, clip_on=False, **star)
-    else:
-        size = 4 if len(steps) < 60 else 0
-        axis.plot(steps, values, color=color, marker=marker, markersize=size, label=name)
 
 
 def _line(rows, key):

@@ -4,16 +4,16 @@ Pictures are uint8 [h, w, 1 or 3]; maps are [rows, columns], each value a rectan
 nothing is smoothed.
 """
 
+import io
+
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 COLORS = "magma"  # even to the eye, also without color
 OUTLINE = "#00D5FF"  # none of the colors of a map
 STRENGTH = (0.45, 0.85)  # of a map's colors at 0 and at its maximum; the rest is the picture
 DIMMED = 0.15  # of the picture's brightness outside a mask
-FORMATS = {".gif": "GIF", ".apng": "PNG", ".png": "PNG"}  # of an animation
 
 
 def overlay(image, values, *, strength=STRENGTH, colors=COLORS):
@@ -53,21 +53,19 @@ def outline(mask):
 def animate(path, figures, *, fps, dpi=100):
     """Writes figures of one size, an iterable, as the frames of a GIF or APNG that repeats.
 
-    path: ends in one of FORMATS. fps: frames a second. Two equal frames in a row become one.
+    path: a .gif, .apng or .png. fps: frames a second. Two equal frames in a row become one.
     """
     frames = [_draw(figure, dpi) for figure in figures]
     if path.suffix == ".gif":
         frames = [_reduce(frame) for frame in frames]
     first, *others = frames
-    options = dict(save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
-    first.save(path, FORMATS[path.suffix], **options)
+    first.save(path, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
 
 
 def _draw(figure, dpi):
-    figure.set_dpi(dpi)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi)
+    return Image.open(file).convert("RGB")
 
 
 def _reduce(frame):

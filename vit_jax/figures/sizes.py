@@ -28,25 +28,19 @@ def bars(rows, title="", *, say=ENGLISH):
     for y, row in enumerate(rows):
         _, color, _ = FAMILIES[row["heads"] is None]
         axis.barh(y, row["parameters"] - least, left=least, color=color, height=0.62)
-        words = [say("layers_and_width", layers=row["layers"], width=row["width"])]
-        if row["heads"]:
-            words[0] += say("and_heads", heads=row["heads"])
-        words.append(count(row["parameters"]))
+        words = say("layers_and_width", layers=row["layers"], width=row["width"])
+        words += say("and_heads", heads=row["heads"]) if row["heads"] else ""
+        words += f"  |  {count(row['parameters'])}"
         if row["top1"]:
-            words.append(f"{mean(row['top1']):.1f} %")
+            words += f"  |  {mean(row['top1']):.1f} %"
         elif row.get("published") is not None:
-            words.append(say("published", top1=row["published"]))
-        axis.text(row["parameters"] * 1.08, y, "  |  ".join(words), va="center", fontsize=8.5)
+            words += "  |  " + say("published", top1=row["published"])
+        axis.text(row["parameters"] * 1.08, y, words, va="center", fontsize=8.5)
     axis.set_yticks(range(len(rows)), [_name(row, say) for row in rows])
     axis.invert_yaxis()
     _count_along(axis)
     most = max(row["parameters"] for row in rows)
-    limits = least, most * (most / least) ** 0.8  # room for the words
-    axis.set_xlim(limits)
-    axis.set_xticks([tick for tick in axis.get_xticks() if least <= tick < 10 * most])
-    axis.set_xlim(limits)
-    for label, row in zip(axis.get_yticklabels(), rows, strict=True):
-        label.set_fontweight("bold" if "this" in row else "normal")
+    axis.set_xlim(least, most * (most / least) ** 0.8)  # room for the words
     axis.set_xlabel(say("parameters"))
     plain(axis, grid=False)
     return finish(figure, title)
@@ -67,8 +61,7 @@ def accuracy(rows, title="", *, say=ENGLISH):
     """
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    labels = {"parameters": say("parameters"), "flops": say("flops")}
-    for axis, (key, label) in zip(panels, labels.items(), strict=True):
+    for axis, key in zip(panels, ("parameters", "flops"), strict=True):
         for cnn in FAMILIES:
             _draw_family(axis, key, cnn, [r for r in rows if (r["heads"] is None) == cnn], say)
         for row in rows:
@@ -77,7 +70,7 @@ def accuracy(rows, title="", *, say=ENGLISH):
                 at = dict(xytext=(5, -11), textcoords="offset points", fontsize=8, color="0.3")
                 axis.annotate(_name(row, say), (row[key], y), **at)
         _count_along(axis)
-        axis.set_xlabel(label)
+        axis.set_xlabel(say(key))
         axis.margins(x=0.14)
         plain(axis)
     panels[0].set_ylabel(say("top1"))

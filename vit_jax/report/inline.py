@@ -12,10 +12,9 @@ from PIL import Image
 from vit_jax.figures.catalog import LANGUAGES, Catalog
 
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-SMALL = 64  # px: up to this side images are drawn pixel by pixel
+SMALL = 64  # px: up to this side images are no photographs
 MAX_PICTURE, MAX_BITMAP = 224, 480  # px: sides of an image in the page, in a figure
 MAX_COLORS = 256  # of a map; photographs have more
-PIXELATED = ' style="image-rendering: pixelated"'
 GRAY = r"(fill|stroke): #(?!ffffff)([0-9a-f]{2})\2\2"  # white is left: it sets things off
 # Lines of the same style in a row, such as the segments of an outline.
 ALIKE = r'<path d="[^"]*"([^>]*)/>(?:<path d="[^"]*"\1/>)+'
@@ -54,19 +53,19 @@ def picture(image):
     """uint8 [h, w, 1 or 3], or float in [0, 1] -> a data: address."""
     if np.issubdtype(image.dtype, np.floating):
         image = np.round(image.clip(0, 1) * 255).astype(np.uint8)
-    image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    return _encode(image, MAX_PICTURE, is_map=max(image.size) <= SMALL)
+    return _encode(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), MAX_PICTURE)
 
 
-def _encode(image, most, is_map):
+def _encode(image, most):
     """A data: address: PNG of a map, JPEG of a photograph with sides of at most so many pixels."""
     file = io.BytesIO()
-    if is_map:
-        image.save(file, "PNG", optimize=True)
-    else:
+    is_opaque = image.convert("RGBA").getextrema()[3][0] == 255
+    is_photograph = max(image.size) > SMALL and image.getcolors(MAX_COLORS) is None and is_opaque
+    kind = "jpeg" if is_photograph else "png"
+    if is_photograph:
+        image = image.convert("RGB")
         image.thumbnail((most, most))
-        image.convert("RGB").save(file, "JPEG", quality=85)
-    kind = "png" if is_map else "jpeg"
+    image.save(file, kind, quality=85, optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -91,7 +90,7 @@ def _join(match):
 
 def _ink(match):
     """The page's color of text in place of a gray."""
-    return f"{match[1]}: currentColor; {match[1]}-opacity: {1 - int(match[2], 16) / 255:.2g}"
+    return f"{match[1]}: currentColor; {match[1]}-opacity: {round(1 - int(match[2], 16) / 255, 2)}"
 
 
 def _use(attributes, name, bitmaps):
@@ -101,10 +100,8 @@ def _use(attributes, name, bitmaps):
     key = found["xlink:href"], size
     if key not in bitmaps:
         image = Image.open(io.BytesIO(base64.b64decode(key[0].partition(",")[2])))
-        is_map = image.convert("RGBA").getextrema()[3][0] < 255 or bool(image.getcolors(MAX_COLORS))
-        style = PIXELATED if max(image.size) <= SMALL else ""
-        shape = f'id="{name}-bitmap-{len(bitmaps)}" {size} preserveAspectRatio="none"{style}'
-        bitmaps[key] = f'<image {shape} href="{_encode(image, MAX_BITMAP, is_map)}"/>'
+        shape = f'id="{name}-bitmap-{len(bitmaps)}" {size} preserveAspectRatio="none"'
+        bitmaps[key] = f'<image {shape} href="{_encode(image, MAX_BITMAP)}"/>'
     number = list(bitmaps).index(key)
     place = "".join(f' {k}="{found[k]}"' for k in ("x", "y", "transform", "opacity") if k in found)
     return f'<use href="#{name}-bitmap-{number}"{place}/>'

@@ -11,9 +11,8 @@ import numpy as np
 from vit_jax.analysis import attention, attention_maps, weight_stats
 from vit_jax.figures import anatomy, receptive_field
 from vit_jax.figures.seeing import KEEP, drawing
-from vit_jax.figures.sizes import count
 from vit_jax.report.page import figure, section, text
-from vit_jax.report.seen import MAX_FLOPS, spaced
+from vit_jax.report.seen import spaced
 from vit_jax.report.words import phrase
 
 LAYERS = 4  # whose features are drawn as colors
@@ -29,38 +28,29 @@ def looks(say, seen):
     """A ViT's attention over the images, how far every head looks, effective receptive fields."""
     model, layer = seen.model, seen.model.depth
     blocks = attention_maps.ends(layer)
-    found = attention_maps.see(model, seen.views, blocks, True)
-    heads, every = model.num_heads, range(len(seen.names))
+    found = attention_maps.see(model.replace(name=model.short), seen.views, blocks, True)
+    heads = model.num_heads
     masks = [attention.mass_mask(x[:, -1], KEEP) for x in (found.maps.mean(2), found.rollout)]
     share, rolled = (mask.mean() for mask in masks)
-
-    def draw(name, which, style, rows, caption):
-        def drawn(say):
-            if model.step is not None:
-                found.name = say("at_step", name=model.workdir, step=model.step)
-            images = seen.names, seen.views
-            return drawing(*images, [found], which, every, rows, style=style, say=say)
-
-        return figure(say, name, drawn, caption)
-
+    draw = partial(drawing, seen.names, seen.views, [found], which=range(len(seen.names)))
     whose = phrase("cls" if model.prefix else "patches")
     values = dict(layers=", ".join(map(str, blocks)), layer=layer, heads=heads, keep=KEEP)
     caption = say("seeing", whose=whose, count=len(seen.names), share=share, **values)
-    parts = [draw("attention-maps", ["mean"], "overlay", None, caption)]
+    every = partial(draw, ["mean"], style="overlay")
+    parts = [figure(say, "attention-maps", every, caption)]
     shown = min(heads, MAX_HEADS)
-    groups = np.array_split(range(shown), math.ceil(shown / ACROSS))
-    for i, which in enumerate(groups):
-        caption = say("by_head", first=which[0], last=which[-1], heads=heads, layer=layer)
-        which = which.tolist()
-        if i == len(groups) - 1:
-            which.append("rollout")
-            caption += say("rolled", layer=layer)
-            caption += say("some_heads", shown=shown, heads=heads) if shown < heads else ""
-        parts.append(draw(f"attention-heads-{i + 1}", which, "overlay", [-1], caption))
+    for i, first in enumerate(range(0, shown, ACROSS)):
+        last = min(first + ACROSS, shown) - 1
+        which = [*range(first, last + 1), *(["rollout"] if last == shown - 1 else [])]
+        caption = say("by_head", first=first, last=last, heads=heads, layer=layer)
+        one = partial(draw, which, rows=[-1], style="overlay")
+        parts.append(figure(say, f"attention-heads-{i + 1}", one, caption))
     caption = say("masked", keep=KEEP, share=share, rolled=rolled, layer=layer)
+    caption += say("rolled", layer=layer)
     which = ["mean", *range(min(heads, 3) if heads > 1 else 0), "rollout"]
-    parts.append(draw("attention-mask", which, "mask", [-1], caption))
-    return section("attention", *parts, distance(say, seen), *reach(say, seen))
+    lit = partial(draw, which, rows=[-1], style="mask")
+    parts.append(figure(say, "attention-mask", lit, caption))
+    return section("attention", *parts, distance(say, seen), reach(say, seen))
 
 
 def distance(say, seen):
@@ -77,16 +67,12 @@ def distance(say, seen):
 
 
 def reach(say, seen):
-    """Yield the effective receptive fields as a figure, or why there are none."""
-    rows, gradients = seen.fields
-    if not gradients:
-        yield text(too_expensive(say, seen))
-        return
-    images, draws = seen.reach
+    """The effective receptive fields."""
     draw = partial(receptive_field.fields, [fields_of(seen)])
-    caption = say("reach", count=images, draws=draws, image=seen.model.image, **ends(seen))
+    values = dict(count=seen.images, draws=seen.draws, image=seen.model.image)
+    caption = say("reach", **values, **ends(seen))
     caption += say("dashed") if seen.model.is_cnn else ""
-    yield figure(say, "effective-fields", draw, caption)
+    return figure(say, "effective-fields", draw, caption)
 
 
 def fields_of(seen):
@@ -97,13 +83,8 @@ def fields_of(seen):
 
 def ends(seen):
     """Sides of the first and the last effective field, for a phrase."""
-    rows = [row for row in seen.fields[0] if "side95" in row]
-    return dict(first=rows[0]["side95"], last=rows[-1]["side95"])
-
-
-def too_expensive(say, seen):
-    costs = dict(cost=count(seen.cost), limit=count(MAX_FLOPS))
-    return say("too_expensive", name=seen.model.short, **costs)
+    sides = [row["side95"] for row in seen.fields[0] if "side95" in row]
+    return dict(first=sides[0], last=sides[-1])
 
 
 def gradcam(say, seen):
@@ -118,13 +99,6 @@ def gradcam(say, seen):
 def draw_looks(several):
     """A function of say that draws `figures.receptive_field.looks` of models; None without maps."""
     several = [seen for seen in several if seen.looks[1]]
-    if not several:
-        return None
-    first = several[0]
-    titles = [
-        name if known is None else f"{name}, {known}"
-        for name, known in zip(first.names, first.classes, strict=True)
-    ]
 
     def draw(say):
         panels = []
@@ -135,9 +109,9 @@ def draw_looks(several):
             if not seen.model.is_cnn:
                 panel["whose"] = "[CLS]" if seen.model.prefix else say("average_patch")
             panels.append(panel)
-        return receptive_field.looks(first.views, titles, panels, say=say)
+        return receptive_field.looks(several[0].views, several[0].titles, panels, say=say)
 
-    return draw
+    return draw if several else None
 
 
 def tokens(say, seen):

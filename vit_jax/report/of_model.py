@@ -1,6 +1,5 @@
 """Sections about a model: its parts and sizes, its weights, its predictions on a split."""
 
-import math
 from functools import partial
 
 import numpy as np
@@ -27,13 +26,7 @@ def parts(say, model):
     blocks = [figure(say, "whole", partial(diagrams.whole, rows, model.variant), caption)]
     tested = [100 * row[key] for split, key, row in of_run.scores(model) if split == "test"]
     rows = weight_stats.beside_published(model.variant, config, tested[0] if tested else None)
-    near = min(
-        (row for row in rows if not row.get("this")),
-        key=lambda row: abs(math.log(row["parameters"] / total)),
-    )
-    theirs = dict(other=f"ViT-{near['model']}", theirs=near["parameters"])
-    ratio = total / near["parameters"]
-    caption = say("sizes", name=model.variant, count=total, ratio=ratio, **theirs)
+    caption = say("sizes", name=model.variant, count=total)
     blocks.append(figure(say, "size-bars", partial(bars, rows), caption))
     return section("model", *blocks, *drawings(say, model))
 
@@ -75,8 +68,8 @@ def weights(say, model, seen):
     draw = partial(anatomy.filters, components, shares)
     filters = figure(say, "filter-components", draw, caption)
     if model.is_cnn:
-        reach = of_images.reach(say, seen) if seen else []
-        return section("filters-fields", filters, _fields(say, model, seen), *reach)
+        reach = of_images.reach(say, seen) if seen else None
+        return section("filters-fields", filters, _fields(say, model, seen), reach)
     similarity = weight_stats.position_similarity(weight_stats.positions(model.module))
     near, far = weight_stats.neighbor_similarity(similarity)
     h, w = similarity.shape[:2]

@@ -19,7 +19,7 @@ def side_by_side(say, models, seen):
     """models: two. seen: a `Seen` of each, of the same images; [] where there are no images."""
     blocks = [costs(say, models)]
     if seen:
-        blocks += [looks(say, seen), *fields(say, seen), distances(say, seen)]
+        blocks += [looks(say, seen), fields(say, seen), distances(say, seen)]
     return section("against", *blocks)
 
 
@@ -76,24 +76,19 @@ def looks(say, seen):
 
 
 def fields(say, seen):
-    """Yield the effective receptive fields, and why those of a model are missing."""
-    found = [one for one in seen if one.fields[1]]
-    yield from (text(of_images.too_expensive(say, one)) for one in seen if one not in found)
-    if found:
-        caption = say("both_reach")
-        for one in found:
-            sides = dict(image=one.model.image, name=one.model.short)
-            caption += say("ends_at", **sides, **of_images.ends(one))
-        draw = partial(receptive_field.fields, [of_images.fields_of(one) for one in found])
-        yield figure(say, "against-fields", draw, caption)
+    """The effective receptive fields of either."""
+    caption = say("both_reach")
+    for one in seen:
+        sides = dict(image=one.model.image, name=one.model.short)
+        caption += say("ends_at", **sides, **of_images.ends(one))
+    draw = partial(receptive_field.fields, [of_images.fields_of(one) for one in seen])
+    return figure(say, "against-fields", draw, caption)
 
 
 def distances(say, seen):
     """How far either sees, layer by layer."""
-    sides = [
-        {"side": one.model.image, "rows": one.fields[0]}
-        | ({} if one.model.is_cnn else {"heads": one.heads})
-        for one in seen
-    ]
+    sides = [{"side": one.model.image, "rows": one.fields[0]} for one in seen]
+    for side, one in zip(sides, seen, strict=True):
+        side["heads"] = None if one.model.is_cnn else one.heads
     caption = say("both_far", a=seen[0].model.image, b=seen[1].model.image)
     return figure(say, "against-distances", partial(receptive_field.distances, sides), caption)

@@ -13,7 +13,6 @@ from vit_jax.figures.catalog import Catalog
 from vit_jax.figures.sizes import count
 from vit_jax.report import inline
 from vit_jax.report.page import figure, pictures, section, table, text
-from vit_jax.report.words import phrase
 
 IMAGES, ROWS = 24, 6  # of the first batch: with one view per image, with a row of views for each
 MAX_CLASSES = 20  # whose names are listed
@@ -47,23 +46,21 @@ def scores(model):
     """(split, key, row) of the test score and of the best one on val, as far as they are there."""
     metric = model.config.best_metric if model.config else ""
     test = metric.replace("/val/", "/test/")
-    found = ("test", test, last(model.metrics, test)), ("val", metric, best(model.metrics, metric))
-    return [one for one in found if one[2] is not None]
+    tested, validated = having(model.metrics, test), having(model.metrics, metric)
+    found = [("test", test, row) for row in tested[-1:]]
+    if validated:
+        found.append(("val", metric, max(validated, key=lambda row: row[metric])))
+    return found
 
 
-def last(rows, key):
-    """The last row that has this key, or None."""
-    return next((row for row in reversed(rows) if row.get(key) is not None), None)
-
-
-def best(rows, key):
-    """The row in which it is largest, or None."""
-    return max((r for r in rows if r.get(key) is not None), key=lambda r: r[key], default=None)
+def having(rows, key):
+    """The rows that have a value for this key."""
+    return [row for row in rows if row.get(key) is not None]
 
 
 def median(rows, key):
     """Of the rows that have this key, or None."""
-    values = [row[key] for row in rows if row.get(key) is not None]
+    values = [row[key] for row in having(rows, key)]
     return float(np.median(values)) if values else None
 
 
@@ -77,26 +74,20 @@ def setup(say, model):
     usual = config.defaults()
     usual.update(objective=config.objective(model.config.objective.name))
     usual.objective.name = config.defaults().objective.name
-    usual, values = _texts(usual), _texts(model.config)
+    usual, values = (
+        {key: str(x) or '""' for key, x in config.flat(c).items()} for c in (usual, model.config)
+    )
     changed = {key: value for key, value in values.items() if usual.get(key) != value}
     rows = [[key, usual.get(key, "—"), value] for key, value in changed.items()]
     head, words = [say("key"), say("default"), say("here")], say("diff", count=len(rows))
     changes = table("config-changes", head, rows, words, classes="code")
     head, words = [say("key"), say("value")], say("full", count=len(values))
     everything = table("config", head, list(values.items()), fold=words, classes="code")
-    head, rows = [say("what"), say("value")], environment(say, model.record)
-    return section(
-        "setup", changes, everything, table("environment", head, rows, say("environment"))
-    )
-
-
-def _texts(values):
-    """{key: value as text} of a config."""
-    return {key: '""' if x == "" else str(x) for key, x in config.flat(values).items()}
+    return section("setup", changes, everything, environment(say, model.record))
 
 
 def environment(say, record):
-    """Rows from run.json; what it does not say is left out."""
+    """A table from run.json; what it does not say is left out."""
     code = record.get("code")
     if code:
         code = say("changed", **code) if code.get("changed") else code["revision"]
@@ -114,7 +105,8 @@ def environment(say, record):
         "classes": f"{split['num_classes']:,}: {shown}",
         "train_images": "train_images" in split and f"{split['train_images']:,}",
     }
-    return [[say(name), value] for name, value in rows.items() if value]
+    rows = [[say(name), value] for name, value in rows.items() if value]
+    return table("environment", [say("what"), say("value")], rows, say("environment"))
 
 
 def course(say, model):
@@ -125,7 +117,7 @@ def course(say, model):
         drawn = figure(say, "curves", partial(curves.curves, rows, restarts=resumed), None)
     except ValueError:  # there is nothing to draw
         return section("course", text(say("no_rows")))
-    losses = [row["train/loss"] for row in rows if row.get("train/loss") is not None]
+    losses = [row["train/loss"] for row in having(rows, "train/loss")]
     caption = say("no_loss", last=rows[-1]["step"])
     if losses:
         caption = say("curves", last=rows[-1]["step"], first=losses[0], final=losses[-1])
@@ -143,8 +135,8 @@ def course(say, model):
 def health(say, model):
     """The metrics that the objective names for it; None without."""
     labels = objective_of(model).health
-    found = {name: last(model.metrics, f"train/{name}") for name in labels}
-    found = {name: row for name, row in found.items() if row is not None}
+    found = {name: having(model.metrics, f"train/{name}") for name in labels}
+    found = {name: rows[-1][f"train/{name}"] for name, rows in found.items() if rows}
     if not found:
         return None
 
@@ -156,7 +148,7 @@ def health(say, model):
 
     def values(lang):
         say = Catalog("figures", lang)
-        return "; ".join(f"{label(x, say)}: {row[f'train/{x}']:.3g}" for x, row in found.items())
+        return "; ".join(f"{label(name, say)}: {x:.3g}" for name, x in found.items())
 
     caption = say("healthy", step=model.metrics[-1]["step"], values=values)
     if (advice := f"healthy_{model.config.objective.name}") in say:
@@ -177,16 +169,11 @@ def given(say, model):
     for group, images in groups.items():
         for row, views, label in zip(rows, images, labels, strict=True):
             for i, view in enumerate(views):
-                below = "" if row else names[label]
+                name = f"{group} {i + 1}"
                 source = inline.picture(visible(view, settings.mean, settings.std))
-                row.append((source, below, f"{group} {i + 1}: {names[label]}"))
+                row.append((source, name if row else names[label], f"{name}: {names[label]}"))
     if len(rows[0]) > 1:
-        counts = {name: images.shape[1] for name, images in groups.items()}
-
-        def listed(lang):
-            return ", ".join(f"{phrase(f'view_{x}', x)(lang)} {n}" for x, n in counts.items())
-
-        caption += say("views", views=listed)
+        caption += say("views")
     else:
         rows = [[row[0] for row in rows]]
     return section("input", pictures("batch", rows, caption))

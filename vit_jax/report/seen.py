@@ -11,39 +11,36 @@ from vit_jax.data.pictures import Picture
 
 SHOWN = 4  # images of a run, if none is named
 MAX_BLOCKS = 6  # of a ViT, with effective receptive fields
-MAX_FLOPS = 1.5e12  # of the effective receptive fields: half a minute of a CPU core
+MAX_FLOPS = 1.5e12  # of the effective receptive fields of several images: half a minute on a core
 
 
 class Seen:
     """A model and images; each part is computed on first access.
 
     model: `inference.LoadedModel`. pictures: `data.pictures.Picture`s. classes: names of the
-    labels. reach: numbers of images and of draws per image of the `effective_fields.fields`; 0, 0
-    where one of each, `cost` FLOPs, is more than MAX_FLOPS.
+    labels. images, draws: numbers of images and of draws per image of the
+    `effective_fields.fields`, as many as MAX_FLOPS allow.
     """
 
     def __init__(self, model, pictures, classes):
         self.model = model
         self.names = [one.name for one in pictures]
+        self.titles = [
+            one.name if one.label is None else f"{classes[one.label]}, {one.name}"
+            for one in pictures
+        ]
         self.views = [model.view(one.image) for one in pictures]
-        self.classes = [None if one.label is None else classes[one.label] for one in pictures]
-        if model.is_cnn:
-            self.blocks, count = None, model.depth + 1 + model.module.pools
-        else:
-            self.blocks = spaced(model.depth, MAX_BLOCKS)
-            count = len(self.blocks)
-        self.cost = effective_fields.cost(model, count)
-        most = int(MAX_FLOPS // self.cost)
-        images = min(len(pictures), most)
-        self.reach = (images, min(effective_fields.DRAWS, most // images)) if images else (0, 0)
+        self.blocks = None if model.is_cnn else spaced(model.depth, MAX_BLOCKS)
+        layers = model.depth + 1 + model.module.pools if model.is_cnn else len(self.blocks)
+        most = int(MAX_FLOPS // effective_fields.cost(model, layers))
+        self.images = int(np.clip(most, 1, len(pictures)))
+        self.draws = int(np.clip(most // self.images, 1, effective_fields.DRAWS))
 
     @cached_property
     def fields(self):
-        """Rows and gradients of `effective_fields.fields`, without what would cost too much."""
-        count, draws = self.reach
-        if count:
-            return effective_fields.fields(self.model, self.views[:count], self.blocks, draws)
-        return effective_fields.layers_of_cnn(self.model) if self.model.is_cnn else [], {}
+        """Rows and gradients of `effective_fields.fields`."""
+        views = self.views[: self.images]
+        return effective_fields.fields(self.model, views, self.blocks, self.draws)
 
     @cached_property
     def heads(self):
@@ -73,15 +70,15 @@ def see(models, pictures, split):
     """
     owner = next((model for model in models if model.config is not None), None)
     if not pictures:
-        pictures = photographs() if owner is None else examples(owner, split, SHOWN)
+        pictures = photographs() if owner is None else examples(owner, split)
     classes = owner.class_names if owner else []
     return [Seen(model, pictures, classes) for model in models]
 
 
-def examples(model, split, count):
+def examples(model, split):
     """The first images of a split of a run's data."""
     source = data.make(model.config, model.config.data[split])
-    return [pick(source, split, i) for i in range(min(count, len(source)))]
+    return [pick(source, split, i) for i in range(min(SHOWN, len(source)))]
 
 
 def pick(source, split, i):

@@ -27,11 +27,10 @@ class Words:
         return name in read(self.langs[0])["report"]
 
 
-def phrase(name, otherwise=None):
-    """A phrase as a value in another one. otherwise: a text, if there may be no such phrase."""
+def phrase(name):
+    """A phrase as a value in another one."""
 
     def text(lang):
-        found = read(lang)["report"]
-        return Markup(found[name]) if name in found or otherwise is None else otherwise
+        return Markup(read(lang)["report"][name])
 
     return text
