@@ -218,8 +218,8 @@ def check(config):
             others = members("objectives") if key.startswith("objective.") else ()
             if any(key in schema(other) for other in others):
                 raise UserError(
-                    f"config has the key {key!r}, which is not one of objective.name = {name!r}; in a "
-                    f"recipe set c.objective = objective({name!r})"
+                    f"config has the key {key!r} of another objective than {name!r}; in a recipe "
+                    f"set c.objective = objective({name!r})"
                 )
             raise UserError(f"config has no key {key!r}; {near(key, keys)}")
         keys[key].check(f"config.{key}", value)
