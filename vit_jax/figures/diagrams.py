@@ -85,18 +85,15 @@ def multi_head(model, *, say=ENGLISH):
     width, h = model.width, model.num_heads
     e = width // h
     d = Drawing(say("multi_head", heads=h, dim=e))
-    drawn = list(range(1, h + 1)) if h <= MAX_HEADS else [1, 2, 3, None, h]
+    drawn = list(range(1, h + 1)) if h <= MAX_HEADS else [1, 2, 3, "⋮", h]
     tall = 46
     middle = 30 + (len(drawn) - 1) * tall / 2
     x = d.box(8, middle, say("tokens_x"), shape(n, width), color=BLUE)
     boxes = []
     for i, head in enumerate(drawn):
-        left, y = x[2] + 44, 30 + i * tall
-        if head is None:
-            d.text(left + 90, y, "⋮")
-            continue
         words = f"softmax {shape(n, n)} · V → {shape(n, e)}"
-        boxes.append(d.box(left, y, say("head", head=head), words, color=ORANGE))
+        place = x[2] + 44, 30 + i * tall
+        boxes.append(d.box(*place, say("head", head=head), words, color=ORANGE))
         d.link(x, boxes[-1])
     joined, *_ = d.chain(
         boxes[0][2] + 60,
@@ -146,17 +143,12 @@ def positions(model, *, say=ENGLISH):
     width, learned = model.width, model.pos_embed == "learned"
     kind = say("learned" if learned else "fixed")
     d = Drawing(say("positions", kind=kind, side=side))
-    names = [*range(1, n + 1)] if n <= MAX_TOKENS else [1, 2, 3, None, n]
+    names = [*range(1, n + 1)] if n <= MAX_TOKENS else [1, 2, 3, "…", n]
     names = ([0] if before else []) + names
     x = 90
     d.text(8, 28, say("tokens"), "start")
     d.text(8, 78, say("plus_positions"), "start")
     for name in names:
-        if name is None:
-            d.text(x + 14, 28, "…")
-            d.text(x + 14, 78, "…")
-            x += 40
-            continue
         text, color = (str(name), BLUE) if name else ("[CLS]", PURPLE)
         top = d.box(x, 28, text, color=color, width=52)
         if name or learned:  # fixed positions are of the patches alone

@@ -1,5 +1,7 @@
 """Sizes of models side by side, and what they are worth: accuracy against parameters and FLOPs."""
 
+from statistics import fmean as mean
+
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -114,7 +116,3 @@ def count(number):
         if number >= 0.9995 * size:  # what is rounded up to 1000 of a unit is 1 of the next
             return f"{number / size:.3g} {unit}"
     return f"{number:.3g}"
-
-
-def mean(values):
-    return sum(values) / len(values)

@@ -53,11 +53,10 @@ def timings(models):
 
 
 def _test(model):
-    found = {split: (key, row) for split, key, row in of_run.scores(model)}
-    if "test" not in found:
-        return "—"
-    key, row = found["test"]
-    return f"{row[key]:.2%} ({key.rpartition('/')[2]})"
+    for split, key, row in of_run.scores(model):
+        if split == "test":
+            return f"{row[key]:.2%} ({key.rpartition('/')[2]})"
+    return "—"
 
 
 def _rate(value):

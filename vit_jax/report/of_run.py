@@ -25,20 +25,20 @@ def objective_of(model):
 
 def facts(say, model):
     """The numbers at the head of the page: (text, what it is)."""
-    found, rows, record = [], model.metrics, model.record or {}
+    found, rows = [], model.metrics
     for split, key, row in scores(model):
         found.append((f"{row[key]:.2%}", say(split, metric=key.rpartition("/")[2])))
     found += [(count(model.parameters), say("parameters")), (count(model.flops), say("flops"))]
     if rows:
         step = rows[-1]["step"]
         found.append((f"{step:,}", say("steps")))
-        found.append((f"{step / record['steps_per_epoch']:.3g}", say("epochs")))
+        found.append((f"{step / model.record['steps_per_epoch']:.3g}", say("epochs")))
     if (value := median(rows, "perf/images_per_s")) is not None:
         found.append((f"{value:,.0f}", say("speed")))
     if (value := median(rows, "perf/data_wait_frac")) is not None:
         found.append((f"{value:.0%}", say("wait")))
-    if "devices" in record:
-        found.append((devices(record), say("device")))
+    if model.record:
+        found.append((devices(model.record), say("device")))
     return found
 
 
@@ -87,32 +87,31 @@ def setup(say, model):
 
 
 def environment(say, record):
-    """A table from run.json; what it does not say is left out."""
-    code = record.get("code")
-    if code:
-        code = say("changed", **code) if code.get("changed") else code["revision"]
-    split = record["data"]
+    """A table from run.json."""
+    code, split = say("unknown"), record["data"]
+    if found := record["code"]:
+        code = say("changed", **found) if found["changed"] else found["revision"]
     names = split["class_names"]
     shown = ", ".join(names[:MAX_CLASSES]) + (", …" if len(names) > MAX_CLASSES else "")
     rows = {
-        "command": " ".join(record.get("command", [])),
-        "code": code or say("unknown"),
-        "python": record.get("python"),
-        "versions": ", ".join(f"{name} {x}" for name, x in record.get("versions", {}).items()),
-        "device": "devices" in record and f"{record.get('platform')}: {devices(record)}",
-        "processes": record.get("processes"),
-        "mesh": ", ".join(f"{axis} {size}" for axis, size in (record.get("mesh") or {}).items()),
+        "command": " ".join(record["command"]),
+        "code": code,
+        "python": record["python"],
+        "versions": ", ".join(f"{name} {x}" for name, x in record["versions"].items()),
+        "device": f"{record['platform']}: {devices(record)}",
+        "processes": record["processes"],
+        "mesh": ", ".join(f"{axis} {size}" for axis, size in record["mesh"].items()),
         "classes": f"{split['num_classes']:,}: {shown}",
-        "train_images": "train_images" in split and f"{split['train_images']:,}",
+        "train_images": f"{split['train_images']:,}",
     }
-    rows = [[say(name), value] for name, value in rows.items() if value]
+    rows = [[say(name), value] for name, value in rows.items()]
     return table("environment", [say("what"), say("value")], rows, say("environment"))
 
 
 def course(say, model):
     """Curves, with the steps from which the run was resumed, and its starts."""
-    rows, starts = model.metrics, model.record.get("starts", [])
-    resumed = sorted({start["step"] for start in starts if start.get("step")})
+    rows, starts = model.metrics, model.record["starts"]
+    resumed = sorted({start["step"] for start in starts} - {0})
     try:
         drawn = figure(say, "curves", partial(curves.curves, rows, restarts=resumed), None)
     except ValueError:  # there is nothing to draw
@@ -126,10 +125,9 @@ def course(say, model):
         caption += say("val_score" if split == "val" else "test_score", **values)
     steps = ", ".join(f"{step:,}" for step in resumed)
     said = say("started", count=len(starts), steps=steps) if resumed else say("once")
-    listed = [[start.get("time", ""), f"{start.get('step', 0):,}"] for start in starts]
-    head = [say("time"), say("from")]
+    listed = [[start["time"], f"{start['step']:,}"] for start in starts]
     drawn["caption"] = caption
-    return section("course", drawn, table("starts", head, listed, said))
+    return section("course", drawn, table("starts", [say("time"), say("from")], listed, said))
 
 
 def health(say, model):

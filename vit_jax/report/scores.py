@@ -3,8 +3,6 @@
 import jax
 import numpy as np
 
-from vit_jax import evaluators
-from vit_jax.devices import sharding
 from vit_jax.evaluators import knn
 
 
@@ -38,9 +36,7 @@ def of_split(model, split, max_images):
 
 def _outputs(model, split, max_images):
     name = "pooled" if model.module.head is None else "logits"
-    mesh = sharding.local_mesh()
-    extract = evaluators.features(model.model, model.config, split, mesh, (name,), max_images)
-    return extract(jax.device_put(model.params, sharding.replicated(mesh)))
+    return model.features(split, (name,), max_images=max_images)
 
 
 def confusion(labels, predicted, classes):
