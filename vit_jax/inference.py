@@ -171,6 +171,31 @@ class LoadedModel:
             found |= {name: np.moveaxis(found[name], 1, 0) for name in layers if name in found}
         return found
 
+    def features(self, split, names=("pooled", "logits"), *, max_images=None, batch_size=None):
+        """Outputs for each image of a split of a run's own data, computed on all devices.
+
+        Args:
+          split: train, val or test.
+          names: outputs of the model with the batch on axis 0; those that it lacks are left out.
+          max_images: only the first images of the split; None: all.
+          batch_size: images per forward pass, over all devices; None: that of the config.
+
+        Returns:
+          {"label" int32 [n], "pooled" float32 [n, d], ...}, numpy, in the order of the split.
+
+        Raises:
+          UserError: for a split that is missing, or a batch that does not divide over the devices.
+        """
+        import jax
+
+        from vit_jax import evaluators
+        from vit_jax.devices import sharding
+
+        mesh = sharding.local_mesh()
+        count = dict(max_images=max_images, batch_size=batch_size)
+        extract = evaluators.features(self.model, self.config, split, mesh, names, **count)
+        return extract(jax.device_put(self.params, sharding.replicated(mesh)))
+
     def _program(self, compute):
         """The compiled forward pass of a function as in `run`."""
         from vit_jax import augment, forward

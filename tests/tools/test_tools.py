@@ -133,7 +133,7 @@ def test_evaluate_repeats_what_training_said(workdir, capsys):
 
 def test_evaluate_reads_out_features(workdir):
     model = inference.load(str(workdir), checkpoint="latest")
-    bank, queries = (features.of_split(model, split) for split in ("train", "test"))
+    bank, queries = (model.features(split) for split in ("train", "test"))
     for name, read_out in (("knn", knn.read_out), ("linear_probe", linear_probe.read_out)):
         scores = evaluate.evaluate(model, evaluator=name)
         assert scores["evaluators"] == [name] and scores["images"] == 360
@@ -183,7 +183,7 @@ def test_features_of_a_split(workdir, tmp_path, capsys):
     expected = probabilities(workdir, np.stack([x["image"] for x in examples]))
     np.testing.assert_allclose(jax.nn.softmax(found["logits"]), expected, atol=1e-5)
     raw = inference.load(str(workdir), raw=True)
-    other = features.of_split(raw, "val", batch_size=24)
+    other = raw.features("val", batch_size=24)
     assert other["pooled"].shape == (180, 16)
     assert np.abs(other["pooled"] - found["pooled"]).max() > 1e-4
     for words, says in (

@@ -35,14 +35,22 @@ def make(names, model, config, split, mesh):
     return evaluate
 
 
-def read_split(config, split, mesh):
-    """-> (source, read): read() is an iterator over the batches of the split, on the devices.
+def read_split(config, split, mesh, batch_size=None):
+    """Read the batches of a split, as `batch.eval_batches` makes them.
 
-    split is a key of config.data: train, val or test. The batches are those of
-    `batch.eval_batches`: images by the evaluation view, and black ones where "mask" is False.
-    Raises UserError for a split that is missing or a batch that does not divide over the mesh.
+    Args:
+      config: whose data are read.
+      split: a key of config.data: train, val or test.
+      mesh: what the batches are sharded over.
+      batch_size: images per batch; None: that of the config.
+
+    Returns:
+      The source, the batch size, and read(), an iterator over the batches on the devices.
+
+    Raises:
+      UserError: for a split that is missing, or a batch that does not divide over the mesh.
     """
-    size = config.eval_batch_size or config.batch_size
+    size = batch_size or config.eval_batch_size or config.batch_size
     sharding.check_batch_size("eval_batch_size", size, mesh)
     placement = sharding.batch_sharding(mesh)
     source = data.make(config, config.data[split])
@@ -59,10 +67,10 @@ def read_split(config, split, mesh):
         )
         return (batch.to_devices(rows, placement) for rows in batches)
 
-    return source, read
+    return source, size, read
 
 
-def features(model, config, split, mesh, names=("pooled",), max_images=None):
+def features(model, config, split, mesh, names=("pooled",), *, max_images=None, batch_size=None):
     """Outputs of a model for each image of a split.
 
     Args:
@@ -72,16 +80,16 @@ def features(model, config, split, mesh, names=("pooled",), max_images=None):
       mesh: what the batches are sharded over.
       names: outputs of the model with the batch on axis 0; those that it lacks are left out.
       max_images: only the first images of the split; None: all.
+      batch_size: images per forward pass, over all devices; None: that of the config.
 
     Returns:
       extract(params) -> {"label": int32 [n], "pooled": float32 [n, d], ...}, numpy. Every process
       gets all images: one process in the order of the split; with several the order is another
       one, the same for each output.
     """
-    source, read = read_split(config, split, mesh)
+    source, size, read = read_split(config, split, mesh, batch_size)
     count = min(max_images or len(source), len(source))
-    batch_size = config.eval_batch_size or config.batch_size
-    num_batches = -(-count // batch_size)
+    num_batches = -(-count // size)
 
     def apply(params, rows):
         images = augment.normalize(rows["image"], config.data.mean, config.data.std)
@@ -92,7 +100,7 @@ def features(model, config, split, mesh, names=("pooled",), max_images=None):
     run = forward.compile(apply, mesh)
 
     def extract(params):
-        read_images = min(num_batches * batch_size, len(source))
+        read_images = min(num_batches * size, len(source))
         arrays = forward.collect(run, params, islice(read(), num_batches), read_images)
         return {name: array[:count] for name, array in arrays.items()}
 

@@ -12,7 +12,7 @@ def make(model, config, split, mesh):
     """-> evaluate(params) -> {"acc1", "acc5" (with more than 5 classes), "loss", "images"}."""
     if not model.module.config.num_classes:
         raise UserError("accuracy needs a classifier, which this model lacks; knn does without")
-    source, read = read_split(config, split, mesh)
+    source, _, read = read_split(config, split, mesh)
 
     def count(params, batch):
         images = augment.normalize(batch["image"], config.data.mean, config.data.std)

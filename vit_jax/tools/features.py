@@ -49,7 +49,7 @@ def main(flags):
     jax.config.update("jax_default_matmul_precision", "highest")
     (model,) = model_flags.load(flags)
     if flags.split:
-        arrays = of_split(model, flags.split, batch_size=flags.batch_size)
+        arrays = model.features(flags.split, batch_size=flags.batch_size)
     else:
         outputs = dict(attention=flags.attention, blocks=flags.blocks)
         arrays = features(model, images, batch_size=flags.batch_size or 32, **outputs)
@@ -79,32 +79,6 @@ def features(model, images, *, attention=False, blocks=False, batch_size=32):
     arrays = model.run(images, attention=attention, blocks=blocks, batch_size=batch_size)
     layers = arrays.pop("blocks", ())
     return arrays | {f"block_{i:02}": layer for i, layer in enumerate(layers)}
-
-
-def of_split(model, split, *, batch_size=None):
-    """Features of a split of a run's own data, computed on all devices.
-
-    Args:
-      model: `inference.LoadedModel` of a run.
-      split: train, val or test.
-      batch_size: images per forward pass, over all devices; None: that of the config.
-
-    Returns:
-      {"label" [n], "pooled" [n, d], "logits" [n, k]}, numpy.
-
-    Raises:
-      UserError: for a split that is missing, or a batch that does not divide over the devices.
-    """
-    import jax
-
-    from vit_jax import evaluators
-    from vit_jax.devices import sharding
-
-    config = model.config.copy_and_resolve_references()
-    config.eval_batch_size = batch_size or config.eval_batch_size
-    mesh = sharding.local_mesh()
-    extract = evaluators.features(model.model, config, split, mesh, ("pooled", "logits"))
-    return extract(jax.device_put(model.params, sharding.replicated(mesh)))
 
 
 def read(path):
