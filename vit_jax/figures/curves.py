@@ -154,7 +154,7 @@ def _draw_line(axis, key, steps, values, styles, say):
         color, marker = next(styles)
         line = dict(color=color, marker=marker, markersize=4 if len(steps) < 60 else 0)
         if len(steps) == 1:  # such as the test split, scored once, at the end
-            line |= dict(marker="*", markersize=13, markeredgecolor="white", zorder=5)
+            line |= dict(marker="*", markersize=13, markeredgecolor="white", zorder=5, linestyle="")
         axis.plot(steps, values, **line, clip_on=len(steps) > 1, label=name)
 
 
