@@ -12,7 +12,7 @@ purpose. The life of an image, in order:
   augment/         host.py: crop, resize, distort, in threads and worker processes
   batch.py         views -> b h w c on the devices, ahead; batch k is a pure function of (seed, k)
   step.py          one optimizer step: everything below, up to optim.py
-  objectives/      FAMILY: what is minimized
+  objectives/      FAMILY: what is minimized, and what it shows and costs
   augment/         device.py: flip, color, blur, solarize, normalize, erase
   mixing.py        mixup, CutMix
   variants.py      ViTConfig, ResNetConfig; names -> configs
@@ -23,11 +23,11 @@ purpose. The life of an image, in order:
   flops.py         parameters and FLOPs of a config
   optim.py         gradients -> updates: decay masks, layer-wise decay, clipping, freezing
   schedules.py     learning rates
-  forward.py       a trained model over a split or an array of images, batch by batch
+  forward.py       one forward pass over many batches: compiled once, padded, sharded
   evaluators/      FAMILY: parameters -> metrics
   workdir/         what a run leaves behind: checkpoints, metrics, log; on disk or in a bucket
   pretrained/      FAMILY: weight layouts, as tables of names; the weights of runs
-  inference.py     a run or a weight file as a model with preprocessing and class names
+  inference.py     LoadedModel: weights of a run or file, preprocessing, class names, run(images)
   errors.py        how a command ends other than well
 
 Beside it: devices/ (mesh, sharding rules, processes), analysis/ (arrays to arrays: attention maps,
