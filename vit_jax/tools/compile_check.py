@@ -75,7 +75,6 @@ def compile_check(config, *, topology=None, search=True, say=lambda _: None):
     os.environ.update(NO_TPU if topology else {})
     import jax
 
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
     devices = device_specs.topology(topology) if topology else jax.devices()
     config = settle(config, devices[0].platform)
     result = compile_step(config, devices)
@@ -151,6 +150,8 @@ def compile_step(config, devices):
         "limit": device_specs.memory(devices),
     }
     began = time.perf_counter()
+    cached = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -162,6 +163,8 @@ def compile_step(config, devices):
     else:
         result["memory"] = hlo.memory(compiled)
         result["collectives"] = hlo.collectives(compiled.as_text())
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
     # An error means that it does not fit, although the state is counted only roughly then.
     fits = result["collectives"] is not None and result["memory"]["needed"] <= result["limit"]
     return result | {"fits": fits, "seconds": round(time.perf_counter() - began, 1)}
