@@ -42,7 +42,7 @@ def bars(rows, title="", *, say=ENGLISH):
     axis.invert_yaxis()
     _count_along(axis)
     most = max(row["parameters"] for row in rows)
-    axis.set_xlim(least, most * (most / least) ** 0.8)  # room for the words
+    axis.set_xlim(least, most * (most / least) ** 1.1)  # room for the words
     axis.set_xlabel(say("parameters"))
     plain(axis, grid=False)
     return finish(figure, title)
