@@ -32,8 +32,8 @@ def compile(apply, mesh=None):
 def stream(run, params, batches):
     """Yield (outputs, mask) of each batch as numpy arrays.
 
-    A result is handed on once the next batch was dispatched, so that the devices go on computing
-    while this one is copied.
+    Each result is yielded after the next batch was dispatched, so that the devices compute while
+    the result is copied.
     """
     last = None
     for batch in batches:

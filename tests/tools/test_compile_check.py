@@ -49,7 +49,7 @@ def result_of(done):
 
 
 def test_one_device_holds_the_state_and_the_batch(check):
-    """Of ImageNet, of which there is nothing here."""
+    """The recipe names ImageNet, which is not read."""
     found = result_of(check("--nosearch", "--json"))
     # Parameters, their average and AdamW's two moments; the step, AdamW's count and the schedule's.
     assert found["state"] == 4 * (4 * found["parameters"] + 3)

@@ -15,7 +15,7 @@ LEGEND = "█ 0.8 to 1.0, ▓ 0.4 to 0.8, ░ 0 to 0.4 of the map's maximum"
 def cls_maps(attention, grid, prefix=1):
     """How much [CLS] attends to each patch: [l, b, h, q, m] -> [l, b, h, *grid].
 
-    prefix: tokens before the patches, the first of which is [CLS]. Attention to them is left out,
+    prefix: number of tokens before the patches; token 0 is [CLS]. Attention to them is left out,
     so a map sums to 1 or less. Raises ValueError if the patches do not make the grid.
     """
     if prefix < 1:

@@ -177,7 +177,7 @@ class Page:
         return changes
 
     def choose_patch(self, values):
-        """Redraw for a row and column: whoever names a patch wants its attention."""
+        """Redraw for a row and column, with the attention of that patch."""
         choice = {self.dials["query"]: "patch"}
         return choice | self.redraw(values | choice)
 

@@ -78,15 +78,6 @@ def make(model, config, steps_per_epoch):
         groups, _ = make_views(batch, rng, config)
         return dict(zip(("global", "local"), groups, strict=False))
 
-    def flops():
-        """The student sees all views, forward and backward; the teacher the global ones."""
-        vit = model.module.config
-        small = dataclasses.replace(vit, image=config.augment.local_size)
-        kernels = jax.tree.leaves(jax.eval_shape(head.init, jax.random.key(0)))
-        top = 2 * sum(x.size for x in kernels if x.ndim == 2)
-        local = 3 * config.augment.local_views * (count_flops(small) + top)
-        return (3 + 1) * GLOBAL * (count_flops(vit) + top) + local
-
     def loss(params, extra, batch, rng, step):
         groups, noise = make_views(batch, rng, config)
         features, teacher = jax.lax.stop_gradient(project(extra["teacher"], groups[:1]))
@@ -110,12 +101,25 @@ def make(model, config, steps_per_epoch):
         update,
         weights=lambda _, extra: extra["teacher"]["backbone"],
         views=views,
-        flops=flops,
+        flops=lambda: step_flops(model.module.config, head, config.augment),
         raw=lambda params, _: params["backbone"],
         alarm=alarm,
         health=HEALTH,
         drawing="dino",
     )
+
+
+def step_flops(vit, head, augment):
+    """FLOPs of a training step per image.
+
+    The student sees all views, forward and backward (3 forward passes); the teacher sees the global
+    ones.
+    """
+    kernels = jax.tree.leaves(jax.eval_shape(head.init, jax.random.key(0)))
+    top = 2 * sum(x.size for x in kernels if x.ndim == 2)
+    small = dataclasses.replace(vit, image=augment.local_size)
+    local = 3 * augment.local_views * (count_flops(small) + top)
+    return (3 + 1) * GLOBAL * (count_flops(vit) + top) + local
 
 
 def make_views(batch, rng, config):

@@ -33,7 +33,7 @@ def figure(say, name, draw, caption, fold=None):
 
 
 def table(name, head, rows, caption=None, fold=None, classes=""):
-    """rows: lists of cells, the first of which is the row's title; None without rows."""
+    """rows: lists of cells that begin with the title of the row. None without rows."""
     found = {"kind": "table", "id": name, "head": head, "rows": rows, "classes": classes}
     return found | {"caption": caption, "fold": fold} if rows else None
 

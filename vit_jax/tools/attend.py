@@ -139,17 +139,16 @@ def attend(
         from vit_jax.figures.seeing import drawing
 
         draw = partial(drawing, names, views[0], seen, heads, style=style, keep=keep)
-        every = list(range(most))
-        rows = every if by_layer else None
-        if output:
-            draw(range(len(names)), rows).savefig(output, dpi=150)
-            save(output, arrays)
-        if animate:
-            frames = (draw([0], [layer]) for layer in every)
-            if not by_frame:
-                frames = (draw([i], rows) for i in range(len(names)))
-            overlay.animate(animate, frames, fps=fps or (2 if by_frame else 10))
-            save(animate, arrays)
+        rows = list(range(most)) if by_layer else None
+    if output:
+        draw(range(len(names)), rows).savefig(output, dpi=150)
+        save(output, arrays)
+    if animate:
+        frames = (draw([i], rows) for i in range(len(names)))
+        if by_frame:
+            frames = (draw([0], [layer]) for layer in range(most))
+        overlay.animate(animate, frames, fps=fps or (2 if by_frame else 10))
+        save(animate, arrays)
     return arrays
 
 

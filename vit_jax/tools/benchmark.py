@@ -86,15 +86,9 @@ def benchmark(
     Raises:
       UserError: for arguments that do not go together, or a peer that is not installed.
     """
-    if against and (config or what in ("startup", "attention")):
-        other = "--config" if config else f"--what={what}"
-        raise UserError(f"--against={against} does not go with {other}; leave it out")
-    if config and what not in ("train_step", "input"):
-        raise UserError(f"--config goes with --what=train_step and --what=input, not {what}")
+    check(what, config, against, threads)
     if against and what == "input":
-        threads = threads or 1
-        if threads > 1:
-            raise UserError("--what=input --against compares one core with one: --threads=1")
+        threads = 1
     if config is None:
         model = model or "vit_tiny_patch16_224"
         batch_size = batch_size or 8
@@ -120,6 +114,17 @@ def benchmark(
         result["dtype"] = config.model.dtype
         turns = dict(pairs=pairs, seconds=seconds, steps=steps)
         return result | measure(what, config, sizes, against, folder, threads, turns)
+
+
+def check(what, config, against, threads):
+    """Raise UserError for arguments that do not go together."""
+    if against and (config or what in ("startup", "attention")):
+        other = "--config" if config else f"--what={what}"
+        raise UserError(f"--against={against} does not go with {other}; leave it out")
+    if config and what not in ("train_step", "input"):
+        raise UserError(f"--config goes with --what=train_step and --what=input, not {what}")
+    if against and what == "input" and threads > 1:
+        raise UserError("--what=input --against compares one core with one: --threads=1")
 
 
 def prepare(what, config, model, batch_size, dtype, folder, threads):

@@ -217,7 +217,7 @@ def table(r, topology):
     rows = {"options": options.format(**r), "memory": verdict(r)}
     parts = [f"{key} {size(n)}" for key, n in r["memory"].items() if key != "needed"]
     if parts:
-        rows["of which"] = ", ".join(parts)
+        rows["made of"] = ", ".join(parts)
     rows["compute"] = f"{r['flops'] / 1e12:,.3g} TFLOPs per step"
     if r["least_ms"]:
         rows["compute"] += f": at least {r['least_ms']:,.1f} ms, at the chips' peak"
