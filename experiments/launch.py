@@ -116,7 +116,7 @@ def main(flags):
         return slices(planned, name, archive, flags)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.default_int_handler)  # Ctrl-C: the slice is deleted below
-    slice_ = tpu.Slice(shell, name, flags, archive, shlex.join([".venv/bin/python", *words]))
+    slice_ = tpu.TpuSlice(shell, name, flags, archive, shlex.join([".venv/bin/python", *words]))
     try:
         return again(slice_.attempt, flags.restarts)
     finally:
@@ -171,7 +171,7 @@ def slices(planned, name, archive, flags):
     if flags.dry_run:
         return max([subprocess.run([*run.command, "--dry_run"]).returncode for run in planned])
     print(f"logs: {planned[0].log.parent}/{name}-*.log", flush=True)
-    with distributed.Stop() as stop:
+    with distributed.StopSignal() as stop:
         return max(runs.make(planned, flags.jobs, stop).values())
 
 

@@ -32,7 +32,7 @@ MAX_NAME_CHARS = 120
 
 
 @dataclasses.dataclass(eq=False)
-class Run:
+class Job:
     """A training run.
 
     Attributes:
@@ -84,7 +84,7 @@ def handed_on(argv):
 
 
 def one(spec, values, workdir):
-    """Check a config and return its Run, which is not started.
+    """Check a config and return its Job, which is not started.
 
     Args:
         spec: the recipe, as --config takes it.
@@ -101,8 +101,8 @@ def one(spec, values, workdir):
     command = [sys.executable, "-m", "vit_jax.train", f"--config={spec}", f"--workdir={workdir}"]
     command += [f"--config.{key}={text}" for key, text in values.items()]
     name = Path(workdir).name
-    workdir = workdir if storage.is_address(workdir) else Path(workdir)
-    return Run(name, workdir, config, values, command)
+    workdir = workdir if storage.is_bucket(workdir) else Path(workdir)
+    return Job(name, workdir, config, values, command)
 
 
 def plan(spec, fixed, changes, output):
@@ -157,7 +157,7 @@ def make(runs, jobs, stop):
     A run that another process trains, such as one that outlived a killed sweep, is waited for.
 
     Args:
-        runs: list of Run.
+        runs: list of Job.
         jobs: the number of runs to train at a time.
         stop: a function; once it returns True, the runs save a checkpoint and end.
 
@@ -201,7 +201,7 @@ def follow(runs, jobs, stop, prune=lambda run: False, poll_seconds=0.1):  # noqa
     to save a checkpoint and end, and are waited for.
 
     Args:
-        runs: list of Run.
+        runs: list of Job.
         jobs: the number of runs to train at a time.
         stop: a function without arguments.
         prune: prune(run) -> True asks a run to save a checkpoint and end; its exit code is then 75.

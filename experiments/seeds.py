@@ -39,7 +39,7 @@ def main(flags):
     root = Path(flags.workdir or f"runs/seeds/{name}").expanduser()
     output.parent.mkdir(parents=True, exist_ok=True)
     rows = []
-    with distributed.Stop() as stop:
+    with distributed.StopSignal() as stop:
         for seed in range(flags.seeds):
             run = runs.one(spec, fixed | {"seed": str(seed)}, root / str(seed))
             rows.append(train(run, seed, stop))

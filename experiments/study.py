@@ -70,7 +70,7 @@ def main(flags):
 
     study = open_study(flags, output, space)
     print(f"{len(study.trials[: flags.trials])} of {flags.trials} trials exist", flush=True)
-    with distributed.Stop() as stop:
+    with distributed.StopSignal() as stop:
         search = Search(study, space, run_of, flags.trials, stop)
         search.optimize(flags.jobs)
         if stop():
@@ -135,7 +135,7 @@ class Search:
     Args:
         study: an optuna.Study.
         space: what to search, see sweep.spaces.
-        run_of: run_of(values, name) -> Run.
+        run_of: run_of(values, name) -> Job.
         max_trials: the number of trials of the whole study.
         stop: a function; once it returns True, the runs save a checkpoint and end.
 

@@ -56,7 +56,7 @@ def main(flags):
         return runs.show(planned)
     codes = {}
     if not flags.table:
-        with distributed.Stop() as stop:
+        with distributed.StopSignal() as stop:
             codes = runs.make(planned, flags.jobs, stop)
     if flags.index is None:
         rows = [runs.row_of(run) for run in planned]

@@ -39,7 +39,7 @@ true  # keeps this shell alive to reap job.sh: tail ends once the process no lon
 """
 
 
-class Slice:
+class TpuSlice:
     """A TPU slice.
 
     Args:

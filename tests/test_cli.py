@@ -181,12 +181,12 @@ def test_steps():
 
 
 def test_a_folder_is_a_path_of_this_machine_or_an_address_in_a_bucket():
-    assert storage.place("runs/a") == Path.cwd() / "runs" / "a"
-    assert storage.place("~/a") == Path.home() / "a"
-    assert storage.is_address("gs://b/run/") and not storage.is_address(Path("/gs/b"))
+    assert storage.resolve("runs/a") == Path.cwd() / "runs" / "a"
+    assert storage.resolve("~/a") == Path.home() / "a"
+    assert storage.is_bucket("gs://b/run/") and not storage.is_bucket(Path("/gs/b"))
     for bad in ("gs://b", "gs://b/", "gs:///run", "s3://b/run", "://b/run"):
         with pytest.raises(UserError, match="gs://BUCKET/RUN"):
-            storage.place(bad)
+            storage.resolve(bad)
     with pytest.raises(UserError, match="--output=gs://b/run must be a folder of this"):
         cli.check_local("output", "gs://b/run")
     cli.check_local("output", "runs/a")

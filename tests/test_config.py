@@ -140,10 +140,10 @@ def test_the_group_model_is_made_of_the_options_of_a_vit():
     group = defaults().model
     assert set(group) == {"variant", *variants.ViTConfig.__dataclass_fields__}
     plain = variants.parse("S/16")
-    same = variants.of_config(group)
-    assert same == plain and variants.of_config(group, 7).num_classes == 7
+    same = variants.from_config(group)
+    assert same == plain and variants.from_config(group, 7).num_classes == 7
     group.num_classes = 5
-    assert variants.of_config(group, 7).num_classes == 5
+    assert variants.from_config(group, 7).num_classes == 5
 
 
 @pytest.mark.parametrize(

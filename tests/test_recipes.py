@@ -152,7 +152,7 @@ def test_something_reads_every_option_of_a_model(name, module):
     model = models.pure(lambda rngs: module(recorded, rngs=rngs))
 
     def compute(images, key):
-        weights = models.union(model.init(key), model.stats())
+        weights = models.merge_trees(model.init(key), model.stats())
         return model.apply(weights, images, train=True, rng=key)["logits"]
 
     jax.eval_shape(compute, np.zeros((1, 8, 8, 3), np.float32), jax.random.key(0))

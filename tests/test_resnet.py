@@ -68,7 +68,7 @@ def test_flops_are_those_of_the_paper():
 def test_shapes_are_those_that_are_counted(name, image, sides):
     model = models.build(variants.parse(name, num_classes=10))
     weights = jax.eval_shape(
-        lambda k: models.union(model.init(k), model.stats()), jax.random.key(0)
+        lambda k: models.merge_trees(model.init(k), model.stats()), jax.random.key(0)
     )
     x = jnp.zeros((2, image, image, 3))
     out = jax.eval_shape(lambda w: model.apply(w, x, blocks=True, train=True), weights)

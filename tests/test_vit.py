@@ -425,7 +425,7 @@ def test_patches_may_be_masked_and_tokens_dropped():
     images = draw(2, 32, 32, 3)
     tokens = model.embed(images)
     np.testing.assert_array_equal(
-        model.place(model.patch_embed(images), (4, 4)), tokens, err_msg="embed is the two"
+        model.add_positions(model.patch_embed(images), (4, 4)), tokens, err_msg="embed is the two"
     )
     whole, named = model.encode(tokens, blocks=True)
     np.testing.assert_allclose(model.read(whole)[1], model(images)["pooled"], atol=1e-5)
@@ -434,7 +434,7 @@ def test_patches_may_be_masked_and_tokens_dropped():
     assert few.shape == (2, 5, 32) and named["attention"].shape[-2:] == (5, 5)
     # A token without the others is what the model makes of it alone: attention sees no more.
     assert np.abs(few - whole[:, :5]).max() > 1e-3
-    masked = model.place(jnp.zeros_like(model.patch_embed(images)), (4, 4))
+    masked = model.add_positions(jnp.zeros_like(model.patch_embed(images)), (4, 4))
     np.testing.assert_array_equal(masked[0], masked[1])
 
 

@@ -68,9 +68,9 @@ def train_batches(
     return iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
 
 
-def of_config(source, config, start=0):
+def from_config(source, config, start=0):
     """The `train_batches` of a config, for this process."""
-    view, _ = augment.views(config)
+    view, _ = augment.transforms(config)
     return train_batches(
         source,
         view,

@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from vit_jax.config import check, flat, near
+from vit_jax.config import check, flat, suggest
 from vit_jax.errors import INTERRUPTED, NO_SPACE, Diverged, Preempted, UserError
 from vit_jax.schema import KIND_NAMES, kind_name
 from vit_jax.workdir import storage
@@ -48,7 +48,7 @@ def figure_path(flag, text):
 
 def check_local(flag, text):
     """Raise UserError where --flag=text is in a bucket, but has to be on this machine."""
-    if storage.is_address(text):
+    if storage.is_bucket(text):
         raise UserError(f"--{flag}={text} must be a folder of this machine, not in a bucket")
 
 
@@ -185,7 +185,7 @@ def override(config, key, text):
         inside = [name for name in values if name.startswith(f"{key}.")]
         if inside:
             raise UserError(f"{flag} is a group of keys; set one of them, such as {inside[0]}")
-        raise UserError(f"{flag}: config has no key '{key}'; {near(key, values)}")
+        raise UserError(f"{flag}: config has no key '{key}'; {suggest(key, values)}")
     *groups, leaf = key.split(".")
     for group in groups:
         config = config[group]

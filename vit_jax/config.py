@@ -221,13 +221,13 @@ def check(config):
                     f"config has the key {key!r} of another objective than {name!r}; in a recipe "
                     f"set c.objective = objective({name!r})"
                 )
-            raise UserError(f"config has no key {key!r}; {near(key, keys)}")
+            raise UserError(f"config has no key {key!r}; {suggest(key, keys)}")
         keys[key].check(f"config.{key}", value)
     if missing := keys.keys() - values.keys():
         key = min(missing)
         raise UserError(f"config lacks the key {key!r}; start from vit_jax.config.defaults()")
     try:
-        model = variants.of_config(config.model)
+        model = variants.from_config(config.model)
     except UserError as error:
         raise UserError(f"config.model: {error}") from None
     _check_together(config, model)
@@ -317,7 +317,7 @@ def parse_randaugment(text):
     return found | ({"std": values["mstd"], "p": values["p"]} if policy == "rand" else {})
 
 
-def near(key, keys):
+def suggest(key, keys):
     """The end of a message: the key that was probably meant."""
     leaves = {name.rpartition(".")[2] for name in keys}
     similar = get_close_matches(key.rpartition(".")[2], leaves, 1)
@@ -346,7 +346,7 @@ def load_config(workdir):
     Keys that did not exist when the run was started have their defaults, renamed ones their new
     names. Raises UserError.
     """
-    path = storage.place(workdir) / "config.json"
+    path = storage.resolve(workdir) / "config.json"
     try:
         values = flat(ConfigDict(_tuples(json.loads(path.read_text()))))
     except FileNotFoundError:

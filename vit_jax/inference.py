@@ -239,7 +239,7 @@ def load(spec, name=None, *, checkpoint="best", raw=False, class_names=None):
     Raises:
       UserError: for what cannot be loaded, or does not go together.
     """
-    if storage.is_folder(spec):
+    if storage.is_directory(spec):
         if name or class_names:
             raise UserError(f"{spec} is a run, which has its own model and class names")
         return _of_run(spec, checkpoint, raw)
@@ -251,7 +251,7 @@ def load(spec, name=None, *, checkpoint="best", raw=False, class_names=None):
     file = Path(spec).name
     title = f"{file}, {name}" if name else file
     words = dict(short=file, variant=name or "ViT", class_names=class_names)
-    return of_module(module, title, **words, **pretrained.preprocessing(module, name))
+    return from_module(module, title, **words, **pretrained.preprocessing(module, name))
 
 
 def _of_run(workdir, checkpoint, raw):
@@ -263,7 +263,7 @@ def _of_run(workdir, checkpoint, raw):
     classes += _numbers(len(classes), model.module.config.num_classes)
     return LoadedModel(
         f"{workdir}, step {step:,}",
-        storage.place(workdir).name,
+        storage.resolve(workdir).name,
         config.model.variant,
         model,
         params,
@@ -279,7 +279,7 @@ def _of_run(workdir, checkpoint, raw):
     )
 
 
-def of_module(
+def from_module(
     module,
     name,
     *,

@@ -46,11 +46,11 @@ def build(config):
     return pure(lambda rngs: cls(config, rngs=rngs))
 
 
-def union(a, b):
+def merge_trees(a, b):
     """Two nested dicts as one; where both have a leaf, it is that of b."""
     if not isinstance(a, dict) or not isinstance(b, dict):
         return b
-    return a | {key: union(a[key], b[key]) if key in a else b[key] for key in b}
+    return a | {key: merge_trees(a[key], b[key]) if key in a else b[key] for key in b}
 
 
 def split(module):

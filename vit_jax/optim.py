@@ -76,7 +76,7 @@ def make(config, steps_per_epoch):
     return optax.chain(*rule), schedule
 
 
-def hold(params, only):
+def stop_gradients(params, only):
     """Stop gradients to all parameters but those below the path `only`, so that their part of the
     backward pass is not computed."""
     held = _mask("only", only, inside=False)(params)

@@ -14,7 +14,7 @@ from vit_jax.errors import UserError
 from vit_jax.layers import kernels
 from vit_jax.layers.images import check_images
 from vit_jax.layers.mlp import Linear
-from vit_jax.schema import one_of, shows_options
+from vit_jax.schema import document_options, one_of
 from vit_jax.variants import ResNetConfig
 
 # He initialization by fan out, as in torchvision (arXiv:1502.01852, equation 14).
@@ -142,7 +142,7 @@ class ResNet(nnx.Module):
         return {"pooled": pooled, "logits": self.head(pooled).astype(jnp.float32)}
 
 
-@shows_options(ResNetConfig)
+@document_options(ResNetConfig)
 def create(name, *, num_classes=1000, seed=0, **overrides):
     """Create a randomly initialized ResNet: create("resnet50"), create("resnet20", channels=1).
 

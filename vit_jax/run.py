@@ -47,7 +47,7 @@ class Run:
         self.total = self.steps("total_steps")
         keys = ("log_every", "eval_every", "checkpoint_every")
         self.every = {key: self.steps(key) for key in keys}
-        self.model = models.build(variants.of_config(config.model, self.source.num_classes))
+        self.model = models.build(variants.from_config(config.model, self.source.num_classes))
         self.objective = objectives.make(self.model, config, self.steps_per_epoch)
         tx, self.schedule = optim.make(config, self.steps_per_epoch)
         self.init_rng, self.train_rng = jax.random.split(jax.random.key(config.seed))
@@ -84,14 +84,14 @@ class Run:
         """The sharded TrainState of step 0: random, or with the weights of config.model_init."""
         c, begin = self.config, {}
         if c.model_init:
-            begin, fresh = pretrained.begin(c.model_init, self.model.module, c.model)
+            begin, fresh = pretrained.init_params(c.model_init, self.model.module, c.model)
             new = f"; new: {', '.join(fresh)}" if fresh else ""
             say(f"beginning with the weights of {c.model_init}{new}")
         return self._init(self.init_rng, begin)
 
     def batches(self, start):
         """Global batches start, start + 1, ...: this process's rows, as numpy arrays."""
-        return batch.of_config(self.source, self.config, start)
+        return batch.from_config(self.source, self.config, start)
 
     def step(self, state, rows):
         """(state, this process's rows) -> (state, metrics). The state passed in is used up."""

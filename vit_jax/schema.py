@@ -147,7 +147,7 @@ def options(cls):
     return {f.name: f.metadata["key"] for f in dataclasses.fields(cls)}
 
 
-def shows_options(cls):
+def document_options(cls):
     """A decorator: completion and help show the options of `cls` in place of **overrides."""
 
     def decorate(function):

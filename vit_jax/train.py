@@ -24,10 +24,10 @@ def define_flags():
 
 
 def main(flags):
-    workdir = storage.place(flags.workdir)
+    workdir = storage.resolve(flags.workdir)
     claim(workdir, flags.config)
-    together = distributed.start()
-    with distributed.Stop(together) as stop:
+    together = distributed.initialize()
+    with distributed.StopSignal(together) as stop:
         train(flags.config, workdir, stop)
 
 
@@ -60,7 +60,7 @@ def train(config, workdir, stop=lambda: False, devices=None):
     Raises:
       Diverged, Preempted, UserError.
     """
-    memory.keep()
+    memory.keep_freed()
     # Late, so that --help and mistakes in the config are answered without them.
     import jax
 

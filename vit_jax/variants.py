@@ -212,7 +212,7 @@ def _vit(name):
     return sizes
 
 
-def of_config(model, classes=None):
+def from_config(model, classes=None):
     """The `ViTConfig` or `ResNetConfig` of a run.
 
     Args:

@@ -14,7 +14,7 @@ from vit_jax.layers.images import check_images
 from vit_jax.layers.mlp import INITS, Linear
 from vit_jax.layers.norms import LayerNorm
 from vit_jax.layers.patch_embed import PatchEmbed, resize_positions, sincos2d
-from vit_jax.schema import shows_options
+from vit_jax.schema import document_options
 from vit_jax.variants import VARIANTS, ViTConfig
 
 __all__ = ["VARIANTS", "ViT", "ViTConfig", "create", "functional", "image_keys"]
@@ -58,13 +58,13 @@ class ViT(nnx.Module):
         c = self.config
         check_images(images, c.channels, c.patch)
         _, h, w, _ = images.shape
-        return self.place(self.patch_embed(images), (h // c.patch, w // c.patch))
+        return self.add_positions(self.patch_embed(images), (h // c.patch, w // c.patch))
 
-    def place(self, patches, grid):
+    def add_positions(self, patches, grid):
         """Patches b n d, row by row in a grid (rows, columns) -> tokens with positions and [CLS].
 
-        `embed` is `place` after `patch_embed`: patches may be replaced between the two, as by a
-        mask token, and tokens may be dropped between `place` and `encode`.
+        `embed` applies `patch_embed`, then `add_positions`. Patches may be replaced by mask tokens
+        between the two, and tokens may be dropped between `add_positions` and `encode`.
         """
         c, x = self.config, patches
         if self.pos_embed is None:
@@ -153,7 +153,7 @@ class ViT(nnx.Module):
         return tokens, pooled if self.fc_norm is None else self.fc_norm(pooled)
 
 
-@shows_options(ViTConfig)
+@document_options(ViTConfig)
 def create(name, *, num_classes=1000, seed=0, **overrides):
     """Create a randomly initialized model: create("S/16"), create("B/16", image=384, pool="gap").
 

@@ -71,7 +71,7 @@ def compare(name):
     params, stats = (like(x, weights) for x in (model.init(jax.random.key(0)), model.stats()))
 
     def loss(params):
-        out = model.apply(models.union(params, stats), arrays["x"], train=True)
+        out = model.apply(models.merge_trees(params, stats), arrays["x"], train=True)
         return cross_entropy(out["logits"], jnp.array([1, 2, 3, 4])), out["stats"]
 
     gradients, batch = jax.grad(loss, has_aux=True)(params)

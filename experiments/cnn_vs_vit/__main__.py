@@ -71,7 +71,7 @@ def finished(flag, folder):
     """The run in a folder. Raises UserError where it is not finished."""
     cli.check_local(flag, folder)
     workdir = Path(folder).expanduser()
-    run = runs.Run(workdir.resolve().name, workdir, load_config(workdir), {}, command=[])
+    run = runs.Job(workdir.resolve().name, workdir, load_config(workdir), {}, command=[])
     if not run.finished():
         raise UserError(
             f"--{flag}={folder} is not finished; train it to its end, with a test split"

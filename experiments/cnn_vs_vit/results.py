@@ -33,7 +33,7 @@ def row(run, speed):
     """A finished run as a line of the table. speed: of its forward pass, from `in_turns`."""
     lines = log.read_metrics(run.workdir)
     facts = json.loads((run.workdir / "run.json").read_text())
-    model = variants.of_config(run.config.model, facts["data"]["num_classes"])
+    model = variants.from_config(run.config.model, facts["data"]["num_classes"])
     return {
         "run": run.name,
         "model": run.config.model.variant,
@@ -52,12 +52,12 @@ def row(run, speed):
 
 def looks(models, views, labels):
     """Grad-CAM and attention of the first images of different classes: images, labels, predictions
-    of each model, the maps of `effective_fields.looks`, and whose attention it is."""
+    of each model, the maps of `effective_fields.saliency_maps`, and whose attention it is."""
     chosen = np.sort(np.unique(labels, return_index=True)[1])[:SHOWN]
     cnn, vit = models
     found = {"images": views[0][chosen], "labels": [cnn.class_names[i] for i in labels[chosen]]}
     for name, model, images in zip(("cnn", "vit"), models, views, strict=True):
-        says, found[name] = effective_fields.looks(model, images[chosen])
+        says, found[name] = effective_fields.saliency_maps(model, images[chosen])
         found[f"{name}_says"] = [model.class_names[i] for i in says]
     return found | {"whose": "[CLS]" if vit.prefix else "the average patch"}
 
@@ -86,7 +86,7 @@ def draw(output, models, count, layers, heads, fields, looks):
     pictures = {
         "distances": figures.distances(sides, title=size),
         "fields": figures.fields([(cnn.short, fields[0], inside), (vit.short, fields[1], {})]),
-        "looks": figures.looks(looks["images"], looks["labels"], panels),
+        "saliency": figures.saliency_grid(looks["images"], looks["labels"], panels),
     }
     for name, figure in pictures.items():
         figure.savefig(output / f"{name}.png", dpi=120)

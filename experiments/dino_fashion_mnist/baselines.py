@@ -52,7 +52,7 @@ def pixels(config, split):
     from vit_jax import augment, data
 
     source = data.make(config, config.data[split])
-    _, view = augment.views(config)
+    _, view = augment.transforms(config)
     rows = [source[i] for i in range(len(source))]
     images = np.stack([view(row["image"]) for row in rows])
     images = (images / 255 - config.data.mean) / config.data.std

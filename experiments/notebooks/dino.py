@@ -19,8 +19,8 @@ from vit_jax import cli, data, evaluators, inference
 from vit_jax.analysis import attention_maps
 from vit_jax.data.pictures import open_images
 from vit_jax.evaluators import knn
+from vit_jax.figures.attention import attention_grid, panel
 from vit_jax.figures.curves import curves
-from vit_jax.figures.seeing import panel, seeing
 from vit_jax.run import Run
 from vit_jax.workdir import log
 
@@ -117,9 +117,9 @@ before = after.replace(name="untrained", params=untrained)
 names = [f"test:{i}" for i in range(4)]
 pictures, _ = open_images(names, config)
 views = [after.view(picture.image) for picture in pictures]
-seen = [attention_maps.see(one, views, [after.depth]) for one in (before, after)]
+seen = [attention_maps.extract(one, views, [after.depth]) for one in (before, after)]
 panels = [panel(one, ["mean"], range(len(views))) for one in seen]
-display(seeing(views, panels, titles=names, style="overlay"))
+display(attention_grid(views, panels, titles=names, style="overlay"))
 
 # %% [markdown]
 # As a command: `python -m vit_jax.tools.attend --workdir=DIR --output=seen.png test:0 picture.png`.

@@ -20,7 +20,7 @@ from PIL import Image
 from vit_jax import cli, data, models, pretrained, variants
 from vit_jax.analysis import weight_stats
 from vit_jax.config import load_config
-from vit_jax.figures import anatomy as drawn
+from vit_jax.figures import internals as drawn
 from vit_jax.workdir import log
 
 labeled = 200  # @param {type:"integer"}
@@ -108,8 +108,8 @@ display(figure)
 
 # %%
 config = load_config(folder / "tuned")
-model = models.build(variants.of_config(config.model, 2))
-weights, fresh = pretrained.begin(folder / "digits", model.module, config.model)
+model = models.build(variants.from_config(config.model, 2))
+weights, fresh = pretrained.init_params(folder / "digits", model.module, config.model)
 print("new:", ", ".join(fresh))
 print("positions:", weights["pos_embed"].shape)
 first = pretrained.load(folder / "digits")

@@ -18,9 +18,9 @@ from IPython.display import Image, display
 from vit_jax import inference
 from vit_jax.analysis import attention, attention_maps, receptive_field, weight_stats
 from vit_jax.data.pictures import open_images
-from vit_jax.figures import anatomy as drawn
+from vit_jax.figures import internals as drawn
+from vit_jax.figures.attention import attention_grid, panel
 from vit_jax.figures.overlay import animate
-from vit_jax.figures.seeing import panel, seeing
 
 epochs = 15  # @param {type:"integer"}
 first_image = 0  # @param {type:"integer"}
@@ -61,16 +61,20 @@ for name, array in out.items():
 # %%
 depth, heads = model.depth, model.num_heads
 layers = range(1, depth + 1)
-seen = attention_maps.see(model, views, layers, with_rollout=True)
+seen = attention_maps.extract(model, views, layers, with_rollout=True)
 every = range(len(views))
-display(seeing(views, [panel(seen, ["mean"], every)], titles=names, keep=keep, style="overlay"))
+display(
+    attention_grid(views, [panel(seen, ["mean"], every)], titles=names, keep=keep, style="overlay")
+)
 
 # %% [markdown]
 # Each head by itself, a row a layer.
 
 # %%
 one = panel(seen, list(range(heads)), [0], rows=range(depth))
-display(seeing([views[0]] * depth, [one], titles=[names[0]] * depth, keep=keep, style="overlay"))
+display(
+    attention_grid([views[0]] * depth, [one], titles=[names[0]] * depth, keep=keep, style="overlay")
+)
 
 # %% [markdown]
 # **Rollout** multiplies the layers up, with half of every token carried on by the residual
@@ -80,10 +84,10 @@ display(seeing([views[0]] * depth, [one], titles=[names[0]] * depth, keep=keep, 
 
 # %%
 rolled = panel(seen, ["rollout"], every)
-display(seeing(views, [rolled], titles=names, keep=keep, style="map"))
-last = attention_maps.see(model, views, [depth])
+display(attention_grid(views, [rolled], titles=names, keep=keep, style="map"))
+last = attention_maps.extract(model, views, [depth])
 masks = panel(last, ["mean", *range(heads)], every)
-display(seeing(views, [masks], titles=names, keep=keep, style="mask"))
+display(attention_grid(views, [masks], titles=names, keep=keep, style="mask"))
 
 # %% [markdown]
 # Maps are arrays, [images, layers, heads, rows, columns]: to be read as numbers or as text, or to
@@ -97,7 +101,9 @@ print(attention.LEGEND)
 
 # %%
 frames = (
-    seeing([views[0]], [panel(seen, ["mean", "max", "rollout"], [0], rows=[i])], style="overlay")
+    attention_grid(
+        [views[0]], [panel(seen, ["mean", "max", "rollout"], [0], rows=[i])], style="overlay"
+    )
     for i in range(depth)
 )
 film = Path(workdir) / "layers.gif"
@@ -141,7 +147,7 @@ print(f"mean cosine of neighbors {near:.3f}, of all pairs {every_pair:.3f}")
 # the patches after every block, as red, green and blue: patches of one color are alike.
 
 # %%
-similarity = weight_stats.reader_similarity(out["tokens"], grid, prefix)
+similarity = weight_stats.pooled_similarity(out["tokens"], grid, prefix)
 colors = {
     f"layer {layer}": attention.pca(x[:, prefix:]).reshape(-1, *grid, 3)
     for layer, x in zip(layers, out["blocks"], strict=True)

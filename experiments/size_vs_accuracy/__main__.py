@@ -78,7 +78,7 @@ def main(flags):
     planned = runs.pick(plan(spec, fixed, sizes or known, flags.seeds, output), flags.index)
     if flags.dry_run:
         return runs.show(planned)
-    with distributed.Stop() as stop:
+    with distributed.StopSignal() as stop:
         codes = runs.make(planned, jobs, stop)
     if flags.index is None:
         table.report(
@@ -95,7 +95,7 @@ def smoke_folder(spec):
 
 
 def plan(spec, fixed, sizes, seeds, output):
-    """-> [Run, ...], all sizes with seed 0 first. Raises UserError."""
+    """-> [Job, ...], all sizes with seed 0 first. Raises UserError."""
     planned = []
     for seed in range(seeds):
         for size in sizes:

@@ -48,7 +48,7 @@ def result(run, timed):
     """A finished run as a line of runs.jsonl: accuracies in percent, as timm has them."""
     rows, config = log.read_metrics(run.workdir), run.config
     facts = json.loads((run.workdir / "run.json").read_text())
-    model, test = variants.of_config(config.model, facts["data"]["num_classes"]), rows[-1]
+    model, test = variants.from_config(config.model, facts["data"]["num_classes"]), rows[-1]
     metric = config.best_metric.replace("/val/", "/test/")
     return (
         run.changes

@@ -147,7 +147,7 @@ def test_grad_cam_of_a_resnet():
     def compute(images):
         out = model(images, blocks=True)
         again = [gradcam.after(model, stage, out["maps"][stage]) for stage in model.stages]
-        return out, again, gradcam.of_resnet(model, images, classes)
+        return out, again, gradcam.resnet_grad_cam(model, images, classes)
 
     out, again, found = compute(images)
     for logits in again:

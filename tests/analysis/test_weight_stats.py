@@ -11,7 +11,7 @@ import pytest
 from configs import deit, dino_digits, mae_scratch
 from vit_jax import flops, variants, vit
 from vit_jax.analysis import receptive_field, stages, weight_stats
-from vit_jax.figures import anatomy as figures
+from vit_jax.figures import internals as figures
 from vit_jax.figures import diagrams
 from vit_jax.layers.patch_embed import sincos2d
 
@@ -66,14 +66,14 @@ def test_neighbors_are_one_step_apart():
 def test_similarity_with_what_is_read_out():
     tokens = np.zeros((1, 5, 3))
     tokens[0] = [[2, 0, 0], [1, 0, 0], [0, 3, 0], [-1, 0, 0], [1, 1, 0]]
-    found = weight_stats.reader_similarity(tokens, (2, 2))
+    found = weight_stats.pooled_similarity(tokens, (2, 2))
     np.testing.assert_allclose(found, [[[1, 0], [-1, 0.5**0.5]]])
     mean = np.array([3.0, 4.0, 0.0])  # times 5
     expected = [(row @ mean) / 5 / np.linalg.norm(row) for row in tokens[0]]
-    found = weight_stats.reader_similarity(tokens, (1, 5), prefix=0)
+    found = weight_stats.pooled_similarity(tokens, (1, 5), prefix=0)
     np.testing.assert_allclose(found[0, 0], expected, rtol=1e-6)
     with pytest.raises(ValueError, match="2 x 3"):
-        weight_stats.reader_similarity(tokens, (2, 3))
+        weight_stats.pooled_similarity(tokens, (2, 3))
 
 
 def test_sizes_are_read_off_the_model():
@@ -96,7 +96,7 @@ def test_sizes_are_read_off_the_model():
 def drawings(options, **kinds):
     """{name: SVG} of a model that allocates nothing."""
     config = variants.parse("S/16", num_classes=10, **options)
-    drawn = {"whole": diagrams.whole(stages.of_config(config)[0], "a model")}
+    drawn = {"whole": diagrams.whole(stages.from_config(config)[0], "a model")}
     drawn |= {"self": diagrams.self_attention(config), "heads": diagrams.multi_head(config)}
     drawn |= {"patch": diagrams.patch_embedding(config), "where": diagrams.positions(config)}
     return drawn | {name: draw(config) for name, draw in kinds.items()}

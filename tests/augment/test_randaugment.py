@@ -111,9 +111,9 @@ def test_a_training_view_is_changed_by_it_as_the_config_says():
     c = defaults()
     c.model.image, c.augment.crop = 24, "none"
     image = np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8)
-    plain, _ = augment.views(c)
+    plain, _ = augment.transforms(c)
     c.augment.randaugment = "rand-m9-p1-inc1"
-    train, evaluation = augment.views(c)
+    train, evaluation = augment.transforms(c)
     assert train.keywords["policy"].keywords["fill"] == (124, 116, 104)  # the mean
     assert (train(image, np.random.default_rng(0)) != plain(image, None)).any()
     np.testing.assert_array_equal(evaluation(image), plain(image, None))
@@ -168,5 +168,5 @@ def test_big_visions_draws(monkeypatch):
     assert abs(np.mean([x < 0 for _, x, *_ in seen]) - 0.5) < 0.04
     c = defaults()
     c.augment.randaugment = "big_vision-n2-m10"
-    train, _ = augment.views(c)
+    train, _ = augment.transforms(c)
     assert train.keywords["policy"].func is randaugment.big_vision

@@ -52,7 +52,7 @@ def test_train_view_has_its_shape_and_follows_its_rng(crop, channels):
     c = defaults()
     c.model.image, c.model.channels = 24, channels
     c.augment.crop, c.augment.pad, c.augment.rotate = crop, 2, 10.0
-    train, _ = augment.views(c)
+    train, _ = augment.transforms(c)
     image = noise(40, 31)
     a, b, other = (train(image, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert a.shape == (24, 24, channels) and a.dtype == np.uint8
@@ -67,7 +67,7 @@ def test_multi_crop_has_its_shapes_and_areas_and_follows_its_rng(channels, local
     c.model.image, c.model.channels, c.augment.crop = 24, channels, "multi"
     c.augment.scale, c.augment.local_scale = (0.4, 1.0), (0.05, 0.4)
     c.augment.local_size, c.augment.local_views = 12, local_views
-    train, evaluation = augment.views(c)
+    train, evaluation = augment.transforms(c)
     image = noise(40, 60)
     a, b, other = (train(image, np.random.default_rng(seed)) for seed in (0, 0, 1))
     shapes = {"global": (2, 24, 24, channels)}

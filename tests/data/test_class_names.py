@@ -38,7 +38,7 @@ def test_wordnet_ids_are_made_readable_and_translated():
 def test_a_model_of_1000_classes_is_of_imagenet_if_nobody_says_more():
     def classes(count, **options):
         module = vit.create("mu/8", image=16, depth=1, num_classes=count)
-        return inference.of_module(module, "m", **options).class_names
+        return inference.from_module(module, "m", **options).class_names
 
     assert classes(1000) == class_names.imagenet() and classes(0) == []
     assert classes(2) == ["class 0", "class 1"] and classes(2, class_names="ab") == ["a", "b"]

@@ -28,7 +28,7 @@ HAS_GRADIO = importlib.util.find_spec("gradio") is not None
 def load(module, image=16, marks=HOSTILE):
     names = [f"class {i} {marks}" for i in range(module.config.num_classes)]
     quarter = (0.25,) * module.config.channels
-    return inference.of_module(module, "<b>run</b>", image=image, std=quarter, class_names=names)
+    return inference.from_module(module, "<b>run</b>", image=image, std=quarter, class_names=names)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_gradcam_explains_the_top_classes(models, photo):
     found = explain.explain(model, photo)
     x = (np.float32(found.view) / 255 - 0.5) / 0.25
     classes = [model.class_names.index(name) for name, _ in found.top]
-    expected = gradcam.of_resnet(model.module, x[None].repeat(5, 0), np.array(classes))
+    expected = gradcam.resnet_grad_cam(model.module, x[None].repeat(5, 0), np.array(classes))
     for stage, values in zip(expected.values(), found.maps, strict=True):
         np.testing.assert_allclose(values, stage, rtol=1e-4, atol=1e-6)
 

@@ -19,7 +19,7 @@ def setup():
     config = digits.get_config()
     config.model.variant = "mu/2"
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    return config, mesh, models.build(variants.of_config(config.model, 10))
+    return config, mesh, models.build(variants.from_config(config.model, 10))
 
 
 def test_it_equals_counting_by_hand(setup):
@@ -29,7 +29,7 @@ def test_it_equals_counting_by_hand(setup):
     # Its classifier starts at zero; a random one makes guesses.
     params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (32, 10))
     found = evaluators.make(("accuracy",), model, config, "val", mesh)(params)
-    source, (_, view) = data.make(config, "val"), augment.views(config)
+    source, (_, view) = data.make(config, "val"), augment.transforms(config)
     examples = [source[i] for i in range(len(source))]
     images = jnp.stack([view(x["image"]) for x in examples])
     labels = np.array([x["label"] for x in examples])
@@ -64,7 +64,7 @@ def test_features_are_those_of_every_image_in_order(setup, devices):
     params = model.init(jax.random.key(0))
     names = ("pooled", "logits", "none_such")
     found = evaluators.features(model, config, "val", mesh, names)(params)
-    source, (_, view) = data.make(config, "val"), augment.views(config)
+    source, (_, view) = data.make(config, "val"), augment.transforms(config)
     examples = [source[i] for i in range(len(source))]
     images = jnp.stack([view(x["image"]) for x in examples])
     images = augment.normalize(images, config.data.mean, config.data.std)

@@ -71,7 +71,7 @@ def test_two_runs_side_by_side(tmp_path, capsys, train_digits):
     seen = np.asarray(attention)[1, :, :, 0, 1:].mean(1)
     np.testing.assert_allclose(maps["attention/block 2"].reshape(6, 16), seen, atol=1e-3)
     assert maps["gradcam/layer3"].shape == (6, 2, 2) and maps["field/layer3"].shape == (8, 8)
-    for name in ("distances", "fields", "looks"):
+    for name in ("distances", "fields", "saliency"):
         with Image.open(output / f"{name}.png") as picture:
             assert min(picture.size) > 400
 

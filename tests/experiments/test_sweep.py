@@ -105,7 +105,7 @@ def test_an_interrupted_sweep_resumes(spec, tmp_path):
 
 def run_of(tmp_path, name, script):
     config = types.SimpleNamespace(best_metric="eval/val/acc1")
-    return runs.Run(name, tmp_path / name, config, {}, ["bash", "-c", script])
+    return runs.Job(name, tmp_path / name, config, {}, ["bash", "-c", script])
 
 
 def test_which_runs_are_restarted(tmp_path):

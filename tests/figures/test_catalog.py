@@ -16,13 +16,13 @@ from tests import ROOT
 from vit_jax import schema, variants
 from vit_jax.analysis import stages, weight_stats
 from vit_jax.figures import (
-    anatomy,
+    attention,
     catalog,
     curves,
     diagrams,
+    internals,
     predictions,
     receptive_field,
-    seeing,
     sizes,
     terminal,
 )
@@ -36,7 +36,7 @@ STAYS = re.compile(
 )
 # How the names of phrases begin that are composed.
 PREFIXES = ("stage_", "health_", "healthy_", "drawing_", "view_", "by_", "explain_")
-MODULES = (anatomy, curves, diagrams, predictions, receptive_field, seeing, sizes, terminal)
+MODULES = (attention, curves, diagrams, internals, predictions, receptive_field, sizes, terminal)
 
 
 def places(text):
@@ -74,12 +74,12 @@ def test_every_phrase_is_used(section):
 
 
 def test_a_phrase_says_what_is_missing():
-    say = Catalog("figures", "ko")
-    assert say("layer_of", layer=3, depth=12) == "12개 층 중 3층" and "layer_of" in say
+    phrases = Catalog("figures", "ko")
+    assert phrases("layer_of", layer=3, depth=12) == "12개 층 중 3층" and "layer_of" in phrases
     with pytest.raises(KeyError, match="nothing"):
-        say("nothing")
+        phrases("nothing")
     with pytest.raises(KeyError, match="depth"):
-        say("layer_of", layer=3)
+        phrases("layer_of", layer=3)
 
 
 def draws(*shape):
@@ -87,7 +87,7 @@ def draws(*shape):
 
 
 def drawings():
-    """{name of a function: draw(say)}: every figure, with all that it may say."""
+    """{name of a function: draw(phrases)}: every figure, with all that it may phrases."""
     image = np.zeros((8, 8, 1), np.uint8)
     vit = variants.parse("S/16", image=32, width=48, depth=2, num_heads=6, pool="cls")
     gap = variants.parse("S/16", image=32, width=48, depth=2, pool="gap", pos_embed="sincos2d")
@@ -113,41 +113,49 @@ def drawings():
     flops = [row | {"flops": 1e9, "published": 75.0} for row in beside]
     every = ["mean", "max", 1, "rollout"]
     return {
-        "curves": lambda say: curves.curves(rows, restarts=[2], say=say),
-        "filters": lambda say: anatomy.filters(draws(4, 2, 2, 1), draws(4), say=say),
-        "positions_map": lambda say: anatomy.positions(draws(2, 2, 2, 2), say=say),
-        "tokens": lambda say: anatomy.tokens(
-            [image], draws(1, 2, 2), {say("layer", layer=1): draws(1, 2, 2, 3)}, say=say
+        "curves": lambda phrases: curves.curves(rows, restarts=[2], phrases=phrases),
+        "filters": lambda phrases: internals.filters(draws(4, 2, 2, 1), draws(4), phrases=phrases),
+        "positions_map": lambda phrases: internals.positions(draws(2, 2, 2, 2), phrases=phrases),
+        "tokens": lambda phrases: internals.tokens(
+            [image], draws(1, 2, 2), {phrases("layer", layer=1): draws(1, 2, 2, 3)}, phrases=phrases
         ),
-        "heads": lambda say: anatomy.heads(draws(2, 2), draws(2, 2), 1.0, 2.0, say=say),
-        "confusion": lambda say: anatomy.confusion(draws(3, 3), say=say),
-        "predictions": lambda say: predictions.predictions(
-            [image], [[("NAME", 0.5)]], labels=["conv"], say=say
+        "heads": lambda phrases: internals.heads(
+            draws(2, 2), draws(2, 2), 1.0, 2.0, phrases=phrases
         ),
-        "distances": lambda say: receptive_field.distances(sides, say=say),
-        "fields": lambda say: receptive_field.fields(
-            [("NAME", {"stem": gradient, "block 1": gradient}, {"stem": [1, 9]})], say=say
+        "confusion": lambda phrases: internals.confusion(draws(3, 3), phrases=phrases),
+        "predictions": lambda phrases: predictions.predictions(
+            [image], [[("NAME", 0.5)]], labels=["conv"], phrases=phrases
         ),
-        "looks": lambda say: receptive_field.looks([image], ["NAME"], [panel, attends], say=say),
-        "seeing": lambda say: seeing.seeing(
-            [image], [seeing.panel(seen, every, [0], say=say)], say=say
+        "distances": lambda phrases: receptive_field.distances(sides, phrases=phrases),
+        "fields": lambda phrases: receptive_field.fields(
+            [("NAME", {"stem": gradient, "block 1": gradient}, {"stem": [1, 9]})], phrases=phrases
         ),
-        "drawing": lambda say: seeing.drawing(
-            ["NAME"], [image], [seen], every, [0], [0, 1], style="overlay", say=say
+        "saliency": lambda phrases: receptive_field.saliency_grid(
+            [image], ["NAME"], [panel, attends], phrases=phrases
         ),
-        "panel": lambda say: seeing.drawing(
-            ["NAME"], [image], [seen], ["mean"], [0], style="mask", say=say
+        "attention_grid": lambda phrases: attention.attention_grid(
+            [image], [attention.panel(seen, every, [0], phrases=phrases)], phrases=phrases
         ),
-        "bars": lambda say: sizes.bars(beside, say=say),
-        "accuracy": lambda say: sizes.accuracy(flops, say=say),
-        "text": lambda say: terminal.text(["NAME"], [seen], every, say=say),
-        "whole": lambda say: diagrams.whole(stages.of_config(gap)[0], "NAME", say=say),
-        "whole_cnn": lambda say: diagrams.whole(stages.of_config(cnn)[0], "NAME", say=say),
-        "self_attention": lambda say: diagrams.self_attention(gap, say=say),
-        "multi_head": lambda say: diagrams.multi_head(vit, say=say),
-        "patch_embedding": lambda say: diagrams.patch_embedding(vit, say=say),
-        "positions": lambda say: diagrams.positions(vit, say=say),
-        "dino": lambda say: diagrams.dino(vit, dino, say=say),
+        "drawing": lambda phrases: attention.drawing(
+            ["NAME"], [image], [seen], every, [0], [0, 1], style="overlay", phrases=phrases
+        ),
+        "panel": lambda phrases: attention.drawing(
+            ["NAME"], [image], [seen], ["mean"], [0], style="mask", phrases=phrases
+        ),
+        "bars": lambda phrases: sizes.bars(beside, phrases=phrases),
+        "accuracy": lambda phrases: sizes.accuracy(flops, phrases=phrases),
+        "text": lambda phrases: terminal.text(["NAME"], [seen], every, phrases=phrases),
+        "whole": lambda phrases: diagrams.whole(
+            stages.from_config(gap)[0], "NAME", phrases=phrases
+        ),
+        "whole_cnn": lambda phrases: diagrams.whole(
+            stages.from_config(cnn)[0], "NAME", phrases=phrases
+        ),
+        "self_attention": lambda phrases: diagrams.self_attention(gap, phrases=phrases),
+        "multi_head": lambda phrases: diagrams.multi_head(vit, phrases=phrases),
+        "patch_embedding": lambda phrases: diagrams.patch_embedding(vit, phrases=phrases),
+        "positions": lambda phrases: diagrams.positions(vit, phrases=phrases),
+        "dino": lambda phrases: diagrams.dino(vit, dino, phrases=phrases),
     }
 
 
@@ -179,7 +187,7 @@ def test_every_figure_is_drawn_here():
         for module in MODULES
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if name[0] != "_" and function.__module__ == module.__name__
-        if "say" in inspect.signature(function).parameters
+        if "phrases" in inspect.signature(function).parameters
     }
     parts = {"draw", "head_title", "whose", "geometry", "layer_title", "stage_title"}
     assert named - parts == named & drawings().keys()

@@ -113,7 +113,7 @@ def test_four_steps_of_the_reference(monkeypatch):
     monkeypatch.setattr(
         dino, "make_views", lambda batch, *_: ([batch["global"], batch["local"]], jax.random.key(0))
     )
-    model = models.build(variants.of_config(c.model))
+    model = models.build(variants.from_config(c.model))
     objective = objectives.make(model, c, meta["iters_per_epoch"])
     tx, _ = optim.make(c, meta["iters_per_epoch"])
     tensors = pretrained.read(folder / "init_student.safetensors")

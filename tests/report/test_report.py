@@ -24,7 +24,7 @@ from vit_jax.data import pictures
 from vit_jax.errors import UserError
 from vit_jax.figures import fonts
 from vit_jax.figures.style import finish
-from vit_jax.report import inline, of_pair, of_run, page, scores
+from vit_jax.report import inline, page, pair_sections, run_sections, scores
 from vit_jax.report import seen as seen_module
 from vit_jax.report.words import Words, phrase
 from vit_jax.run import Run
@@ -217,10 +217,10 @@ def test_both_languages_have_the_same_numbers(html):
     assert re.search("[가-힣]", "".join(spans["ko"]))
     # One language alone: no other, and no switch.
     for lang, own, other in (("ko", "예측", "Predictions"), ("en", "Predictions", "예측")):
-        say = Words((lang,))
-        drawn = page.figure(say, "curves", titled, say("no_loss", last=1))
-        parts = [page.section("answers", page.text(say("no_mistakes")), drawn)]
-        found = page.render(say, "x", "y", [("1", "z")], parts)
+        phrases = Words((lang,))
+        drawn = page.figure(phrases, "curves", titled, phrases("no_loss", last=1))
+        parts = [page.section("answers", page.text(phrases("no_mistakes")), drawn)]
+        found = page.render(phrases, "x", "y", [("1", "z")], parts)
         tree = whole(found)
         assert own in found and other not in found
         assert tree.get("lang") == lang and not list(tree.iter("input"))
@@ -228,10 +228,10 @@ def test_both_languages_have_the_same_numbers(html):
         assert shown(tree, "curves", lang) == label and len(drawings(tree)) == 1
 
 
-def titled(say):
+def titled(phrases):
     """A figure with a label."""
     figure = Figure()
-    figure.suptitle(say("loss"))
+    figure.suptitle(phrases("loss"))
     return finish(figure)
 
 
@@ -297,8 +297,8 @@ def test_a_resnet_has_what_applies(resnet, tmp_path):
 
 
 def test_a_cnn_and_a_vit_side_by_side(workdir, resnet, tmp_path, monkeypatch):
-    monkeypatch.setattr(of_pair, "PAIRS", 1)
-    monkeypatch.setattr(of_pair, "SECONDS", 0.0)
+    monkeypatch.setattr(pair_sections, "PAIRS", 1)
+    monkeypatch.setattr(pair_sections, "SECONDS", 0.0)
     options = dict(against=workdir, output=str(tmp_path / "x.html"), max_images=64)
     tree = whole(write(resnet, **options))
     assert sections(tree)[-1] == "against"
@@ -326,14 +326,14 @@ def test_a_cnn_and_a_vit_side_by_side(workdir, resnet, tmp_path, monkeypatch):
     # Of a model that costs too much, one channel of one image is measured.
     monkeypatch.setattr(seen_module, "MAX_FLOPS", 1e6)
     images = [pictures.Picture(f"{i}", view) for i, view in enumerate(views)]
-    seen = seen_module.Seen(first, images, [])
+    seen = seen_module.Inspection(first, images, [])
     assert (seen.images, seen.draws) == (1, 1)
 
 
 def test_a_run_beside_a_file(workdir, tmp_path, monkeypatch, capsys):
     """Other sizes, other channels, other classes; an image that is named."""
-    monkeypatch.setattr(of_pair, "PAIRS", 1)
-    monkeypatch.setattr(of_pair, "SECONDS", 0.0)
+    monkeypatch.setattr(pair_sections, "PAIRS", 1)
+    monkeypatch.setattr(pair_sections, "SECONDS", 0.0)
     picture = tmp_path / "mine.png"
     Image.fromarray(np.arange(30 * 20 * 3, dtype=np.uint8).reshape(30, 20, 3)).save(picture)
     output, size = tmp_path / "x.html", "S/4,num_heads=3"
@@ -370,18 +370,18 @@ def test_weights_without_a_run(tmp_path):
 
 def batch_of(config):
     """The first batch of a run that has this config."""
-    model = models.build(variants.of_config(config.model, 10))
+    model = models.build(variants.from_config(config.model, 10))
     found = SimpleNamespace(model=model, config=config, record={"steps_per_epoch": 1})
-    return of_run.first_batch(found)
+    return run_sections.first_batch(found)
 
 
 def test_the_batch_is_what_the_model_gets(monkeypatch):
-    monkeypatch.setattr(of_run, "IMAGES", 5)
+    monkeypatch.setattr(run_sections, "IMAGES", 5)
     c = digits.get_config()
     c.augment.rotate = c.augment.shift = c.augment.zoom = 0.0
     c.augment.flip = 1.0
     groups, labels = batch_of(c)
-    shown = of_run.visible(groups["image"], c.data.mean, c.data.std)
+    shown = run_sections.visible(groups["image"], c.data.mean, c.data.std)
     assert shown.shape == (5, 1, 8, 8, 1)
     source = data.make(c, "train")
     known = {source[i]["image"].tobytes(): source[i]["label"] for i in range(len(source))}
@@ -396,7 +396,7 @@ def test_the_batch_is_what_the_model_gets(monkeypatch):
 def test_the_best_score_is_of_the_rows_that_have_one():
     rows = [{"step": 1, "a": 2}, {"step": 2, "a": None}, {"step": 3}, {"step": 4, "a": 1}]
     model = SimpleNamespace(metrics=rows, config=SimpleNamespace(best_metric="a"))
-    assert [row["step"] for _, _, row in of_run.scores(model)] == [4, 1]
+    assert [row["step"] for _, _, row in run_sections.scores(model)] == [4, 1]
 
 
 def test_scores_of_known_answers():
@@ -409,13 +409,13 @@ def test_scores_of_known_answers():
 
 
 def test_figures_follow_the_colors_of_the_page():
-    def draw(say):
+    def draw(phrases):
         figure = Figure()
         axis = figure.subplots()
         axis.plot([0, 1], [0, 1], color="#0072B2")
         axis.plot([0, 1], [1, 0], color="0.9")
         axis.set_title("<a> & 0.1")
-        axis.set_xlabel(say("loss"))
+        axis.set_xlabel(phrases("loss"))
         return finish(figure)
 
     tree = ElementTree.fromstring(inline.svg(draw, "one", ("en",)))
@@ -433,11 +433,11 @@ def test_an_image_is_embedded_once():
     photograph = np.random.default_rng(0).uniform(size=(300, 600, 3))
     small = np.random.default_rng(0).uniform(size=(4, 4))
 
-    def draw(say):
+    def draw(phrases):
         figure = Figure(figsize=(4, 2), layout="constrained")
         for axis, image in zip(figure.subplots(1, 3), (photograph, small, small), strict=True):
             axis.imshow(image)
-            axis.set_ylabel(say("image_side"))
+            axis.set_ylabel(phrases("image_side"))
         return finish(figure)
 
     tree = ElementTree.fromstring(f"<p>{inline.svg(draw, 'one')}</p>")

@@ -17,7 +17,7 @@ from vit_jax.analysis import attention, attention_maps
 from vit_jax.config import defaults, load_config
 from vit_jax.data.pictures import Picture
 from vit_jax.errors import UserError
-from vit_jax.figures.seeing import geometry, whose
+from vit_jax.figures.attention import geometry, whose
 from vit_jax.pretrained import runs
 from vit_jax.tools import attend
 
@@ -226,7 +226,9 @@ def test_arrays_from_python(workdir, capsys):
 
 def see(name, views, layers=(2,), **options):
     module = vit.create(name, num_classes=0, **options)
-    return attention_maps.see(inference.of_module(module, name), views, layers, with_rollout=True)
+    return attention_maps.extract(
+        inference.from_module(module, name), views, layers, with_rollout=True
+    )
 
 
 def test_models_with_and_without_a_class_token():

@@ -167,7 +167,7 @@ def test_turns_alternate_and_the_ratio_is_of_pairs():
 
     # Two runs of each come first: compiling, and one step that is timed to size the turns.
     ours, peer = Runner("ours", [9, 1, 1, 2, 4]), Runner("peer", [9, 2, 3, 4, 4])
-    result = interleave.summarize(interleave.take(ours, peer, pairs=3, seconds=4), 8, 10, peer)
+    result = interleave.summarize(interleave.measure(ours, peer, pairs=3, seconds=4), 8, 10, peer)
     assert order == ["ours", "ours", "peer", "peer"] + ["ours", "peer"] * 3
     assert (result["steps"], result["peer"]["steps"]) == (4, 2)
     assert result["pairs"] == [[8, 2.6667], [4, 2], [2, 2]]

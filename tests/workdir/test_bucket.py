@@ -51,7 +51,7 @@ def names(bucket, prefix):
 
 def test_a_resumed_run_in_a_bucket_is_the_one_on_a_disk_bit_for_bit(tmp_path, bucket, monkeypatch):
     """Stopped where nothing was due; then a checkpoint that was not finished, and its rows."""
-    config, parts = recipe(), storage.place("gs://test/parts")
+    config, parts = recipe(), storage.resolve("gs://test/parts")
     for folder in (tmp_path, parts):
         train.claim(folder, config)
     train_on_one(config, tmp_path)
@@ -79,7 +79,7 @@ def test_a_resumed_run_in_a_bucket_is_the_one_on_a_disk_bit_for_bit(tmp_path, bu
 def test_a_checkpoint_means_that_the_rows_up_to_it_are_there(monkeypatch):
     """Killed right after a checkpoint: what was in memory is lost, and done again."""
     config, workdir = recipe(), "gs://test/killed"
-    train.claim(storage.place(workdir), config)
+    train.claim(storage.resolve(workdir), config)
     monkeypatch.setattr(metrics.Object, "close", lambda _: None)
     steps = iter([False] * 6)
     with pytest.raises(StopIteration):

@@ -92,7 +92,7 @@ def mass_mask(maps, keep=0.6):
     return mask.reshape(np.shape(maps))
 
 
-def with_sign(axes):
+def fix_signs(axes):
     """Rows [n, d] with the sign in which their largest element is positive."""
     return axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
 
@@ -109,7 +109,7 @@ def pca(tokens, components=3):
     x = x - x.mean(0)
     squares, axes = np.linalg.eigh(x.T @ x)  # rising
     spread, axes = np.sqrt(squares[::-1].clip(0)), axes.T[::-1][:components]
-    axes = with_sign(axes)
+    axes = fix_signs(axes)
     scores = np.zeros((len(x), components))
     scores[:, : len(axes)] = x @ axes.T
     scores[:, : len(axes)][:, spread[: len(axes)] <= ROUNDING * spread[0]] = 0

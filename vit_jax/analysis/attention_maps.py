@@ -13,12 +13,12 @@ MAX_SOFTMAX_BYTES = 2**29  # of all layers and a batch
 MAX_LAYER_BYTES = 2**33  # of the softmax of one layer and one image
 
 
-def ends(depth):
+def first_middle_last(depth):
     """The first, the middle and the last of so many layers, from 1, each once."""
     return sorted({1, (depth + 1) // 2, depth})
 
 
-def see(model, views, layers, with_rollout=False):
+def extract(model, views, layers, with_rollout=False):
     """Attention maps and features of images.
 
     Args:

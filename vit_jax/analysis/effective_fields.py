@@ -131,7 +131,7 @@ def heads(model, images):
     ]
 
 
-def looks(model, images):
+def saliency_maps(model, images):
     """Attention maps of a ViT, Grad-CAM of a CNN.
 
     Args:
@@ -145,8 +145,8 @@ def looks(model, images):
       first, the middle and the last block.
     """
     if not model.is_cnn:
-        blocks = attention_maps.ends(model.depth)
-        maps = attention_maps.see(model, images, blocks).maps.mean(2)
+        blocks = attention_maps.first_middle_last(model.depth)
+        maps = attention_maps.extract(model, images, blocks).maps.mean(2)
         says = None
         if model.module.head is not None:
             says = model.run(list(images))["logits"].argmax(-1)
@@ -160,4 +160,4 @@ def looks(model, images):
 def _explain(module, images):
     """The predicted class, and Grad-CAM of every stage of a ResNet for it."""
     says = module(images)["logits"].argmax(-1)
-    return gradcam.of_resnet(module, images, says) | {"class": says.astype(jnp.int32)}
+    return gradcam.resnet_grad_cam(module, images, says) | {"class": says.astype(jnp.int32)}

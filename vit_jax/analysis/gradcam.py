@@ -14,7 +14,7 @@ def grad_cam(features, gradients):
     return jax.nn.relu((alphas * features).sum(-1))
 
 
-def of_resnet(model, images, classes):
+def resnet_grad_cam(model, images, classes):
     """Grad-CAM of every stage of a `resnet.ResNet`, for one class per image.
 
     Args:

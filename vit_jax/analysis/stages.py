@@ -24,7 +24,7 @@ class Stage(NamedTuple):
     inside: bool = False
 
 
-def of_config(config):
+def from_config(config):
     """The stages of the model of a `ViTConfig` or `ResNetConfig`, from the image to the classes.
 
     Returns:
@@ -45,7 +45,7 @@ def of_config(config):
 def cnn_stages(model, params, image):
     """Rows of a ResNet, after that of the image."""
     config = model.module.config
-    out = outputs(model, models.union(params, model.stats()), image)
+    out = outputs(model, models.merge_trees(params, model.stats()), image)
     names = {"stem": Stage("stem"), "pool": Stage("pool")}
     names |= {f"layer{i + 1}": Stage("cnn", dict(count=n)) for i, n in enumerate(config.layers)}
     maps = out["maps"]

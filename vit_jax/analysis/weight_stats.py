@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from vit_jax import variants
-from vit_jax.analysis.attention import on_grid, with_sign
+from vit_jax.analysis.attention import fix_signs, on_grid
 from vit_jax.flops import count_params
 
 TINY = 1e-12  # below it a vector has no direction
@@ -27,7 +27,7 @@ def filters(kernel, count=28):
     shape = np.shape(kernel)[:3]
     x = np.asarray(kernel, np.float64).reshape(-1, np.shape(kernel)[-1]).T
     _, spread, axes = np.linalg.svd(x - x.mean(0), full_matrices=False)
-    axes = with_sign(axes[:count])
+    axes = fix_signs(axes[:count])
     variance = spread**2
     shares = variance[:count] / max(variance.sum(), TINY)
     return axes.reshape(-1, *shape).astype(np.float32), shares
@@ -73,7 +73,7 @@ def neighbor_similarity(similarity):
     return float(flat[steps == 1].mean()), float(flat[steps > 0].mean())
 
 
-def reader_similarity(tokens, grid, prefix=1):
+def pooled_similarity(tokens, grid, prefix=1):
     """Similarity of each patch with the token that is read out: [b, n, d] -> cosines [b, *grid].
 
     That is [CLS], the first of the `prefix` tokens before the patches; without any, the patches'

@@ -8,5 +8,5 @@ view depends neither on its batch nor on its device.
 # ruff: noqa: F401
 
 from vit_jax.augment.device import erase, erase_box, gaussian_blur, normalize, photometric, solarize
-from vit_jax.augment.host import eval_view, views
+from vit_jax.augment.host import eval_view, transforms
 from vit_jax.augment.randaugment import OPERATIONS, apply_op

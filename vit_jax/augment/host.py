@@ -17,7 +17,7 @@ from vit_jax.config import parse_randaugment
 BILINEAR = Image.Resampling.BILINEAR
 
 
-def views(config):
+def transforms(config):
     """The views of an image that config.augment and config.model ask for.
 
     Returns:

@@ -68,7 +68,7 @@ def cam(module, images):
         return {"pooled": out["pooled"]}
     top = _top(out)
     b, k = top["classes"].shape
-    maps = gradcam.of_resnet(module, jnp.repeat(images, k, 0), top["classes"].ravel())
+    maps = gradcam.resnet_grad_cam(module, jnp.repeat(images, k, 0), top["classes"].ravel())
     return top | {stage: x.reshape(b, k, *x.shape[1:]) for stage, x in maps.items()}
 
 

@@ -19,22 +19,22 @@ class Page:
 
     Args:
       models: `inference.LoadedModel`s.
-      say: `figures.catalog.Catalog`.
+      phrases: `figures.catalog.Catalog`.
     """
 
-    def __init__(self, models, say):
+    def __init__(self, models, phrases):
         self.models = models
-        self.say = say
+        self.phrases = phrases
         self.resolutions = explain.resolutions(models)
         self.vits = [model for model in models if not model.is_cnn]
         self.cams = [model for model in models if model.is_cnn and model.module.head is not None]
 
     def build(self):
         """The page as gr.Blocks."""
-        say = self.say
+        phrases = self.phrases
         options = dict(analytics_enabled=False, delete_cache=DELETE_FILES)
-        with gr.Blocks(title=say("title"), **options) as blocks:
-            gr.HTML(f"<h1>{say('title')}</h1><p>{say('intro')}</p>", elem_id="intro")
+        with gr.Blocks(title=phrases("title"), **options) as blocks:
+            gr.HTML(f"<h1>{phrases('title')}</h1><p>{phrases('intro')}</p>", elem_id="intro")
             self.found = gr.State(time_to_live=SESSION_SECONDS)  # [Explanation] of the picture
             with gr.Row(equal_height=False):
                 with gr.Column(scale=2, min_width=280):
@@ -50,15 +50,15 @@ class Page:
 
     def named(self, name):
         """Arguments of the component whose label is the phrase of its name."""
-        return dict(label=self.say(name), elem_id=name)
+        return dict(label=self.phrases(name), elem_id=name)
 
     def build_input(self):
-        say, named = self.say, self.named
+        phrases, named = self.phrases, self.named
         sources = ["upload", "clipboard"]
         self.picture = gr.Image(
-            placeholder=say("drop"), sources=sources, buttons=[], height=240, **named("picture")
+            placeholder=phrases("drop"), sources=sources, buttons=[], height=240, **named("picture")
         )
-        self.status = gr.HTML(panel.note("status", say("waiting")), elem_id="status")
+        self.status = gr.HTML(panel.note("status", phrases("waiting")), elem_id="status")
         self.tops = [gr.HTML("", elem_id=f"top{i}") for i in range(len(self.models))]
         sides = [dict.fromkeys(f"{m.image} × {m.image}" for m in row) for row in self.resolutions]
         choices = [(" / ".join(row), i) for i, row in enumerate(sides)]
@@ -66,15 +66,15 @@ class Page:
         self.resolution = gr.Radio(choices, value=0, visible=visible, **named("resolution"))
         megapixels = pictures.MAX_PIXELS // 10**6
         limits = dict(megabytes=access.MAX_FILE_BYTES >> 20, megapixels=megapixels)
-        gr.HTML(f"<small>{say('limits', **limits)}</small>")
+        gr.HTML(f"<small>{phrases('limits', **limits)}</small>")
 
     def build_drawing(self, i):
         """The drawing of a model and the caption under it."""
         model = self.models[i]
         with gr.Column(min_width=240, visible=model in self.vits + self.cams):
-            kind = self.say("gradcam" if model.is_cnn else "attention")
+            kind = self.phrases("gradcam" if model.is_cnn else "attention")
             drawing = gr.Image(
-                label=f"{kind}: {panel.title(self.say, model)}",
+                label=f"{kind}: {panel.title(self.phrases, model)}",
                 format="png",
                 interactive=False,
                 buttons=["download", "fullscreen"],
@@ -84,25 +84,27 @@ class Page:
 
     def build_dials(self):
         """The components of `panel.Dials`, by name."""
-        say, named, vits, cams = self.say, self.named, self.vits, self.cams
+        phrases, named, vits, cams = self.phrases, self.named, self.vits, self.cams
         depth = max([2] + [model.depth for model in vits + cams])  # a slider has two values or more
         num_heads = max((model.num_heads for model in vits), default=0)
-        heads = [(say("mean"), "mean"), (say("rollout"), "rollout")]
+        heads = [(phrases("mean"), "mean"), (phrases("rollout"), "rollout")]
         heads += [(str(i), i) for i in range(num_heads)]
-        layers = dict.fromkeys(say("stage" if model.is_cnn else "layer") for model in vits + cams)
+        layers = dict.fromkeys(
+            phrases("stage" if model.is_cnn else "layer") for model in vits + cams
+        )
         layers = dict(label=" / ".join(layers), elem_id="layer")
-        queries = dict.fromkeys(say("cls" if model.prefix else "average") for model in vits)
-        queries = [(" / ".join(queries), "whole"), (say("patch"), "patch")]
-        ranks = [(say("nth", n=i + 1), i) for i in range(explain.TOP)]
+        queries = dict.fromkeys(phrases("cls" if model.prefix else "average") for model in vits)
+        queries = [(" / ".join(queries), "whole"), (phrases("patch"), "patch")]
+        ranks = [(phrases("nth", n=i + 1), i) for i in range(explain.TOP)]
         dials = {}
         with gr.Row():
             dials["layer"] = gr.Slider(1, depth, depth, step=1, **layers)
             dials["opacity"] = gr.Slider(0, 1, 0.65, step=0.05, **named("opacity"))
         with gr.Column(visible=bool(vits)):
-            hint = say("rollout_hint")
+            hint = phrases("rollout_hint")
             dials["heads"] = gr.Radio(heads, value="mean", info=hint, **named("heads"))
             with gr.Row():
-                hint = dict(info=say("patch_hint"), scale=4, min_width=320)
+                hint = dict(info=phrases("patch_hint"), scale=4, min_width=320)
                 dials["query"] = gr.Radio(queries, value="whole", **hint, **named("query"))
                 number = dict(value=1, minimum=1, precision=0, min_width=120)
                 dials["row"] = gr.Number(**number, **named("row"))
@@ -140,18 +142,18 @@ class Page:
         """Explain the picture at the resolution."""
         nothing = dict.fromkeys(self.tops, "") | {self.found: None}
         if not values[self.picture]:
-            return nothing | {self.status: panel.note("status", self.say("waiting"))}
+            return nothing | {self.status: panel.note("status", self.phrases("waiting"))}
         path = values[self.picture]["path"]
         models = self.resolutions[values[self.resolution]]
         try:
             images = [self.read(path, 1 if model.channels == 1 else 3) for model in models]
             pairs = zip(models, images, strict=True)
-            found = [explain.explain(*pair, self.say.language) for pair in pairs]
+            found = [explain.explain(*pair, self.phrases.language) for pair in pairs]
         except decode.DecodeError as error:
-            message = self.say("broken", cause=error)
+            message = self.phrases("broken", cause=error)
             return nothing | {self.status: panel.note("alert", message)}
         rows = zip(self.tops, models, found, strict=True)
-        tables = {top: panel.table(self.say, model, one) for top, model, one in rows}
+        tables = {top: panel.table(self.phrases, model, one) for top, model, one in rows}
         return tables | {self.found: found, self.status: ""}
 
     def read(self, path, channels):
@@ -163,7 +165,7 @@ class Page:
         return decode.decode(path, channels, name=path.name, max_pixels=pictures.MAX_PIXELS)
 
     def redraw(self, values):
-        """Drawings and captions as the dials say."""
+        """Drawings and captions as the dials phrases."""
         found = values[self.found]
         if not found:
             return dict.fromkeys(self.drawings) | dict.fromkeys(self.captions, "")
@@ -171,7 +173,7 @@ class Page:
         grid = finest_grid(found)
         changes = {}
         for i, one in enumerate(found):
-            drawing, caption = panel.drawing(self.say, self.models[i], one, dials, grid)
+            drawing, caption = panel.drawing(self.phrases, self.models[i], one, dials, grid)
             changes[self.drawings[i]] = gr.update(value=drawing, alt_text=caption)
             changes[self.captions[i]] = f"<p>{escape(caption)}</p>"
         return changes

@@ -42,7 +42,7 @@ def _on_tpu(environ):
     return "tpu" in platforms and importlib.util.find_spec("libtpu") is not None
 
 
-def start():
+def initialize():
     """Connect to the other processes, before any other use of JAX.
 
     Returns:
@@ -72,7 +72,7 @@ def start():
     return jax.process_count() > 1
 
 
-class Stop:
+class StopSignal:
     """Whether to stop: after SIGTERM, SIGUSR1 or the first Ctrl-C. A second one ends the process.
 
     With several processes JAX watches for SIGTERM, which may reach only one of them. All of them

@@ -8,7 +8,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
 ACCELERATORS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
 
 
-def keep():
+def keep_freed():
     """Keep freed memory for the next allocation, on Linux with glibc.
 
     XLA on CPU allocates its temporaries, hundreds of megabytes, in every step. glibc maps and

@@ -52,7 +52,7 @@ def batch_sharding(mesh: Mesh):
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def by_batch(x):
+def constrain_batch(x):
     """x with its first axis split as the batch is, and whole otherwise; as it is where no mesh of
     ours is set. Without it XLA may move activations where parameters are split, not parameters."""
     if not {"data", "fsdp"} <= set(jax.sharding.get_abstract_mesh().axis_names):

@@ -54,7 +54,7 @@ def read_split(config, split, mesh, batch_size=None):
     sharding.check_batch_size("eval_batch_size", size, mesh)
     placement = sharding.batch_sharding(mesh)
     source = data.make(config, config.data[split])
-    _, view = augment.views(config)
+    _, view = augment.transforms(config)
 
     def read():
         batches = batch.eval_batches(

@@ -1,4 +1,4 @@
-"""Text for people, one TOML file per language: what figures, the report and the demo say."""
+"""Text for people, one TOML file per language: what figures, the report and the demo phrases."""
 
 import tomllib
 from functools import cache
@@ -10,8 +10,8 @@ LANGUAGES = ("en", "ko")
 class Catalog:
     """The phrases of one section in one language.
 
-    `say("layer", i=3)` is the phrase `layer` with its values formatted as the phrase says. Raises
-    KeyError for a phrase or a value that is missing.
+    `phrases("layer", i=3)` formats the phrase `layer` with these values. Raises KeyError for a
+    phrase or a value that is missing.
     """
 
     def __init__(self, section, language="en"):

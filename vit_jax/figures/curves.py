@@ -17,7 +17,7 @@ WIDTH = 8  # inches of `curves`
 COLUMNS = 3  # panels of `metrics` beside each other
 
 
-def curves(rows, title="", *, restarts=(), say=ENGLISH):
+def curves(rows, title="", *, restarts=(), phrases=ENGLISH):
     """Draw a panel for each of loss, accuracy and learning rate that the rows hold.
 
     Args:
@@ -26,7 +26,7 @@ def curves(rows, title="", *, restarts=(), say=ENGLISH):
         missing values are left out.
       title: above the figure.
       restarts: steps from which the run was resumed, marked by dotted lines.
-      say: the labels, a `Catalog` of "figures".
+      phrases: the labels, a `Catalog` of "figures".
 
     Returns:
       matplotlib Figure.
@@ -37,7 +37,7 @@ def curves(rows, title="", *, restarts=(), say=ENGLISH):
     if not _panels(rows):
         raise ValueError("the metrics hold no loss, accuracy or learning rate to draw")
     figure = Figure(figsize=(WIDTH, height(rows)), layout="constrained")
-    draw(figure, rows, restarts, say)
+    draw(figure, rows, restarts, phrases)
     return finish(figure, title)
 
 
@@ -46,7 +46,7 @@ def height(rows):
     return 0.6 + 2.4 * len(_panels(rows))
 
 
-def draw(figure, rows, restarts=(), say=ENGLISH):
+def draw(figure, rows, restarts=(), phrases=ENGLISH):
     """Draw `curves` into a figure or a part of one."""
     panels = _panels(rows)
     heights = [1 if panel == "learning_rate" else 2 for panel in panels]
@@ -55,8 +55,8 @@ def draw(figure, rows, restarts=(), say=ENGLISH):
         lines = {key: _line(rows, key) for key in keys}
         styles = itertools.cycle(STYLES)
         for key in keys:
-            _draw_line(axis, key, *lines[key], styles, say)
-        axis.set_ylabel(say(panel))
+            _draw_line(axis, key, *lines[key], styles, phrases)
+        axis.set_ylabel(phrases(panel))
         if panel == "loss":
             _limit(axis, np.concatenate([values for _, values in lines.values()]))
         if panel == "accuracy":
@@ -71,8 +71,8 @@ def draw(figure, rows, restarts=(), say=ENGLISH):
             axis.axvline(step, color="0.35", linestyle=":", linewidth=1.2)
     place = dict(xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8)
     for step in restarts:
-        axes[0].annotate(say("resumed"), (step, 1), xytext=(3, -9), **place)
-    axes[-1].set_xlabel(say("optimizer_step"))
+        axes[0].annotate(phrases("resumed"), (step, 1), xytext=(3, -9), **place)
+    axes[-1].set_xlabel(phrases("optimizer_step"))
     count_along(axes[-1], nbins=8)
 
 
@@ -136,18 +136,18 @@ def smooth(values, span):
     return (sums / weights)[pad : pad + len(values)]
 
 
-def _draw_line(axis, key, steps, values, styles, say):
+def _draw_line(axis, key, steps, values, styles, phrases):
     """What is evaluated with markers; what is measured on single batches pale and smoothed."""
     if key == "sched/lr":
         axis.plot(steps, values, color=BLUE, linewidth=1.5)
     elif not _is_evaluated(key) and len(values) < SMOOTHED:
-        axis.plot(steps, values, color=BLUE, linewidth=1.5, marker=".", label=say("train"))
+        axis.plot(steps, values, color=BLUE, linewidth=1.5, marker=".", label=phrases("train"))
     elif not _is_evaluated(key):
         axis.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
-        axis.plot(steps, smooth(values, len(values) / 12), color=BLUE, label=say("smoothed"))
+        axis.plot(steps, smooth(values, len(values) / 12), color=BLUE, label=phrases("smoothed"))
     else:
         split, _, metric = key.removeprefix("eval/").partition("/")
-        name = say(split) if split in say else split
+        name = phrases(split) if split in phrases else split
         if metric != "loss":
             name += "" if metric == "acc1" else f"/{metric}"
             name += f" {values[-1]:.2%}"

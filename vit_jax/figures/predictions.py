@@ -14,7 +14,7 @@ COLUMNS = 3  # images in a row, at most
 MAX_LETTERS = 22  # of a name
 
 
-def predictions(images, tops, *, titles=None, labels=None, rows=(), say=ENGLISH):
+def predictions(images, tops, *, titles=None, labels=None, rows=(), phrases=ENGLISH):
     """Draw images with their most probable classes as bars.
 
     Args:
@@ -24,7 +24,7 @@ def predictions(images, tops, *, titles=None, labels=None, rows=(), say=ENGLISH)
       labels: name of the true class of each image, or None.
       rows: of metrics.jsonl, as `workdir.log.read_metrics` returns them; their curves are drawn
         below.
-      say: the labels, a `Catalog` of "figures".
+      phrases: the labels, a `Catalog` of "figures".
 
     Returns:
       matplotlib Figure.
@@ -43,16 +43,16 @@ def predictions(images, tops, *, titles=None, labels=None, rows=(), say=ENGLISH)
     axes = parts[0].subplots(lines, 2 * columns, width_ratios=[1, 1.3] * columns, squeeze=False)
     pairs = axes.reshape(-1, 2)
     for pair, image, title, label, top in zip(pairs, images, titles, labels, tops, strict=False):
-        _draw_image(pair[0], image, title, label, top, say)
+        _draw_image(pair[0], image, title, label, top, phrases)
         _draw_bars(pair[1], top, label)
     for axis in pairs[len(images) :].flat:
         axis.set_axis_off()
     for part in parts[1:]:
-        curves.draw(part, rows, say=say)
+        curves.draw(part, rows, phrases=phrases)
     return finish(figure)
 
 
-def _draw_image(axis, image, title, label, top, say):
+def _draw_image(axis, image, title, label, top, phrases):
     picture(axis, image, interpolation=None)
     axis.set_title(short(title, MAX_LETTERS), fontsize=9)
     if label is None:
@@ -60,7 +60,7 @@ def _draw_image(axis, image, title, label, top, say):
         return
     right, name = top[0][0] == label, _short(label)
     color = RIGHT if right else WRONG
-    text = f"✓ {name}" if right else f"✗ {say('is', name=name)}"
+    text = f"✓ {name}" if right else f"✗ {phrases('is', name=name)}"
     axis.set_xlabel(text, color=color, fontsize=10, fontweight="bold")
     axis.spines[:].set(color=color, linewidth=2, linestyle="-" if right else "--")
 

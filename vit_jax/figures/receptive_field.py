@@ -8,9 +8,9 @@ from matplotlib.patches import Rectangle
 
 from vit_jax.analysis.attention import mass_mask
 from vit_jax.analysis.receptive_field import SHARE, area
+from vit_jax.figures.attention import attention_grid
 from vit_jax.figures.catalog import ENGLISH
 from vit_jax.figures.overlay import COLORS, OUTLINE, outline
-from vit_jax.figures.seeing import seeing
 from vit_jax.figures.style import BLUE, ORANGE, count_along, finish, picture, plain, short
 
 MAX_CELLS = 32  # along a side of a map, by which its outline is drawn
@@ -18,7 +18,7 @@ MAX_LETTERS = 22  # of a name above or below a map
 HOLLOW = dict(marker="D", markersize=8, linestyle="--", markerfacecolor="white")
 
 
-def distances(sides, title="", *, say=ENGLISH):
+def distances(sides, title="", *, phrases=ENGLISH):
     """Draw a panel per model: a CNN's fields by convolution, a ViT's attention by block.
 
     Args:
@@ -26,7 +26,7 @@ def distances(sides, title="", *, say=ENGLISH):
         a CNN without "side95" where no effective fields were measured, of a ViT maybe []; of a
         ViT also "heads", those of `effective_fields.heads`.
       title: above the figure.
-      say: the labels, a `Catalog` of "figures".
+      phrases: the labels, a `Catalog` of "figures".
 
     Returns:
       matplotlib Figure.
@@ -37,10 +37,10 @@ def distances(sides, title="", *, say=ENGLISH):
     for axis, side in zip(axes, sides, strict=True):
         rows, heads = side["rows"], side.get("heads")
         if heads:
-            _draw_vit(axis, rows, heads, say)
+            _draw_vit(axis, rows, heads, phrases)
         else:
-            _draw_cnn(axis, [row for row in rows if not row["layer"].endswith("shortcut")], say)
-        label = say("image_side_and_field") if heads else say("image_side")
+            _draw_cnn(axis, [row for row in rows if not row["layer"].endswith("shortcut")], phrases)
+        label = phrases("image_side_and_field") if heads else phrases("image_side")
         axis.axhline(side["side"], color="0.45", linewidth=1, label=label)
         axis.set_title((heads or rows)[0]["model"], fontsize=10)
         count_along(axis)
@@ -49,49 +49,49 @@ def distances(sides, title="", *, say=ENGLISH):
         # Room for the legend above what is drawn.
         top = max([side["side"], *(row["field"] for row in rows)])
         axis.set_ylim(0, top * 1.45)
-    axes[0].set_ylabel(say("pixels"))
+    axes[0].set_ylabel(phrases("pixels"))
     return finish(figure, title)
 
 
-def _draw_cnn(axis, rows, say):
+def _draw_cnn(axis, rows, phrases):
     theory = {row["convolutions"]: row["field"] for row in rows}
     style = dict(color=ORANGE, marker="s", markersize=4)
-    axis.plot(list(theory), list(theory.values()), **style, label=say("theoretical_side"))
-    axis.set_xlabel(say("convolutions"))
+    axis.plot(list(theory), list(theory.values()), **style, label=phrases("theoretical_side"))
+    axis.set_xlabel(phrases("convolutions"))
     axis.margins(x=0.1)  # room for the last name
     ends = [row for row in rows if "side95" in row]
     if ends:
         at = [row["convolutions"] for row in ends]
-        label = say("effective_side", share=SHARE)
+        label = phrases("effective_side", share=SHARE)
         axis.plot(at, [row["side95"] for row in ends], color=ORANGE, **HOLLOW, label=label)
     place = dict(xytext=(6, -11), textcoords="offset points", fontsize=8, color="0.3")
     for row in ends:
         axis.annotate(row["layer"], (row["convolutions"], row["side95"]), **place)
 
 
-def _draw_vit(axis, rows, heads, say):
+def _draw_vit(axis, rows, heads, phrases):
     if rows:
         at = [int(row["layer"].split()[1]) for row in rows]
-        label = say("effective_side_of_patch", share=SHARE)
+        label = phrases("effective_side_of_patch", share=SHARE)
         axis.plot(at, [row["side95"] for row in rows], color=BLUE, **HOLLOW, label=label)
     dots = [row["layer"] for row in heads], [row["distance"] for row in heads]
     style = dict(color=BLUE, s=26, alpha=0.75, linewidths=0)
-    axis.scatter(*dots, **style, label=say("head_distance"))
+    axis.scatter(*dots, **style, label=phrases("head_distance"))
     blocks = sorted({row["layer"] for row in heads})
     means = [np.mean([row["distance"] for row in heads if row["layer"] == i]) for i in blocks]
-    axis.plot(blocks, means, color=BLUE, linewidth=1.2, label=say("mean_of_heads"))
+    axis.plot(blocks, means, color=BLUE, linewidth=1.2, label=phrases("mean_of_heads"))
     even = heads[0]["even_distance"]
-    axis.axhline(even, color="0.45", linestyle=":", label=say("even_distance"))
-    axis.set_xlabel(say("encoder_block"))
+    axis.axhline(even, color="0.45", linestyle=":", label=phrases("even_distance"))
+    axis.set_xlabel(phrases("encoder_block"))
 
 
-def fields(models, *, say=ENGLISH):
+def fields(models, *, phrases=ENGLISH):
     """Draw a row per model: the effective receptive field of every layer's center unit.
 
     Args:
       models: (name, {layer: gradient [h, w]}, {layer: [first, last] pixel of the theoretical field
         in the image, drawn where it is smaller than the image}).
-      say: the labels, a `Catalog` of "figures".
+      phrases: the labels, a `Catalog` of "figures".
 
     Returns:
       matplotlib Figure.
@@ -99,10 +99,10 @@ def fields(models, *, say=ENGLISH):
     columns = max(len(gradients) for _, gradients, _ in models)
     size = max(1.5 * columns + 0.5, 5.2), 1.8 * len(models) + 0.7  # not below the words
     figure = Figure(figsize=size, layout="constrained")
-    words = [say("gradient"), say("field_outline", share=SHARE)]
+    words = [phrases("gradient"), phrases("field_outline", share=SHARE)]
     cells = {_cell(x) for _, gradients, _ in models for x in gradients.values()} - {1}
     if cells:
-        words.append(say("field_cells", side=max(cells)))
+        words.append(phrases("field_cells", side=max(cells)))
     has_theory = False
     for axes, (name, gradients, theory) in zip(
         figure.subplots(len(models), columns, squeeze=False), models, strict=True
@@ -118,20 +118,20 @@ def fields(models, *, say=ENGLISH):
                 box = dict(fill=False, edgecolor="white", linestyle="--", linewidth=1.2)
                 axis.add_patch(Rectangle((first - 0.5,) * 2, *(last - first,) * 2, **box))
                 has_theory = True
-            axis.set_title(layer_title(layer, say), fontsize=9, pad=3)
+            axis.set_title(layer_title(layer, phrases), fontsize=9, pad=3)
             side = area(gradient) ** 0.5
-            axis.set_xlabel(say("field_side", side=side), fontsize=8, labelpad=2)
+            axis.set_xlabel(phrases("field_side", side=side), fontsize=8, labelpad=2)
         axes[0].set_ylabel(name, fontsize=9)
     if has_theory:
-        words.append(say("field_dashed"))
+        words.append(phrases("field_dashed"))
     figure.supxlabel("\n".join(words), x=0.01, ha="left", fontsize=8, color="0.2")
     return finish(figure)
 
 
-def layer_title(layer, say=ENGLISH):
+def layer_title(layer, phrases=ENGLISH):
     """The name of a layer of `analysis.effective_fields`, such as "block 3" or "layer1"."""
     kind, _, number = layer.partition(" ")
-    return say("block", block=number) if kind == "block" else layer
+    return phrases("block", block=number) if kind == "block" else layer
 
 
 def _cell(gradient):
@@ -151,7 +151,7 @@ def _border(gradient):
     return np.minimum(lines, most)
 
 
-def looks(images, titles, models, *, say=ENGLISH):
+def saliency_grid(images, titles, models, *, phrases=ENGLISH):
     """Draw a row per image: Grad-CAM by stage of a CNN, attention by block of a ViT.
 
     Args:
@@ -160,7 +160,7 @@ def looks(images, titles, models, *, say=ENGLISH):
       models: dicts with "name", "maps" {layer: [b, rows, columns]}, "says" [b], names of predicted
         classes, or None, of a ViT "whose" attention it is, and "views", uint8 [h, w, c] each, below
         the maps where they differ from `images`.
-      say: the labels, a `Catalog` of "figures".
+      phrases: the labels, a `Catalog` of "figures".
 
     Returns:
       matplotlib Figure.
@@ -171,13 +171,13 @@ def looks(images, titles, models, *, say=ENGLISH):
         for layer, maps in model["maps"].items():
             if "whose" not in model:
                 maps = maps / np.maximum(maps.sum((1, 2), keepdims=True), 1e-12)
-            panel["columns"][layer_title(layer, say)] = maps
+            panel["columns"][layer_title(layer, phrases)] = maps
         panel["gradcam"] = "whose" not in model
-        panel["note"] = say("gradcam")
+        panel["note"] = phrases("gradcam")
         if "whose" in model:
-            panel["note"] = say("attention_mean", whose=model["whose"])
+            panel["note"] = phrases("attention_mean", whose=model["whose"])
         if model["says"] is not None:
             names = [short(name, MAX_LETTERS) for name in model["says"]]
-            panel["labels"] = [say("predicted", name=name) for name in names]
+            panel["labels"] = [phrases("predicted", name=name) for name in names]
         panels.append(panel)
-    return seeing(images, panels, titles=titles, style="overlay", say=say)
+    return attention_grid(images, panels, titles=titles, style="overlay", phrases=phrases)

@@ -11,7 +11,7 @@ from vit_jax.figures.style import BLUE, ORANGE, finish, plain
 FAMILIES = {False: ("ViT", BLUE, "o"), True: ("ResNet", ORANGE, "s")}
 
 
-def bars(rows, title="", *, say=ENGLISH):
+def bars(rows, title="", *, phrases=ENGLISH):
     """Draw a bar per model, its length the number of parameters on a logarithmic axis.
 
     Args:
@@ -19,7 +19,7 @@ def bars(rows, title="", *, say=ENGLISH):
         and "top1" (a list of percentages, one per seed; may be empty), optionally "published" (a
         percentage) and "this" (the model's name: it is marked as the model at hand).
       title: above the figure.
-      say: the labels, a `Catalog` of "figures".
+      phrases: the labels, a `Catalog` of "figures".
 
     Returns:
       matplotlib Figure.
@@ -30,25 +30,25 @@ def bars(rows, title="", *, say=ENGLISH):
     for y, row in enumerate(rows):
         _, color, _ = FAMILIES[row["heads"] is None]
         axis.barh(y, row["parameters"] - least, left=least, color=color, height=0.62)
-        words = say("layers_and_width", layers=row["layers"], width=row["width"])
-        words += say("and_heads", heads=row["heads"]) if row["heads"] else ""
+        words = phrases("layers_and_width", layers=row["layers"], width=row["width"])
+        words += phrases("and_heads", heads=row["heads"]) if row["heads"] else ""
         words += f"  |  {count(row['parameters'])}"
         if row["top1"]:
             words += f"  |  {mean(row['top1']):.1f} %"
         elif row.get("published") is not None:
-            words += "  |  " + say("published", top1=row["published"])
+            words += "  |  " + phrases("published", top1=row["published"])
         axis.text(row["parameters"] * 1.08, y, words, va="center", fontsize=8.5)
-    axis.set_yticks(range(len(rows)), [_name(row, say) for row in rows])
+    axis.set_yticks(range(len(rows)), [_name(row, phrases) for row in rows])
     axis.invert_yaxis()
     _count_along(axis)
     most = max(row["parameters"] for row in rows)
     axis.set_xlim(least, most * (most / least) ** 1.1)  # room for the words
-    axis.set_xlabel(say("parameters"))
+    axis.set_xlabel(phrases("parameters"))
     plain(axis, grid=False)
     return finish(figure, title)
 
 
-def accuracy(rows, title="", *, say=ENGLISH):
+def accuracy(rows, title="", *, phrases=ENGLISH):
     """Draw top-1 accuracy against parameters and against FLOPs, a line per family.
 
     A bar through a point goes from the worst to the best seed; hollow points are published numbers.
@@ -56,7 +56,7 @@ def accuracy(rows, title="", *, say=ENGLISH):
     Args:
       rows: as for `bars`, and "flops" (a count) and "published" (a percentage or None).
       title: above the figure.
-      say: the labels, a `Catalog` of "figures".
+      phrases: the labels, a `Catalog` of "figures".
 
     Returns:
       matplotlib Figure.
@@ -65,27 +65,27 @@ def accuracy(rows, title="", *, say=ENGLISH):
     panels = figure.subplots(1, 2, sharey=True)
     for axis, key in zip(panels, ("parameters", "flops"), strict=True):
         for cnn in FAMILIES:
-            _draw_family(axis, key, cnn, [r for r in rows if (r["heads"] is None) == cnn], say)
+            _draw_family(axis, key, cnn, [r for r in rows if (r["heads"] is None) == cnn], phrases)
         for row in rows:
             y = mean(row["top1"]) if row["top1"] else row["published"]
             if y is not None:
                 at = dict(xytext=(5, -11), textcoords="offset points", fontsize=8, color="0.3")
-                axis.annotate(_name(row, say), (row[key], y), **at)
+                axis.annotate(_name(row, phrases), (row[key], y), **at)
         _count_along(axis)
-        axis.set_xlabel(say(key))
+        axis.set_xlabel(phrases(key))
         axis.margins(x=0.14)
         plain(axis)
-    panels[0].set_ylabel(say("top1"))
+    panels[0].set_ylabel(phrases("top1"))
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
     return finish(figure, title)
 
 
-def _name(row, say):
-    return say("this", name=row["this"]) if "this" in row else row["model"]
+def _name(row, phrases):
+    return phrases("this", name=row["this"]) if "this" in row else row["model"]
 
 
-def _draw_family(axis, key, cnn, rows, say):
+def _draw_family(axis, key, cnn, rows, phrases):
     name, color, marker = FAMILIES[cnn]
     ours = sorted((row for row in rows if row["top1"]), key=lambda row: row[key])
     if ours:
@@ -98,7 +98,7 @@ def _draw_family(axis, key, cnn, rows, say):
     if theirs:
         points = [row[key] for row in theirs], [row["published"] for row in theirs]
         hollow = dict(markerfacecolor="none", linestyle="none", color=color, marker=marker)
-        axis.plot(*points, **hollow, label=say("published_family", name=name))
+        axis.plot(*points, **hollow, label=phrases("published_family", name=name))
 
 
 def _count_along(axis):

@@ -3,31 +3,31 @@
 import unicodedata
 
 from vit_jax.analysis import attention
+from vit_jax.figures.attention import drawn_map, geometry, head_title, whose
 from vit_jax.figures.catalog import ENGLISH
-from vit_jax.figures.seeing import drawn_map, geometry, head_title, whose
 
 
-def text(names, models, heads, wide=100, *, say=ENGLISH):
+def text(names, models, heads, wide=100, *, phrases=ENGLISH):
     """Attention maps as lines of text, and at the end what the characters mean.
 
     Args:
       names: of the images.
-      models: results of `attention_maps.see` for the same images.
-      heads: as in `seeing.panel`.
+      models: results of `attention_maps.extract` for the same images.
+      heads: as in `attention.panel`.
       wide: characters per line, which hold as many maps as they can.
-      say: the labels, a `Catalog` of "figures".
+      phrases: the labels, a `Catalog` of "figures".
     """
     lines = []
     for i, name in enumerate(names):
         for model in models:
-            title = say("attention_of_in", whose=whose(model, say), name=model.name)
-            lines += [f"{name}: {title}", geometry(model, say), ""]
+            title = phrases("attention_of_in", whose=whose(model, phrases), name=model.name)
+            lines += [f"{name}: {title}", geometry(model, phrases), ""]
             blocks = [
                 [
-                    say("layer_of", layer=layer, depth=model.depth),
-                    head_title(head, model, say),
+                    phrases("layer_of", layer=layer, depth=model.depth),
+                    head_title(head, model, phrases),
                     *attention.as_text(values).splitlines(),
-                    say("maximum", share=100 * values.max()),
+                    phrases("maximum", share=100 * values.max()),
                 ]
                 for j, layer in enumerate(model.layers)
                 for head in heads
@@ -35,7 +35,7 @@ def text(names, models, heads, wide=100, *, say=ENGLISH):
             ]
             lines += side_by_side(blocks, wide)
     high, middle, _ = attention.SHADES.values()
-    return "\n".join([*lines, say("shades", high=high, middle=middle)])
+    return "\n".join([*lines, phrases("shades", high=high, middle=middle)])
 
 
 def side_by_side(blocks, wide):

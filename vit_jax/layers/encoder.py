@@ -108,7 +108,7 @@ def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False)
 
     def run(x, layer):
         params, index, rate = layer
-        x = sharding.by_batch(x)
+        x = sharding.constrain_batch(x)
         noise = Noise()
         if keys is not None:
             layer_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)

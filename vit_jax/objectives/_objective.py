@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax import schema
-from vit_jax.optim import hold
+from vit_jax.optim import stop_gradients
 
 
 class Objective(NamedTuple):
@@ -36,7 +36,9 @@ def make(model, config, steps_per_epoch):
     objective, only = module.make(model, config, steps_per_epoch), config.optim.only
     if not only:
         return objective
-    return objective._replace(loss=lambda params, *rest: objective.loss(hold(params, only), *rest))
+    return objective._replace(
+        loss=lambda params, *rest: objective.loss(stop_gradients(params, only), *rest)
+    )
 
 
 def with_ema(objective, decay):

@@ -6,7 +6,7 @@ import optax
 
 from vit_jax import augment, mixing
 from vit_jax.flops import count_flops
-from vit_jax.models import union
+from vit_jax.models import merge_trees
 from vit_jax.objectives import Objective, with_ema
 from vit_jax.vit import image_keys
 
@@ -22,7 +22,7 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every ste
         return model.init(rng), model.stats()
 
     def loss(params, extra, batch, rng, step):  # noqa: ARG001  the same at every step
-        weights = union(params, extra)
+        weights = merge_trees(params, extra)
         image = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
         num_classes = jax.eval_shape(model.apply, weights, image)["logits"].shape[-1]
         targets = smooth(jax.nn.one_hot(batch["label"], num_classes), c.label_smoothing)
@@ -44,10 +44,10 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every ste
         init,
         loss,
         update,
-        weights=union,
+        weights=merge_trees,
         views=views,
         flops=lambda: 3 * count_flops(model.module.config),  # backward: twice the forward pass
-        raw=union,
+        raw=merge_trees,
     )
     return with_ema(objective, c.ema) if c.ema else objective
 

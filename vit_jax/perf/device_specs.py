@@ -26,14 +26,14 @@ CHIPS = {
 }
 
 
-def of(device):
+def chip_of(device):
     """The `Chip` of a JAX device; None if it is not in the table."""
     return CHIPS.get(device.device_kind)
 
 
 def memory(devices):
     """Bytes per device that a program may use."""
-    if chip := of(devices[0]):
+    if chip := chip_of(devices[0]):
         return int(chip.memory * 2**30)
     stats = devices[0].memory_stats() or {}
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # on CPU

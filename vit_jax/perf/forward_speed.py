@@ -33,7 +33,7 @@ def interleaved(sides, pairs, seconds):
         return interleave.Ours(run)
 
     batch = len(next(iter(sides.values()))[1])
-    taken = interleave.take(*(step(*side) for side in sides.values()), pairs, seconds)
+    taken = interleave.measure(*(step(*side) for side in sides.values()), pairs, seconds)
     both = [[turn["steps"] * batch / turn["seconds"] for turn in pair] for pair in taken]
     speed = {"batch": batch, "device": jax.devices()[0].device_kind}
     speed |= {"pairs": [[round(x, 2) for x in pair] for pair in both]}

@@ -121,7 +121,7 @@ def input_job(config, folder):
     return job | {"parameters": 0, "threads": 1}
 
 
-def take(ours, peer, pairs, seconds, steps=0):
+def measure(ours, peer, pairs, seconds, steps=0):
     """Time both sides alternately: ours, theirs, ours, ...
 
     Args:
@@ -148,7 +148,7 @@ def take(ours, peer, pairs, seconds, steps=0):
 
 
 def summarize(taken, batch_size, flops, peer=None):
-    """The pairs of `take` as a dict: ours, theirs in "peer", and "ratio_against" with its spread.
+    """Summarize the pairs of `measure`: ours, "peer" and "ratio_against" with its spread.
 
     flops: FLOPs of a step per image. The ratio is ours / theirs in images/s, median over the pairs.
     """

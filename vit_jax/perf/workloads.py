@@ -48,7 +48,7 @@ def make_config(name=None, batch_size=None, dtype=None, recipe=None):
     a.flip = a.jitter_prob = a.gray = 0.0
     a.blur = a.solarize = (0.0,) * 3
     if a.crop == "multi":
-        patch = variants.of_config(config.model).patch
+        patch = variants.from_config(config.model).patch
         a.local_size = max(round(config.model.image * 3 / 7 / patch), 1) * patch  # 96 of 224
     if config.optim.freeze_for != "0":
         config.optim.freeze_for = "1"  # epochs after the first are timed, in which all layers train
@@ -56,7 +56,7 @@ def make_config(name=None, batch_size=None, dtype=None, recipe=None):
     if len(config.data.mean) != channels:
         config.data.mean = config.data.std = (0.5,) * channels
     vit_jax.config.check(config)
-    return config, variants.of_config(config.model)
+    return config, variants.from_config(config.model)
 
 
 def _set_model(config, name, own_keys):
@@ -66,10 +66,10 @@ def _set_model(config, name, own_keys):
     config.objective.update({key: options.pop(key) for key in own})
     if unknown := options.keys() - config.model.keys():
         key = min(unknown)
-        raise UserError(f"no option {key!r}; {vit_jax.config.near(key, config.model.keys())}")
-    with config.model.ignore_type():  # `of_config` checks them
+        raise UserError(f"no option {key!r}; {vit_jax.config.suggest(key, config.model.keys())}")
+    with config.model.ignore_type():  # `from_config` checks them
         config.model.update({"variant": base, "image": variants.parse(base).image} | options)
-    variants.of_config(config.model)
+    variants.from_config(config.model)
 
 
 def input_config(name, batch_size, folder, threads):
@@ -123,7 +123,7 @@ def batch_shapes(config):
 
     from vit_jax import augment
 
-    view, _ = augment.views(config)
+    view, _ = augment.transforms(config)
     image = np.zeros((config.model.image, config.model.image, config.model.channels), np.uint8)
     views = view(image, np.random.default_rng(0))
     views = views if isinstance(views, dict) else {"image": views}
@@ -140,7 +140,7 @@ def one_batch(config):
 
     rng = np.random.default_rng(0)
     shapes = batch_shapes(config)
-    classes = variants.of_config(config.model).num_classes or config.data.synthetic.classes
+    classes = variants.from_config(config.model).num_classes or config.data.synthetic.classes
     label = shapes.pop("label")
     batch = {name: rng.integers(0, 256, x.shape, np.uint8) for name, x in shapes.items()}
     return batch | {"label": rng.integers(0, classes, label.shape, np.int64).astype(np.int32)}
@@ -213,7 +213,7 @@ def build_attention(config, model):
 
     if variants.is_cnn(config.model.variant):
         raise UserError("--what=attention: a ResNet has none; name a ViT")
-    layers = tuple(attention_maps.ends(model.depth))
+    layers = tuple(attention_maps.first_middle_last(model.depth))
     read = attention_maps.reader(model.grid, model.prefix, layers)
 
     def look(module, images):
@@ -231,7 +231,9 @@ def _on_a_batch(compute, config, model):
 
     images = jax.device_put(one_batch(config)["image"])
     model = models.build(model)
-    params = jax.jit(lambda rng: models.union(model.init(rng), model.stats()))(jax.random.key(0))
+    params = jax.jit(lambda rng: models.merge_trees(model.init(rng), model.stats()))(
+        jax.random.key(0)
+    )
 
     @jax.jit
     def run(params, images):
@@ -245,7 +247,7 @@ def build_input(config, _):
     """-> step() -> (batch, a label): batches as train.py reads them, on the host alone."""
     from vit_jax import batch, data
 
-    batches = batch.of_config(data.make(config, config.data.train), config)
+    batches = batch.from_config(data.make(config, config.data.train), config)
 
     def advance():
         rows = next(batches)

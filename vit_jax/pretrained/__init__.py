@@ -39,7 +39,7 @@ def load(spec, name=None, **overrides):
     """
     from vit_jax import vit  # here, so that reading a file's names needs no model
 
-    if storage.is_folder(spec):
+    if storage.is_directory(spec):
         from vit_jax.pretrained import runs
 
         return runs.load_model(spec)
@@ -89,7 +89,7 @@ def preprocessing(model, name):
     return {"mean": half, "std": half, "crop": 0.9}
 
 
-def begin(spec, module, config):
+def init_params(spec, module, config):
     """Pretrained weights for fine-tuning a model.
 
     Args:
@@ -111,7 +111,7 @@ def begin(spec, module, config):
     from vit_jax.vit import functional
 
     heads = {"num_heads": config.num_heads} if config.num_heads else {}
-    source = load(storage.place(spec), config.variant, **heads)
+    source = load(storage.resolve(spec), config.variant, **heads)
     found = jax.device_get(functional(source)[1])
     wanted = nnx.to_pure_dict(nnx.state(module))
     if "pos_embed" in found.keys() & wanted.keys():

@@ -11,7 +11,7 @@ from vit_jax.workdir import storage
 from vit_jax.workdir.checkpoint import Checkpoints
 
 
-def pick(checkpoints, which):
+def choose_checkpoint(checkpoints, which):
     """The step of a checkpoint: "best", "latest" or a step. Without evaluations, best is latest."""
     steps = checkpoints.manager.all_steps()
     if not steps:
@@ -37,13 +37,13 @@ def load_weights(workdir, checkpoint="best", raw=False):
       The config, run.json, `models.Model`, the weights on one device, and their step.
     """
     config = load_config(workdir)
-    path = storage.place(workdir) / "run.json"
+    path = storage.resolve(workdir) / "run.json"
     try:
         run = json.loads(path.read_text())
         num_classes, steps_per_epoch = run["data"]["num_classes"], run["steps_per_epoch"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is not the record of a run ({error}); train first") from error
-    model = models.build(variants.of_config(config.model, num_classes))
+    model = models.build(variants.from_config(config.model, num_classes))
     objective = objectives.make(model, config, steps_per_epoch)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     params, extra = jax.tree.map(
@@ -51,7 +51,7 @@ def load_weights(workdir, checkpoint="best", raw=False):
         jax.eval_shape(objective.init, jax.random.key(0)),
     )
     with Checkpoints(workdir, metric=config.best_metric, write=False) as checkpoints:
-        step = pick(checkpoints, checkpoint)
+        step = choose_checkpoint(checkpoints, checkpoint)
         params, extra = checkpoints.restore_model(params, extra, step)
     weights = (objective.raw if raw else objective.weights)(params, extra)
     return config, run, model, weights, step

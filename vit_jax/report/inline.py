@@ -27,7 +27,7 @@ def svg(draw, name, langs=LANGUAGES):
     transparent; letters are the page's. The title is left out: the caption says more.
 
     Args:
-      draw: function of say, a `Catalog` of "figures", -> a matplotlib Figure or SVG text.
+      draw: function of phrases, a `Catalog` of "figures", -> a matplotlib Figure or SVG text.
       name: of the figure in its page; ids differ between names and languages.
       langs: the languages.
     """
@@ -37,7 +37,7 @@ def svg(draw, name, langs=LANGUAGES):
         settings["image.interpolation"] = "none"  # embedded as it is, not at the size of its place
         # Notes on missing fonts are left out: a browser has its own fonts.
         with rc_context(settings), redirect_stderr(io.StringIO()):
-            drawn = draw(say=Catalog("figures", lang))
+            drawn = draw(phrases=Catalog("figures", lang))
             text = drawn if isinstance(drawn, str) else _text(drawn)
         text = re.sub(r"<title>.*?</title>", "", text)
         text = re.sub(r"<image ([^>]*)/>", lambda m: _use(m[1], name, bitmaps), text)

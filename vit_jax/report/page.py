@@ -22,13 +22,13 @@ def text(words):
     return {"kind": "text", "text": words}
 
 
-def figure(say, name, draw, caption, fold=None):
+def figure(phrases, name, draw, caption, fold=None):
     """A figure in the languages of the page.
 
     draw: as in `inline.svg`. caption: made from numbers; also what is read out in its place. fold:
     words to click on to see it.
     """
-    svg = Markup(inline.svg(draw, name, say.langs))
+    svg = Markup(inline.svg(draw, name, phrases.langs))
     return {"kind": "figure", "id": name, "svg": svg, "caption": caption, "fold": fold}
 
 
@@ -49,7 +49,7 @@ def cards(name, found, caption):
     return {"kind": "cards", "id": name, "cards": found, "caption": caption}
 
 
-def render(say, title, subtitle, facts, sections):
+def render(phrases, title, subtitle, facts, sections):
     """-> HTML. facts: (number as text, what it is). sections: None among them are left out."""
     environment = Environment(
         loader=PackageLoader("vit_jax.report", ""),
@@ -60,8 +60,8 @@ def render(say, title, subtitle, facts, sections):
     )
     style = resources.files(__package__).joinpath("style.css").read_text("utf-8")
     return environment.get_template("page.html").render(
-        say=say,
-        langs=say.langs,
+        phrases=phrases,
+        langs=phrases.langs,
         title=title,
         subtitle=subtitle,
         facts=facts,

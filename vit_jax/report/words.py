@@ -6,7 +6,7 @@ from vit_jax.figures.catalog import LANGUAGES, read
 
 
 class Words:
-    """say("steps") -> Markup, a <span lang=...> per language; style.css shows one of them.
+    """phrases("steps") -> Markup, a <span lang=...> per language; style.css shows one of them.
 
     Values are formatted as the phrase says and escaped. A function among them is called with the
     language, such as `phrase` returns.

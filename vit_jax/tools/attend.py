@@ -128,7 +128,7 @@ def attend(
     names = [picture.name for picture in pictures]
     views = [[model.view(picture.image) for picture in pictures] for model in models]
     rolled = "rollout" in heads
-    seen = [attention_maps.see(*one, rolled) for one in zip(models, views, layers, strict=True)]
+    seen = [attention_maps.extract(*one, rolled) for one in zip(models, views, layers, strict=True)]
     if terminal:
         from vit_jax.figures import terminal as text
 
@@ -136,7 +136,7 @@ def attend(
     arrays = collect(names, views[0], seen, keep)
     if output or animate:
         from vit_jax.figures import overlay
-        from vit_jax.figures.seeing import drawing
+        from vit_jax.figures.attention import drawing
 
         draw = partial(drawing, names, views[0], seen, heads, style=style, keep=keep)
         rows = list(range(most)) if by_layer else None
@@ -202,7 +202,7 @@ def pick_layers(words, depth):
     from vit_jax.analysis import attention_maps
 
     if words is None:
-        return attention_maps.ends(depth)
+        return attention_maps.first_middle_last(depth)
     numbers = range(1, depth + 1)
     return pick("layers", words, numbers, {"all": numbers, "last": [depth]})
 
@@ -247,7 +247,7 @@ def collect(names, views, seen, keep):
     import numpy as np
 
     from vit_jax.analysis.attention import mass_mask
-    from vit_jax.figures.seeing import geometry, whose
+    from vit_jax.figures.attention import geometry, whose
 
     arrays = {"names": np.array(names), "images": np.stack(views)}
     for prefix, model in zip(("", "against_"), seen, strict=False):

@@ -93,7 +93,7 @@ def benchmark(
         model = model or "vit_tiny_patch16_224"
         batch_size = batch_size or 8
         dtype = dtype or "float32"
-    memory.keep()
+    memory.keep_freed()
     versions = {d.name: d.version for d in metadata.distributions() if d.name in log.PACKAGES}
     result = {
         "what": what,
@@ -158,7 +158,7 @@ def measure(what, config, model, against, folder, threads, turns):
     try:
         build = workloads.BUILD["train_step" if what == "dino_step" else what]
         ours = interleave.Ours(build(config, model))
-        taken = interleave.take(ours, peer, **turns)
+        taken = interleave.measure(ours, peer, **turns)
         result = {"device": jax.devices()[0].device_kind if what != "input" else "host"}
         result |= interleave.summarize(taken, config.batch_size, cost, peer)
         if peer and what == "input":

@@ -103,7 +103,7 @@ def settle(config, platform):
     from vit_jax.layers.kernels import automatic
 
     config = config.copy_and_resolve_references().unlock()
-    depth = getattr(variants.of_config(config.model), "depth", 1)
+    depth = getattr(variants.from_config(config.model), "depth", 1)
     for key, value in automatic(platform, depth).items():
         if config.model[key] == "auto":
             config.model[key] = value
@@ -130,7 +130,7 @@ def compile_step(config, devices):
 
     run = Run(config, devices)
     lowered = run.lower(workloads.batch_shapes(config))
-    chip = device_specs.of(devices[0])
+    chip = device_specs.chip_of(devices[0])
     flops = config.batch_size * run.objective.flops()
     done = flops * (4 / 3 if config.model.remat == "full" else 1)
     state = jax.tree.leaves(run.abstract)

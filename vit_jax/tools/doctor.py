@@ -82,7 +82,7 @@ def check_data(config, max_images):
 def check_split(config, name, max_images):
     from vit_jax import augment, data
 
-    view, _ = augment.views(config)
+    view, _ = augment.transforms(config)
     source = data.make(config, name)
     count = len(source)
     number = min(max_images or count, count)
@@ -129,14 +129,14 @@ def check_disk(config, workdir):
     from vit_jax import models, objectives, optim, step, variants
 
     # One step per epoch: how long training takes does not change the size of its state.
-    objective = objectives.make(models.build(variants.of_config(config.model)), config, 1)
+    objective = objectives.make(models.build(variants.from_config(config.model)), config, 1)
     tx, _ = optim.make(config, 1)
     state = jax.eval_shape(lambda: step.init_state(objective, tx, jax.random.key(0)))
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     needed = size * (config.keep_checkpoints + 2)
     words = f"{config.model.variant}: {needed / 1e9:.2f} GB of checkpoints, "
-    folder = storage.place(workdir)
-    if storage.is_address(folder):
+    folder = storage.resolve(workdir)
+    if storage.is_bucket(folder):
         print(f"{words}in a bucket that answers")
         return []
     while not folder.exists():

@@ -41,7 +41,7 @@ def check_flags(flags):
         raise UserError("pass either --workdir=DIR or --weights=FILE; see --help")
     against = getattr(flags, "against", None)
     specs = [spec for spec in (flags.workdir or flags.weights, against) if spec]
-    runs = [spec == flags.workdir or storage.is_folder(spec) for spec in specs]
+    runs = [spec == flags.workdir or storage.is_directory(spec) for spec in specs]
     if runs[0] and (flags.model or flags.class_names):
         raise UserError("--model and --class_names go with a weight file; a run knows its own")
     if getattr(flags, "against_model", None) and (against is None or runs[1]):
@@ -64,7 +64,7 @@ def load(flags):
 
 
 def _load(spec, name, flags, names=None):
-    of_run = dict(checkpoint=flags.checkpoint, raw=flags.raw) if storage.is_folder(spec) else {}
+    of_run = dict(checkpoint=flags.checkpoint, raw=flags.raw) if storage.is_directory(spec) else {}
     return inference.load(spec, name, class_names=names, **of_run)
 
 

@@ -83,10 +83,10 @@ def report(
 def place(weights, output):
     """Where to write the page. Raises UserError."""
     if output is None:
-        if not storage.is_folder(weights):
+        if not storage.is_directory(weights):
             raise UserError(f"{weights} is a file; pass --output=report.html")
-        return storage.place(weights) / "report.html"
-    path = storage.place(output)
+        return storage.resolve(weights) / "report.html"
+    path = storage.resolve(output)
     if path.suffix != ".html" or not path.parent.is_dir():
         raise UserError(f"--output={output} must be a .html file in a directory that exists")
     return path

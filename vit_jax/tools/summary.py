@@ -54,7 +54,7 @@ def model_of(name, config, num_classes=None):
         except UserError as error:
             hint = "Or pass the number of classes: --num_classes=1000"
             raise UserError(f"{error}\n{hint}") from None
-    model = variants.of_config(config.model, num_classes)
+    model = variants.from_config(config.model, num_classes)
     if num_classes is not None:
         model = replace(model, num_classes=num_classes)
     return config.model.variant, model
@@ -65,7 +65,7 @@ def summary(name, config):
     from vit_jax.analysis import stages
     from vit_jax.figures.diagrams import stage_title
 
-    rows, total = stages.of_config(config)
+    rows, total = stages.from_config(config)
     rows = [(stage_title(stage), *rest) for stage, *rest in rows]
     rows += [("total", "", total)]
     wide = max(len(stage) for stage, _, _ in rows) + 2
@@ -105,7 +105,7 @@ def draw(folder, name, model, config=None):
     from vit_jax.figures import diagrams, sizes
 
     folder = Path(folder).expanduser()
-    drawn = {"whole": diagrams.whole(stages.of_config(model)[0], name)}
+    drawn = {"whole": diagrams.whole(stages.from_config(model)[0], name)}
     if isinstance(model, variants.ViTConfig):
         parts = ("self_attention", "multi_head", "patch_embedding", "positions")
         drawn |= {part: getattr(diagrams, part)(model) for part in parts}

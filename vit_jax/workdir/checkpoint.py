@@ -36,7 +36,7 @@ class Checkpoints:
             best_mode="max",
             cleanup_tmp_directories=write,
         )
-        self.folder = storage.place(workdir) / "checkpoints"
+        self.folder = storage.resolve(workdir) / "checkpoints"
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step, state, metrics=()):

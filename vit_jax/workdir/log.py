@@ -38,7 +38,7 @@ class Log:
     """
 
     def __init__(self, workdir, total_steps, *, start=0, primary=True, stream=None):
-        self.workdir = storage.place(workdir)
+        self.workdir = storage.resolve(workdir)
         self.total = total_steps
         self.console = Console(file=stream or sys.stdout, quiet=not primary, force_jupyter=False)
         self._rows = None
@@ -135,7 +135,7 @@ class Log:
         # Not SummaryWriter: its thread dies on a full disk, and then its queue blocks forever.
         from tensorboardX.event_file_writer import EventsWriter
 
-        if not storage.is_address(self.workdir):
+        if not storage.is_bucket(self.workdir):
             (self.workdir / "tb").mkdir(exist_ok=True)
         # Names hold seconds only: without a suffix a quick restart would overwrite a file.
         suffix = f".{time.time_ns()}"
@@ -160,7 +160,7 @@ def write_run_json(workdir, *, step=0, mesh=None, **facts):
     """
     import jax
 
-    path = storage.place(workdir) / "run.json"
+    path = storage.resolve(workdir) / "run.json"
     try:
         run = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):

@@ -23,7 +23,7 @@ def rows_after(folder, start):
     """
     path = folder / "metrics.jsonl"
     _discard(path, start)
-    return Object(path) if storage.is_address(path) else File(path)
+    return Object(path) if storage.is_bucket(path) else File(path)
 
 
 class File:
@@ -78,7 +78,7 @@ class Object:
 
 def read_metrics(workdir):
     """The rows of a run, as dicts; [] where there are none."""
-    return [row for _, row in _lines(storage.place(workdir) / "metrics.jsonl") if row]
+    return [row for _, row in _lines(storage.resolve(workdir) / "metrics.jsonl") if row]
 
 
 def _discard(path, start):

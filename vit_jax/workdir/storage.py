@@ -17,7 +17,7 @@ INSTALL = "make install EXTRA=gcs, or: pip install gcsfs google-cloud-storage"
 ROLES = "roles/storage.objectUser and roles/storage.legacyBucketReader"
 
 
-def is_address(text):
+def is_bucket(text):
     """Whether text is gs://BUCKET/RUN, not a path. Raises UserError for other addresses."""
     scheme, mark, rest = str(text).partition("://")
     if mark and (scheme != "gs" or not all(rest.strip("/").partition("/"))):
@@ -25,13 +25,13 @@ def is_address(text):
     return bool(mark)
 
 
-def place(text):
+def resolve(text):
     """The directory as an absolute `Path`, or as an `epath.Path` of a bucket that answers.
 
     Raises:
       UserError: for an address of another form, missing credentials, a missing bucket.
     """
-    if not is_address(text):
+    if not is_bucket(text):
         return Path(text).expanduser().absolute()
     _reach(str(text).removeprefix("gs://").partition("/")[0])
     from etils import epath
@@ -39,9 +39,9 @@ def place(text):
     return epath.Path(text)
 
 
-def is_folder(text):
+def is_directory(text):
     """Whether text is a directory or an address, not a file."""
-    return is_address(text) or Path(text).is_dir()
+    return is_bucket(text) or Path(text).is_dir()
 
 
 @functools.cache

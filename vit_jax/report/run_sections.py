@@ -23,22 +23,25 @@ def objective_of(model):
     return objectives.make(model.model, model.config, model.record["steps_per_epoch"])
 
 
-def facts(say, model):
+def facts(phrases, model):
     """The numbers at the head of the page: (text, what it is)."""
     found, rows = [], model.metrics
     for split, key, row in scores(model):
-        found.append((f"{row[key]:.2%}", say(split, metric=key.rpartition("/")[2])))
-    found += [(count(model.parameters), say("parameters")), (count(model.flops), say("flops"))]
+        found.append((f"{row[key]:.2%}", phrases(split, metric=key.rpartition("/")[2])))
+    found += [
+        (count(model.parameters), phrases("parameters")),
+        (count(model.flops), phrases("flops")),
+    ]
     if rows:
         step = rows[-1]["step"]
-        found.append((f"{step:,}", say("steps")))
-        found.append((f"{step / model.record['steps_per_epoch']:.3g}", say("epochs")))
+        found.append((f"{step:,}", phrases("steps")))
+        found.append((f"{step / model.record['steps_per_epoch']:.3g}", phrases("epochs")))
     if (value := median(rows, "perf/images_per_s")) is not None:
-        found.append((f"{value:,.0f}", say("speed")))
+        found.append((f"{value:,.0f}", phrases("speed")))
     if (value := median(rows, "perf/data_wait_frac")) is not None:
-        found.append((f"{value:.0%}", say("wait")))
+        found.append((f"{value:.0%}", phrases("wait")))
     if model.record:
-        found.append((devices(model.record), say("device")))
+        found.append((devices(model.record), phrases("device")))
     return found
 
 
@@ -69,7 +72,7 @@ def devices(record):
     return ", ".join(f"{record['devices'].count(kind)} × {kind}" for kind in kinds)
 
 
-def setup(say, model):
+def setup(phrases, model):
     """The config, what differs from the defaults first; the environment."""
     usual = config.defaults()
     usual.update(objective=config.objective(model.config.objective.name))
@@ -79,18 +82,21 @@ def setup(say, model):
     )
     changed = {key: value for key, value in values.items() if usual.get(key) != value}
     rows = [[key, usual.get(key, "—"), value] for key, value in changed.items()]
-    head, words = [say("key"), say("default"), say("here")], say("diff", count=len(rows))
+    head, words = (
+        [phrases("key"), phrases("default"), phrases("here")],
+        phrases("diff", count=len(rows)),
+    )
     changes = table("config-changes", head, rows, words, classes="code")
-    head, words = [say("key"), say("value")], say("full", count=len(values))
+    head, words = [phrases("key"), phrases("value")], phrases("full", count=len(values))
     everything = table("config", head, list(values.items()), fold=words, classes="code")
-    return section("setup", changes, everything, environment(say, model.record))
+    return section("setup", changes, everything, environment(phrases, model.record))
 
 
-def environment(say, record):
+def environment(phrases, record):
     """A table from run.json."""
-    code, split = say("unknown"), record["data"]
+    code, split = phrases("unknown"), record["data"]
     if found := record["code"]:
-        code = say("changed", **found) if found["changed"] else found["revision"]
+        code = phrases("changed", **found) if found["changed"] else found["revision"]
     names = split["class_names"]
     shown = ", ".join(names[:MAX_CLASSES]) + (", …" if len(names) > MAX_CLASSES else "")
     rows = {
@@ -104,33 +110,35 @@ def environment(say, record):
         "classes": f"{split['num_classes']:,}: {shown}",
         "train_images": f"{split['train_images']:,}",
     }
-    rows = [[say(name), value] for name, value in rows.items()]
-    return table("environment", [say("what"), say("value")], rows, say("environment"))
+    rows = [[phrases(name), value] for name, value in rows.items()]
+    return table("environment", [phrases("what"), phrases("value")], rows, phrases("environment"))
 
 
-def course(say, model):
+def course(phrases, model):
     """Curves, with the steps from which the run was resumed, and its starts."""
     rows, starts = model.metrics, model.record["starts"]
     resumed = sorted({start["step"] for start in starts} - {0})
     try:
-        drawn = figure(say, "curves", partial(curves.curves, rows, restarts=resumed), None)
+        drawn = figure(phrases, "curves", partial(curves.curves, rows, restarts=resumed), None)
     except ValueError:  # there is nothing to draw
-        return section("course", text(say("no_rows")))
+        return section("course", text(phrases("no_rows")))
     losses = [row["train/loss"] for row in having(rows, "train/loss")]
-    caption = say("no_loss", last=rows[-1]["step"])
+    caption = phrases("no_loss", last=rows[-1]["step"])
     if losses:
-        caption = say("curves", last=rows[-1]["step"], first=losses[0], final=losses[-1])
+        caption = phrases("curves", last=rows[-1]["step"], first=losses[0], final=losses[-1])
     for split, key, row in reversed(scores(model)):
         values = dict(score=row[key], metric=key.partition("/")[2], step=row["step"])
-        caption += say("val_score" if split == "val" else "test_score", **values)
+        caption += phrases("val_score" if split == "val" else "test_score", **values)
     steps = ", ".join(f"{step:,}" for step in resumed)
-    said = say("started", count=len(starts), steps=steps) if resumed else say("once")
+    said = phrases("started", count=len(starts), steps=steps) if resumed else phrases("once")
     listed = [[start["time"], f"{start['step']:,}"] for start in starts]
     drawn["caption"] = caption
-    return section("course", drawn, table("starts", [say("time"), say("from")], listed, said))
+    return section(
+        "course", drawn, table("starts", [phrases("time"), phrases("from")], listed, said)
+    )
 
 
-def health(say, model):
+def health(phrases, model):
     """The metrics that the objective names for it; None without."""
     labels = objective_of(model).health
     found = {name: having(model.metrics, f"train/{name}") for name in labels}
@@ -138,31 +146,31 @@ def health(say, model):
     if not found:
         return None
 
-    def label(name, say):
-        return say(f"health_{name}") if f"health_{name}" in say else labels[name]
+    def label(name, phrases):
+        return phrases(f"health_{name}") if f"health_{name}" in phrases else labels[name]
 
-    def draw(say):
-        return curves.metrics(model.metrics, {f"train/{x}": label(x, say) for x in found})
+    def draw(phrases):
+        return curves.metrics(model.metrics, {f"train/{x}": label(x, phrases) for x in found})
 
     def values(lang):
-        say = Catalog("figures", lang)
-        return "; ".join(f"{label(name, say)}: {x:.3g}" for name, x in found.items())
+        phrases = Catalog("figures", lang)
+        return "; ".join(f"{label(name, phrases)}: {x:.3g}" for name, x in found.items())
 
-    caption = say("healthy", step=model.metrics[-1]["step"], values=values)
-    if (advice := f"healthy_{model.config.objective.name}") in say:
-        caption += say(advice)
-    return section("health", figure(say, "health-curves", draw, caption))
+    caption = phrases("healthy", step=model.metrics[-1]["step"], values=values)
+    if (advice := f"healthy_{model.config.objective.name}") in phrases:
+        caption += phrases(advice)
+    return section("health", figure(phrases, "health-curves", draw, caption))
 
 
-def given(say, model):
+def given(phrases, model):
     """A batch as the model sees it."""
     try:
         groups, labels = first_batch(model)
     except UserError as error:
-        return section("input", text(say("left_out", why=str(error))))
+        return section("input", text(phrases("left_out", why=str(error))))
     names, settings = model.class_names, model.config.data
     values = np.concatenate([group.ravel() for group in groups.values()])
-    caption = say("batch", count=len(labels), mean=values.mean(), std=values.std())
+    caption = phrases("batch", count=len(labels), mean=values.mean(), std=values.std())
     rows = [[] for _ in labels]
     for group, images in groups.items():
         for row, views, label in zip(rows, images, labels, strict=True):
@@ -171,7 +179,7 @@ def given(say, model):
                 source = inline.picture(visible(view, settings.mean, settings.std))
                 row.append((source, name if row else names[label], f"{name}: {names[label]}"))
     if len(rows[0]) > 1:
-        caption += say("views")
+        caption += phrases("views")
     else:
         rows = [[row[0] for row in rows]]
     return section("input", pictures("batch", rows, caption))
@@ -192,7 +200,7 @@ def first_batch(model):
     source = data.make(c, c.data.train)
     size = min(IMAGES, len(source), c.batch_size)
     options = dict(seed=c.seed, batch_size=size, repeats=c.augment.repeats, threads=1)
-    batches = batch.train_batches(source, augment.views(c)[0], **options)
+    batches = batch.train_batches(source, augment.transforms(c)[0], **options)
     try:
         rows = {name: jnp.asarray(x) for name, x in next(batches).items()}
     finally:

@@ -22,7 +22,7 @@ LETTERS_PER_INCH = 15  # of small type
 PARTS = ("gradcam", "rollout")  # what may be among the maps of a model and is explained
 
 
-def seeing(images, models, *, titles=None, style="map", keep=KEEP, say=ENGLISH):
+def attention_grid(images, models, *, titles=None, style="map", keep=KEEP, phrases=ENGLISH):
     """Draw a row per image: the image, then for each model its maps and colors.
 
     Each map has its own scale, and its maximum is written below it. A patch is a square: nothing is
@@ -38,7 +38,7 @@ def seeing(images, models, *, titles=None, style="map", keep=KEEP, say=ENGLISH):
       style: "map" alone, "overlay" over the image, or "mask", the image darkened outside the
         fewest patches that hold the share `keep`, which the other styles outline.
       keep: see `style`.
-      say: the labels, a `Catalog` of "figures".
+      phrases: the labels, a `Catalog` of "figures".
 
     Returns:
       matplotlib Figure.
@@ -50,7 +50,7 @@ def seeing(images, models, *, titles=None, style="map", keep=KEEP, say=ENGLISH):
     start = cell + GAP + BETWEEN
     lefts = [start + sum(widths[:i]) + i * BETWEEN for i in range(len(models))]
     width = GAP + lefts[-1] + widths[-1]
-    legend = _wrap(_legend(models, style, keep, say), width - start)
+    legend = _wrap(_legend(models, style, keep, phrases), width - start)
     notes = [_wrap(model["note"], inches) for model, inches in zip(models, widths, strict=True)]
     head = HEAD + FOOT * max(map(len, notes))
     height = head + len(images) * (cell + LINE) + FOOT * (len(legend) + 2)
@@ -64,34 +64,36 @@ def seeing(images, models, *, titles=None, style="map", keep=KEEP, say=ENGLISH):
         axis = place(0, row)
         picture(axis, image, interpolation=None)
         axis.set_xlabel(short(title, cell * LETTERS_PER_INCH), fontsize=8, labelpad=2)
-        axis.set_title("" if row else say("image"), fontsize=9, pad=3)
+        axis.set_title("" if row else phrases("image"), fontsize=9, pad=3)
         for i, model in enumerate(models):
             axes = [place(lefts[i] + j * (cell + GAP), row) for j in range(counts[i])]
-            _draw(axes, model, row, model.get("views", images)[row], style, keep, say)
+            _draw(axes, model, row, model.get("views", images)[row], style, keep, phrases)
             if row == 0:
-                _label(axes, model, notes[i], widths[i], say)
-    _explain(figure, legend, start + GAP, cell, style, say)
+                _label(axes, model, notes[i], widths[i], phrases)
+    _explain(figure, legend, start + GAP, cell, style, phrases)
     return finish(figure)
 
 
-def drawing(names, images, seen, heads, which, rows=None, *, say=ENGLISH, **options):
-    """`seeing` of what `attention_maps.see` returned for each of some models.
+def drawing(names, images, seen, heads, which, rows=None, *, phrases=ENGLISH, **options):
+    """`attention_grid` of what `attention_maps.extract` returned for each of some models.
 
     Args:
       names, images: of all the images.
       seen: the results of `see`.
       heads, rows: as in `panel`.
       which: indices of the images to draw.
-      say, options: of `seeing`.
+      phrases, options: of `attention_grid`.
     """
     repeated = [i for i in which for _ in (rows or [0])]
-    models = [panel(one, heads, list(which), rows, say=say) for one in seen]
+    models = [panel(one, heads, list(which), rows, phrases=phrases) for one in seen]
     titles = [names[i] for i in repeated]
-    return seeing([images[i] for i in repeated], models, titles=titles, say=say, **options)
+    return attention_grid(
+        [images[i] for i in repeated], models, titles=titles, phrases=phrases, **options
+    )
 
 
-def panel(seen, heads, images, rows=None, *, say=ENGLISH):
-    """One of the `models` of `seeing`, of what `attention_maps.see` returned.
+def panel(seen, heads, images, rows=None, *, phrases=ENGLISH):
+    """One of the `models` of `attention_grid`, of what `attention_maps.extract` returned.
 
     Args:
       seen: the result of `see`.
@@ -99,11 +101,11 @@ def panel(seen, heads, images, rows=None, *, say=ENGLISH):
       images: indices of those to draw.
       rows: positions in `seen.layers`: each image has a row per layer and a column per head. None:
         each image has one row, with its layers and heads side by side, and the features.
-      say: the labels, a `Catalog` of "figures".
+      phrases: the labels, a `Catalog` of "figures".
     """
-    layers = [say("layer_of", layer=layer, depth=seen.depth) for layer in seen.layers]
-    drawn = {head_title(head, seen, say): drawn_map(seen, head)[images] for head in heads}
-    note = say("attention_of", whose=whose(seen, say))
+    layers = [phrases("layer_of", layer=layer, depth=seen.depth) for layer in seen.layers]
+    drawn = {head_title(head, seen, phrases): drawn_map(seen, head)[images] for head in heads}
+    note = phrases("attention_of", whose=whose(seen, phrases))
     found = {"name": seen.name, "rollout": "rollout" in heads, "columns": {}}
     if rows is not None:
         for title, maps in drawn.items():
@@ -117,39 +119,39 @@ def panel(seen, heads, images, rows=None, *, say=ENGLISH):
                 found["columns"][one if len(layers) > 1 else title] = maps[:, i]
         common = layers[0] if len(layers) == 1 else next(iter(drawn))
         note += f", {common}" if 1 in (len(layers), len(heads)) else ""
-    return found | {"note": f"{note}\n{geometry(seen, say)}"}
+    return found | {"note": f"{note}\n{geometry(seen, phrases)}"}
 
 
 def drawn_map(seen, head):
-    """[images, layers, rows, columns] of what `attention_maps.see` returned."""
+    """[images, layers, rows, columns] of what `attention_maps.extract` returned."""
     return seen.rollout if head == "rollout" else head_map(seen.maps, head)
 
 
-def head_title(head, seen, say=ENGLISH):
+def head_title(head, seen, phrases=ENGLISH):
     """The title of the map of a head: a number, "mean", "max" or "rollout"."""
     count = seen.maps.shape[2]
     if head == "rollout":
-        return say("rollout")
+        return phrases("rollout")
     if head in ("mean", "max"):
-        return say(f"{head}_of", heads=count) if count > 1 else say("single_head")
-    return say("head", head=head)
+        return phrases(f"{head}_of", heads=count) if count > 1 else phrases("single_head")
+    return phrases("head", head=head)
 
 
-def whose(seen, say=ENGLISH):
-    """The token whose attention `attention_maps.see` returned."""
-    return "[CLS]" if seen.prefix else say("average_patch")
+def whose(seen, phrases=ENGLISH):
+    """The token whose attention `attention_maps.extract` returned."""
+    return "[CLS]" if seen.prefix else phrases("average_patch")
 
 
-def geometry(seen, say=ENGLISH):
+def geometry(seen, phrases=ENGLISH):
     """A line with the resolution, the patches, and what uniform attention would be."""
     rows, columns = seen.maps.shape[-2:]
-    text = say("geometry", image=seen.image, rows=rows, columns=columns, patch=seen.patch)
+    text = phrases("geometry", image=seen.image, rows=rows, columns=columns, patch=seen.patch)
     if seen.trained_grid != rows:
-        text += say("resized", grid=seen.trained_grid)
-    return text + say("even_share", share=100 / (rows * columns + seen.prefix))
+        text += phrases("resized", grid=seen.trained_grid)
+    return text + phrases("even_share", share=100 / (rows * columns + seen.prefix))
 
 
-def _draw(axes, model, row, image, style, keep, say):
+def _draw(axes, model, row, image, style, keep, phrases):
     """One image of one model: its maps, and the colors."""
     for axis, maps in zip(axes, model["columns"].values(), strict=False):
         values = np.asarray(maps[row], np.float64)
@@ -165,16 +167,16 @@ def _draw(axes, model, row, image, style, keep, say):
         if style != "mask":
             thin = dict(colors=OUTLINE, linewidths=np.clip(10 / rows, 0.4, 1.4), clip_on=False)
             axis.add_collection(LineCollection(outline(mask), **thin))
-        axis.set_xlabel(say("maximum", share=100 * top), fontsize=7, labelpad=2, color="0.3")
+        axis.set_xlabel(phrases("maximum", share=100 * top), fontsize=7, labelpad=2, color="0.3")
     if "colors" in model:
         picture(axes[-1], model["colors"][row])
     if "labels" in model:
         axes[0].set_ylabel(model["labels"][row], fontsize=9, labelpad=3)
 
 
-def _label(axes, model, note, width, say):
+def _label(axes, model, note, width, phrases):
     """Above the first row: which weights, and what each column is."""
-    for axis, name in zip(axes, [*model["columns"], say("features")], strict=False):
+    for axis, name in zip(axes, [*model["columns"], phrases("features")], strict=False):
         axis.set_title(name, fontsize=9, pad=3)
     place = dict(xytext=(0, 20), textcoords="offset points", xycoords="axes fraction")
     axes[0].annotate("\n".join(note), (0, 1), **place, fontsize=8, linespacing=1.3)
@@ -183,19 +185,21 @@ def _label(axes, model, note, width, say):
     axes[0].annotate(name, (0, 1), **place, fontsize=10, fontweight="bold")
 
 
-def _legend(models, style, keep, say):
+def _legend(models, style, keep, phrases):
     """How to read the figure."""
     lines = []
     if not all(model.get("gradcam") for model in models):
-        lines.append(say("explain_overlay" if style == "overlay" else "explain_map"))
-    lines += [say(f"explain_{part}") for part in PARTS if any(model.get(part) for model in models)]
-    lines.append(say("explain_lit" if style == "mask" else "explain_outline", share=keep))
+        lines.append(phrases("explain_overlay" if style == "overlay" else "explain_map"))
+    lines += [
+        phrases(f"explain_{part}") for part in PARTS if any(model.get(part) for model in models)
+    ]
+    lines.append(phrases("explain_lit" if style == "mask" else "explain_outline", share=keep))
     if any("colors" in model for model in models):
-        lines.append(say("explain_features"))
+        lines.append(phrases("explain_features"))
     return "\n".join(lines)
 
 
-def _explain(figure, lines, left, cell, style, say):
+def _explain(figure, lines, left, cell, style, phrases):
     """Below the last row: the color scale, and how to read the rest."""
     width, height = figure.get_size_inches()
     top = FOOT * (len(lines) + 0.3)
@@ -204,7 +208,7 @@ def _explain(figure, lines, left, cell, style, say):
         figure.colorbar(ScalarMappable(cmap=COLORS), cax=axis, orientation="horizontal", ticks=[])
         place = dict(xycoords="axes fraction", va="top", fontsize=8)
         axis.annotate("0", (0, -0.3), **place)
-        axis.annotate(say("scale_maximum"), (1, -0.3), **place, ha="right")
+        axis.annotate(phrases("scale_maximum"), (1, -0.3), **place, ha="right")
     place = dict(va="top", fontsize=8, color="0.2", linespacing=1.4)
     figure.text(left / width, (top + FOOT) / height, "\n".join(lines), **place)
 

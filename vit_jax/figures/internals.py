@@ -18,7 +18,7 @@ MIN_PIXELS = 48  # that a small map is blown up to
 COLORS = "viridis"  # even to the eye, also without color
 
 
-def filters(components, shares, *, say=ENGLISH):
+def filters(components, shares, *, phrases=ENGLISH):
     """Draw principal components of filters, and the variance that each explains.
 
     components, shares: `weight_stats.filters` [n, p, p, c] and [n]. 0 is gray; each component has
@@ -36,14 +36,14 @@ def filters(components, shares, *, say=ENGLISH):
     above.set_axis_off()
     below.bar(np.arange(1, len(shares) + 1), 100 * shares, color=BLUE)
     below.set_xlim(0.3, len(shares) + 0.7)
-    below.set_xlabel(say("component"))
-    below.set_ylabel(say("variance"))
+    below.set_xlabel(phrases("component"))
+    below.set_ylabel(phrases("variance"))
     count_along(below)
     plain(below)
     return finish(figure)
 
 
-def positions(similarity, *, say=ENGLISH):
+def positions(similarity, *, phrases=ENGLISH):
     """Draw a small map for every position: its similarity with all others.
 
     similarity: [h, w, h, w]. The maps are laid out as the positions are; of large grids every
@@ -64,13 +64,13 @@ def positions(similarity, *, say=ENGLISH):
         set_ticks(centers, at + 1, fontsize=8)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    axis.set_xlabel(say("patch_column"))
-    axis.set_ylabel(say("patch_row"))
-    figure.colorbar(drawn, label=say("cosine_similarity"), shrink=0.8)
+    axis.set_xlabel(phrases("patch_column"))
+    axis.set_ylabel(phrases("patch_row"))
+    figure.colorbar(drawn, label=phrases("cosine_similarity"), shrink=0.8)
     return finish(figure)
 
 
-def tokens(images, similarity, colors, reader="[CLS]", *, say=ENGLISH):
+def tokens(images, similarity, colors, reader="[CLS]", *, phrases=ENGLISH):
     """Draw a row per image: the image, the similarity of its patches with the token that is read
     out, and their features as colors.
 
@@ -79,7 +79,7 @@ def tokens(images, similarity, colors, reader="[CLS]", *, say=ENGLISH):
       similarity: [b, rows, columns].
       colors: {title of a layer: [b, rows, columns, 3] in [0, 1]}.
       reader: name of the token that is read out.
-      say: the labels, a `Catalog` of "figures".
+      phrases: the labels, a `Catalog` of "figures".
 
     Returns:
       matplotlib Figure.
@@ -96,14 +96,14 @@ def tokens(images, similarity, colors, reader="[CLS]", *, say=ENGLISH):
         drawn = picture(axes[row, 1], similarity[row], **scale)
         for axis, layer in zip(axes[row, 2:], colors.values(), strict=True):
             picture(axis, layer[row])
-    titles = (say("image"), say("cosine_with", reader=reader), *colors)
+    titles = (phrases("image"), phrases("cosine_with", reader=reader), *colors)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
     figure.colorbar(drawn, ax=axes[:, 1].tolist(), location="right", shrink=0.9, pad=0.04)
     return finish(figure)
 
 
-def heads(distances, entropies, even, most, *, say=ENGLISH):
+def heads(distances, entropies, even, most, *, phrases=ENGLISH):
     """Draw the mean attention distance and the entropy of every head, layer by layer.
 
     Args:
@@ -111,21 +111,24 @@ def heads(distances, entropies, even, most, *, say=ENGLISH):
       entropies: [l, h] bits.
       even: distance of a head that attends to all patches alike.
       most: entropy of such a head.
-      say: the labels, a `Catalog` of "figures".
+      phrases: the labels, a `Catalog` of "figures".
 
     Returns:
       matplotlib Figure.
     """
     figure = Figure(figsize=(8, 3.2), layout="constrained")
-    panels = ((distances, even, say("distance_pixels")), (entropies, most, say("entropy_bits")))
+    panels = (
+        (distances, even, phrases("distance_pixels")),
+        (entropies, most, phrases("entropy_bits")),
+    )
     for axis, (values, limit, label) in zip(figure.subplots(1, 2), panels, strict=True):
         layers = np.arange(1, len(values) + 1)
         at = np.repeat(layers, values.shape[1])
         dots = dict(color=BLUE, s=18, alpha=0.6, linewidths=0)
-        axis.scatter(at, values.ravel(), **dots, label=say("one_head"))
-        axis.plot(layers, values.mean(1), color=ORANGE, linewidth=1.5, label=say("mean"))
-        axis.axhline(limit, color="0.5", linestyle="--", linewidth=1, label=say("uniform"))
-        axis.set_xlabel(say("layer_axis"))
+        axis.scatter(at, values.ravel(), **dots, label=phrases("one_head"))
+        axis.plot(layers, values.mean(1), color=ORANGE, linewidth=1.5, label=phrases("mean"))
+        axis.axhline(limit, color="0.5", linestyle="--", linewidth=1, label=phrases("uniform"))
+        axis.set_xlabel(phrases("layer_axis"))
         axis.set_ylabel(label)
         axis.set_xlim(0.5, len(values) + 0.5)
         axis.set_ylim(0, 1.08 * max(limit, values.max()))
@@ -136,7 +139,7 @@ def heads(distances, entropies, even, most, *, say=ENGLISH):
     return finish(figure)
 
 
-def confusion(matrix, *, say=ENGLISH):
+def confusion(matrix, *, phrases=ENGLISH):
     """Draw a confusion matrix [true, predicted]; each row is a share of its class.
 
     -> matplotlib Figure
@@ -145,9 +148,9 @@ def confusion(matrix, *, say=ENGLISH):
     figure = Figure(figsize=(5.6, 5), layout="constrained")
     axis = figure.subplots()
     drawn = axis.imshow(np.sqrt(shares), cmap=COLORS, vmin=0, vmax=1, interpolation="none")
-    axis.set_xlabel(say("predicted_class"))
-    axis.set_ylabel(say("true_class"))
-    bar = figure.colorbar(drawn, shrink=0.8, label=say("share_of_class"))
+    axis.set_xlabel(phrases("predicted_class"))
+    axis.set_ylabel(phrases("true_class"))
+    bar = figure.colorbar(drawn, shrink=0.8, label=phrases("share_of_class"))
     ticks = np.array([0, 0.01, 0.05, 0.2, 0.5, 1])
     bar.set_ticks(np.sqrt(ticks), labels=[f"{tick:.0%}" for tick in ticks])
     return finish(figure)

@@ -14,7 +14,7 @@ MAX_BLOCKS = 6  # of a ViT, with effective receptive fields
 MAX_FLOPS = 1.5e12  # of the effective receptive fields of several images: half a minute on a core
 
 
-class Seen:
+class Inspection:
     """A model and images; each part is computed on first access.
 
     model: `inference.LoadedModel`. pictures: `data.pictures.Picture`s. classes: names of the
@@ -47,8 +47,8 @@ class Seen:
         return effective_fields.heads(self.model, self.views)
 
     @cached_property
-    def looks(self):
-        return effective_fields.looks(self.model, self.views)
+    def saliency(self):
+        return effective_fields.saliency_maps(self.model, self.views)
 
 
 def spaced(depth, most):
@@ -56,7 +56,7 @@ def spaced(depth, most):
     return sorted({round(i) for i in np.linspace(1, depth, min(most, depth))})
 
 
-def see(models, pictures, split):
+def inspect(models, pictures, split):
     """The same images seen by each model.
 
     Args:
@@ -72,7 +72,7 @@ def see(models, pictures, split):
     if not pictures:
         pictures = photographs() if owner is None else examples(owner, split)
     classes = owner.class_names if owner else []
-    return [Seen(model, pictures, classes) for model in models]
+    return [Inspection(model, pictures, classes) for model in models]
 
 
 def examples(model, split):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vit_jax.analysis import attention
 from vit_jax.figures import overlay, terminal
-from vit_jax.figures.seeing import drawing, outline, seeing
+from vit_jax.figures.attention import attention_grid, drawing, outline
 
 SIZE = "image 28x28, 7x7 patches of 4x4; an even share is 2%"
 
@@ -22,7 +22,7 @@ def pictures(*shape):
 
 
 def seen(**change):
-    """What attention_maps.see returns, of 2 images, layers 1 and 6 of 6, and 3 heads."""
+    """What attention_maps.extract returns, of 2 images, layers 1 and 6 of 6, and 3 heads."""
     found = dict(name="run", layers=(1, 6), depth=6, prefix=1, image=28, patch=4, trained_grid=7)
     found |= dict(rollout=None)
     found |= dict(maps=draws(2, 2, 3, 7, 7), colors=draws(2, 7, 7, 3))
@@ -45,7 +45,7 @@ def test_what_is_drawn():
     ours = dict(name="ours", note="layer 2", columns={"mean": maps, "head 5": maps**2})
     ours |= dict(colors=colors)
     theirs = dict(name="theirs", note="layer 3", columns={"1 head": 1 - maps}, labels=["x", "y"])
-    figure = seeing(images, [ours, theirs], titles=["a", "b"], style="map")
+    figure = attention_grid(images, [ours, theirs], titles=["a", "b"], style="map")
     for row, part in ((0, shown(figure)[:5]), (1, shown(figure)[5:])):
         drawn = images[row, ..., 0], maps[row], maps[row] ** 2, colors[row], 1 - maps[row]
         for array, expected in zip(part, drawn, strict=False):
