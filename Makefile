@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart quickstart-dino test test-long lint notebooks bench-peer
+.PHONY: help install quickstart quickstart-dino test test-long lint docs notebooks bench-peer
 
 VENV := .venv
 PEER := .venv-peer
@@ -11,24 +11,25 @@ EXTRAS := dev$(addprefix $(comma),$(EXTRA))
 FIGURE := runs/digits/figures/quickstart.png
 SEEN := runs/dino_digits/figures/seen.png
 PYTHON ?= python3
-# One process a core; a file stays in one process, so that its fixtures are made once.
+# One process per core. The tests of a file share a process and its fixtures.
 PARALLEL := -n auto --dist loadfile
 CANDIDATES = $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.12 python3.11 python3.14)
 
 help:
-	@echo 'make install [EXTRA=tpu|cuda]  make .venv with everything in it (PYTHON=... picks the Python);'
-	@echo '                               other extras: fast, gcs, sweep, demo; several: EXTRA=tpu,gcs'
-	@echo 'make quickstart                train a ViT on real digits, classify eight, draw the figure'
-	@echo 'make quickstart-dino           train DINO on the same digits without labels, draw what it sees'
-	@echo 'make test                      the quick tests'
-	@echo 'make test-long                 all tests, those that take minutes too'
-	@echo 'make lint                      ruff check, ruff format --check, import-linter'
-	@echo 'make notebooks                 make experiments/notebooks/*.ipynb from the .py beside them'
-	@echo 'make bench-peer                make .venv-peer, timm in torch, for tools.benchmark --against'
+	@echo 'make install [EXTRA=NAME,...]  create .venv and install the package (PYTHON=... selects Python);'
+	@echo '                               extras: tpu, cuda, fast, gcs, sweep, demo, docs'
+	@echo 'make quickstart                train a ViT on digits, classify eight, draw the figure'
+	@echo 'make quickstart-dino           train DINO on digits without labels, draw its attention'
+	@echo 'make test                      run the quick tests'
+	@echo 'make test-long                 run all tests, including those that take minutes'
+	@echo 'make lint                      run ruff and import-linter'
+	@echo 'make docs                      build the documentation into build/site'
+	@echo 'make notebooks                 generate experiments/notebooks/*.ipynb from the .py files'
+	@echo 'make bench-peer                create .venv-peer with timm for tools.benchmark --against'
 
 install: $(STAMP)
 
-# Every extra has its own stamp, and all leave the plain one: the other targets ask for that.
+# Each extra has a stamp of its own and also touches the plain one, on which other targets depend.
 $(STAMP): requirements.txt pyproject.toml
 	@$(call make_venv,$(VENV))
 	$(BIN) -m pip install -e '.[$(EXTRAS)]'
@@ -39,9 +40,9 @@ ifneq ($(STAMP),$(VENV)/.installed)
 $(VENV)/.installed: $(STAMP) ;
 endif
 
-# Training saves as it goes and is resumed by the same command, so a half-done quickstart goes on.
+# An interrupted quickstart resumes from its latest checkpoint.
 quickstart: $(FIGURE)
-	@echo 'done: $(FIGURE); to start afresh: rm -r runs/digits'
+	@echo 'done: $(FIGURE); to start over: rm -r runs/digits'
 
 $(FIGURE): | $(VENV)/.installed
 	$(BIN) -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
@@ -49,7 +50,7 @@ $(FIGURE): | $(VENV)/.installed
 	  test:0 test:1 test:2 test:3 test:4 test:5 test:6 test:7
 
 quickstart-dino: $(SEEN)
-	@echo 'done: $(SEEN); to start afresh: rm -r runs/dino_digits'
+	@echo 'done: $(SEEN); to start over: rm -r runs/dino_digits'
 
 $(SEEN): | $(VENV)/.installed
 	$(BIN) -m vit_jax.train --config=configs/dino_digits.py --workdir=runs/dino_digits
@@ -68,13 +69,19 @@ lint: $(VENV)/.installed
 	$(BIN) -m ruff format --check
 	$(VENV)/bin/lint-imports
 
+# docs/config.md is generated from the schema and committed.
+docs: $(VENV)/.installed
+	$(BIN) -m pip install -q -e '.[docs]'
+	$(BIN) -m docs
+	NO_MKDOCS_2_WARNING=1 $(BIN) -m mkdocs build --strict
+
 notebooks: $(VENV)/.installed
 	$(BIN) -m experiments.notebooks
 
 bench-peer: $(PEER)/.installed
 
-# timm without its dependencies. It needs torchvision's Python code, whose compiled part may be of
-# another torch; Pillow 13 refuses what timm's RandAugment sometimes asks for, posterize to 0 bits.
+# timm without its dependencies: it needs only the Python code of torchvision, whose compiled part may
+# not match torch. Pillow 13 rejects posterize with 0 bits, which timm's RandAugment may request.
 $(PEER)/.installed: Makefile
 	@$(call make_venv,$(PEER))
 	$(PEER)/bin/python -m pip install torch==2.13.0 safetensors huggingface_hub pyyaml 'pillow<13' numpy
@@ -82,17 +89,17 @@ $(PEER)/.installed: Makefile
 	$(PEER)/bin/python -c 'import torch'
 	@touch $@
 
-# The first Python that is new enough makes the folder, unless a working one is there already.
+# Create the environment with the first suitable Python, unless it already exists and works.
 define make_venv
 if ! $(1)/bin/python -m pip --version >/dev/null 2>&1; then \
   for python in $(CANDIDATES); do \
     if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-      echo "making $(1) with $$($$python --version)"; \
+      echo "creating $(1) with $$($$python --version)"; \
       exec $$python -m venv --clear $(1); \
     fi; \
   done; \
-  echo 'error: vit_jax needs Python 3.11 or newer, and "$(PYTHON)" is older or not there;' >&2; \
-  echo 'install one, or say which: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11' >&2; \
+  echo 'error: vit_jax needs Python 3.11 or newer; "$(PYTHON)" is older or does not exist.' >&2; \
+  echo 'Install one, or pass its path: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11' >&2; \
   exit 1; \
 fi
 endef

@@ -1,4 +1,4 @@
-"""Better plain ViT baselines on ImageNet-1k (arXiv:2205.01580): ViT-S/16 in 90 to 300 epochs.
+"""ViT-S/16 on ImageNet-1k, for 90 to 300 epochs (big_vision, arXiv:2205.01580).
 
 python -m vit_jax.train --config=configs/big_vision.py:s16_90 --workdir=W --config.data.dir=DIR
 
@@ -7,21 +7,22 @@ s16_90     1.4                  76.5 / 76.7 %                         not run
 s16_150    2.3                  78.5 / 78.6 %                         not run
 s16_300    4.7                  80.0 / 79.8 %                         not run
 
-Hours are estimates of compute time alone on 8 TPU v5e chips, as in configs/deit.py. The paper
-reports 90 epochs in under seven hours on a TPU v3-8.
+Hours are estimated compute time on 8 TPU v5e chips, without data loading, as in configs/deit.py.
+The paper reports 90 epochs in less than seven hours on a TPU v3-8.
 
-Source: configs/vit_s16_i1k.py of google-research/big_vision (0127fb6) and Table 1 of the paper,
-with the linear head. Differences from the source:
-* Mixup pairs image i of a batch of n with image n - 1 - i; big_vision pairs neighbors. The mixing
-  weights have the same distribution.
-* Crops are bicubic; those of big_vision are bilinear without antialiasing.
-* Evaluation images are resized bicubically; big_vision averages areas.
+Source: configs/vit_s16_i1k.py of google-research/big_vision (0127fb6), and Table 1 of the paper for
+the published accuracy. This recipe has the linear head. Differences from the source:
+* mixup pairs image i of a batch of b images with image b - 1 - i; big_vision pairs neighbors. The
+  distribution of the mixing weights is the same.
+* Random crops are resized with bicubic interpolation; big_vision uses bilinear interpolation
+  without antialiasing.
+* Evaluation images are resized with bicubic interpolation; big_vision uses area averaging.
 """
 
 from vit_jax.config import defaults
 
 RUNS = {"s16_90": "90ep", "s16_150": "150ep", "s16_300": "300ep"}
-PUBLISHED = {"s16_90": 76.7, "s16_150": 78.6, "s16_300": 79.8}  # top-1 accuracy, linear head, %
+PUBLISHED = {"s16_90": 76.7, "s16_150": 78.6, "s16_300": 79.8}  # top-1 accuracy in %, linear head
 
 
 def get_config(run="s16_90"):

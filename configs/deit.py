@@ -1,4 +1,4 @@
-"""DeiT on ImageNet-1k without distillation (arXiv:2012.12877): ViT-Ti, S and B with 16x16 patches.
+"""DeiT-Ti, DeiT-S and DeiT-B on ImageNet-1k, without distillation (arXiv:2012.12877).
 
 python -m vit_jax.train --config=configs/deit.py:S --workdir=runs/deit_s --config.data.dir=DIR
 
@@ -7,24 +7,24 @@ Ti      5.7 M         4 GPUs               1.3                  72.2 %          
 S       22 M          4 GPUs               4.7                  79.9 %             not run
 B       86 M          2 x 8 GPUs           18                   81.8 %             not run
 
-Hours are estimates of compute time alone on 8 TPU v5e chips at 40 % of their 197 TFLOP/s; a
-training step costs three forward passes per image. Reading 224-pixel JPEGs at that rate takes many
-more CPU cores than such a machine has. B fits in the 16 GB of a chip only with
+Hours are estimated compute time on 8 TPU v5e chips at 40 % of their peak of 197 TFLOP/s, with three
+forward passes per image and training step. Data loading is not included: to decode JPEGs at that
+rate takes many more CPU cores than such a host has. B fits in the 16 GB of a chip only with
 --config.accum_steps=2 (see experiments/compile_check).
 
 Source: main.py of facebookresearch/deit (7e160fe) with timm 0.3.2, and Table 9 of the paper, which
-agree. The paper does not mention two details of the code: the learning rate is updated once per
-epoch, one epoch late, and RandAugment applies each of its two operations with probability 0.5. The
-published numbers are those of the weights themselves, not of the EMA that main.py also keeps.
-Differences from the source:
-* Training is in bfloat16; main.py trains in float16.
-* 1 % of the training images are the validation split; main.py trains on them too.
+agree. Two details of the code are not in the paper: the learning rate is updated once per epoch,
+one epoch late, and each of the two RandAugment operations is applied with probability 0.5. The
+published accuracy is that of the weights, not of the EMA that main.py also keeps. Differences from
+the source:
+* Training uses bfloat16; main.py uses float16.
+* 1 % of the training images are held out for validation; main.py trains on all of them.
 """
 
 from vit_jax.config import defaults
 
 SIZES = ("Ti", "S", "B")
-PUBLISHED = {"Ti": 72.2, "S": 79.9, "B": 81.8}  # top-1 accuracy, %
+PUBLISHED = {"Ti": 72.2, "S": 79.9, "B": 81.8}  # top-1 accuracy in %
 
 
 def get_config(size="S"):

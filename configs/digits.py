@@ -1,10 +1,11 @@
-"""A ViT on scikit-learn's 8x8 digits, 1,797 real images in 10 classes: one minute on a CPU.
+"""A small ViT on scikit-learn's digits: 1,797 images of 8x8 pixels in 10 classes, on a CPU.
 
 python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
 
 Training takes 31 to 56 s on two CPU cores. Test accuracy: 98.3 %, the mean of five seeds (97.8 to
-98.9 %); see experiments/quickstart/results. The hyperparameters were chosen by cross-validation on
-all images outside the test split; the best checkpoint of a run is chosen on the 180 images of val.
+98.9 %); see experiments/quickstart/results. The hyperparameters were selected by cross-validation
+on all images outside the test split. Within a run, the best checkpoint is selected on the 180
+images of the validation split.
 """
 
 from vit_jax.config import defaults
@@ -23,7 +24,7 @@ def get_config():
     c.data.std = (0.376,)
 
     c.augment.crop = "none"
-    # Mild: a digit is eight pixels wide, and every interpolation blurs it.
+    # Weak augmentation: a digit is eight pixels wide, and interpolation blurs it.
     c.augment.rotate = 5.0
     c.augment.shift = 0.05
     c.augment.zoom = 0.05

@@ -1,17 +1,20 @@
-"""DINO on ImageNet (arXiv:2104.14294): ViT-S/16 and B/16 without labels, evaluated with k-NN.
+"""DINO on ImageNet (arXiv:2104.14294): self-supervised ViT-S/16 and ViT-B/16, with k-NN evaluation.
 
 python -m vit_jax.train --config=configs/dino.py:RUN --workdir=runs/dino --config.data.dir=DIR
 
-RUN        what                                     original hardware    k-NN / linear    ours
-s16_100    first recipe of the repository           8 V100, 1.75 days    69.3 / 74.0 %    not run
-s16_300    its second, with teacher_temp warmup     16 V100              73.3 / 76.0 %    not run
+RUN        description                              original hardware    k-NN / linear    ours
+s16_100    first command of the README              8 V100, 1.75 days    69.3 / 74.0 %    not run
+s16_300    second command, teacher_temp warmup      16 V100              73.3 / 76.0 %    not run
 s16_800    the released S/16                        -                    74.5 / 77.0 %    not run
 b16_400    the released B/16                        -                    76.1 / 78.2 %    not run
 s16_small  100 epochs at batch size 256, one GPU    -                    -                not run
 
-Source: s16_100 and s16_300 are commands in the README of facebookresearch/dino, which also reports
-the published numbers. The arguments of the released models are public only as transcriptions;
-values marked (*) are quoted from memory of those.
+Source: the README of facebookresearch/dino, which has the commands of s16_100 and s16_300 and
+reports the published top-1 accuracy. The training arguments of the released models are public only
+as transcriptions; values marked (*) are quoted from memory of those. For linear accuracy, see
+configs/linear_probe.py. Differences from the source:
+* Training uses bfloat16 except for the released models; main_dino.py uses float16.
+* 1 % of the training images are held out for validation; main_dino.py trains on all of them.
 """
 
 from vit_jax.config import defaults, objective
@@ -51,8 +54,8 @@ def get_config(run="s16_100"):
         c.total_steps = "400ep"
     elif run == "s16_small":
         c.model.remat = "dots"
-        # EMA scaling rule: momentum ** (batch size / 512) (arXiv:2307.13813, definition 1.2). The
-        # repository suggests 0.9995 at batch size 256.
+        # EMA scaling rule: momentum ** (batch size / 512) (arXiv:2307.13813, definition 1.2).
+        # facebookresearch/dino suggests 0.9995 at batch size 256.
         c.objective.momentum = 0.996**0.5
         c.objective.center_momentum = 0.9**0.5
         c.batch_size = 256
@@ -60,7 +63,7 @@ def get_config(run="s16_100"):
 
 
 def base():
-    """The defaults of main_dino.py on 8 GPUs with 64 images each: the README's first command."""
+    """Return the config of the README's first command: main_dino.py on 8 GPUs, 64 images each."""
     c = defaults()
     self_distillation(c)
 
@@ -70,7 +73,7 @@ def base():
     c.data.val = "train[99%:]"
     c.data.test = "validation"
 
-    # DataAugmentationDINO: two global crops and eight local ones, with different color distortions.
+    # DataAugmentationDINO: two global and eight local crops with different color augmentations.
     c.augment.scale = (0.4, 1.0)
     c.augment.local_views = 8
     c.augment.local_size = 96
@@ -100,7 +103,7 @@ def base():
 
 
 def self_distillation(c):
-    """Set the keys that all DINO recipes share, for any model, dataset and duration."""
+    """Set the keys that all DINO recipes share, whatever the model, dataset and duration."""
     c.augment.crop = "multi"
 
     c.model.num_classes = 0
@@ -122,7 +125,7 @@ def self_distillation(c):
 
 
 def released(c):
-    """Set the keys that the released models share."""
+    """Set the keys that the two released models share."""
     c.augment.scale = (0.25, 1.0)
     c.augment.local_views = 10
     c.augment.local_scale = (0.05, 0.25)

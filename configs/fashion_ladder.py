@@ -1,4 +1,4 @@
-"""Accuracy against model size on a CPU: ViTs and ResNets on Fashion-MNIST, all with one recipe.
+"""Accuracy against model size on a CPU: ViTs and ResNets on Fashion-MNIST with a single recipe.
 
 python -m experiments.size_vs_accuracy --config=configs/fashion_ladder.py --config.data.dir=DIR
 python -m vit_jax.train --config=configs/fashion_ladder.py:nano --workdir=W --config.data.dir=DIR
@@ -12,15 +12,15 @@ mini        679 k         6         96       15                     86.4 %
 resnet8     78 k          8         16-64    5                      89.8 %
 resnet14    175 k         14        16-64    9                      91.2 %
 
-The recipe was chosen to train all sizes with two seeds each in two hours, not for the highest
-accuracy: four epochs leave the larger ViTs undertrained. experiments/size_vs_accuracy has the
-results.
+The first command trains all sizes with two seeds in two hours. The recipe is made for that budget,
+not for the highest accuracy: after four epochs the larger ViTs are undertrained. The results are in
+experiments/size_vs_accuracy.
 """
 
 from configs import fashion_mnist
 from vit_jax.config import defaults
 
-# name: (variant, blocks); None: the depth of the variant
+# size: (variant, depth); None: the default depth of the variant
 SIZES = {
     "pico": ("pico/4", None),
     "mu": ("mu/4", 3),

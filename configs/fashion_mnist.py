@@ -1,9 +1,9 @@
-"""Fashion-MNIST, 70,000 gray 28x28 images of clothes in 10 classes (arXiv:1708.07747), on a CPU.
+"""A ViT on Fashion-MNIST: 70,000 gray 28x28 images in 10 classes (arXiv:1708.07747), on a CPU.
 
 python -m vit_jax.train --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 
-Training takes 29 minutes on two CPU cores. Test accuracy: 88.9 %; experiments/fashion_mnist lists
-what was tried.
+Training takes 29 minutes on two CPU cores. Test accuracy: 88.9 %. experiments/fashion_mnist lists
+the variants that were tried.
 """
 
 from vit_jax.config import defaults
@@ -39,14 +39,14 @@ def get_config():
 
 
 def fashion_mnist_data(c):
-    """Set the keys of the dataset: its splits, normalization, image size and evaluation."""
+    """Set the keys that depend on the dataset: splits, normalization, image size, evaluation."""
     c.data.name = "tfds"
     c.data.dataset = "fashion_mnist"
     c.data.train = "train[:55000]"
     c.data.val = "train[55000:]"
     c.data.test = "test"
     c.data.cache = True  # 43 MB
-    c.data.threads = 1  # one thread keeps up
+    c.data.threads = 1  # one thread is fast enough
     c.data.mean = (0.286,)
     c.data.std = (0.353,)
     c.augment.eval_crop = 1.0

@@ -1,4 +1,4 @@
-"""Fine-tune pretrained weights on ImageNet-1k, at another resolution or on another task.
+"""Fine-tune pretrained ViTs on ImageNet-1k or another dataset, at the same or another resolution.
 
 python -m vit_jax.train --config=configs/finetune.py:deit_b384 --workdir=runs/deit_b384 \\
     --config.model_init=runs/deit_b --config.data.dir=DIR
@@ -9,20 +9,20 @@ mae_b        MAE's ViT-B/16          32 V100s, 7.2 hours           83.6 %       
 mae_l        MAE's ViT-L/16          32 V100s, 8.9 hours           85.9 %             not run
 mae_h        MAE's ViT-H/14          64 V100s, 13 hours            86.9 %             not run
 
-config.model_init is the workdir of a run or a .safetensors file. A classifier for another number of
-classes is reinitialized, position embeddings are resized to the new grid, and a final norm that
-moves behind the pooling is reinitialized; any other mismatch is an error. For another dataset, pass
---config.data.dataset=NAME and its splits.
+config.model_init is the workdir of a run or a .safetensors file. Position embeddings are resized to
+the new grid. The classifier is reinitialized if the number of classes differs, and the final norm
+if it moves from before to after the pooling. Any other mismatch is an error. To use another
+dataset, pass --config.data.dataset=NAME and its splits.
 
-Source: deit_b384 from README_deit.md of facebookresearch/deit (4da6691) and the defaults of its
-main.py, as in configs/deit.py; mae_* from FINETUNE.md of facebookresearch/mae (2f170f2) and the
-defaults of its main_finetune.py. The MAE paper has a drop path of 0.1 for L and 0.2 for H.
+Source: for deit_b384, README_deit.md of facebookresearch/deit (4da6691) and the defaults of its
+main.py, as in configs/deit.py; for mae_*, FINETUNE.md of facebookresearch/mae (2f170f2) and the
+defaults of its main_finetune.py. The MAE paper instead has a drop path of 0.1 for L and 0.2 for H.
 """
 
 from configs import deit
 from vit_jax.config import defaults
 
-MAE = {  # variant, epochs, learning rate per 256 images, layer decay, drop path
+MAE = {  # run: (variant, epochs, learning rate per 256 images, layer decay, drop path)
     "mae_b": ("B/16", "100ep", 5e-4, 0.65, 0.1),
     "mae_l": ("L/16", "50ep", 1e-3, 0.75, 0.2),
     "mae_h": ("H/14", "50ep", 1e-3, 0.75, 0.3),
@@ -37,7 +37,7 @@ def get_config(run="deit_b384"):
 
 
 def deit_b384():
-    """DeiT-B at 384 pixels: the keys of configs/deit.py that change."""
+    """Return the config of DeiT-B at 384 pixels, from that of configs/deit.py."""
     c = deit.get_config("B")
 
     c.model.image = 384
@@ -54,7 +54,7 @@ def deit_b384():
 
 
 def mae(variant, epochs, lr, layer_decay, drop_path):
-    """End-to-end fine-tuning of an MAE encoder; the arguments are a row of `MAE`."""
+    """Return the config for end-to-end fine-tuning of an MAE encoder; see `MAE` for arguments."""
     c = defaults()
 
     c.data.name = "tfds"

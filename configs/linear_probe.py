@@ -1,21 +1,22 @@
-"""Linear probe on ImageNet-1k: a linear classifier on frozen features, with augmentation.
+"""Linear probe on ImageNet-1k: train a linear classifier on a frozen ViT, with augmentation.
 
 python -m vit_jax.train --config=configs/linear_probe.py --workdir=runs/probe \\
     --config.model_init=runs/dino --config.data.dir=DIR
 
 Published top-1 for DINO's ViT-S/16, from [CLS] of the last four blocks: 74.0 % after 100 epochs of
-pretraining, 77.0 % for the released weights. Ours: not run. The original ran on 8 GPUs; the frozen
-backbone needs only forward passes, a third of the cost of training.
+pretraining, 77.0 % for the released weights. Ours: not run. The original training used 8 GPUs. The
+frozen backbone runs only the forward pass, a third of the cost of full training.
 
-config.model_init is the workdir of a run or a .safetensors file; its size must be that of
-config.model.variant. To train on features that are computed once, without augmentation:
+config.model_init is the workdir of a run or a .safetensors file of the same architecture as
+config.model.variant. To train on precomputed features instead, without augmentation:
 python -m vit_jax.tools.evaluate --workdir=runs/dino --evaluator=linear_probe
 
 Source: eval_linear.py of facebookresearch/dino (7c446df). Differences from the source:
-* The features are [CLS] of the last block alone, after the final norm.
-* Crops are bicubic; those of eval_linear.py are bilinear.
-* The learning rate is updated every step; there, every epoch.
-* The best checkpoint is chosen on 1 % of the training images; there, on the test images.
+* The classifier uses [CLS] of the last block only, after the final norm.
+* Crops are resized with bicubic interpolation; eval_linear.py uses bilinear interpolation.
+* The learning rate is updated every step; eval_linear.py updates it every epoch.
+* The best checkpoint is selected on 1 % of the training images; eval_linear.py selects it on the
+  test images.
 """
 
 from vit_jax.config import defaults

@@ -1,4 +1,4 @@
-"""MAE's supervised training from scratch on ImageNet-1k (arXiv:2111.06377): ViT-B, L and H.
+"""ViT-B, L and H on ImageNet-1k: MAE's supervised training from scratch (arXiv:2111.06377).
 
 python -m vit_jax.train --config=configs/mae_scratch.py:L --workdir=runs/mae_l --config.data.dir=DIR
 
@@ -7,29 +7,30 @@ B       86 M          300       4.4                  82.3 % (82.1 %)            
 L       304 M         200       14                   82.6 % (81.5 %)                  not run
 H       632 M         200       37                   83.1 % (80.9 %)                  not run
 
-Hours are estimates of compute time alone on 32 TPU v5e chips at 40 % of their 197 TFLOP/s. A
-training step costs three forward passes per image; four for L and H, which recompute their blocks
-in the backward pass. H needs --config.mesh.fsdp=8 there: its parameters, two Adam moments and EMA
-take 10 GB. L fits on 16 chips as it is, and on 8 with --config.accum_steps=4
-(experiments/compile_check).
+Hours are estimated compute time on 32 TPU v5e chips at 40 % of their peak of 197 TFLOP/s, without
+data loading. A training step costs three forward passes per image for B, and four for L and H,
+which recompute their blocks in the backward pass. On 32 chips, H needs --config.mesh.fsdp=8: its
+parameters, two Adam moments and EMA take 10 GB. L fits on 16 chips without options, and on 8 chips
+with --config.accum_steps=4 (see experiments/compile_check).
 
-Source: Table 11 in appendix A.2 of the paper, which says to disable all other regularization, so
-there is no random erasing and no repeated augmentation. The published numbers are those of the EMA
-of the weights. Choices that the paper does not specify:
-* The learning rate starts and ends at 0, and the cosine begins after the warmup (lr_sched.py of
+Source: Table 11 in appendix A.2 of the paper, which disables all regularization that it does not
+list, so there is no random erasing and no repeated augmentation. The published accuracy is that of
+the EMA of the weights. Choices that the paper does not specify:
+* The learning rate starts and ends at 0, and the cosine starts after the warmup (lr_sched.py of
   facebookresearch/mae, efb2a80).
 * Biases, norms, [CLS] and position embeddings have no weight decay.
-* Patch tokens are averaged before the final norm, and there is a [CLS] token (its models_vit.py).
+* Patch tokens are averaged before the final norm, and there is a [CLS] token (models_vit.py of
+  facebookresearch/mae).
 * The initialization is Xavier, as in appendix A.1. Position embeddings are learned. There is no
   gradient clipping. Activations are bfloat16.
-* 1 % of the training images are the validation split.
+* 1 % of the training images are held out for validation.
 """
 
 from vit_jax.config import defaults
 
 # size: (variant, epochs, drop path)
 SIZES = {"B": ("B/16", "300ep", 0.1), "L": ("L/16", "200ep", 0.2), "H": ("H/14", "200ep", 0.2)}
-PUBLISHED = {"B": 82.3, "L": 82.6, "H": 83.1}  # top-1 accuracy, %
+PUBLISHED = {"B": 82.3, "L": 82.6, "H": 83.1}  # top-1 accuracy in %
 
 
 def get_config(size="L"):

@@ -1,4 +1,4 @@
-"""Run the training command on another machine, and restart it until training is done.
+"""Run the training command on a TPU slice, a SLURM cluster or this machine until it is done.
 
 python -m experiments.launch --target=tpu-vm --name=deit-s --zone=us-west4-a --spot \\
     --accelerator=v5litepod-8 --config=configs/deit.py:S --workdir=gs://bucket/deit_s
@@ -6,22 +6,23 @@ python -m experiments.launch --target=slurm --nodes=2 --gpus=8 --config=configs/
     --workdir=/shared/deit_s
 python -m experiments.launch --target=local --config=configs/digits.py --workdir=runs/digits
 
---target: tpu-vm (a TPU VM, through gcloud), queued (the same as a queued resource), slurm, or
+--target is tpu-vm (a TPU VM, created with gcloud), queued (a TPU VM as a queued resource), slurm or
 local. --dry_run prints the commands without running them. --workdir must be a directory that all
-workers share, or gs://BUCKET/RUN (not with SLURM). A restart resumes from its latest checkpoint.
+workers share, or gs://BUCKET/RUN (not with SLURM). A restart resumes from the latest checkpoint.
 
-On TPU VMs, each worker gets this working tree and the package versions of this environment (make it
-with Python 3.11, the version of the workers). Training does not depend on the ssh connection; its
-log is printed. A preempted slice is deleted, created again and training is resumed. The exit code
-of training decides: 0, 2 (user error), 3 (diverged) and 4 (no space left) are final; 75 (preempted
-and saved) and crashes lead to a restart, at most --restarts times. The slice is deleted at the end
-unless --keep is passed.
+On TPU VMs, each worker receives a copy of this working tree and installs the package versions of
+this environment, which must use Python 3.11 as the workers do. The training log is printed, and
+training continues if the ssh connection is lost. A preempted slice is deleted and recreated, and
+training is resumed. Exit codes 0, 2 (user error), 3 (diverged) and 4 (no space left) of training
+are final; after 75 (preempted and saved) or a crash, training is restarted, at most --restarts
+times. The slice is deleted at the end unless --keep is passed.
 
-With --sweep, --grid or --draw, see experiments.sweep, each run of a sweep becomes a task of a SLURM
-array or gets its own TPU slice, NAME-0, NAME-1, ..., --jobs of them at a time:
+With --sweep, --grid or --draw (see experiments.sweep), each run of a sweep becomes a task of a
+SLURM array, or runs on a separate TPU slice, NAME-0, NAME-1, ..., --jobs of them at a time:
 python -m experiments.launch --target=slurm --gpus=1 --jobs=4 --config=configs/fashion_mnist.py \\
     --workdir=/shared/lr --grid=optim.lr=1e-3,3e-3
-The runs are in subdirectories of --workdir. To tabulate them, at any time, where it is mounted:
+The workdirs of the runs are subdirectories of --workdir. To tabulate the results at any time, run
+this where --workdir is mounted:
 python -m experiments.sweep --config=configs/fashion_mnist.py --output=/shared/lr \\
     --grid=optim.lr=1e-3,3e-3 --table
 """
@@ -42,8 +43,8 @@ from vit_jax.devices import distributed
 from vit_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-# One process per GPU, as JAX assumes under SLURM.
-SLURM = """#!/bin/bash
+# One process per GPU, as JAX expects under SLURM.
+SBATCH_SCRIPT = """#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node={gpus}
@@ -56,11 +57,11 @@ SLURM = """#!/bin/bash
 cd {root}
 {train}
 code=$?
-if [ $code -eq 75 ]; then scontrol requeue {job}; fi  # saved before the time limit
+if [ $code -eq 75 ]; then scontrol requeue {job}; fi  # 75: saved before the time limit
 exit $code
 """
-# The sweep prints the training command of a task; srun starts it in all processes of the task.
-TASK = """PATH={root}/.venv/bin:$PATH
+# experiments.sweep prints the training command of a task, and srun runs it in all processes.
+TASK_SCRIPT = """PATH={root}/.venv/bin:$PATH
 train=$({sweep} --index=$SLURM_ARRAY_TASK_ID --dry_run) || exit
 eval "srun --kill-on-bad-exit=1 $train\""""
 
@@ -70,122 +71,137 @@ def define_flags():
     flags.DEFINE_string(
         "workdir", None, "directory that all workers share, or gs://BUCKET/RUN", required=True
     )
-    flags.DEFINE_enum("target", "local", ("local", "tpu-vm", "queued", "slurm"), "where to run")
+    flags.DEFINE_enum("target", "local", ("local", "tpu-vm", "queued", "slurm"), "where to train")
     flags.DEFINE_bool("dry_run", False, "print the commands and exit")
     flags.DEFINE_string("name", None, "name of the slice or job (default: from --workdir)")
     flags.DEFINE_integer("restarts", 100, "maximum number of restarts", lower_bound=0)
     flags.DEFINE_string("zone", None, "tpu-vm, queued: zone")
-    flags.DEFINE_string("project", None, "tpu-vm, queued: project (default: gcloud's)")
+    flags.DEFINE_string("project", None, "tpu-vm, queued: project (default: that of gcloud)")
     flags.DEFINE_string("accelerator", "v5litepod-8", "tpu-vm, queued: accelerator type")
     flags.DEFINE_string("runtime", None, "tpu-vm, queued: runtime version")
     flags.DEFINE_bool("spot", False, "tpu-vm, queued: use preemptible capacity")
-    flags.DEFINE_bool("keep", False, "tpu-vm, queued: keep the slice at the end")
-    flags.DEFINE_string("code", None, "tpu-vm, queued: archive to send (default: this tree)")
+    flags.DEFINE_bool("keep", False, "tpu-vm, queued: do not delete the slice at the end")
+    flags.DEFINE_string("code", None, "tpu-vm, queued: code archive (default: this working tree)")
     flags.DEFINE_integer("nodes", 1, "slurm: number of nodes", lower_bound=1)
     flags.DEFINE_integer("gpus", 8, "slurm: GPUs per node", lower_bound=1)
     flags.DEFINE_integer("hours", 24, "slurm: time limit in hours", lower_bound=1)
-    flags.DEFINE_bool("sweep", False, "launch the runs of the recipe's sweep()")
-    sweep.define_choices()
+    flags.DEFINE_bool("sweep", False, "launch the runs of the sweep() in the recipe")
+    sweep.define_sweep_flags()
 
 
 def main(flags):
-    spec, fixed = runs.handed_on(sys.argv[1:])
-    planned = None
-    words = runs.one(spec, fixed, flags.workdir).command[1:]
+    spec, fixed = runs.recipe_and_overrides(sys.argv[1:])
+    jobs = None
+    args = runs.make_job(spec, fixed, flags.workdir).command[1:]
     if flags.sweep or flags.grid or flags.draw:
-        planned = runs.plan(spec, fixed, sweep.choices(spec, flags), flags.workdir)
-        words = ["-m", "experiments.sweep", f"--config={spec}", f"--output={flags.workdir}"]
-        words += [f"--config.{key}={text}" for key, text in fixed.items()]
-        words += as_words(flags, "grid", "draw", "draws")
+        jobs = runs.plan_sweep(spec, fixed, sweep.sweep_overrides(spec, flags), flags.workdir)
+        args = ["-m", "experiments.sweep", f"--config={spec}", f"--output={flags.workdir}"]
+        args += [f"--config.{key}={text}" for key, text in fixed.items()]
+        args += format_flags(flags, "grid", "draw", "draws")
     shell = Shell(flags.dry_run)
     if flags.target == "local":
-        words += as_words(flags, "jobs") if planned else []
-        return again(lambda: shell([sys.executable, *words]), flags.restarts)
+        args += format_flags(flags, "jobs") if jobs else []
+        return retry(lambda: shell([sys.executable, *args]), flags.restarts)
     name = flags.name or re.sub(r"[^a-z0-9-]+", "-", Path(flags.workdir).name.lower()).strip("-")
     if flags.target == "slurm":
         cli.check_local("workdir", flags.workdir)
         if not flags.dry_run:
             Path(flags.workdir).mkdir(parents=True, exist_ok=True)  # for the log
-        return shell(["sbatch"], text=job(name, words, planned and len(planned), flags))
+        return shell(["sbatch"], text=sbatch_script(name, args, jobs and len(jobs), flags))
     if not flags.zone:
-        raise UserError(f"--target={flags.target} needs --zone, such as --zone=us-west4-a")
+        raise UserError(f"--target={flags.target} requires --zone, such as --zone=us-west4-a")
     archive = Path(flags.code) if flags.code else tpu.snapshot(write=not flags.dry_run)
     if not flags.dry_run and not archive.is_file():
         raise UserError(f"--code={archive} does not exist")
-    if planned:
-        return slices(planned, name, archive, flags)
+    if jobs:
+        return launch_slices(jobs, name, archive, flags)
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.default_int_handler)  # Ctrl-C: the slice is deleted below
-    slice_ = tpu.TpuSlice(shell, name, flags, archive, shlex.join([".venv/bin/python", *words]))
+        signal.signal(number, signal.default_int_handler)  # like Ctrl-C: delete the slice below
+    slice_ = tpu.TpuSlice(shell, name, flags, archive, shlex.join([".venv/bin/python", *args]))
     try:
-        return again(slice_.attempt, flags.restarts)
+        return retry(slice_.attempt, flags.restarts)
     finally:
         if not flags.keep:
             slice_.delete()
 
 
-def as_words(flags, *names):
-    """Format flags for a command line, without those that are not set."""
-    words = []
+def format_flags(flags, *names):
+    """Format the values of flags as command-line arguments, omitting flags that are not set."""
+    args = []
     for name in names:
         value = flags[name].value
         if isinstance(value, bool):
-            words += [f"--{name}"] if value else []
+            args += [f"--{name}"] if value else []
         else:
             values = value if isinstance(value, list) else [value]
-            words += [f"--{name}={each}" for each in values if each is not None]
-    return words
+            args += [f"--{name}={item}" for item in values if item is not None]
+    return args
 
 
-def job(name, words, count, flags):
+def sbatch_script(name, args, num_tasks, flags):
     """Return the script for sbatch.
 
     Args:
-        name: the name of the job.
-        words: the words of the command after python.
-        count: the number of tasks of an array, or None for a single job.
+        name: the name of the SLURM job.
+        args: the arguments of the Python command to run.
+        num_tasks: the number of tasks of a job array, or None for a single job.
         flags: the flags of this command.
     """
-    command = shlex.join([str(ROOT / ".venv/bin/python"), *words])
+    command = shlex.join([str(ROOT / ".venv/bin/python"), *args])
     parts = {"array": "", "log": "%j", "job": "$SLURM_JOB_ID"}
     parts["train"] = f"srun --kill-on-bad-exit=1 {command}"
-    if count:
-        parts["array"] = f"\n#SBATCH --array=0-{count - 1}%{flags.jobs}"
+    if num_tasks:
+        parts["array"] = f"\n#SBATCH --array=0-{num_tasks - 1}%{flags.jobs}"
         parts["log"] = "%A_%a"
-        parts["train"] = TASK.format(root=ROOT, sweep=command)
-        # SLURM_JOB_ID of one of the tasks is the ID of the whole array.
+        parts["train"] = TASK_SCRIPT.format(root=ROOT, sweep=command)
+        # In one of the tasks, SLURM_JOB_ID is the ID of the whole array.
         parts["job"] = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
-    numbers = {key: flags[key].value for key in ("workdir", "nodes", "gpus", "hours")}
-    return SLURM.format(name=name, root=ROOT, **parts, **numbers)
+    values = {key: flags[key].value for key in ("workdir", "nodes", "gpus", "hours")}
+    return SBATCH_SCRIPT.format(name=name, root=ROOT, **parts, **values)
 
 
-def slices(planned, name, archive, flags):
-    """Launch each run on its own slice, log to runs/launch, and return the largest exit code."""
+def launch_slices(jobs, name, archive, flags):
+    """Launch each job of a sweep on a separate TPU slice and wait for all of them.
+
+    Each slice is launched by a subprocess of this command, which logs to runs/launch.
+
+    Args:
+        jobs: list of runs.Job.
+        name: the prefix of the slice names.
+        archive: the Path of the code archive.
+        flags: the flags of this command.
+
+    Returns:
+        The largest exit code.
+
+    Raises:
+        UserError: if --keep is set.
+    """
     if flags.keep:
         raise UserError("--keep cannot be combined with a sweep, which deletes its slices")
-    kept = ("target", "zone", "project", "accelerator", "runtime", "spot", "restarts")
-    for index, run in enumerate(planned):
-        own = [f"--name={name}-{index}", f"--code={archive}", *as_words(flags, *kept)]
-        run.command = [sys.executable, "-m", "experiments.launch", *own, *run.command[3:]]
-        run.log = ROOT / "runs" / "launch" / f"{name}-{index}.log"
+    inherited = ("target", "zone", "project", "accelerator", "runtime", "spot", "restarts")
+    for index, job in enumerate(jobs):
+        args = [f"--name={name}-{index}", f"--code={archive}", *format_flags(flags, *inherited)]
+        job.command = [sys.executable, "-m", "experiments.launch", *args, *job.command[3:]]
+        job.log = ROOT / "runs" / "launch" / f"{name}-{index}.log"
     if flags.dry_run:
-        return max([subprocess.run([*run.command, "--dry_run"]).returncode for run in planned])
-    print(f"logs: {planned[0].log.parent}/{name}-*.log", flush=True)
+        return max([subprocess.run([*job.command, "--dry_run"]).returncode for job in jobs])
+    print(f"logs: {jobs[0].log.parent}/{name}-*.log", flush=True)
     with distributed.StopSignal() as stop:
-        return max(runs.make(planned, flags.jobs, stop).values())
+        return max(runs.run_all(jobs, flags.jobs, stop).values())
 
 
-def again(attempt, restarts, wait=10.0):
+def retry(attempt, restarts, wait=10.0):
     """Call attempt() until it returns a final exit code, and return the last code.
 
     Args:
-        attempt: trains and returns the exit code.
+        attempt: a function that trains and returns the exit code.
         restarts: the maximum number of calls after the first.
-        wait: seconds between a crash and the next call.
+        wait: seconds between a crash and the next call; there is no wait after a preemption.
     """
     for count in range(restarts + 1):
         code = attempt()
-        if code in runs.FINAL:
+        if code in runs.FINAL_CODES:
             return code
         if count < restarts:
             print(f"exit code {code}; restart {count + 1} of {restarts}", flush=True)
@@ -194,31 +210,31 @@ def again(attempt, restarts, wait=10.0):
 
 
 class Shell:
-    """Runs commands; with dry_run, prints them as if they had succeeded."""
+    """Runs commands; with dry_run, prints them and assumes that they succeed."""
 
     def __init__(self, dry_run):
         self.dry_run = dry_run
 
     def __call__(self, command, text=None):
-        """Run a command with text as its input, print its output and return its exit code."""
+        """Run a command with `text` as its stdin, print its output and return its exit code."""
         if self.dry_run:
             print(shlex.join(command) + (f" <<'EOF'\n{text}EOF" if text else ""))
             return 0
         return self._run(command, input=text).returncode
 
-    def ask(self, command, dry):
-        """Return the output of a command, None if it fails, or `dry` with dry_run."""
+    def capture(self, command, dry_output):
+        """Return the stdout of a command, or None if it fails; with dry_run, `dry_output`."""
         if self.dry_run:
             print(shlex.join(command))
-            return dry
-        found = self._run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        return None if found.returncode else found.stdout.strip()
+            return dry_output
+        process = self._run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        return None if process.returncode else process.stdout.strip()
 
     def _run(self, command, **options):
         try:
             return subprocess.run(command, text=True, **options)
         except FileNotFoundError:
-            raise UserError(f"{command[0]} is not installed, or not on PATH") from None
+            raise UserError(f"{command[0]} is not installed or not on PATH") from None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Training runs as local processes: planned, started, followed and scored.
+"""Plan training jobs, run them as local processes, and collect their results.
 
-experiments.sweep, study, seeds, launch and size_vs_accuracy start every run through this module. A
-run is the ordinary training command with its own workdir; its output goes to log.txt there.
+Used by experiments.sweep, study, seeds, launch and size_vs_accuracy. Each job is the ordinary
+training command with its own workdir; its output goes to WORKDIR/log.txt.
 """
 
 import collections
@@ -26,24 +26,24 @@ from vit_jax.devices import distributed
 from vit_jax.errors import NO_SPACE, Preempted, UserError
 from vit_jax.workdir import log, storage
 
-FINAL = (0, 2, 3, 4)  # exit codes after which a restart would give the same result
-MAX_RETRIES = 3  # restarts of a run that was preempted (75) by someone else
+FINAL_CODES = (0, 2, 3, 4)  # exit codes after which a restart would give the same result
+MAX_RETRIES = 3  # restarts of a job that was preempted (exit code 75) by another process
 MAX_NAME_CHARS = 120
 
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A training run.
+    """A training run and the command that trains it.
 
     Attributes:
-        name: the name of its directory.
-        workdir: a Path, or the address of a bucket as text if another machine trains.
+        name: the name of the run's directory.
+        workdir: a Path, or a bucket URL as a string if training runs on another machine.
         config: the ConfigDict to train with.
-        changes: the values that differ between runs, {"optim.lr": "1e-3", ...}.
-        command: the training command, a list of words.
-        log: the file of its output; by default log.txt in workdir.
-        lock: the open file that holds its lock if the caller took it, see `take`.
-        pruned: whether it ended early because `follow` asked it to.
+        changes: the values that differ between the runs, {"optim.lr": "1e-3", ...}.
+        command: the training command, a list of arguments.
+        log: the Path of the log file; by default WORKDIR/log.txt.
+        lock: the open lock file, if the caller acquired the lock; see `acquire_lock`.
+        pruned: whether the run was stopped early at the request of `as_completed`.
     """
 
     name: str
@@ -59,184 +59,193 @@ class Job:
         self.log = self.log or Path(self.workdir) / "log.txt"
 
     def finished(self):
-        """Whether training with this config is complete."""
+        """Return whether training with this config is complete."""
         rows = log.read_metrics(self.workdir)
         if not rows or "eval/test/step" not in rows[-1]:
             return False
         return not config_diff(load_config(self.workdir), self.config)
 
 
-def handed_on(argv):
+def recipe_and_overrides(argv):
     """Extract the recipe and the config overrides from a command line.
 
+    Args:
+        argv: the command-line arguments, without the program.
+
     Returns:
-        The value of --config, and {"KEY": "VALUE"} of --config.KEY=VALUE.
+        The value of --config, and {"KEY": "VALUE"} for each --config.KEY=VALUE.
 
     Raises:
-        UserError: if one of them is not written with "=".
+        UserError: if one of these flags is written without "=".
     """
-    words = [word for word in argv if re.match(r"--?(no)?config\b", word)]
-    if any("=" not in word for word in words):
+    args = [arg for arg in argv if re.match(r"--?(no)?config\b", arg)]
+    if any("=" not in arg for arg in args):
         raise UserError("write --config=FILE and --config.KEY=VALUE with '='")
-    pairs = [word.lstrip("-").split("=", 1) for word in words]
-    fixed = {key.removeprefix("config."): text for key, text in pairs if key != "config"}
-    return next(text for key, text in pairs if key == "config"), fixed
+    pairs = [arg.lstrip("-").split("=", 1) for arg in args]
+    overrides = {key.removeprefix("config."): text for key, text in pairs if key != "config"}
+    return next(text for key, text in pairs if key == "config"), overrides
 
 
-def one(spec, values, workdir):
-    """Check a config and return its Job, which is not started.
+def make_job(spec, overrides, workdir):
+    """Check a config and return its Job, without starting it.
 
     Args:
-        spec: the recipe, as --config takes it.
-        values: overrides of its keys, {"optim.lr": "1e-3", ...}.
-        workdir: a directory or the address of a bucket; its last part is the name of the run.
+        spec: the recipe, as passed to --config.
+        overrides: values of config keys, {"optim.lr": "1e-3", ...}.
+        workdir: a directory or a bucket URL; its last component is the name of the run.
 
     Raises:
         UserError: if the config is invalid.
     """
     config = cli.load_recipe(spec)
-    for key, text in values.items():
+    for key, text in overrides.items():
         cli.override(config, key, text)
     check(config)
     command = [sys.executable, "-m", "vit_jax.train", f"--config={spec}", f"--workdir={workdir}"]
-    command += [f"--config.{key}={text}" for key, text in values.items()]
+    command += [f"--config.{key}={text}" for key, text in overrides.items()]
     name = Path(workdir).name
     workdir = workdir if storage.is_bucket(workdir) else Path(workdir)
-    return Job(name, workdir, config, values, command)
+    return Job(name, workdir, config, overrides, command)
 
 
-def plan(spec, fixed, changes, output):
-    """Check all configs of a sweep and return its Runs.
+def plan_sweep(spec, fixed, swept, output):
+    """Check all configs of a sweep and return its Jobs.
 
     Args:
-        spec: the recipe, as --config takes it.
-        fixed: overrides that all runs have, {"optim.lr": "1e-3", ...}.
-        changes: overrides of each run, a list of dicts.
-        output: the parent of the workdirs, which are named after `changes`.
+        spec: the recipe, as passed to --config.
+        fixed: overrides shared by all runs, {"optim.lr": "1e-3", ...}.
+        swept: overrides of each run, a list of dicts.
+        output: the parent directory of the workdirs, which are named after the swept values.
 
     Raises:
-        UserError: if a config is invalid or two runs are equal.
+        UserError: if a config is invalid or the sweep contains the same run twice.
     """
-    runs = []
-    swept = dict.fromkeys(key for each in changes for key in each)
-    for each in changes:
-        if both := fixed.keys() & each.keys():
-            raise UserError(f"--config.{both.pop()} is also swept; remove one of the two")
-        name = re.sub(r"[^\w.=,+-]+", "_", ",".join(f"{k}={v}" for k, v in each.items())) or "run"
+    jobs = []
+    swept_keys = dict.fromkeys(key for overrides in swept for key in overrides)
+    for overrides in swept:
+        if duplicates := fixed.keys() & overrides.keys():
+            raise UserError(f"--config.{duplicates.pop()} is also swept; remove one of the two")
+        name = ",".join(f"{key}={value}" for key, value in overrides.items())
+        name = re.sub(r"[^\w.=,+-]+", "_", name) or "run"
         if len(name) > MAX_NAME_CHARS:
             name = f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-        run = one(spec, fixed | each, f"{output}/{name}")
-        values = flat(run.config)
-        run.changes = {key: each.get(key, str(values[key])) for key in swept}
-        runs.append(run)
-    counts = collections.Counter(run.name for run in runs)
+        job = make_job(spec, fixed | overrides, f"{output}/{name}")
+        values = flat(job.config)
+        job.changes = {key: overrides.get(key, str(values[key])) for key in swept_keys}
+        jobs.append(job)
+    counts = collections.Counter(job.name for job in jobs)
     for name, count in counts.items():
         if count > 1:
             raise UserError(f"the sweep contains {name} {count} times")
-    return runs
+    return jobs
 
 
-def pick(runs, index):
-    """Return the run with this index as a list, or all runs if it is None. Raises UserError."""
+def select(jobs, index):
+    """Return the job with this index as a list, or all jobs if it is None. Raises UserError."""
     if index is None:
-        return runs
-    if not 0 <= index < len(runs):
-        raise UserError(f"--index={index} must be in 0..{len(runs) - 1}")
-    return [runs[index]]
+        return jobs
+    if not 0 <= index < len(jobs):
+        raise UserError(f"--index={index} must be in 0..{len(jobs) - 1}")
+    return [jobs[index]]
 
 
-def show(runs):
+def print_commands(jobs):
     """Print the training commands, quoted for a shell."""
-    for run in runs:
-        print(shlex.join(["python", *run.command[1:]]))
+    for job in jobs:
+        print(shlex.join(["python", *job.command[1:]]))
 
 
-def make(runs, jobs, stop):
-    """Train the runs that are not finished and print the result of each.
+def run_all(jobs, max_parallel, stop):
+    """Run the jobs that are not finished and print the result of each.
 
-    A run that another process trains, such as one that outlived a killed sweep, is waited for.
+    If another process is already running a job (for example, one that survived a killed sweep),
+    wait for that process.
 
     Args:
-        runs: list of Job.
-        jobs: the number of runs to train at a time.
-        stop: a function; once it returns True, the runs save a checkpoint and end.
+        jobs: list of Job.
+        max_parallel: the number of jobs to run at a time.
+        stop: a function without arguments; once it returns True, the running jobs save a
+            checkpoint and exit.
 
     Returns:
         {name: exit code}.
 
     Raises:
-        Preempted: if stopped before all runs ended.
-        OSError: ENOSPC, if a run found no space left.
+        Preempted: if stopped before all jobs ended.
+        OSError: ENOSPC, if a job ran out of disk space.
     """
-    codes = {run.name: 0 for run in runs if run.finished()}
-    print(f"{len(runs)} runs, {len(codes)} already finished", flush=True)
-    todo = [run for run in runs if run.name not in codes]
+    codes = {job.name: 0 for job in jobs if job.finished()}
+    print(f"{len(jobs)} runs, {len(codes)} already finished", flush=True)
+    pending = [job for job in jobs if job.name not in codes]
     announced = set()
-    while todo and not stop():
-        with contextlib.closing(follow(todo, jobs, stop)) as ended:
-            for run, code in ended:
+    while pending and not stop():
+        with contextlib.closing(as_completed(pending, max_parallel, stop)) as completed:
+            for job, code in completed:
                 if code is None:
-                    if run not in announced:
-                        announced.add(run)
-                        print(f"waiting for the process that trains {run.workdir}", flush=True)
+                    if job not in announced:
+                        announced.add(job)
+                        print(f"waiting for another process to train {job.workdir}", flush=True)
                     continue
-                codes[run.name] = code
-                print(f"{len(codes)}/{len(runs)}  {run.name}  {outcome(run, code)}", flush=True)
+                codes[job.name] = code
+                result = format_result(job, code)
+                print(f"{len(codes)}/{len(jobs)}  {job.name}  {result}", flush=True)
                 if code == NO_SPACE:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.workdir))
-        todo = [run for run in todo if run.name not in codes]
-        time.sleep(0.5 if todo else 0)
-    if len(codes) < len(runs):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job.workdir))
+        pending = [job for job in pending if job.name not in codes]
+        time.sleep(0.5 if pending else 0)
+    if len(codes) < len(jobs):
         raise Preempted(
-            f"stopped after {len(codes)} of {len(runs)} runs; rerun the same command to resume"
+            f"stopped after {len(codes)} of {len(jobs)} runs; rerun the same command to resume"
         )
     return codes
 
 
-def follow(runs, jobs, stop, prune=lambda run: False, poll_seconds=0.1):  # noqa: ARG005
-    """Train runs and yield (run, exit code) as they end.
+def as_completed(jobs, max_parallel, stop, prune=lambda job: False, poll_seconds=0.1):  # noqa: ARG005
+    """Run jobs and yield (job, exit code) as they end.
 
-    The exit code is None if another process trains the run. Preempted runs are restarted, at most
-    MAX_RETRIES times. Once `stop` returns True, or when the generator is closed, all runs are asked
-    to save a checkpoint and end, and are waited for.
+    The exit code is None if another process is running the job. Preempted jobs are restarted, at
+    most MAX_RETRIES times. When `stop` returns True or the generator is closed, all running jobs
+    are asked to save a checkpoint and exit, and the generator waits for them.
 
     Args:
-        runs: list of Job.
-        jobs: the number of runs to train at a time.
+        jobs: list of Job.
+        max_parallel: the number of jobs to run at a time.
         stop: a function without arguments.
-        prune: prune(run) -> True asks a run to save a checkpoint and end; its exit code is then 75.
-        poll_seconds: the time between two calls of `stop` and `prune`.
+        prune: a function of a Job; if it returns True, the job is asked to save a checkpoint and
+            exit, and its exit code is 75.
+        poll_seconds: seconds between two calls of `stop` and `prune`.
     """
-    waiting = collections.deque(runs)
+    waiting = collections.deque(jobs)
     processes = {}
-    tries = collections.Counter()
-    asked = set()
+    attempts = collections.Counter()
+    interrupted = set()
     try:
         while not stop():
-            while waiting and len(processes) < jobs:
-                run = waiting.popleft()
-                if process := start(run):
-                    processes[run] = process
+            while waiting and len(processes) < max_parallel:
+                job = waiting.popleft()
+                if process := start(job):
+                    processes[job] = process
                 else:
-                    yield run, None
+                    yield job, None
             if not processes:
                 return
-            for run, process in list(processes.items()):
+            for job, process in list(processes.items()):
                 code = process.poll()
                 if code is None:
-                    if run not in asked and prune(run):
-                        asked.add(run)
+                    if job not in interrupted and prune(job):
+                        interrupted.add(job)
                         _interrupt(process)
                     continue
-                del processes[run]
-                tries[run] += 1
+                del processes[job]
+                attempts[job] += 1
+                preempted = code == Preempted.exit_code
                 if code < 0:  # killed by a signal
-                    code = Preempted.exit_code if run in asked else 1
-                elif code == Preempted.exit_code and run not in asked and tries[run] <= MAX_RETRIES:
-                    waiting.append(run)
+                    code = Preempted.exit_code if job in interrupted else 1
+                elif preempted and job not in interrupted and attempts[job] <= MAX_RETRIES:
+                    waiting.append(job)
                     continue
-                run.pruned = run in asked and code == Preempted.exit_code
-                yield run, code
+                job.pruned = job in interrupted and code == Preempted.exit_code
+                yield job, code
             time.sleep(poll_seconds)
     finally:
         for process in processes.values():
@@ -246,97 +255,98 @@ def follow(runs, jobs, stop, prune=lambda run: False, poll_seconds=0.1):  # noqa
 
 
 def _interrupt(process):
-    """Ask a run to save a checkpoint and end.
+    """Ask a training process to save a checkpoint and exit.
 
-    SLURM sends SIGTERM to every process of a step, and training exits without saving at a second
-    SIGTERM; SIGUSR1 avoids this.
+    SLURM sends SIGTERM to every process of a job step, and training exits without saving on a
+    second SIGTERM. SIGUSR1 avoids this.
     """
     process.send_signal(signal.SIGUSR1)
 
 
-def start(run):
-    """Start training; return the process, or None if another process trains the run.
+def start(job):
+    """Start training and return the process, or None if another process is running the job.
 
     Training runs as a single process, even if the caller is one of several SLURM processes.
     """
-    lock = run.lock or take(run)
+    lock = job.lock or acquire_lock(job)
     if lock is None:
         return None
-    with open(run.log, "ab") as file:
+    with open(job.log, "ab") as file:
         process = subprocess.Popen(
-            run.command,
+            job.command,
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the caller alone, which then stops its runs
-            pass_fds=[lock.fileno()],  # the lock lasts until training ends
+            start_new_session=True,  # Ctrl-C reaches only the caller, which then stops its jobs
+            pass_fds=[lock.fileno()],  # the child holds the lock until training ends
             env=os.environ | {distributed.VARIABLE: "off"},
         )
-    if lock is not run.lock:
+    if lock is not job.lock:
         lock.close()
     return process
 
 
-def take(run):
-    """Lock a run.
+def acquire_lock(job):
+    """Acquire the lock of a job.
 
     Returns:
-        The open file that holds the lock, or None if another process trains the run, on this
+        The open file that holds the lock, or None if another process is running the job, on this
         machine or on one that shares the directory.
     """
-    run.log.parent.mkdir(parents=True, exist_ok=True)
-    lock = open(run.log, "ab")  # noqa: SIM115
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    lock = open(job.log, "ab")  # noqa: SIM115
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         lock.close()
         return None
     except OSError:
-        pass  # the file system has no locks
+        pass  # the file system does not support locks
     return lock
 
 
-def busy(run):
-    """Whether a process holds the lock of a run."""
-    if not run.log.exists():
+def is_locked(job):
+    """Return whether a process holds the lock of a job."""
+    if not job.log.exists():
         return False
-    lock = take(run)
+    lock = acquire_lock(job)
     if lock:
         lock.close()
     return lock is None
 
 
-def complaint(run):
-    """The last error message in the log of a run, or its last line."""
-    lines = run.log.read_text(errors="replace").strip().splitlines()
+def last_error(job):
+    """Return the last error message in the log of a job, or its last line if there is none."""
+    lines = job.log.read_text(errors="replace").strip().splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or ["no output"])[-1]
 
 
-def outcome(run, code):
-    """The result of a run as text: its best score, or what went wrong."""
-    if code and not run.pruned:
-        return f"exit code {code}: {complaint(run)}"
-    values = scores(run)
-    score = f"{run.config.best_metric} {max(values):.4f}" if values else "not evaluated"
-    return f"pruned, {score}" if run.pruned else score
+def format_result(job, code):
+    """Format the result of a job as text: its best score, or its exit code and error message."""
+    if code and not job.pruned:
+        return f"exit code {code}: {last_error(job)}"
+    values = scores(job)
+    score = f"{job.config.best_metric} {max(values):.4f}" if values else "not evaluated"
+    return f"pruned, {score}" if job.pruned else score
 
 
-def scores(run):
-    """The values of best_metric, one per evaluation."""
-    metric = run.config.best_metric
-    rows = log.read_metrics(run.workdir)
+def scores(job):
+    """Return the values of best_metric, one per evaluation."""
+    metric = job.config.best_metric
+    rows = log.read_metrics(job.workdir)
     return [row[metric] for row in rows if row.get(metric) is not None]
 
 
-def row_of(run):
-    """The table row of a run: its changes, the best val score, the test score, speed and state."""
-    rows = log.read_metrics(run.workdir)
-    test = [row for row in rows if "eval/test/step" in row]
-    return run.changes | {
-        "val": max(scores(run), default=None),
-        "test": test[-1].get(run.config.best_metric.replace("/val/", "/test/")) if test else None,
+def table_row(job):
+    """Return a table row: swept values, best val score, test score, throughput and state."""
+    rows = log.read_metrics(job.workdir)
+    tests = [row for row in rows if "eval/test/step" in row]
+    test_metric = job.config.best_metric.replace("/val/", "/test/")
+    return job.changes | {
+        "val": max(scores(job), default=None),
+        "test": tests[-1].get(test_metric) if tests else None,
         "step": rows[-1]["step"] if rows else 0,
-        "images_per_s": tables.speed(rows),
-        "state": "done" if run.finished() else "not finished",
-        "folder": run.name,
+        "images_per_s": tables.median_throughput(rows),
+        "state": "done" if job.finished() else "not finished",
+        "folder": job.name,
     }

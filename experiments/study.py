@@ -1,15 +1,15 @@
-"""Hyperparameter search with Optuna: earlier trials guide the values of the next one.
+"""Hyperparameter search with Optuna.
 
 python -m experiments.study --config=configs/digits.py --output=runs/study --trials=20 --jobs=2 \\
     --draw=optim.lr=1e-4..1e-2 --draw=model.drop_path=0,0.1 --prune=median
 
-Each trial is an ordinary training run in a subdirectory of --output. Its value is the maximum of
-the recipe's best_metric over the evaluations on val. --prune stops trials that are worse than the
-others were after as many evaluations; they save a checkpoint first.
+Each trial is an ordinary training run in a subdirectory of --output. Its objective value is the
+maximum of the recipe's best_metric over all evaluations on val. --prune stops trials that perform
+worse than earlier trials did after the same number of evaluations; pruned trials save a checkpoint.
 
 Rerunning the same command resumes the study and its interrupted trials; a larger --trials extends
-it. Several machines can work on one study: run the command on each, with a shared --output (on a
-file system with locks) and, if there are many of them, --storage=postgresql://...
+it. Several machines can work on one study: run the command on each of them with a shared --output
+(on a file system that supports locks) and, for many machines, with --storage=postgresql://...
 
 Writes study.csv, study.md and study.png to --output, best trial first. Requires Optuna:
 make install EXTRA=sweep.
@@ -36,62 +36,74 @@ except ImportError:
     optuna = None
 
 PRUNERS = {"none": "NopPruner", "median": "MedianPruner", "hyperband": "HyperbandPruner"}
-STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}  # else: not finished
-# A run may change these keys when it is resumed, but all trials of a study must have the same.
+STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}  # others: not finished
+# These keys may change when a single run is resumed, but must be equal for all trials of a study.
 FIXED_KEYS = {"total_steps", "eval_every", "evaluators"}
-FATAL = {UserError.exit_code, NO_SPACE}  # exit codes of a run that end the study
+FATAL_CODES = {UserError.exit_code, NO_SPACE}  # exit codes of a trial that end the study
 
 
 def define_flags():
     cli.define_config()
     flags.DEFINE_string("output", None, "directory of the trials and the table", required=True)
     flags.DEFINE_multi_string("draw", [], "KEY=LOW..HIGH (log-uniform) or KEY=VALUE,...: search")
-    flags.DEFINE_integer("trials", 20, "number of trials of the whole study", lower_bound=1)
+    flags.DEFINE_integer("trials", 20, "number of trials in the study", lower_bound=1)
     flags.DEFINE_integer("jobs", 1, "number of trials to train at a time", lower_bound=1)
-    flags.DEFINE_enum("prune", "none", list(PRUNERS), "Optuna's pruner")
-    flags.DEFINE_string("storage", None, "Optuna's storage URL (default: OUTPUT/study.journal)")
+    flags.DEFINE_enum("prune", "none", list(PRUNERS), "Optuna pruner")
+    flags.DEFINE_string("storage", None, "Optuna storage URL (default: OUTPUT/study.journal)")
 
 
 def main(flags):
-    spec, fixed = runs.handed_on(sys.argv[1:])
-    space = sweep.spaces(flags.draw)
+    spec, fixed = runs.recipe_and_overrides(sys.argv[1:])
+    space = sweep.parse_space(flags.draw)
     if not space:
-        raise UserError("pass the keys to search: --draw=KEY=LOW..HIGH or --draw=KEY=VALUE,...")
+        raise UserError("no search space; pass --draw=KEY=LOW..HIGH or --draw=KEY=VALUE,...")
     cli.check_local("output", flags.output)
     output = Path(flags.output).expanduser().absolute()
-    for key, of in space.items():  # reject invalid values before the study is created
-        for value in of if isinstance(of, list) else map(sweep.number, of):
-            runs.plan(spec, fixed, [{key: value}], output)
+    for key, domain in space.items():  # reject invalid values before the study is created
+        for value in domain if isinstance(domain, list) else map(sweep.format_number, domain):
+            runs.plan_sweep(spec, fixed, [{key: value}], output)
 
-    def run_of(values, name):
-        run = runs.one(spec, fixed | values, output / name)
-        run.changes = {key: values.get(key) for key in space}
-        return run
+    def make_job(values, name):
+        job = runs.make_job(spec, fixed | values, output / name)
+        job.changes = {key: values.get(key) for key in space}
+        return job
 
     study = open_study(flags, output, space)
     print(f"{len(study.trials[: flags.trials])} of {flags.trials} trials exist", flush=True)
     with distributed.StopSignal() as stop:
-        search = Search(study, space, run_of, flags.trials, stop)
+        search = Search(study, space, make_job, flags.trials, stop)
         search.optimize(flags.jobs)
         if stop():
             raise Preempted("stopped; rerun the same command to resume the study")
     rows = []
     for trial in study.trials[: flags.trials]:
         if "run" in trial.user_attrs:
-            row = runs.row_of(run_of(*trial.user_attrs["run"]))
+            row = runs.table_row(make_job(*trial.user_attrs["run"]))
             state = STATES.get(trial.state.name, "not finished")
             rows.append({"trial": trial.number} | row | {"state": state})
     if rows:
         text = sweep.write(rows, space, flags.config.best_metric, output / "study")
         if len(space) > 1:
-            text += importance(study)
+            text += format_importance(study)
             log.write_text(output / "study.md", text)
         print(text, end="")
     return max(search.codes.values(), default=0)
 
 
 def open_study(flags, output, space):
-    """Create or load the study of a directory. Raises UserError."""
+    """Create the study of a directory, or load it if it exists.
+
+    Args:
+        flags: the flags of this command: config, prune and storage.
+        output: the directory of the study, a Path.
+        space: the search space, see `sweep.parse_space`.
+
+    Returns:
+        An optuna.Study.
+
+    Raises:
+        UserError: if the study cannot be opened or was created with another config.
+    """
     if optuna is None:
         raise UserError("Optuna is not installed; run make install EXTRA=sweep")
     from sqlalchemy.exc import SQLAlchemyError
@@ -111,134 +123,140 @@ def open_study(flags, output, space):
         )
     except (ImportError, ValueError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
         raise UserError(f"cannot open the study: {cli.one_line(error)}") from None
-    # Free keys say how to train, not what: the processes of a study may differ in them.
+    # The other free keys do not affect a run's result, so processes of a study may differ in them.
     free = {name for name, key in schema(flags.config.objective.name).items() if key.free}
     ignored = free - FIXED_KEYS | space.keys()
     config = {key: value for key, value in flat(flags.config).items() if key not in ignored}
-    config |= {f"--draw={key}": of for key, of in space.items() if isinstance(of, list)}
+    config |= {f"--draw={key}": values for key, values in space.items() if isinstance(values, list)}
     if differences := config_diff(study.user_attrs.get("config", config), config):
         raise UserError(
             f"{output} is a study of another config: {differences[0]}.\n"
-            "Pass another --output, or the config that the study was started with."
+            "Pass another --output, or the config of the existing study."
         )
     study.set_user_attr("config", config)
     return study
 
 
 class Interrupted(BaseException):
-    """Leaves a trial unfinished. After an Exception, Optuna would mark it as failed."""
+    """Raised to leave a trial unfinished. Optuna would mark it as failed after an Exception."""
 
 
 class Search:
-    """Trains the trials of a study as runs.
+    """Runs the trials of a study as training jobs.
 
     Args:
         study: an optuna.Study.
-        space: what to search, see sweep.spaces.
-        run_of: run_of(values, name) -> Job.
-        max_trials: the number of trials of the whole study.
-        stop: a function; once it returns True, the runs save a checkpoint and end.
+        space: the search space, see `sweep.parse_space`.
+        make_job: a function (values, name) -> runs.Job.
+        max_trials: the number of trials in the study.
+        stop: a function without arguments; once it returns True, the running jobs save a
+            checkpoint and exit.
 
     Attributes:
-        codes: {trial number: exit code}; 0 if training diverged or was pruned.
+        codes: {trial number: exit code}; 0 also for diverged and pruned trials.
     """
 
-    def __init__(self, study, space, run_of, max_trials, stop):
+    def __init__(self, study, space, make_job, max_trials, stop):
         self.study = study
         self.space = space
-        self.run_of = run_of
+        self.make_job = make_job
         self.max_trials = max_trials
         self.stop = stop
-        self.locks = {}  # {trial number: lock of its run}, held until Optuna knows the result
+        self.locks = {}  # {trial number: lock of its job}, held until Optuna has the result
         self.codes = {}
 
-    def optimize(self, jobs):
-        """Train trials until the study has max_trials."""
+    def optimize(self, max_parallel):
+        """Run trials until the study has max_trials, max_parallel of them at a time."""
         waiting = optuna.trial.TrialState.WAITING
-        while not self.stop() and not FATAL & set(self.codes.values()):
+        while not self.stop() and not FATAL_CODES & set(self.codes.values()):
             self.queue_interrupted()
             trials = self.study.trials[: self.max_trials]
             missing = self.max_trials - sum(trial.state != waiting for trial in trials)
             if missing == 0:
                 return
             with contextlib.suppress(Interrupted):
-                self.study.optimize(self.objective, missing, n_jobs=jobs, callbacks=[self.release])
+                self.study.optimize(
+                    self.objective, missing, n_jobs=max_parallel, callbacks=[self.release_lock]
+                )
 
     def queue_interrupted(self):
-        """Queue the trials whose process has died; Optuna takes them before it creates new ones."""
+        """Queue trials that no process is running; Optuna runs them before it creates new ones."""
         states = optuna.trial.TrialState
         for trial in self.study.get_trials(states=[states.RUNNING]):
             values, name = trial.user_attrs.get("run", (None, None))
-            if name and trial.number not in self.locks and not runs.busy(self.run_of(values, name)):
+            if not name or trial.number in self.locks:
+                continue
+            if not runs.is_locked(self.make_job(values, name)):
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                     self.study._storage.set_trial_state_values(trial._trial_id, states.WAITING)
 
-    def release(self, _study, trial):
-        """Unlock the run of a trial that has ended."""
+    def release_lock(self, _study, trial):
+        """Release the lock of a trial that has ended."""
         if lock := self.locks.pop(trial.number, None):
             lock.close()
 
     def objective(self, trial):
-        """Train the run of a trial and return its score."""
+        """Train the run of a trial and return its best score, or NaN if training failed."""
         values, name = trial.user_attrs.get("run") or (self.suggest(trial), f"{trial.number:04}")
-        if trial.number >= self.max_trials:  # other processes took the last trials
+        if trial.number >= self.max_trials:  # other processes started the last trials
             trial.set_user_attr("run", (values, name))
             raise Interrupted
-        for twin in self.study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
-            if twin.user_attrs.get("run", [None])[0] == values:
-                trial.set_user_attr("run", twin.user_attrs["run"])
-                return twin.value
-        self.codes[trial.number] = 1  # study.optimize drops the exceptions of its last threads
-        run = self.run_of(values, name)
-        run.lock = self.locks[trial.number] = runs.take(run)
+        for complete in self.study.get_trials(states=[optuna.trial.TrialState.COMPLETE]):
+            if complete.user_attrs.get("run", [None])[0] == values:
+                trial.set_user_attr("run", complete.user_attrs["run"])
+                return complete.value
+        self.codes[trial.number] = 1  # study.optimize drops exceptions of its last threads
+        job = self.make_job(values, name)
+        job.lock = self.locks[trial.number] = runs.acquire_lock(job)
         trial.set_user_attr("run", (values, name))
 
-        def prune(run):
-            # Steps are numbers of evaluations: training steps differ between batch sizes.
-            for step, value in enumerate(runs.scores(run), 1):
-                trial.report(value, step)  # ignored if reported before
+        def prune(job):
+            # Report the number of evaluations as the step: training steps depend on batch size.
+            for step, value in enumerate(runs.scores(job), 1):
+                trial.report(value, step)  # Optuna ignores steps that were already reported
             return trial.should_prune()
 
-        ended = runs.follow([run], 1, self.stop, prune, poll_seconds=1)
-        code = next((code for _, code in ended), None)
-        if code is None:  # stopped, or another process queued the trial, too, and was faster
+        completed = runs.as_completed([job], 1, self.stop, prune, poll_seconds=1)
+        code = next((code for _, code in completed), None)
+        if code is None:  # stopped, or another process started the same queued trial first
             del self.codes[trial.number]
             raise Interrupted
-        prune(run)  # reports the last evaluation
-        told = " ".join(f"{key}={value}" for key, value in run.changes.items())
-        print(f"trial {trial.number}  {told}  {runs.outcome(run, code)}", flush=True)
-        if run.pruned or code == Diverged.exit_code:  # the sampler learns from both
+        prune(job)  # reports the last evaluation
+        swept = " ".join(f"{key}={value}" for key, value in job.changes.items())
+        print(f"trial {trial.number}  {swept}  {runs.format_result(job, code)}", flush=True)
+        if job.pruned or code == Diverged.exit_code:  # the sampler takes pruned trials into account
             self.codes[trial.number] = 0
             raise optuna.TrialPruned
-        scores = runs.scores(run)
+        scores = runs.scores(job)
         self.codes[trial.number] = code if code or scores else 1
-        if code in FATAL:
+        if code in FATAL_CODES:
             self.study.stop()
         if code in (NO_SPACE, Preempted.exit_code):
             raise Interrupted
-        return max(scores) if code == 0 and scores else math.nan  # NaN: a failed trial
+        return max(scores) if code == 0 and scores else math.nan  # NaN marks the trial as failed
 
     def suggest(self, trial):
-        """Return the values of a new trial, {"optim.lr": "1e-3", ...}."""
-        # The seed makes a study reproducible, and its processes draw different values.
+        """Sample the values of a new trial, {"optim.lr": "1e-3", ...}."""
+        # Seeding with the trial number makes a study reproducible, and concurrent processes sample
+        # different values.
         self.study.sampler = optuna.samplers.TPESampler(seed=trial.number, constant_liar=True)
         values = {}
-        for key, of in self.space.items():
-            if isinstance(of, list):
-                values[key] = trial.suggest_categorical(key, of)
+        for key, domain in self.space.items():
+            if isinstance(domain, list):
+                values[key] = trial.suggest_categorical(key, domain)
             else:
-                values[key] = sweep.number(trial.suggest_float(key, *of, log=True))
+                values[key] = sweep.format_number(trial.suggest_float(key, *domain, log=True))
         return values
 
 
-def importance(study):
-    """Format the importance of each key as a line; "" if it cannot be computed."""
+def format_importance(study):
+    """Format the fANOVA importance of each key as one line; "" if it cannot be computed."""
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     try:
-        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        importances = optuna.importance.get_param_importances(study, evaluator=evaluator)
     except (ValueError, RuntimeError):  # too few trials, or equal values
         return ""
-    shares = ", ".join(f"{key} {share:.2f}" for key, share in found.items())
+    shares = ", ".join(f"{key} {share:.2f}" for key, share in importances.items())
     return f"\nimportance: {shares}\n"
 
 

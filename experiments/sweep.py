@@ -1,17 +1,18 @@
-"""Train many variants of one recipe, from a grid or random draws of its keys, and tabulate them.
+"""Train a recipe over a grid or random samples of its config keys, and tabulate the results.
 
 python -m experiments.sweep --config=configs/digits.py --output=runs/sweep --jobs=2 \\
     --grid=optim.lr=1e-3,3e-3 --grid=seed=0,1,2
 python -m experiments.sweep --config=configs/digits.py --output=runs/random --draws=8 \\
     --draw=optim.lr=1e-4..1e-2 --draw=model.drop_path=0,0.1,0.2
 
---grid trains every combination. --draw samples LOW..HIGH log-uniformly, or one value of a list.
-Without either, the recipe's sweep() yields the overrides of each run, such as {"optim.lr": 1e-3}.
+--grid trains every combination of values. --draw samples log-uniformly from LOW..HIGH, or uniformly
+from a list of values. Without either, the recipe must define sweep(), which yields the overrides of
+each run, such as {"optim.lr": 1e-3}.
 
 Each run is an ordinary training run in a subdirectory of --output, named after its values. Finished
 runs are skipped and interrupted runs are resumed. Writes sweep.csv, sweep.md and sweep.png to
---output, best validation score first; --table writes them without training. --index=I trains run I
-alone, for an array of cluster jobs: python -m experiments.sweep ... --index=$SLURM_ARRAY_TASK_ID.
+--output, best validation score first; --table writes them without training. --index=I trains only
+run I, for use in a job array: python -m experiments.sweep ... --index=$SLURM_ARRAY_TASK_ID.
 experiments.launch --sweep submits such an array, or creates one TPU slice per run.
 """
 
@@ -33,14 +34,14 @@ from vit_jax.errors import UserError
 def define_flags():
     cli.define_config()
     flags.DEFINE_string("output", None, "directory of the runs and the table", required=True)
-    define_choices()
-    flags.DEFINE_integer("index", None, "train only this run, counted from 0")
+    define_sweep_flags()
+    flags.DEFINE_integer("index", None, "train only the run with this index (from 0)")
     flags.DEFINE_bool("table", False, "write the table without training")
     flags.DEFINE_bool("dry_run", False, "print the training commands and exit")
 
 
-def define_choices():
-    """Declare the flags that say what is swept, shared with experiments.launch."""
+def define_sweep_flags():
+    """Define the flags that specify a sweep, shared with experiments.launch."""
     flags.DEFINE_multi_string("grid", [], "KEY=VALUE,VALUE,...: train every combination")
     flags.DEFINE_multi_string("draw", [], "KEY=LOW..HIGH (log-uniform) or KEY=VALUE,...: sample")
     flags.DEFINE_integer("draws", 8, "number of samples of --draw", lower_bound=1)
@@ -48,31 +49,35 @@ def define_choices():
 
 
 def main(flags):
-    spec, fixed = runs.handed_on(sys.argv[1:])
+    spec, fixed = runs.recipe_and_overrides(sys.argv[1:])
     cli.check_local("output", flags.output)
     output = Path(flags.output).expanduser()
-    planned = runs.pick(runs.plan(spec, fixed, choices(spec, flags), output), flags.index)
+    jobs = runs.plan_sweep(spec, fixed, sweep_overrides(spec, flags), output)
+    jobs = runs.select(jobs, flags.index)
     if flags.dry_run:
-        return runs.show(planned)
+        return runs.print_commands(jobs)
     codes = {}
     if not flags.table:
         with distributed.StopSignal() as stop:
-            codes = runs.make(planned, flags.jobs, stop)
+            codes = runs.run_all(jobs, flags.jobs, stop)
     if flags.index is None:
-        rows = [runs.row_of(run) for run in planned]
-        table = write(rows, planned[0].changes, planned[0].config.best_metric, output / "sweep")
+        rows = [runs.table_row(job) for job in jobs]
+        table = write(rows, jobs[0].changes, jobs[0].config.best_metric, output / "sweep")
         print(table, end="")
     return max(codes.values(), default=0)
 
 
 def write(rows, keys, metric, path):
-    """Write path.csv, path.md and path.png, best score first, and return the text of path.md.
+    """Write a table as CSV, Markdown and plot, best score first.
 
     Args:
-        rows: list of dicts, see runs.row_of.
-        keys: the keys that differ between the rows, one plot each.
+        rows: list of dicts, see `runs.table_row`.
+        keys: the swept config keys; each gets a plot of the score.
         metric: the name of the score.
-        path: a Path without suffix.
+        path: a Path without suffix; .csv, .md and .png are appended.
+
+    Returns:
+        The Markdown table.
     """
     rows = sorted(rows, key=lambda row: math.inf if row["val"] is None else -row["val"])
     tables.write(rows, path.with_suffix(".csv"))
@@ -80,52 +85,65 @@ def write(rows, keys, metric, path):
     return tables.markdown(rows)
 
 
-def choices(spec, flags):
-    """Return the overrides of each run, [{"optim.lr": "1e-3", ...}, ...]. Raises UserError."""
-    grid = parse(flags.grid)
-    draw = spaces(flags.draw)
-    if not grid and not draw:
+def sweep_overrides(spec, flags):
+    """Return the config overrides of each run of a sweep.
+
+    Args:
+        spec: the recipe, as passed to --config.
+        flags: the flags of `define_sweep_flags`.
+
+    Returns:
+        [{"optim.lr": "1e-3", ...}, ...].
+
+    Raises:
+        UserError: if a flag is malformed, or neither the flags nor the recipe define a sweep.
+    """
+    grid = parse_assignments(flags.grid)
+    space = parse_space(flags.draw)
+    if not grid and not space:
         module, _ = cli.recipe_module(spec)
         if not callable(getattr(module, "sweep", None)):
             raise UserError(
                 f"{spec} defines no sweep(); pass --grid=KEY=VALUE,... or --draw=KEY=LOW..HIGH"
             )
-        found = [{key: str(value) for key, value in each.items()} for each in module.sweep()]
-        if not found:
-            raise UserError(f"sweep() of {spec} yields nothing")
-        return found
-    products = itertools.product(*(_values(text) for text in grid.values()))
-    grids = [dict(zip(grid, values, strict=True)) for values in products]
-    if not draw:
-        return grids
-    rng = random.Random(0)  # a rerun of the command draws the same values
-    samples = [{key: _draw(rng, of) for key, of in draw.items()} for _ in range(flags.draws)]
-    distinct = {str(each): each for each in samples}.values()
-    return [combination | sample for sample in distinct for combination in grids]
+        overrides = [{key: str(value) for key, value in run.items()} for run in module.sweep()]
+        if not overrides:
+            raise UserError(f"sweep() of {spec} yields no runs")
+        return overrides
+    products = itertools.product(*(_split_values(text) for text in grid.values()))
+    combinations = [dict(zip(grid, values, strict=True)) for values in products]
+    if not space:
+        return combinations
+    rng = random.Random(0)  # fixed seed: a rerun of the command draws the same values
+    samples = [
+        {key: _sample(rng, domain) for key, domain in space.items()} for _ in range(flags.draws)
+    ]
+    distinct = {str(sample): sample for sample in samples}.values()
+    return [combination | sample for sample in distinct for combination in combinations]
 
 
-def parse(words):
+def parse_assignments(args):
     """Parse ["KEY=TEXT", ...] into {KEY: TEXT}. Raises UserError."""
     pairs = {}
-    for word in words:
-        key, equals, text = word.partition("=")
+    for arg in args:
+        key, equals, text = arg.partition("=")
         if not equals or not text:
-            raise UserError(f"'{word}' must be KEY=VALUE,VALUE,... or KEY=LOW..HIGH")
+            raise UserError(f"'{arg}' must be KEY=VALUE,VALUE,... or KEY=LOW..HIGH")
         pairs[key.removeprefix("config.")] = text
     return pairs
 
 
-def spaces(words):
-    """Parse ["KEY=LOW..HIGH", "KEY=A,B"] into {KEY: (low, high), KEY: ["A", "B"]}.
+def parse_space(args):
+    """Parse a search space: ["KEY=LOW..HIGH", "KEY=A,B"] to {KEY: (low, high), KEY: ["A", "B"]}.
 
     Raises:
-        UserError: if LOW and HIGH are not positive numbers in this order.
+        UserError: unless 0 < LOW <= HIGH.
     """
-    found = {}
-    for key, text in parse(words).items():
+    space = {}
+    for key, text in parse_assignments(args).items():
         low, dots, high = text.partition("..")
         if not dots:
-            found[key] = _values(text)
+            space[key] = _split_values(text)
             continue
         try:
             low, high = float(low), float(high)
@@ -133,28 +151,37 @@ def spaces(words):
             low, high = math.nan, math.nan
         if not 0 < low <= high < math.inf:
             raise UserError(f"--draw={key}={text}: LOW and HIGH must be numbers, 0 < LOW <= HIGH")
-        found[key] = low, high
-    return found
+        space[key] = low, high
+    return space
 
 
-def number(value):
+def format_number(value):
     """Format a sampled value as text, rounded to three significant digits."""
     return f"{value:.3g}"
 
 
-def _values(text):
+def _split_values(text):
     """Split text at commas, except inside parentheses."""
     return re.findall(r"(?:\([^)]*\)|[^,])+", text)
 
 
-def _draw(rng, of):
-    if isinstance(of, list):
-        return rng.choice(of)
-    return number(math.exp(rng.uniform(*map(math.log, of))))
+def _sample(rng, domain):
+    if isinstance(domain, list):
+        return rng.choice(domain)
+    return format_number(math.exp(rng.uniform(*map(math.log, domain))))
 
 
 def plot(rows, keys, metric):
-    """Plot the validation score against each key, one point per run; return the Figure."""
+    """Plot the validation score against each key, one point per run.
+
+    Args:
+        rows: list of dicts, see `runs.table_row`.
+        keys: the swept config keys, one panel each.
+        metric: the name of the score, used as the y label.
+
+    Returns:
+        A matplotlib Figure.
+    """
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if row["val"] is not None]
@@ -167,7 +194,7 @@ def plot(rows, keys, metric):
             if min(values) > 0 and max(values) / min(values) >= 10:
                 axis.set_xscale("log")
         except ValueError:
-            pass  # text becomes a categorical axis
+            pass  # matplotlib uses a categorical axis for text
         axis.plot(values, [row["val"] for row in rows], "o", color="#0072B2", alpha=0.7)
         axis.set_xlabel(key)
         axis.grid(color="0.9")

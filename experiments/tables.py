@@ -1,4 +1,4 @@
-"""Tables of results as CSV and Markdown files."""
+"""Write tables of results as CSV and Markdown files."""
 
 import csv
 import io
@@ -9,7 +9,12 @@ from vit_jax.workdir import log
 
 
 def write(rows, path):
-    """Write rows, dicts with the same keys, to `path` (.csv) and to the .md file next to it."""
+    """Write a table as CSV, and as Markdown next to it.
+
+    Args:
+        rows: list of dicts with the same keys.
+        path: the .csv file to write; the Markdown file has the same name with suffix .md.
+    """
     buffer = io.StringIO()
     table = csv.DictWriter(buffer, rows[0], lineterminator="\n")
     table.writeheader()
@@ -31,7 +36,7 @@ def markdown(rows):
     return "\n".join(lines) + "\n"
 
 
-def speed(rows):
-    """Median images per second over rows of metrics.jsonl, rounded; None if there are none."""
-    speeds = [row["perf/images_per_s"] for row in rows if row.get("perf/images_per_s")]
-    return round(statistics.median(speeds)) if speeds else None
+def median_throughput(rows):
+    """Return the median of perf/images_per_s over metrics rows, rounded; None without values."""
+    values = [row["perf/images_per_s"] for row in rows if row.get("perf/images_per_s")]
+    return round(statistics.median(values)) if values else None

@@ -1,4 +1,4 @@
-"""Train on a TPU slice: create it with gcloud, send the code, recreate it after preemption."""
+"""Train on a TPU slice: create it with gcloud, copy the code, recreate it after preemption."""
 
 import hashlib
 import io
@@ -9,14 +9,14 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from experiments.runs import FINAL
+from experiments.runs import FINAL_CODES
 from vit_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-LOST = ("PREEMPTED", "TERMINATED", "STOPPED", "SUSPENDED", "FAILED")
+LOST_STATES = ("PREEMPTED", "TERMINATED", "STOPPED", "SUSPENDED", "FAILED")
 RUNTIMES = {"v6e": "v2-alpha-tpuv6e", "v5p": "v2-alpha-tpuv5", "v5litepod": "v2-alpha-tpuv5-lite"}
-# The script of a worker: install once, start training unless it is running, follow its log.
-JOB = """set -e
+# Runs on each worker: install once, start training unless it is running, follow its log.
+WORKER_SCRIPT = """set -e
 mkdir -p {folder} && cd {folder}
 if ! kill -0 $(cat job.pid 2>/dev/null) 2>/dev/null; then
   rm -f job.exit
@@ -35,7 +35,7 @@ END
   echo $! > job.pid
 fi
 tail -n 5 -F --pid=$(cat job.pid) job.log
-true  # keeps this shell alive to reap job.sh: tail ends once the process no longer exists
+true  # keeps this shell alive to reap job.sh: tail exits once the process no longer exists
 """
 
 
@@ -46,8 +46,8 @@ class TpuSlice:
         shell: a launch.Shell.
         name: the name of the slice.
         flags: the flags of experiments.launch.
-        archive: the Path of the code, see `snapshot`.
-        train: the training command as text.
+        archive: the Path of the code archive, see `snapshot`.
+        train: the training command, quoted for a shell.
     """
 
     def __init__(self, shell, name, flags, archive, train):
@@ -56,39 +56,42 @@ class TpuSlice:
         self.flags = flags
         self.archive = archive
         self.folder = archive.name.removesuffix(".tar.gz")  # on the workers
-        self.job = JOB.format(folder=self.folder, archive=archive.name, train=train)
+        self.script = WORKER_SCRIPT.format(folder=self.folder, archive=archive.name, train=train)
         self.queued = flags.target == "queued"
-        self.ready = "ACTIVE" if self.queued else "READY"
+        self.ready_state = "ACTIVE" if self.queued else "READY"
         self.resource = ["gcloud", "compute", "tpus"]
         self.resource += ["queued-resources" if self.queued else "tpu-vm"]
-        kind = flags.accelerator.partition("-")[0]
-        self.runtime = flags.runtime or RUNTIMES.get(kind, "tpu-ubuntu2204-base")
-        self.where = [f"--zone={flags.zone}"]
-        self.where += [f"--project={flags.project}"] if flags.project else []
+        generation = flags.accelerator.partition("-")[0]
+        self.runtime = flags.runtime or RUNTIMES.get(generation, "tpu-ubuntu2204-base")
+        self.location = [f"--zone={flags.zone}"]
+        self.location += [f"--project={flags.project}"] if flags.project else []
 
     def attempt(self):
         """Train once and return the exit code; 75 if the slice was lost."""
-        self.ensure()
+        self.wait_until_ready()
         vm = ["gcloud", "compute", "tpus", "tpu-vm"]
-        every = [*self.where, "--worker=all"]
-        self.shell([*vm, "scp", str(self.archive), f"{self.name}:", *every])
-        self.shell([*vm, "ssh", self.name, *every, f"--command={self.job}"])
-        # The exit code of ssh may be that of a lost connection; the job writes its own to a file.
-        command = [*vm, "ssh", self.name, *every, f"--command=cat {self.folder}/job.exit"]
-        output = self.shell.ask(command, dry="0")
+        all_workers = [*self.location, "--worker=all"]
+        self.shell([*vm, "scp", str(self.archive), f"{self.name}:", *all_workers])
+        self.shell([*vm, "ssh", self.name, *all_workers, f"--command={self.script}"])
+        # The exit code of ssh may come from a lost connection, so the script writes the exit code
+        # of training to a file.
+        command = [*vm, "ssh", self.name, *all_workers, f"--command=cat {self.folder}/job.exit"]
+        output = self.shell.capture(command, dry_output="0")
         if output is None or not output.split():
-            return 75 if self.state() != self.ready else 1
-        codes = [int(word) for word in output.split() if word.isdigit()]
-        # If one worker fails for good, the others are killed and return other codes.
-        return next((code for code in codes if code in FINAL and code), max(codes, default=1))
+            return 75 if self.state() != self.ready_state else 1
+        codes = [int(text) for text in output.split() if text.isdigit()]
+        # When one worker ends with a final code, the other workers are killed and return other
+        # codes.
+        final = [code for code in codes if code in FINAL_CODES and code != 0]
+        return final[0] if final else max(codes, default=1)
 
-    def ensure(self):
-        """Create the slice unless it exists, and wait until it is ready; recreate a lost one."""
+    def wait_until_ready(self):
+        """Wait until the slice is ready; create it if it does not exist or was lost."""
         state = self.state()
-        while state != self.ready:
-            if state in LOST:
+        while state != self.ready_state:
+            if state in LOST_STATES:
                 self.delete()
-            if state in LOST or state is None:
+            if state in LOST_STATES or state is None:
                 self.create()
             else:
                 time.sleep(10)
@@ -97,48 +100,53 @@ class TpuSlice:
             state = self.state()
 
     def create(self):
+        """Create the slice. Raises UserError if gcloud fails."""
         command = [*self.resource, "create", self.name]
         if self.queued:
             command += [f"--node-id={self.name}", f"--runtime-version={self.runtime}"]
         else:
             command += [f"--version={self.runtime}"]
-        command += [f"--accelerator-type={self.flags.accelerator}", *self.where]
+        command += [f"--accelerator-type={self.flags.accelerator}", *self.location]
         command += ["--spot"] if self.flags.spot else []
         if self.shell(command):
-            raise UserError(f"gcloud did not create {self.name}; see its message above")
+            raise UserError(f"gcloud could not create {self.name}; see its output above")
 
     def state(self):
-        """Return gcloud's state, such as READY, ACTIVE or PREEMPTED; None if it does not exist."""
+        """Return the state that gcloud reports, such as READY, ACTIVE or PREEMPTED.
+
+        None if the slice does not exist.
+        """
         field = "state.state" if self.queued else "state"
-        command = [*self.resource, "describe", self.name, *self.where, f"--format=value({field})"]
-        return self.shell.ask(command, dry=None)
+        command = [*self.resource, "describe", self.name, *self.location]
+        return self.shell.capture([*command, f"--format=value({field})"], dry_output=None)
 
     def delete(self):
+        """Delete the slice."""
         force = ["--force"] if self.queued else []
-        self.shell([*self.resource, "delete", self.name, *self.where, "--quiet", *force])
+        self.shell([*self.resource, "delete", self.name, *self.location, "--quiet", *force])
 
 
 def snapshot(write=True):
-    """Archive the working tree, with uncommitted changes, and the installed package versions.
+    """Archive the working tree, including uncommitted changes, and the installed package versions.
 
     Args:
-        write: whether to write the archive.
+        write: whether to write the archive; False only computes its path.
 
     Returns:
-        The path of the .tar.gz, named after a hash of its content.
+        The Path of the .tar.gz, which is named after a hash of its contents.
 
     Raises:
         UserError: if the working tree is not a git checkout.
     """
     command = ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard", "-z"]
-    found = subprocess.run(command, capture_output=True, text=True)
-    if found.returncode:
-        raise UserError(f"{ROOT} is not a git checkout; git lists the files to send")
+    listing = subprocess.run(command, capture_output=True, text=True)
+    if listing.returncode:
+        raise UserError(f"{ROOT} is not a git checkout; launch uses git to list the files to copy")
     packages = {d.name: d.version for d in metadata.distributions() if d.name != "vit_jax"}
     pins = "".join(f"{name}=={packages[name]}\n" for name in sorted(packages))
     files = {
         path: (ROOT / path).read_bytes()
-        for path in sorted(found.stdout.split("\0"))
+        for path in sorted(listing.stdout.split("\0"))
         if path and (ROOT / path).is_file()
     }
     files["constraints.txt"] = pins.encode()
@@ -150,12 +158,12 @@ def snapshot(write=True):
     if not write:
         return archive
     archive.parent.mkdir(exist_ok=True)
-    part = archive.with_name(f".{os.getpid()}.{archive.name}")
-    with tarfile.open(part, "w:gz") as tar:
+    partial = archive.with_name(f".{os.getpid()}.{archive.name}")
+    with tarfile.open(partial, "w:gz") as tar:
         for path, content in files.items():
             info = tarfile.TarInfo(path)
             info.size = len(content)
             info.mode = 0o755 if content[:2] == b"#!" else 0o644
             tar.addfile(info, io.BytesIO(content))
-    os.replace(part, archive)  # atomic: another launch may be sending it
+    os.replace(partial, archive)  # atomic: another launch may be copying the archive
     return archive

@@ -1,6 +1,6 @@
-"""Tests, in the folders of the library. `GOLDEN`: reference numbers; `ROOT`: the repository."""
+"""Tests. The directories mirror those of the library."""
 
 from pathlib import Path
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "golden"  # outputs of reference implementations
 ROOT = Path(__file__).parents[1]

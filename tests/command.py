@@ -1,4 +1,4 @@
-"""A command in this process, its flags read as from a shell."""
+"""Run a command-line tool in the test process."""
 
 import inspect
 import sys
@@ -10,18 +10,18 @@ from absl import flags
 from vit_jax import cli
 
 
-def run(tool, *words):
-    """Run a tool with command-line words. -> its exit code"""
-    known = set(flags.FLAGS)
+def run(tool, *args):
+    """Run the module of a tool with command-line arguments and return its exit code."""
+    existing_flags = set(flags.FLAGS)
     tool.define_flags()
-    args = "..." if len(inspect.signature(tool.main).parameters) > 1 else None
+    placeholder = "..." if len(inspect.signature(tool.main).parameters) > 1 else None
     try:
         with (
-            mock.patch.object(sys, "argv", [tool.__name__, *map(str, words)]),
-            pytest.raises(SystemExit) as ended,
+            mock.patch.object(sys, "argv", [tool.__name__, *map(str, args)]),
+            pytest.raises(SystemExit) as exit_info,
         ):
-            cli.run(tool.main, args)
+            cli.run(tool.main, placeholder)
     finally:
-        for name in set(flags.FLAGS) - known:
+        for name in set(flags.FLAGS) - existing_flags:
             delattr(flags.FLAGS, name)
-    return ended.value.code or 0
+    return exit_info.value.code or 0

@@ -1,3 +1,5 @@
+"""Data loading: determinism, resuming, worker processes and several hosts."""
+
 import itertools
 
 import jax
@@ -10,13 +12,14 @@ from vit_jax.data.decode import DecodeError
 from vit_jax.errors import UserError
 
 
-class Numbers:
-    """n images of one pixel that say which they are."""
+class Indices:
+    """n images of one pixel. Its value is the index of the image."""
 
     num_classes = 10
 
     def __init__(self, n, broken=None):
-        self.n, self.broken = n, broken
+        self.n = n
+        self.broken = broken
 
     def __len__(self):
         return self.n
@@ -27,61 +30,62 @@ class Numbers:
         return {"image": np.full((1, 1, 1), i, np.uint8), "label": i % 10}
 
 
-def stamp(image, rng):
-    """The image's number beside a random one."""
+def random_view(image, rng):
+    """Append a random pixel to the image."""
     return np.concatenate([image, rng.integers(0, 256, (1, 1, 1), np.uint8)], 1)
 
 
 def take(n, source=None, **keys):
     keys = {"seed": 1, "batch_size": 8, "threads": 2} | keys
-    it = batch.train_batches(source or Numbers(20), stamp, **keys)
-    found = list(itertools.islice(it, n))
-    it.close()
-    return found
+    batches = batch.train_batches(source or Indices(20), random_view, **keys)
+    result = list(itertools.islice(batches, n))
+    batches.close()
+    return result
 
 
-def equal(a, b):
+def assert_batches_equal(a, b):
     assert len(a) == len(b)
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_shapes_and_types():
+def test_shapes_and_dtypes():
     first = take(1)[0]
     assert first["image"].shape == (8, 1, 2, 1) and first["image"].dtype == np.uint8
     assert first["label"].shape == (8,) and first["label"].dtype == np.int32
     np.testing.assert_array_equal(first["label"], first["image"][:, 0, 0, 0] % 10)
 
 
-def test_repeated_views_lie_side_by_side():
-    """20 images, 3 views of each: a pass of 20 rows has the 7 first of a new permutation."""
+def test_repeated_augmentation():
+    """With 3 copies of each of 20 images, an epoch has the first 7 images of a new permutation."""
     batches = take(10, repeats=3, batch_size=10)
-    passes = np.concatenate([b["image"] for b in batches]).reshape(5, 20, 2)
-    firsts = passes[:, ::3, 0]
-    np.testing.assert_array_equal(passes[..., 0], np.repeat(firsts, 3, axis=1)[:, :20])
-    assert all(len(set(row)) == 7 for row in firsts)
-    assert len({tuple(row) for row in firsts}) == 5
+    epochs = np.concatenate([b["image"] for b in batches]).reshape(5, 20, 2)
+    indices = epochs[:, ::3, 0]
+    np.testing.assert_array_equal(epochs[..., 0], np.repeat(indices, 3, axis=1)[:, :20])
+    assert all(len(set(row)) == 7 for row in indices)
+    assert len({tuple(row) for row in indices}) == 5
     plain = take(10, batch_size=10)
     order = np.concatenate([b["image"] for b in plain]).reshape(5, 20, 2)[..., 0]
-    np.testing.assert_array_equal(firsts, order[:, :7])
-    views = passes[0, :18, 1].reshape(6, 3)
-    assert all(len(set(row)) > 1 for row in views)  # each copy has its own view
-    equal(take(8, repeats=3, start=2, batch_size=10), batches[2:])
-    equal(take(2, repeats=3, workers=1, batch_size=10), batches[:2])
+    np.testing.assert_array_equal(indices, order[:, :7])
+    views = epochs[0, :18, 1].reshape(6, 3)
+    assert all(len(set(row)) > 1 for row in views)  # the copies are augmented independently
+    assert_batches_equal(take(8, repeats=3, start=2, batch_size=10), batches[2:])
+    assert_batches_equal(take(2, repeats=3, workers=1, batch_size=10), batches[:2])
     halves = [take(10, repeats=3, process_index=i, process_count=2, batch_size=10) for i in (0, 1)]
     joined = [np.concatenate([a["image"], b["image"]]) for a, b in zip(*halves, strict=True)]
     np.testing.assert_array_equal(joined, [b["image"] for b in batches])
 
 
-def several(image, rng):
-    return {"global": np.stack([stamp(image, rng)] * 2), "local": stamp(image, rng)[None]}
+def multi_view(image, rng):
+    views = np.stack([random_view(image, rng)] * 2)
+    return {"global": views, "local": random_view(image, rng)[None]}
 
 
-def test_a_view_may_be_several_arrays():
+def test_view_returns_a_dict():
     def take(n, **keys):
-        it = batch.train_batches(Numbers(20), several, seed=1, batch_size=8, **keys)
-        found = list(itertools.islice(it, n))
-        it.close()
-        return found
+        batches = batch.train_batches(Indices(20), multi_view, seed=1, batch_size=8, **keys)
+        result = list(itertools.islice(batches, n))
+        batches.close()
+        return result
 
     whole = take(4)
     assert {key: x.shape for key, x in whole[0].items()} == {
@@ -91,88 +95,90 @@ def test_a_view_may_be_several_arrays():
     }
     for views in (whole[0]["global"], whole[0]["local"]):
         np.testing.assert_array_equal(whole[0]["label"], views[:, 0, 0, 0, 0] % 10)
-    equal(take(2, start=2, threads=0), whole[2:])
+    assert_batches_equal(take(2, start=2, threads=0), whole[2:])
 
 
-def test_starting_at_k_is_having_come_to_k():
+def test_resume_at_batch_k():
     whole = take(9)
     for start in (0, 1, 5):
-        equal(take(9 - start, start=start), whole[start:])
+        assert_batches_equal(take(9 - start, start=start), whole[start:])
 
 
-def test_every_pass_is_a_new_permutation():
+def test_every_epoch_is_a_new_permutation():
     rows = np.concatenate([b["image"][:, 0, 0, 0] for b in take(15)]).reshape(6, 20)
-    for one in rows:
-        assert sorted(one) == list(range(20))
-    assert len({tuple(one) for one in rows}) == 6
+    for epoch in rows:
+        assert sorted(epoch) == list(range(20))
+    assert len({tuple(epoch) for epoch in rows}) == 6
 
 
-def test_views_depend_on_seed_and_row_alone():
-    equal(take(4, threads=0), take(4, threads=3))
+def test_augmentation_depends_only_on_seed_and_row():
+    assert_batches_equal(take(4, threads=0), take(4, threads=3))
     draws = np.concatenate([b["image"][:, 0, 1, 0] for b in take(15)])
-    assert len(set(draws)) > 80  # of 120 draws of 256 values: a new one each row, each pass
+    assert len(set(draws)) > 80  # of 120 independent draws from 256 values
     other = np.concatenate([b["image"][:, 0, 1, 0] for b in take(15, seed=2)])
     assert (draws != other).mean() > 0.9
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_share_each_global_batch(count):
+def test_processes_split_each_global_batch(count):
     parts = [take(5, process_index=p, process_count=count) for p in range(count)]
     joined = [jax.tree.map(lambda *x: np.concatenate(x), *k) for k in zip(*parts, strict=True)]
-    equal(joined, take(5))
+    assert_batches_equal(joined, take(5))
 
 
-def fails_by_name(run):
+def assert_decode_error(function):
     with pytest.raises(DecodeError) as e:
-        run()
+        function()
     assert str(e.value) == "7.jpg: broken image"
 
 
-def test_workers_give_the_same_batches_and_pass_errors_on():
-    equal(take(5, workers=2, start=2), take(5, start=2))
-    fails_by_name(lambda: take(3, source=Numbers(20, broken=7), workers=1))
+def test_worker_processes_give_the_same_batches_and_errors():
+    assert_batches_equal(take(5, workers=2, start=2), take(5, start=2))
+    assert_decode_error(lambda: take(3, source=Indices(20, broken=7), workers=1))
 
 
-def test_errors_of_threads_arrive_as_themselves():
-    broken = Numbers(20, broken=7)
-    fails_by_name(lambda: take(3, source=broken))
-    fails_by_name(lambda: list(batch.eval_batches(broken, lambda x: x, batch_size=4)))
+def test_threads_propagate_errors():
+    broken = Indices(20, broken=7)
+    assert_decode_error(lambda: take(3, source=broken))
+    assert_decode_error(lambda: list(batch.eval_batches(broken, lambda x: x, batch_size=4)))
 
 
 @pytest.mark.parametrize("n", [1, 5, 16, 21])
 @pytest.mark.parametrize("count", [1, 2])
-def test_eval_sees_every_image_once(n, count):
+def test_eval_batches_visit_every_image_once(n, count):
     parts = [
         list(
             batch.eval_batches(
-                Numbers(n), lambda x: x, batch_size=4, process_index=p, process_count=count
+                Indices(n), lambda x: x, batch_size=4, process_index=p, process_count=count
             )
         )
         for p in range(count)
     ]
     assert {len(part) for part in parts} == {-(-n // 4)}
-    seen = []
+    indices = []
     for b in itertools.chain(*parts):
         assert b["image"].shape == (4 // count, 1, 1, 1) and b["mask"].dtype == bool
         assert b["label"].dtype == np.int32 and not b["image"][~b["mask"]].any()
         np.testing.assert_array_equal(b["label"], b["image"][:, 0, 0, 0] % 10)
-        seen += b["image"][b["mask"]].ravel().tolist()
-    assert sorted(seen) == list(range(n))
+        indices += b["image"][b["mask"]].ravel().tolist()
+    assert sorted(indices) == list(range(n))
 
 
-def test_sizes_that_cannot_be_are_refused():
-    with pytest.raises(UserError, match="multiple of 3"):
+def test_invalid_batch_sizes_are_rejected():
+    with pytest.raises(UserError, match="multiple of the number of processes, 3"):
         take(1, process_count=3)
-    with pytest.raises(UserError, match="multiple of 3"):
-        batch.eval_batches(Numbers(20), lambda x: x, batch_size=8, process_count=3)
-    with pytest.raises(UserError, match="has 7 images, config.batch_size is 8: .* 7 or less"):
-        take(1, source=Numbers(7))
+    with pytest.raises(UserError, match="multiple of the number of processes, 3"):
+        batch.eval_batches(Indices(20), lambda x: x, batch_size=8, process_count=3)
+    with pytest.raises(
+        UserError, match="batch_size = 8 is larger than the training split, 7 .* 7 or less"
+    ):
+        take(1, source=Indices(7))
 
 
-def test_to_devices_splits_rows_over_the_mesh():
+def test_to_devices_shards_rows_over_the_mesh():
     sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
-    host = take(1)[0]
-    placed = batch.to_devices(host, sharding)
-    equal([jax.tree.map(np.asarray, placed)], [host])
-    assert placed["image"].sharding == sharding
-    assert placed["image"].addressable_shards[0].data.shape[0] == 8 // len(jax.devices())
+    rows = take(1)[0]
+    arrays = batch.to_devices(rows, sharding)
+    assert_batches_equal([jax.tree.map(np.asarray, arrays)], [rows])
+    assert arrays["image"].sharding == sharding
+    assert arrays["image"].addressable_shards[0].data.shape[0] == 8 // len(jax.devices())

@@ -1,4 +1,4 @@
-"""The schema: what is accepted can be built, and what is refused is refused in one plain line."""
+"""The config schema: accepted configs can be built; rejected ones raise a one-line UserError."""
 
 import jax
 import numpy as np
@@ -11,8 +11,8 @@ from vit_jax.errors import UserError
 from vit_jax.run import Run
 from vit_jax.schema import members
 
-# Values that a person might try, the default first; a config has the others now and then.
-TRIED = {
+# Values that `draw` samples from. The first one is the usual value; most draws use it.
+VALUES = {
     "model.variant": [
         "mu/4",
         "nano/2",
@@ -67,93 +67,99 @@ TRIED = {
 
 
 def draw(rng):
-    """A config on eight synthetic images, most of it as usual."""
+    """Draw a random config on eight synthetic images; most keys have their usual value."""
     c = defaults()
     picks = {
         key: values[rng.integers(len(values)) if rng.random() < 0.12 else 0]
-        for key, values in TRIED.items()
+        for key, values in VALUES.items()
     }
     c.objective = objective(picks["objective.name"])
-    if picks["objective.name"] == "dino" and rng.random() < 0.8:  # what goes with it
+    if picks["objective.name"] == "dino" and rng.random() < 0.8:  # the keys that DINO needs
         picks |= {"augment.crop": "multi", "model.num_classes": 0, "evaluators": ("knn",)}
     for key, value in picks.items():
         *groups, leaf = key.split(".")
         group = c
-        for word in groups:
-            group = group[word]
+        for name in groups:
+            group = group[name]
         group[leaf] = value
     if "out_dim" in c.objective:
         c.objective.update(out_dim=32, hidden_dim=16, bottleneck_dim=8)
-    c.data.name, c.data.train, c.data.threads = "synthetic", "train", 1
+    c.data.name = "synthetic"
+    c.data.train = "train"
+    c.data.threads = 1
     c.data.mean = c.data.std = (0.5,) * c.model.channels
-    c.data.synthetic.images, c.batch_size, c.total_steps, c.optim.warmup = 8, 4, "4", "1"
+    c.data.synthetic.images = 8
+    c.batch_size = 4
+    c.total_steps = "4"
+    c.optim.warmup = "1"
     return c
 
 
-def test_what_is_accepted_can_be_built_and_what_is_refused_says_why():
-    """Random configs: `check` against reading a batch and tracing the training step."""
-    rng, accepted, refused = np.random.default_rng(0), 0, 0
+def test_accepted_configs_can_be_built():
+    """If `check` accepts a random config, a batch can be read and the training step traced."""
+    rng = np.random.default_rng(0)
+    accepted = 0
+    rejected = 0
     for _ in range(45):
         config = draw(rng)
         try:
             check(config)
         except UserError as error:
             assert str(error).startswith("config") and "\n" not in str(error), error
-            refused += 1
+            rejected += 1
             continue
         accepted += 1
         try:
             run = Run(config, jax.devices()[:1])
-        except UserError as error:  # what the platform cannot do
+        except UserError as error:  # not supported on this platform
             assert "cudnn" in str(error) and config.model.attn == "cudnn"
             continue
         batches = run.batches(0)
         with jax.set_mesh(run.mesh):
             jax.eval_shape(run._step, run.abstract, next(batches), run.train_rng)
         batches.close()
-    assert accepted > 12 and refused > 12
+    assert accepted > 12 and rejected > 12
 
 
 @pytest.mark.parametrize("name", members("objectives"))
-def test_every_key_refuses_another_type_and_what_is_out_of_range(name):
+def test_every_key_rejects_wrong_types_and_out_of_range_values(name):
     for key, spec in schema(name).items():
         assert spec.doc and not spec.doc.endswith("."), key
         spec.check(key, spec.default)
-        wrong = [b"bytes", {}, None] if spec.default is not None else [b"bytes", {}]
-        tuples = isinstance(spec.default, tuple)
-        count = len(spec.default) if tuples else 1
+        invalid = [b"bytes", {}, None] if spec.default is not None else [b"bytes", {}]
+        is_tuple = isinstance(spec.default, tuple)
+        count = len(spec.default) if is_tuple else 1
         for bound, beyond in ((spec.least, -1), (spec.most, 1)):
             if np.isfinite(bound):
-                wrong.append(bound + beyond)
-        wrong += [bound for bound in (spec.above, spec.below) if np.isfinite(bound)]
-        wrong += ["none_such"] if spec.choices or spec.family else []
-        wrong += [(1.0,) * (count + 1)] if spec.length else []
-        for value in wrong:
-            value = (value,) * count if tuples and not isinstance(value, tuple) else value
+                invalid.append(bound + beyond)
+        invalid += [bound for bound in (spec.above, spec.below) if np.isfinite(bound)]
+        invalid += ["none_such"] if spec.choices or spec.family else []
+        invalid += [(1.0,) * (count + 1)] if spec.length else []
+        for value in invalid:
+            value = (value,) * count if is_tuple and not isinstance(value, tuple) else value
             if spec.duration and isinstance(value, float):
                 value = str(int(value))
             with pytest.raises(UserError, match=f"^{key}\\b"):
                 spec.check(key, value)
 
 
-def test_the_group_model_is_made_of_the_options_of_a_vit():
+def test_model_group_has_the_options_of_vit_config():
     group = defaults().model
     assert set(group) == {"variant", *variants.ViTConfig.__dataclass_fields__}
-    plain = variants.parse("S/16")
-    same = variants.from_config(group)
-    assert same == plain and variants.from_config(group, 7).num_classes == 7
+    assert variants.from_config(group) == variants.parse("S/16")
+    assert variants.from_config(group, 7).num_classes == 7
     group.num_classes = 5
     assert variants.from_config(group, 7).num_classes == 5
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("model.depth", 0, "config.model.depth = 0 must be at least 1"),
         ("model.variant", "nano/2,depth=1", "pass --config.model.depth=1"),
         ("model.class_token", False, "pool = 'cls' needs class_token"),
         ("model.channels", 2, "must be 3 .color. or 1 .gray."),
-        ("augment.crop", "multi", "several views"),
+        ("augment.crop", "multi", "needs one view per image"),
         ("knn.k", (0,), "config.knn.k = .0,. must be at least 1"),
         ("best_metric", "eval/val/knn5", "is not evaluated"),
         ("data.mean", (0.5,), "must have 3 numbers"),
@@ -161,27 +167,28 @@ def test_the_group_model_is_made_of_the_options_of_a_vit():
         ("objective.name", "dino", "set c.objective = objective.'dino'."),
     ],
 )
-def test_a_config_that_cannot_work_says_why(key, value, said):
+def test_invalid_configs_are_rejected(key, value, message):
     config = defaults()
     config.evaluators = ("accuracy", "knn")
     *groups, leaf = key.split(".")
     group = config[groups[0]] if groups else config
     group[leaf] = value
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         check(config)
 
 
-def test_configs_of_older_runs_are_read(tmp_path):
-    """Keys that came later have their defaults, renamed ones keep their value."""
+def test_load_config_of_an_older_run(tmp_path):
+    """Keys added later get their default, and renamed keys keep their value."""
     old = defaults()
     old.augment.gray = 0.2
     values = old.to_dict()
     values["augment"]["grey"] = values["augment"].pop("gray")
     del values["model"]["patch"], values["knn"]
     configs.storage.write_json(tmp_path / "config.json", values)
-    found = configs.load_config(tmp_path)
-    assert flat(found) == flat(old)
-    check(found)
-    assert configs.fixed_diff(found, old) == []
-    old.total_steps, old.optim.lr = "7", 0.5
-    assert configs.fixed_diff(found, old) == ["optim.lr: 0.001 -> 0.5"]
+    loaded = configs.load_config(tmp_path)
+    assert flat(loaded) == flat(old)
+    check(loaded)
+    assert configs.fixed_diff(loaded, old) == []
+    old.total_steps = "7"
+    old.optim.lr = 0.5
+    assert configs.fixed_diff(loaded, old) == ["optim.lr: 0.001 -> 0.5"]

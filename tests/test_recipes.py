@@ -1,4 +1,4 @@
-"""Every recipe, shrunk: it trains for two steps, and each key of a config is read by something."""
+"""Every recipe trains for two steps in a tiny version, and every config key is used by the code."""
 
 import contextlib
 import importlib
@@ -21,14 +21,13 @@ from vit_jax.schema import member, member_keys, members, options
 from vit_jax.vit import ViT
 from vit_jax.workdir import log
 
-FOLDER = ROOT / "configs"
-RECIPES = sorted(p.stem for p in FOLDER.glob("[!_]*.py"))
-READOUTS = ("knn", "linear_probe")
+RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("[!_]*.py"))
+FEATURE_EVALUATORS = ("knn", "linear_probe")
 
 
 @contextlib.contextmanager
-def recording(config, read):
-    """Adds every key of this config that is read meanwhile to the set `read`, as "optim.lr"."""
+def recording(config, used_keys):
+    """Context manager that adds every key of `config` that is read, as "optim.lr", to a set."""
 
     def groups(config, prefix):
         yield id(config), prefix
@@ -36,14 +35,15 @@ def recording(config, read):
             if isinstance(value, ConfigDict):
                 yield from groups(value, f"{prefix}{key}.")
 
-    prefixes, original = dict(groups(config, "")), ConfigDict.__getitem__
+    prefixes = dict(groups(config, ""))
+    original = ConfigDict.__getitem__
 
-    def note(self, key):
+    def record(self, key):
         if id(self) in prefixes:
-            read.add(prefixes[id(self)] + key)
+            used_keys.add(prefixes[id(self)] + key)
         return original(self, key)
 
-    ConfigDict.__getitem__ = note
+    ConfigDict.__getitem__ = record
     try:
         yield
     finally:
@@ -51,74 +51,77 @@ def recording(config, read):
 
 
 @pytest.fixture(scope="module")
-def reads():
+def used_keys():
+    """The keys read by all tests of this module."""
     return set()
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains_two_steps(name, tmp_path, reads):
+def test_recipe_trains_two_steps(name, tmp_path, used_keys):
     module = importlib.import_module(f"configs.{name}")
     check(module.get_config())
-    assert f"--config=configs/{name}.py" in module.__doc__  # a recipe opens with its command
+    assert f"--config=configs/{name}.py" in module.__doc__
     config = tiny(module.get_config())
     check(config)
     train.claim(tmp_path, config)
-    with recording(config, reads):
+    with recording(config, used_keys):
         train.train(config, tmp_path, devices=jax.devices()[:1])
     rows = log.read_metrics(tmp_path)
     assert rows[-1]["step"] == 2 and rows[-1]["eval/test/images"] == 16
 
 
 def arguments():
+    """Yield every argument of every recipe as (recipe, argument)."""
     for name in RECIPES:
         module = importlib.import_module(f"configs.{name}")
-        yield from ((name, word) for word in getattr(module, "SIZES", getattr(module, "RUNS", ())))
+        yield from ((name, arg) for arg in getattr(module, "SIZES", getattr(module, "RUNS", ())))
 
 
-@pytest.mark.parametrize(("name", "word"), list(arguments()))
-def test_every_argument_of_a_recipe(name, word):
+@pytest.mark.parametrize(("name", "arg"), list(arguments()))
+def test_recipe_arguments(name, arg):
     module = importlib.import_module(f"configs.{name}")
-    check(module.get_config(word))
-    check(tiny(module.get_config(word)))
-    line = next(x for x in module.__doc__.splitlines() if x.startswith(f"{word} "))  # its table
+    check(module.get_config(arg))
+    check(tiny(module.get_config(arg)))
+    table_row = next(x for x in module.__doc__.splitlines() if x.startswith(f"{arg} "))
     published = getattr(module, "PUBLISHED", {})
-    assert word not in published or re.search(rf"\b{published[word]} %", line)
-    with pytest.raises(ValueError, match=f"unknown (run|size) 'none_such'; pass one of .*{word}"):
+    assert arg not in published or re.search(rf"\b{published[arg]} %", table_row)
+    with pytest.raises(ValueError, match=f"unknown (run|size) 'none_such'; pass one of .*{arg}"):
         module.get_config("none_such")
 
 
-def test_something_reads_every_key(reads):
-    """Keys that only some choices look at are looked at by making that choice.
+def test_every_key_is_used(used_keys):
+    """Run the code for the keys that the recipes do not use.
 
-    An evaluator takes its group as arguments, and a model takes its group as a config: whether
-    those are used is for `test_an_evaluator_takes_its_keys_by_name` and
-    `test_something_reads_every_option_of_a_model`.
+    An evaluator receives its group as arguments, and a model receives its group as a config. Their
+    keys are covered by `test_evaluator_takes_its_keys_as_arguments` and
+    `test_every_model_option_is_used`.
     """
     config = defaults()
-    config.data.dataset, config.data.dir = "none_such", "/none_such"
-    with recording(config, reads):
+    config.data.dataset = "none_such"
+    config.data.dir = "/none_such"
+    with recording(config, used_keys):
         with pytest.raises(UserError):
             data.make(config, config.data.train)
         for name in ("adamw", "sgd"):
             config.optim.name = name
             optim.make(config, 10)
     config = tiny(digits.get_config())
-    config.evaluators = READOUTS
-    config.linear_probe.max_exact = 0  # the other keys are those of SGD
-    with recording(config, reads):
+    config.evaluators = FEATURE_EVALUATORS
+    config.linear_probe.max_exact = 0  # to use SGD, and with it the other keys
+    with recording(config, used_keys):
         run = Run(config, jax.devices()[:1])
         run.evaluate("val", run.weights(run.init()))
     for name in members("objectives"):
         keys = schema(name)
-        assert keys.keys() - reads == set()
+        assert keys.keys() - used_keys == set()
         expected = defaults()
         expected.objective = objective(name)
         assert flat(expected).keys() == keys.keys()
 
 
-@pytest.mark.parametrize("name", READOUTS)
-def test_an_evaluator_takes_its_keys_by_name(name):
-    """No key is swallowed: one too many or too few is an error. Ruff finds unused arguments."""
+@pytest.mark.parametrize("name", FEATURE_EVALUATORS)
+def test_evaluator_takes_its_keys_as_arguments(name):
+    """An unknown or missing key is an error. (Ruff finds unused arguments.)"""
     features = {"pooled": np.eye(4, dtype=np.float32), "label": np.array([0, 1, 0, 1])}
     read_out = member("evaluators", name).read_out
     keys = {key: k.default for key, k in member_keys("evaluators", name).defaults().items()}
@@ -131,36 +134,39 @@ def test_an_evaluator_takes_its_keys_by_name(name):
             read_out(features, features, **{k: x for k, x in keys.items() if k != key})
 
 
-class Recorded:
-    """A model's config that adds the name of every option that is read to the set `read`."""
+class RecordingConfig:
+    """Wrapper of a model's config that adds the name of every option that is read to a set."""
 
-    def __init__(self, config, read):
-        self._config, self._read = config, read
+    def __init__(self, config, used_options):
+        self._config = config
+        self._used_options = used_options
 
     def __getattr__(self, name):
-        found = getattr(type(self._config), name, None)
-        if isinstance(found, property):
-            return found.fget(self)  # what it reads is recorded too
-        self._read.add(name)
+        attribute = getattr(type(self._config), name, None)
+        if isinstance(attribute, property):
+            return attribute.fget(self)  # records the options that the property reads
+        self._used_options.add(name)
         return getattr(self._config, name)
 
 
 @pytest.mark.parametrize(("name", "module"), [("mu/4", ViT), ("resnet8", ResNet)])
-def test_something_reads_every_option_of_a_model(name, module):
-    config, read = variants.parse(name, image=8), set()
-    recorded = Recorded(config, read)
-    model = models.pure(lambda rngs: module(recorded, rngs=rngs))
+def test_every_model_option_is_used(name, module):
+    config = variants.parse(name, image=8)
+    used_options = set()
+    recording_config = RecordingConfig(config, used_options)
+    model = models.pure(lambda rngs: module(recording_config, rngs=rngs))
 
     def compute(images, key):
         weights = models.merge_trees(model.init(key), model.stats())
         return model.apply(weights, images, train=True, rng=key)["logits"]
 
     jax.eval_shape(compute, np.zeros((1, 8, 8, 3), np.float32), jax.random.key(0))
-    assert read == options(type(config)).keys()
+    assert used_options == options(type(config)).keys()
 
 
-def test_an_unread_key_would_be_noticed():
-    config, read = defaults(), set()
-    with recording(config, read):
+def test_recording_finds_only_keys_that_are_read():
+    config = defaults()
+    keys = set()
+    with recording(config, keys):
         assert config.optim.lr
-    assert read == {"optim", "optim.lr"}
+    assert keys == {"optim", "optim.lr"}

@@ -1,4 +1,6 @@
-"""The CNN: published sizes, batch norm by hand; a ViT's loop, meshes and checkpoints."""
+"""The ResNet: published sizes, BatchNorm, and training with meshes and checkpoints."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,8 @@ from vit_jax.run import Run
 from vit_jax.tools import evaluate, summary
 from vit_jax.workdir import log
 
-# torchvision's and timm's, with 1000 classes.
-PUBLISHED = {
+# Parameters in torchvision and timm, with 1000 classes.
+PARAMETERS = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
@@ -25,30 +27,40 @@ PUBLISHED = {
 }
 
 
-def recipe(**over):
+def recipe(**overrides):
+    """Return the config of a short ResNet run on digits, with overrides group__key=value."""
     c = digits.get_config()
-    c.model.variant, c.model.pool, c.model.init = "resnet8", "cls", "deit"
+    c.model.variant = "resnet8"
+    c.model.pool = "cls"
+    c.model.init = "deit"
     c.model.width = 4
-    c.batch_size, c.total_steps, c.optim.warmup = 64, "6", "1"
-    c.log_every, c.eval_every, c.checkpoint_every = "1", "6", "3"
+    c.batch_size = 64
+    c.total_steps = "6"
+    c.optim.warmup = "1"
+    c.log_every = "1"
+    c.eval_every = "6"
+    c.checkpoint_every = "3"
     c.compilation_cache = ""
-    for key, value in over.items():
-        group, _, leaf = key.rpartition("__")
-        (c[group] if group else c)[leaf] = value
+    for path, value in overrides.items():
+        group, _, key = path.rpartition("__")
+        (c[group] if group else c)[key] = value
     check(c)
     return c
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_parameters_are_those_published(name):
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts(name):
     config = variants.parse(name)
-    assert count_params(config) == PUBLISHED[name]
-    if name in ("resnet18", "resnet50"):  # building the deep ones takes seconds
-        assert f"{PUBLISHED[name]:,}" in summary.summary(name, config)
+    assert count_params(config) == PARAMETERS[name]
+    if name in ("resnet18", "resnet50"):  # building the deeper models takes seconds
+        assert f"{PARAMETERS[name]:,}" in summary.summary(name, config)
 
 
-def test_flops_are_those_of_the_paper():
-    """Table 1 of arXiv:1512.03385 counts multiply-adds; its bottlenecks stride in the first 1x1."""
+def test_flops_match_paper():
+    """FLOPs match Table 1 of arXiv:1512.03385, which counts multiply-adds.
+
+    Bottleneck models differ, because the paper has the stride in the first 1x1 convolution.
+    """
     for name, gmacs in {"resnet18": 1.8, "resnet34": 3.6}.items():
         assert count_flops(variants.parse(name)) / 2e9 == pytest.approx(gmacs, rel=0.02)
 
@@ -65,7 +77,7 @@ def test_flops_are_those_of_the_paper():
         ("resnet8", 9, {"stem": 9, "layer1": 9, "layer2": 5, "layer3": 3}),
     ],
 )
-def test_shapes_are_those_that_are_counted(name, image, sides):
+def test_feature_maps_match_convolution_plan(name, image, sides):
     model = models.build(variants.parse(name, num_classes=10))
     weights = jax.eval_shape(
         lambda k: models.merge_trees(model.init(k), model.stats()), jax.random.key(0)
@@ -74,19 +86,21 @@ def test_shapes_are_those_that_are_counted(name, image, sides):
     out = jax.eval_shape(lambda w: model.apply(w, x, blocks=True, train=True), weights)
     assert {k: m.shape[1] for k, m in out["maps"].items()} == sides
     plan = variants.convolutions(variants.parse(name, image=image))
-    last = {path.split("/")[0]: words for path, words in plan.items()}
-    for stage, (*_, channels, side) in last.items():
+    last_convolutions = {path.split("/")[0]: conv for path, conv in plan.items()}
+    for stage, (*_, channels, side) in last_convolutions.items():
         assert out["maps"][stage].shape[1:] == (side, side, channels)
     assert jax.tree.structure(out["stats"]) == jax.tree.structure(model.stats())
 
 
-def test_a_batch_norm_by_hand():
-    """Training normalizes by the batch and hands its statistics on; evaluation by those kept."""
+def test_batch_norm_matches_numpy():
+    """Training uses and returns batch statistics; evaluation uses running statistics."""
     rng = np.random.default_rng(0)
     conv = resnet.ConvNorm(1, 1, 3, 3, dtype=jnp.float32, rngs=resnet.nnx.Rngs(params=0))
     conv.kernel[...] = jnp.eye(3)[None, None]
-    conv.scale[...], conv.bias[...] = jnp.array([1.0, 2.0, 3.0]), jnp.array([0.0, 1.0, -1.0])
-    conv.mean[...], conv.var[...] = jnp.array([0.5, 0.0, 1.0]), jnp.array([4.0, 1.0, 0.25])
+    conv.scale[...] = jnp.array([1.0, 2.0, 3.0])
+    conv.bias[...] = jnp.array([0.0, 1.0, -1.0])
+    conv.mean[...] = jnp.array([0.5, 0.0, 1.0])
+    conv.var[...] = jnp.array([4.0, 1.0, 0.25])
     x = rng.normal(3, 2, (2, 3, 5, 3))
     mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
     y, stats = conv(jnp.asarray(x, jnp.float32), train=True)
@@ -100,16 +114,18 @@ def test_a_batch_norm_by_hand():
     assert stats == {}
 
 
-def test_every_branch_starts_as_the_identity():
+def test_residual_blocks_are_initialized_to_identity():
     model = resnet.create("resnet8", width=4, num_classes=10)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     maps = model(x, blocks=True)["maps"]
     np.testing.assert_array_equal(maps["layer1"], maps["stem"])
 
 
-def steps(config, devices, count=3):
+def train_steps(config, devices, count=3):
+    """Return the loss of each step and the running statistics after the last one."""
     run = Run(config, devices)
-    state, batches = run.init(), run.batches(0)
+    state = run.init()
+    batches = run.batches(0)
     losses = []
     for _ in range(count):
         state, metrics = run.step(state, next(batches))
@@ -118,44 +134,48 @@ def steps(config, devices, count=3):
     return np.array(losses), jax.device_get(state.extra["inner"])
 
 
-def test_statistics_are_of_the_global_batch():
-    """On a mesh a batch norm sees all of the batch, in micro-batches the mean over them."""
-    one, kept = steps(recipe(), jax.devices()[:1])
-    many, same = steps(recipe(mesh__data=2, mesh__fsdp=4), jax.devices())
-    np.testing.assert_allclose(many, one, rtol=2e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), same, kept)
-    _, parts = steps(recipe(accum_steps=2), jax.devices()[:1], 1)
-    _, whole = steps(recipe(), jax.devices()[:1], 1)
-    np.testing.assert_allclose(parts["stem"]["mean"], whole["stem"]["mean"], rtol=1e-4, atol=1e-6)
+def test_batch_statistics_are_global():
+    """Statistics on a mesh are those of the global batch; micro-batches are averaged."""
+    single = jax.devices()[:1]
+    losses, stats = train_steps(recipe(), single)
+    mesh_losses, mesh_stats = train_steps(recipe(mesh__data=2, mesh__fsdp=4), jax.devices())
+    np.testing.assert_allclose(mesh_losses, losses, rtol=2e-5)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, mesh_stats, stats)
+    _, accumulated = train_steps(recipe(accum_steps=2), single, 1)
+    _, full_batch = train_steps(recipe(), single, 1)
+    close(accumulated["stem"]["mean"], full_batch["stem"]["mean"])
 
 
-def test_it_resumes_to_the_same_bits_and_scores_from_disk(tmp_path):
+def test_resume_is_bit_exact_and_statistics_are_restored(tmp_path):
     devices = jax.devices()[:1]
-    config, third, rows = recipe(), iter([False, False, True]), {}
-    for name in ("once", "twice"):
+    config = recipe()
+    stops = iter([False, False, True])
+    rows = {}
+    for name in ("uninterrupted", "resumed"):
         train.claim(tmp_path / name, config)
     with pytest.raises(Preempted):
-        train.train(config, tmp_path / "twice", lambda: next(third), devices)
-    for name in ("once", "twice"):
+        train.train(config, tmp_path / "resumed", lambda: next(stops), devices)
+    for name in ("uninterrupted", "resumed"):
         train.train(config, tmp_path / name, devices=devices)
         rows[name] = [
             {k: v for k, v in row.items() if not k.startswith("perf/")}
             for row in log.read_metrics(tmp_path / name)
         ]
-    assert rows["once"] == rows["twice"]
-    score = evaluate.evaluate(inference.load(str(tmp_path / "once")))
-    assert score["acc1"] == rows["once"][-1]["eval/test/acc1"]
-    _, _, model, weights, _ = runs.load_weights(tmp_path / "once", raw=True)
-    trained = weights["stem"]["mean"]
-    assert np.abs(trained).max() > 0  # the statistics were kept, and are among the weights
-    # Another run may begin with it: the classifier of 10 classes stays, the statistics too.
-    config = recipe(model_init=str(tmp_path / "once"))
-    found = Run(config, devices).init().extra["inner"]["stem"]["mean"]
-    average = runs.load_weights(tmp_path / "once")[3]["stem"]["mean"]
-    np.testing.assert_array_equal(found, average)
+    assert rows["uninterrupted"] == rows["resumed"]
+    workdir = tmp_path / "uninterrupted"
+    score = evaluate.evaluate(inference.load(str(workdir)))
+    assert score["acc1"] == rows["uninterrupted"][-1]["eval/test/acc1"]
+    _, _, _, weights, _ = runs.load_weights(workdir, raw=True)
+    assert np.abs(weights["stem"]["mean"]).max() > 0  # running statistics are part of the weights
+    # A run that is initialized from another one takes over its running statistics.
+    config = recipe(model_init=str(workdir))
+    initial = Run(config, devices).init().extra["inner"]["stem"]["mean"]
+    average = runs.load_weights(workdir)[3]["stem"]["mean"]
+    np.testing.assert_array_equal(initial, average)
 
 
-def test_what_only_a_vit_has_is_refused():
+def test_vit_options_raise():
     with pytest.raises(UserError, match="resnet8 has no depth, drop_path; pass --config.m"):
         recipe(model__depth=3, model__drop_path=0.1)
     with pytest.raises(UserError, match="layer_decay"):
@@ -168,7 +188,7 @@ def test_what_only_a_vit_has_is_refused():
         resnet.create("resnet9")
 
 
-def test_kernels_decay_and_norms_do_not():
+def test_only_kernels_have_weight_decay():
     params = models.build(variants.parse("resnet8", num_classes=10)).init(jax.random.key(0))
     mask = optim.decay_mask(params, "timm")
     assert mask["layer1"]["block0"]["conv1"] == {"kernel": True, "scale": False, "bias": False}

@@ -1,4 +1,4 @@
-"""The model: its sizes, its parts against golden numbers, and what must not change its outputs."""
+"""The ViT: sizes, layers against reference outputs, and invariances of the outputs."""
 
 import functools
 import inspect
@@ -18,7 +18,7 @@ from vit_jax.errors import UserError
 from vit_jax.layers import encoder, heads, norms
 from vit_jax.layers.patch_embed import sincos2d
 
-PARAMETERS = {  # with 1000 classes, as published where somebody did
+PARAMETERS = {  # with 1000 classes; Ti to G as published
     "pico/16": 62_704,
     "mu/16": 76_712,
     "nano/16": 180_328,
@@ -36,16 +36,17 @@ PARAMETERS = {  # with 1000 classes, as published where somebody did
 
 
 def tiny(**options):
-    """A model of 10 classes and 4 x 4 patches -> models.Model."""
+    """Build a small model with 10 classes and 4 x 4 patches; returns models.Model."""
     options = {"image": 32, "depth": 2, "num_classes": 10} | options
     return models.build(variants.parse("mu/8", **options))
 
 
 @functools.cache
 def build(**options):
-    """`tiny`, compiled, and parameters.
+    """Return `tiny`, compiled, and random parameters.
 
-    Not the initial ones: no bias is 0, no scale is 1, and drawing these takes no compilation.
+    In contrast to initial parameters, no bias is 0 and no scale is 1. Drawing them with NumPy needs
+    no compilation.
     """
     model = tiny(**options)
     rng = np.random.default_rng(1)
@@ -56,24 +57,24 @@ def build(**options):
 
     shapes = jax.eval_shape(model.init, jax.random.key(1))
     apply = jax.jit(model.apply, static_argnames=("train", "attention", "blocks"))
-    bound = SimpleNamespace(apply=apply, bind=model.bind)
-    return bound, jax.tree_util.tree_map_with_path(fill, shapes)
+    compiled = SimpleNamespace(apply=apply, bind=model.bind)
+    return compiled, jax.tree_util.tree_map_with_path(fill, shapes)
 
 
-def draw(*shape, seed=0):
+def randn(*shape, seed=0):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
 
-def close(a, b, atol=1e-5):
+def assert_close(a, b, atol=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=atol), a, b)
 
 
-def test_every_size_has_a_row():
+def test_all_sizes_are_tested():
     assert [name.split("/")[0] for name in PARAMETERS] == list(variants.VARIANTS)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_are_as_published(name):
+def test_parameter_counts(name):
     model = models.build(variants.parse(name))
     shapes = jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0)))
     assert sum(x.size for x in shapes) == PARAMETERS[name]
@@ -91,23 +92,23 @@ def test_parameters_are_as_published(name):
         dict(no_embed_class=True),
     ],
 )
-def test_parameters_of_options_are_counted(options):
+def test_parameter_counts_with_options(options):
     _, params = build(**options)
     config = variants.parse("mu/8", image=32, depth=2, num_classes=10, **options)
     assert sum(x.size for x in jax.tree.leaves(params)) == flops.count_params(config)
 
 
-def test_parameters_and_flops_equal_timms():
+def test_parameters_and_flops_match_timm():
     rows = json.loads((GOLDEN / "counts.json").read_text())
-    ours = {n: r for n, r in rows.items() if variants.TIMM_NAME.fullmatch(n)}
-    assert len(ours) == 14
-    for name, row in ours.items():
+    supported = {n: r for n, r in rows.items() if variants.TIMM_NAME.fullmatch(n)}
+    assert len(supported) == 14
+    for name, row in supported.items():
         config = variants.parse(name, num_classes=row["num_classes"])
         assert flops.count_params(config) == row["params"]
         assert flops.count_flops(config) == row["flops"]
 
 
-def test_a_wrong_name_or_option_is_named():
+def test_invalid_names_and_options_raise():
     for name in (
         "S",
         "XXL/16",
@@ -124,32 +125,32 @@ def test_a_wrong_name_or_option_is_named():
         vit.create("mu/8", image=32, pool="cls", class_token=False)
 
 
-def test_options_in_a_name_count():
+def test_name_overrides_are_applied():
     assert vit.create("mu/8,image=16,num_classes=5").config.num_classes == 5
     assert resnet.create("resnet8,num_classes=5").config.num_classes == 5
     assert vit.create("mu/8,image=16", num_classes=3, depth=2).config.depth == 2
 
 
-def test_the_seed_decides_the_weights():
+def test_initialization_depends_on_seed():
     a, b, c = (nnx.state(vit.create("mu/8", image=32, seed=seed)) for seed in (0, 0, 1))
-    close(a, b, atol=0)
+    assert_close(a, b, atol=0)
     assert not np.allclose(a["pos_embed"], c["pos_embed"])
 
 
-def test_patch_embedding_as_convolution_and_as_unfold_is_the_same_function():
+def test_patch_embedding_conv_matches_unfold():
     conv, params = build(patch_embed="conv")
     linear, _ = build(patch_embed="linear")
-    images = draw(2, 32, 48, 3)
-    close(conv.bind(params).patch_embed(images), linear.bind(params).patch_embed(images))
-    # Row by row: token 6 of a 4 x 6 grid is the first patch of the second row.
+    images = randn(2, 32, 48, 3)
+    assert_close(conv.bind(params).patch_embed(images), linear.bind(params).patch_embed(images))
+    # Row-major order: token 6 of a 4 x 6 grid is the first patch of the second row.
     x = images[:, 8:16, :8].reshape(2, -1) @ params["patch_embed"]["kernel"].reshape(-1, 32)
-    close(x + params["patch_embed"]["bias"], conv.bind(params).patch_embed(images)[:, 6])
+    assert_close(x + params["patch_embed"]["bias"], conv.bind(params).patch_embed(images)[:, 6])
 
 
-def test_fixed_positions_equal_big_visions():
+def test_sincos_positions_match_big_vision():
     tables = np.load(GOLDEN / "vit/bv_sincos2d/tables.npz")
-    close(sincos2d((14, 14), 64), tables["h14_w14_d64"], atol=1e-6)
-    close(sincos2d((4, 6), 24), tables["h4_w6_d24"], atol=1e-6)
+    assert_close(sincos2d((14, 14), 64), tables["h14_w14_d64"], atol=1e-6)
+    assert_close(sincos2d((4, 6), 24), tables["h4_w6_d24"], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -159,26 +160,26 @@ def test_fixed_positions_equal_big_visions():
 )
 def test_other_image_sizes(options):
     model, params = build(**options)
-    out = model.apply(params, draw(2, 48, 24, 3), attention=True)
+    out = model.apply(params, randn(2, 48, 24, 3), attention=True)
     assert out["tokens"].shape == (2, 1 + 6 * 3, 32)
     assert out["attention"].shape == (2, 2, 2, 19, 19)
-    with pytest.raises(ValueError, match="36x32 pixels do not divide into patches of 8x8"):
-        model.apply(params, draw(2, 36, 32, 3))
-    with pytest.raises(ValueError, match="takes 3 channels"):
-        model.apply(params, draw(2, 32, 32, 1))
+    with pytest.raises(ValueError, match="36x32 pixels cannot be split into patches of 8x8"):
+        model.apply(params, randn(2, 36, 32, 3))
+    with pytest.raises(ValueError, match="expects 3 channels"):
+        model.apply(params, randn(2, 32, 32, 1))
 
 
 @pytest.mark.parametrize("prefix", [0, 1])
-def test_mean_pooling_leaves_out_the_class_token(prefix):
+def test_mean_pooling_excludes_class_token(prefix):
     model, params = build(pool="gap", class_token=bool(prefix))
-    out = model.apply(params, draw(2, 32, 32, 3))
+    out = model.apply(params, randn(2, 32, 32, 3))
     assert out["tokens"].shape == (2, prefix + 16, 32)
     x, norm = np.asarray(out["tokens"])[:, prefix:].mean(1), params["fc_norm"]
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-    close(out["pooled"], x * norm["scale"] + norm["bias"])
+    assert_close(out["pooled"], x * norm["scale"] + norm["bias"])
 
 
-def test_attention_pooling_equals_big_visions():
+def test_attention_pooling_matches_big_vision():
     folder = GOLDEN / "vit/bv_map_learn"
     golden = np.load(folder / "params.npz")
 
@@ -209,30 +210,30 @@ def test_attention_pooling_equals_big_visions():
     config = variants.parse("mu/8", width=48, num_heads=3, mlp_dim=96, act="gelu_tanh")
     pool = models.pure(lambda rngs: heads.AttentionPool(config, rngs=rngs))
     pooled = jax.jit(pool.apply)(params, jnp.asarray(np.load(folder / "encoded.npy")))
-    close(pooled, np.load(folder / "pre_logits.npy"))
+    assert_close(pooled, np.load(folder / "pre_logits.npy"))
 
 
-def test_layer_norm_has_eps_1e_6():
+def test_layer_norm_epsilon_is_1e_6():
     x = 1e-3 * np.random.default_rng(0).normal(size=(4, 32))
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     norm = norms.LayerNorm(32, dtype=jnp.float32)
-    close(norm(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)  # eps 1e-5 gives a third
+    assert_close(norm(jnp.asarray(x, jnp.float32)), expected, atol=1e-5)  # eps matters: var is 1e-6
 
 
-def test_post_norm_normalizes_the_output_of_every_block():
-    images = draw(2, 32, 32, 3)
+def test_post_norm_normalizes_block_outputs():
+    images = randn(2, 32, 32, 3)
     (pre, params), (post, _) = build(norm="pre"), build(norm="post")
     norm = params["blocks"]["norm2"]
     outputs = [model.apply(params, images, blocks=True)["blocks"] for model in (pre, post)]
-    before, after = ((x - norm["bias"][:, None, None]) for x in outputs)
-    after = np.asarray(after / norm["scale"][:, None, None])
-    np.testing.assert_allclose(after.mean(-1), 0, atol=1e-5)
-    np.testing.assert_allclose(after.std(-1), 1, atol=1e-4)
-    assert np.abs(np.asarray(before).std(-1) - 1).mean() > 0.1
+    pre_out, post_out = ((x - norm["bias"][:, None, None]) for x in outputs)
+    post_out = np.asarray(post_out / norm["scale"][:, None, None])
+    np.testing.assert_allclose(post_out.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(post_out.std(-1), 1, atol=1e-4)
+    assert np.abs(np.asarray(pre_out).std(-1) - 1).mean() > 0.1
 
 
-def test_layer_scale_multiplies_the_residual_branches():
-    """The same as its gains multiplied into the last linear layer of each branch."""
+def test_layer_scale_multiplies_residual_branches():
+    """LayerScale matches gains multiplied into the last linear layer of each branch."""
     scaled, params = build(layer_scale_init=0.1)
     plain, _ = build()
     blocks = dict(params["blocks"])
@@ -241,20 +242,25 @@ def test_layer_scale_multiplies_the_residual_branches():
         last = blocks[part][name]
         last = {"kernel": last["kernel"] * gain[:, None], "bias": last["bias"] * gain}
         blocks[part] = blocks[part] | {name: last}
-    images = draw(2, 32, 32, 3)
+    images = randn(2, 32, 32, 3)
     expected = plain.apply(params | {"blocks": blocks}, images, blocks=True)
-    close(scaled.apply(params, images, blocks=True)["blocks"], expected["blocks"])
+    assert_close(scaled.apply(params, images, blocks=True)["blocks"], expected["blocks"])
     fresh = vit.create("mu/8", image=32, layer_scale_init=1e-4).blocks
     assert (fresh.ls1.gamma[...] == jnp.float32(1e-4)).all()
 
 
-NOISE = [(dict(norm="post"), "on", "dots"), (dict(drop_path=0.5, dropout=0.2), "on", "full")]
+EXECUTION_CASES = [
+    (dict(norm="post"), "on", "dots"),
+    (dict(drop_path=0.5, dropout=0.2), "on", "full"),
+]
 
 
-@pytest.mark.parametrize(("options", "scan", "remat"), NOISE, ids=["quiet", "noise"])
-def test_scanned_unrolled_and_rematerialized_are_the_same(options, scan, remat):
-    """Outputs and gradients, noise included: how blocks are run is a matter of speed alone."""
-    images, rng = draw(4, 32, 32, 3), jax.random.key(7)
+@pytest.mark.parametrize(
+    ("options", "scan", "remat"), EXECUTION_CASES, ids=["no_dropout", "dropout"]
+)
+def test_scan_and_remat_match_unrolled(options, scan, remat):
+    """Outputs and gradients are equal, including dropout and drop path."""
+    images, rng = randn(4, 32, 32, 3), jax.random.key(7)
     plain, params = build(**options, scan="off")
 
     def gradient(model):
@@ -266,79 +272,79 @@ def test_scanned_unrolled_and_rematerialized_are_the_same(options, scan, remat):
 
     expected = gradient(plain)
     model = tiny(**options, scan=scan, remat=remat)
-    close(gradient(model), expected, atol=2e-5)
-    quiet = plain.apply(params, images)["logits"]
-    assert np.allclose(expected[0][1], quiet, atol=1e-4) == ("dropout" not in options)
+    assert_close(gradient(model), expected, atol=2e-5)
+    deterministic = plain.apply(params, images)["logits"]
+    assert np.allclose(expected[0][1], deterministic, atol=1e-4) == ("dropout" not in options)
 
 
-def test_the_dots_policy_computes_no_product_of_a_layer_twice():
-    images, counts = draw(2, 32, 32, 3), {}
+def test_dots_policy_does_not_recompute_dense_products():
+    images = randn(2, 32, 32, 3)
+    counts = {}
     for remat in ("none", "dots", "full"):
         model = tiny(scan="on", remat=remat)
         params = jax.eval_shape(model.init, jax.random.key(0))
         step = jax.jit(jax.grad(lambda p, m=model: m.apply(p, images)["logits"].sum()))
         counts[remat] = step.lower(params).as_text().count("dot_general")
-    # Attention's two products are computed again by both, the layers' four by one of them.
+    # Both recompute the two products of attention; only "full" recomputes the four dense layers.
     assert counts["none"] < counts["dots"] < counts["full"]
 
 
-def test_noise_belongs_to_the_image_not_to_its_batch():
+def test_dropout_is_independent_of_batch_order():
     model, params = build(drop_path=0.5, dropout=0.2)
-    images, keys = draw(3, 32, 32, 3), jax.random.split(jax.random.key(0), 3)
+    images, keys = randn(3, 32, 32, 3), jax.random.split(jax.random.key(0), 3)
     order = jnp.array([2, 0, 1])
-    one = model.apply(params, images, train=True, rng=keys)["logits"]
-    other = model.apply(params, images[order], train=True, rng=keys[order])["logits"]
-    close(one[order], other)
-    assert (
-        np.abs(model.apply(params, images, train=True, rng=keys[order])["logits"] - one).min() > 0
-    )
+    logits = model.apply(params, images, train=True, rng=keys)["logits"]
+    permuted = model.apply(params, images[order], train=True, rng=keys[order])["logits"]
+    assert_close(logits[order], permuted)
+    other_keys = model.apply(params, images, train=True, rng=keys[order])["logits"]
+    assert np.abs(other_keys - logits).min() > 0
 
 
-def test_drop_path_keeps_the_mean_and_spares_the_first_block():
+def test_drop_path_preserves_mean_and_skips_first_block():
     model, params = build(drop_path=0.5)
-    images = jnp.broadcast_to(draw(1, 32, 32, 3), (512, 32, 32, 3))
+    images = jnp.broadcast_to(randn(1, 32, 32, 3), (512, 32, 32, 3))
     first, second = model.apply(params, images[:1], blocks=True)["blocks"]
     noisy = model.apply(params, images, train=True, rng=jax.random.key(0), blocks=True)["blocks"]
-    close(noisy[0], jnp.broadcast_to(first, noisy[0].shape))
-    # The second block's rate is 0.5; it has two branches, each there in half of the images.
-    untouched = jnp.all(noisy[1] == noisy[0], axis=(1, 2))
-    assert 0.19 < float(untouched.mean()) < 0.31
+    assert_close(noisy[0], jnp.broadcast_to(first, noisy[0].shape))
+    # The rate of the second block is 0.5: both of its branches are dropped in 1/4 of the images.
+    unchanged = jnp.all(noisy[1] == noisy[0], axis=(1, 2))
+    assert 0.19 < float(unchanged.mean()) < 0.31
     ratio = jnp.vdot(noisy[1].mean(0) - first[0], second[0] - first[0])
     assert abs(float(ratio / jnp.sum((second[0] - first[0]) ** 2)) - 1) < 0.15
 
 
-def test_training_needs_a_key():
+def test_training_requires_key():
     model, params = build()
     with pytest.raises(ValueError, match="rng=jax.random.key"):
-        model.apply(params, draw(1, 32, 32, 3), train=True)
+        model.apply(params, randn(1, 32, 32, 3), train=True)
 
 
-def test_groups_of_tokens_do_not_see_each_other():
+def test_groups_and_views_do_not_interact():
     model, params = build()
     blocks, config = model.bind(params).blocks, variants.parse("mu/8", depth=2, scan="on")
-    run = dict(attention=True, outputs=True)
-    encode = jax.jit(lambda groups: encoder.encode(config, blocks, groups, **run))
-    groups = [draw(2, 2, 5, 32, seed=1), draw(2, 3, 9, 32, seed=2)]
-    together, named = encode(groups)
-    near = functools.partial(close, atol=1e-4)  # values reach 10
+    options = dict(attention=True, outputs=True)
+    encode = jax.jit(lambda groups: encoder.encode(config, blocks, groups, **options))
+    groups = [randn(2, 2, 5, 32, seed=1), randn(2, 3, 9, 32, seed=2)]
+    joint, outputs = encode(groups)
+    assert_tokens_close = functools.partial(assert_close, atol=1e-4)  # values reach 10
     for i, group in enumerate(groups):
-        (alone,), of_group = encode([group])
-        near(together[i], alone)
-        close(named["attention"][i], of_group["attention"][0])
-        near(named["blocks"][i], of_group["blocks"][0])
+        (single,), group_outputs = encode([group])
+        assert_tokens_close(joint[i], single)
+        assert_close(outputs["attention"][i], group_outputs["attention"][0])
+        assert_tokens_close(outputs["blocks"][i], group_outputs["blocks"][0])
         b, v, n, d = group.shape
-        assert named["attention"][i].shape == (2, b * v, 2, n, n)
-        near(named["blocks"][i][-1].reshape(b, v, n, d), together[i])
-    # Nor do the views of one group.
+        assert outputs["attention"][i].shape == (2, b * v, 2, n, n)
+        assert_tokens_close(outputs["blocks"][i][-1].reshape(b, v, n, d), joint[i])
+    # The views of a group do not interact either.
     changed, _ = encode([groups[0].at[:, 0].add(1.0), groups[1]])
-    near(changed[0][:, 1], together[0][:, 1])
-    assert np.abs(changed[0][:, 0] - together[0][:, 0]).max() > 0.1
+    assert_tokens_close(changed[0][:, 1], joint[0][:, 1])
+    assert np.abs(changed[0][:, 0] - joint[0][:, 0]).max() > 0.1
 
 
 @pytest.mark.parametrize("scan", ["on", "off"])
-def test_attention_maps_cost_nothing_unless_asked_for(scan):
+def test_unused_outputs_add_no_cost(scan):
     model, params = build(scan=scan)
-    images = draw(5, 32, 32, 3)
+    images = randn(5, 32, 32, 3)
 
     def compiled(keys, **options):
         def apply(params, images):
@@ -349,28 +355,28 @@ def test_attention_maps_cost_nothing_unless_asked_for(scan):
 
     plain = compiled(["logits"])
     unused = compiled(["logits"], blocks=True)
-    asked = compiled(["logits", "attention"], attention=True)
-    flops = [x.cost_analysis()["flops"] for x in (plain, unused, asked)]
+    requested = compiled(["logits", "attention"], attention=True)
+    flops = [x.cost_analysis()["flops"] for x in (plain, unused, requested)]
     memory = [x.memory_analysis().temp_size_in_bytes for x in (plain, unused)]
     assert flops[0] == flops[1] <= flops[2]
     assert memory[0] == memory[1]
-    assert "f32[2,5,2,17,17]" in asked.as_text() and "[2,5,2,17,17]" not in plain.as_text()
+    assert "f32[2,5,2,17,17]" in requested.as_text() and "[2,5,2,17,17]" not in plain.as_text()
 
 
 @pytest.mark.parametrize("kernel", ["matmul", "xla"])
-def test_attention_is_a_softmax_and_kernels_agree(kernel):
-    images = draw(2, 32, 32, 3)
+def test_attention_maps_sum_to_one_and_kernels_agree(kernel):
+    images = randn(2, 32, 32, 3)
     model, params = build(attn=kernel)
     out = model.apply(params, images, attention=True)
     maps = np.asarray(out["attention"])
     np.testing.assert_allclose(maps.sum(-1), 1, atol=1e-5)
     assert maps.max() > 2 / 17
-    close(model.apply(params, images)["logits"], out["logits"], atol=1e-4)
-    close(build()[0].apply(params, images)["logits"], out["logits"], atol=1e-4)
+    assert_close(model.apply(params, images)["logits"], out["logits"], atol=1e-4)
+    assert_close(build()[0].apply(params, images)["logits"], out["logits"], atol=1e-4)
 
 
-def test_bfloat16_is_close_and_its_logits_are_float32():
-    images = draw(2, 32, 32, 3)
+def test_bfloat16_is_close_with_float32_logits():
+    images = randn(2, 32, 32, 3)
     model, params = build()
     half, _ = build(dtype="bfloat16")
     exact, rounded = model.apply(params, images), half.apply(params, images)
@@ -380,29 +386,29 @@ def test_bfloat16_is_close_and_its_logits_are_float32():
     assert 0 < difference < 0.05 * np.abs(exact["logits"]).max()
 
 
-def test_pooling_reads_what_it_says():
-    tokens = draw(2, 5, 4)
-    close(heads.pool_tokens(tokens, "cls", 1), tokens[:, 0])
-    close(heads.pool_tokens(tokens, "gap", 2), tokens[:, 2:].mean(1))
+def test_pool_tokens():
+    tokens = randn(2, 5, 4)
+    assert_close(heads.pool_tokens(tokens, "cls", 1), tokens[:, 0])
+    assert_close(heads.pool_tokens(tokens, "gap", 2), tokens[:, 2:].mean(1))
 
 
-def test_without_classes_there_is_no_classifier():
+def test_no_classes_no_classifier():
     model = tiny(num_classes=0)
     out = jax.eval_shape(
-        model.apply, jax.eval_shape(model.init, jax.random.key(0)), draw(1, 32, 32, 3)
+        model.apply, jax.eval_shape(model.init, jax.random.key(0)), randn(1, 32, 32, 3)
     )
     assert set(out) == {"tokens", "pooled"}
 
 
-def test_functional_serves_jit_grad_and_vmap():
+def test_functional_with_jit_grad_and_vmap():
     model = vit.create("mu/8", num_classes=10, image=32, drop_path=0.1)
     apply, params = vit.functional(model)
-    images, labels = draw(4, 32, 32, 3), jnp.arange(4)
+    images, labels = randn(4, 32, 32, 3), jnp.arange(4)
     expected = model(images)["logits"]
     logits = jax.jit(lambda params, images: apply(params, images)["logits"])(params, images)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
-    one = jax.vmap(lambda image: apply(params, image[None])["logits"][0])(images)
-    np.testing.assert_allclose(one, expected, atol=1e-5)
+    per_image = jax.vmap(lambda image: apply(params, image[None])["logits"][0])(images)
+    np.testing.assert_allclose(per_image, expected, atol=1e-5)
 
     def loss(params, rng):
         logits = apply(params, images, train=True, rng=rng)["logits"]
@@ -410,54 +416,53 @@ def test_functional_serves_jit_grad_and_vmap():
 
     step = jax.jit(jax.value_and_grad(loss))
     tx = optax.adam(1e-2)
-    state, values = tx.init(params), []
+    state = tx.init(params)
+    values = []
     for i in range(5):
         value, gradient = step(params, jax.random.key(i))
         updates, state = tx.update(gradient, state)
         params = optax.apply_updates(params, updates)
         values.append(value)
     assert values[-1] < values[0]
-    np.testing.assert_array_equal(model(images)["logits"], expected)  # it is not changed
+    np.testing.assert_array_equal(model(images)["logits"], expected)  # not modified
 
 
-def test_patches_may_be_masked_and_tokens_dropped():
+def test_patches_can_be_masked_and_tokens_dropped():
     model = vit.create("mu/8", num_classes=10, image=32)
-    images = draw(2, 32, 32, 3)
+    images = randn(2, 32, 32, 3)
     tokens = model.embed(images)
-    np.testing.assert_array_equal(
-        model.add_positions(model.patch_embed(images), (4, 4)), tokens, err_msg="embed is the two"
-    )
-    whole, named = model.encode(tokens, blocks=True)
-    np.testing.assert_allclose(model.read(whole)[1], model(images)["pooled"], atol=1e-5)
-    np.testing.assert_allclose(named["blocks"][-1], whole, atol=1e-6)
-    few, named = model.encode(tokens[:, :5], attention=True)
-    assert few.shape == (2, 5, 32) and named["attention"].shape[-2:] == (5, 5)
-    # A token without the others is what the model makes of it alone: attention sees no more.
-    assert np.abs(few - whole[:, :5]).max() > 1e-3
-    masked = model.add_positions(jnp.zeros_like(model.patch_embed(images)), (4, 4))
+    patches = model.patch_embed(images)
+    np.testing.assert_array_equal(model.add_positions(patches, (4, 4)), tokens)
+    full, outputs = model.encode(tokens, blocks=True)
+    np.testing.assert_allclose(model.read(full)[1], model(images)["pooled"], atol=1e-5)
+    np.testing.assert_allclose(outputs["blocks"][-1], full, atol=1e-6)
+    subset, outputs = model.encode(tokens[:, :5], attention=True)
+    assert subset.shape == (2, 5, 32) and outputs["attention"].shape[-2:] == (5, 5)
+    assert np.abs(subset - full[:, :5]).max() > 1e-3  # dropped tokens are not attended to
+    masked = model.add_positions(jnp.zeros_like(patches), (4, 4))
     np.testing.assert_array_equal(masked[0], masked[1])
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "says"),
+    ("shape", "dtype", "message"),
     [
         ((2, 32, 32, 3), np.uint8, "uint8; pass normalized floats.*augment.normalize.*run"),
         ((32, 32, 3), np.float32, r"without a batch axis; pass images\[None\]"),
-        ((2, 3, 32, 32), np.float32, r"channels first: transpose them by \(0, 2, 3, 1\)"),
-        ((2, 32, 30, 3), np.float32, "32x30 pixels do not divide into patches of 8x8"),
+        ((2, 3, 32, 32), np.float32, r"channels-first: transpose them with axes \(0, 2, 3, 1\)"),
+        ((2, 32, 30, 3), np.float32, "32x30 pixels cannot be split into patches of 8x8"),
         ((2, 32), np.float32, r"pass \[batch, height, width, channels\]"),
     ],
 )
-def test_images_that_do_not_fit_are_named(shape, dtype, says):
+def test_invalid_images_raise(shape, dtype, message):
     for model in (vit.create("mu/8", image=32), resnet.create("resnet8", width=4)):
-        if "patches" in says and isinstance(model, resnet.ResNet):
-            continue  # takes any size
-        with pytest.raises(UserError, match=says) as error:
+        if "patches" in message and isinstance(model, resnet.ResNet):
+            continue  # accepts any image size
+        with pytest.raises(UserError, match=message) as error:
             model(np.zeros(shape, dtype))
         assert "\n" not in str(error.value)
 
 
-def test_create_shows_its_options():
+def test_create_documents_options():
     options = inspect.signature(vit.create).parameters
     assert {"name", "num_classes", "seed", "drop_path", "pool", "layer_scale_init"} < set(options)
     assert "overrides" not in options and options["drop_path"].default == 0.0

@@ -1,4 +1,4 @@
-"""The library without its checkout: built as a wheel, installed into an empty directory, used."""
+"""The library outside its checkout: build a wheel, install it into an empty directory, use it."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def get_config():
     c.optim.warmup = "1"
     return c
 """
-USE = f"""
+SCRIPT = f"""
 import vit_jax
 from vit_jax import pretrained, vit
 print(vit_jax.__file__)
@@ -41,21 +41,26 @@ print(type(pretrained.load({str(WEIGHTS)!r}, {NAME!r})).__name__)
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel of a copy of the sources: building writes beside them."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    """A wheel of a copy of the sources, because building writes to the source directory."""
+    source = tmp_path_factory.mktemp("source")
+    wheel_dir = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "vit_jax", source / "vit_jax")
-    options = ["--no-deps", "--no-build-isolation", "--quiet", f"--wheel-dir={out}"]
+    options = ["--no-deps", "--no-build-isolation", "--quiet", f"--wheel-dir={wheel_dir}"]
     subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(source)], check=True)
-    (found,) = out.glob("vit_jax-*.whl")
-    return found
+    (path,) = wheel_dir.glob("vit_jax-*.whl")
+    return path
 
 
 def check(python, path, home, installed):
-    """Use the library from an empty directory: as modules, to predict, to train.
+    """Import the library, predict and train from an empty working directory.
 
-    python: the interpreter; path: PYTHONPATH; installed: the directory it must come from.
+    Args:
+      python: Python interpreter.
+      path: PYTHONPATH; "": unset.
+      home: directory for the files of the test.
+      installed: directory that the library must be imported from.
     """
     empty = home / "empty"
     empty.mkdir()
@@ -65,13 +70,13 @@ def check(python, path, home, installed):
     environment = {k: x for k, x in os.environ.items() if k != "PYTHONPATH"} | {"HOME": str(home)}
     environment |= {"PYTHONPATH": path} if path else {}
 
-    def run(*words):
+    def run(*args):
         options = dict(cwd=empty, env=environment, capture_output=True, text=True)
-        found = subprocess.run([python, *words], **options)
-        assert found.returncode == 0, found.stderr
-        return found.stdout
+        process = subprocess.run([python, *args], **options)
+        assert process.returncode == 0, process.stderr
+        return process.stdout
 
-    file, shape, name = run("-c", USE).splitlines()
+    file, shape, name = run("-c", SCRIPT).splitlines()
     assert file.startswith(f"{installed}/vit_jax/")
     assert (shape, name) == ("(1, 5)", "ViT")
     predict = ["-m", "vit_jax.tools.predict", f"--weights={WEIGHTS}", f"--model={NAME}"]
@@ -81,15 +86,15 @@ def check(python, path, home, installed):
     assert (home / "run/checkpoints/2").is_dir() and not any(empty.iterdir())
 
 
-def test_it_works_where_no_checkout_is_near(wheel, tmp_path):
+def test_wheel_works_outside_the_checkout(wheel, tmp_path):
     target = tmp_path / "site"
     options = ["--no-deps", "--quiet", f"--target={target}"]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True)
     check(sys.executable, str(target), tmp_path, target)
 
 
-@pytest.mark.slow  # a fresh environment: a gigabyte, minutes
-def test_it_works_in_a_fresh_environment(wheel, tmp_path):
+@pytest.mark.slow  # installs all dependencies: a gigabyte, minutes
+def test_wheel_works_in_a_fresh_environment(wheel, tmp_path):
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     python = str(venv / "bin/python")

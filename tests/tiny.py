@@ -1,10 +1,10 @@
-"""Shrinks a recipe so that a test trains it in seconds."""
+"""Shrink a recipe so that a test can train it in seconds."""
 
-HEAD = {"out_dim": 64, "hidden_dim": 32, "bottleneck_dim": 16}
+SMALL_HEAD = {"out_dim": 64, "hidden_dim": 32, "bottleneck_dim": 16}  # of DINO
 
 
 def tiny(c):
-    """Return a copy of a config that trains the smallest model for 2 steps on synthetic images."""
+    """Return a copy of a config that trains a tiny model for 2 steps on synthetic images."""
     c = c.copy_and_resolve_references()
     patch = c.model.variant.partition("/")[2]
 
@@ -29,8 +29,8 @@ def tiny(c):
         c.model.variant = "resnet8"
         c.model.image = 8
 
-    for key in HEAD.keys() & c.objective.keys():
-        c.objective[key] = HEAD[key]
+    for key in SMALL_HEAD.keys() & c.objective.keys():
+        c.objective[key] = SMALL_HEAD[key]
 
     c.optim.warmup = "1"
 

@@ -1,41 +1,42 @@
-"""Vision Transformers in JAX: train, reproduce, look inside.
+"""Vision Transformers in JAX: training, evaluation and analysis.
 
-The root is the path of an image; a folder is a family you can add a member to, or a room with one
-purpose. The life of an image, in order:
+Every training run uses the modules at the top level. A folder is either a family of interchangeable
+modules (FAMILY), to which a new module can be added, or a package with a single purpose. In the
+order in which a training run uses them:
 
-  cli.py           a command line -> a checked config, an exit code
-  config.py        every key of a config: default, unit, choices, range; joint checks; config.json
-  schema.py        what a key may hold; how the members of a family are found
-  train.py         the loop
-  run.py           a config -> data, model, objective, optimizer, mesh
-  data/            FAMILY: sources of encoded or plain images and their labels; decode.py
-  augment/         host.py: crop, resize, distort, in threads and worker processes
-  batch.py         views -> b h w c on the devices, ahead; batch k is a pure function of (seed, k)
-  step.py          one optimizer step: everything below, up to optim.py
-  objectives/      FAMILY: what is minimized, and what it shows and costs
+  cli.py           command line -> checked config; exit codes
+  config.py        every config key with default, unit, choices and range; joint checks; config.json
+  schema.py        types and checks of config keys; lookup of the members of a family
+  train.py         the training loop
+  run.py           config -> data, model, objective, optimizer, mesh
+  data/            FAMILY: sources of encoded or decoded images with labels; decode.py
+  augment/         host.py: crop, resize, affine, RandAugment, in threads or worker processes
+  batch.py         views -> prefetched batches b h w c; batch k is a pure function of (seed, k)
+  step.py          the training step, which uses the modules below up to optim.py
+  objectives/      FAMILY: the loss, the metrics it logs and its FLOPs
   augment/         device.py: flip, color, blur, solarize, normalize, erase
   mixing.py        mixup, CutMix
-  variants.py      ViTConfig, ResNetConfig; names -> configs
-  models.py        a config -> a model as pure functions
+  variants.py      ViTConfig, ResNetConfig; model names -> configs
+  models.py        config -> model as pure functions
   vit.py           the Vision Transformer: b h w c -> named outputs
-  layers/          its parts: patches, positions, attention, MLP, norms, pooling, kernels
-  resnet.py        the CNN it is compared with
+  layers/          patch and position embedding, attention, MLP, norms, pooling, kernels
+  resnet.py        the CNN baseline
   flops.py         parameters and FLOPs of a config
   optim.py         gradients -> updates: decay masks, layer-wise decay, clipping, freezing
-  schedules.py     learning rates
-  forward.py       one forward pass over many batches: compiled once, padded, sharded
+  schedules.py     learning rate schedules
+  forward.py       a forward pass over many batches: compiled once, padded, sharded
   evaluators/      FAMILY: parameters -> metrics
-  workdir/         what a run leaves behind: checkpoints, metrics, log; on disk or in a bucket
-  pretrained/      FAMILY: weight layouts, as tables of names; the weights of runs
+  workdir/         the files of a run: checkpoints, metrics, log; on disk or in a bucket
+  pretrained/      FAMILY: weight layouts as tables of names; weights of runs
   inference.py     LoadedModel: weights of a run or file, preprocessing, class names, run(images)
-  errors.py        how a command ends other than well
+  errors.py        exceptions and exit codes
 
-Beside it: devices/ (mesh, sharding rules, processes), analysis/ (arrays to arrays: attention maps,
-receptive fields, Grad-CAM, weight statistics), figures/ (FAMILY: arrays to figures), perf/
-(workloads, interleaved timing, compiled programs), report/ and demo/ (an HTML page of a run; a page
-to drop a picture on), tools/ (commands). Arrows go down only; `make lint` enforces the chain in
-pyproject.toml.
+Other packages: devices/ (mesh, sharding rules, processes), analysis/ (arrays to arrays: attention
+maps, receptive fields, Grad-CAM, weight statistics), figures/ (FAMILY: arrays to figures), perf/
+(workloads, interleaved timing, compiled programs), report/ (an HTML report of a run), demo/ (a web
+demo), tools/ (commands). A module imports only from lower layers; `make lint` checks the layers
+that pyproject.toml lists.
 
-Axes: b batch, v views, h w rows and columns, c channels, n tokens (q queries, m keys),
-d width, e one head's share of it, k classes, l layers.
+Axes: b batch, v views, h w rows and columns, c channels, n tokens (q queries, m keys), d width,
+e head dim, k classes, l layers.
 """

@@ -1,8 +1,9 @@
-"""Source -> views -> batches. Batch k is a pure function of (seed, k).
+"""Data loading: source -> views -> batches. Batch k is a pure function of (seed, k).
 
-Process p of P reads rows p*B/P to (p+1)*B/P of every global batch of B, and the views' randomness
-belongs to the row, so neither the number of processes nor of workers changes a pixel. The only
-state is k. A pass over the data is a new permutation; batches run across the ends of passes.
+Process p of P reads rows p*B/P to (p+1)*B/P of every global batch of B images, and the random
+augmentation of an image depends only on the seed and its row. The pixels of a batch are therefore
+independent of the numbers of processes and workers, and the only state of the loader is k. Every
+epoch is a new permutation of the data; a batch may span two epochs.
 """
 
 import grain
@@ -27,49 +28,51 @@ def train_batches(
     process_index=0,
     process_count=1,
 ):
-    """Iterator over this process's rows of global batches start, start + 1, ... without end.
+    """Iterate over this process's rows of global batches start, start + 1, ..., indefinitely.
 
     Args:
-      source: images and labels, as in `data.sources`.
+      source: data source with images and labels, see `vit_jax.data`.
       view: function (image, rng) -> uint8 [s, s, c], or a dict of several views.
-      seed: of shuffling and augmentation.
+      seed: seed of shuffling and augmentation.
       batch_size: images per global batch, B.
-      start: number of the first batch.
+      start: index of the first batch.
       repeats: augmented copies of each image per batch (repeated augmentation, arXiv:1901.09335).
-        A pass has as many batches as without: it takes 1 / repeats of the images, drawn anew for
-        each pass, as DeiT's sampler does.
-      workers: processes that read and augment. They are spawned, so a script needs
-        `if __name__ == "__main__":`; with 0, `threads` threads do it.
-      process_index, process_count: p and P.
+        The number of batches per epoch does not change: as in DeiT's sampler, an epoch uses
+        1 / repeats of the images, a new random subset each time.
+      workers: number of worker processes that load and augment images; 0: threads. Processes are
+        spawned, so a script needs `if __name__ == "__main__":`.
+      threads: number of threads if `workers` is 0.
+      process_index: p.
+      process_count: P.
 
     Returns:
-      An iterator of numpy {"image": uint8 [B/P, s, s, c], "label": int32 [B/P]}, with the keys of
-      the dict in place of "image". Call .close() at the end.
+      An iterator over dicts of NumPy arrays {"image": uint8 [B/P, s, s, c], "label": int32 [B/P]}.
+      If `view` returns a dict, its keys replace "image". Close the iterator with .close().
 
     Raises:
-      UserError: if the batch is larger than the split or does not divide over the processes.
+      UserError: if the batch is larger than the split, or not divisible by the number of processes.
     """
-    local = _local_size(batch_size, process_count)
+    local = _local_batch_size(batch_size, process_count)
     if len(source) < batch_size:
         raise UserError(
-            f"the training split has {len(source)} images, config.batch_size is {batch_size}: "
-            f"set config.batch_size to {len(source)} or less"
+            f"config.batch_size = {batch_size} is larger than the training split, {len(source)} "
+            f"images; set config.batch_size to {len(source)} or less"
         )
     rows = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
     rows = _Repeated(rows, len(source), repeats) if repeats > 1 else rows
     rows = rows.random_map(_TrainRow(view))
     batches = rows.batch(local)[process_index::process_count][start:]
     if not workers:
-        return _read(batches, threads)
-    if not flags.FLAGS.is_parsed():  # a notebook; grain reads its own flags
+        return _prefetch(batches, threads)
+    if not flags.FLAGS.is_parsed():  # in a notebook: grain reads absl flags
         flags.FLAGS.mark_as_parsed()
-    # Each worker has a batch in the making and one ready.
+    # Each worker prepares one batch while another one is ready.
     batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     return iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
 
 
 def from_config(source, config, start=0):
-    """The `train_batches` of a config, for this process."""
+    """Return the `train_batches` of a config for this process."""
     view, _ = augment.transforms(config)
     return train_batches(
         source,
@@ -86,25 +89,40 @@ def from_config(source, config, start=0):
 
 
 def eval_batches(source, view, *, batch_size, threads=4, process_index=0, process_count=1):
-    """Iterator over this process's rows of every global batch of one pass, in order.
+    """Iterate once over a split, in order: this process's rows of every global batch.
 
-    view(image) -> uint8 [s, s, c]. Yields numpy dicts as train_batches, with "mask", bool [B/P]:
-    False in the black rows that fill up the last batch. Every image is in exactly one batch of one
-    process, and all processes get the same number of batches. Close it if you leave early.
+    Every image is in exactly one batch of one process, and all processes get the same number of
+    batches.
+
+    Args:
+      source: data source with images and labels, see `vit_jax.data`.
+      view: function image -> uint8 [s, s, c].
+      batch_size: images per global batch, B.
+      threads: number of threads that load images.
+      process_index: p.
+      process_count: P.
+
+    Returns:
+      An iterator over dicts of NumPy arrays {"image": uint8 [B/P, s, s, c], "label": int32 [B/P],
+      "mask": bool [B/P]}. The mask is False for the zero images that pad the last batch. Call
+      .close() to stop before the end.
+
+    Raises:
+      UserError: if the batch is not divisible by the number of processes.
     """
-    local = _local_size(batch_size, process_count)
+    local = _local_batch_size(batch_size, process_count)
     padded = -(-len(source) // batch_size) * batch_size
     rows = grain.MapDataset.range(padded).map(_EvalRow(source, view))
-    return _read(rows.batch(local)[process_index::process_count], threads)
+    return _prefetch(rows.batch(local)[process_index::process_count], threads)
 
 
 def to_devices(batch, sharding):
-    """This process's rows, a tree of numpy arrays -> global jax arrays with that sharding."""
+    """Convert this process's rows, a tree of NumPy arrays, to global JAX arrays."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 class _Repeated(grain.MapDataset):
-    """Rows of the first images of each pass of `length`, each `repeats` times."""
+    """The first images of each epoch of `length` rows, each repeated `repeats` times in a row."""
 
     def __init__(self, parent, length, repeats):
         super().__init__(parent)
@@ -135,24 +153,24 @@ class _EvalRow:
         self.source, self.view = source, view
 
     def __call__(self, i):
-        real = i < len(self.source)
-        example = self.source[i if real else 0]
+        padding = i >= len(self.source)
+        example = self.source[0 if padding else i]
         image = self.view(example["image"])
-        if not real:
+        if padding:
             return {"image": np.zeros_like(image), "label": np.int32(0), "mask": np.bool_(False)}
         return {"image": image, "label": np.int32(example["label"]), "mask": np.bool_(True)}
 
 
-def _read(batches, threads):
-    # The buffer counts batches: one a thread.
+def _prefetch(batches, threads):
+    # The buffer size is in batches: one per thread.
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     return iter(batches.to_iter_dataset(options))
 
 
-def _local_size(batch_size, process_count):
+def _local_batch_size(batch_size, process_count):
     if batch_size % process_count:
         raise UserError(
-            f"a batch of {batch_size} images does not divide over {process_count} processes; "
-            f"make it a multiple of {process_count}"
+            f"the batch size {batch_size} must be a multiple of the number of processes, "
+            f"{process_count}"
         )
     return batch_size // process_count

@@ -1,23 +1,26 @@
-"""The ways in which a command ends other than well. Imports nothing; everything may import it."""
+"""Exceptions with exit codes. This module imports nothing, so that every module can import it."""
 
 
 class UserError(ValueError):
-    """The user's mistake, in one or two plain lines: the cause and the remedy. Exit code 2."""
+    """A mistake by the user. Exit code 2.
+
+    The message is one or two plain lines with the cause and the fix.
+    """
 
     exit_code = 2
 
 
 class Diverged(Exception):
-    """The loss or the parameters are no longer finite. Exit code 3."""
+    """The loss or the parameters are not finite. Exit code 3."""
 
     exit_code = 3
 
 
 class Preempted(Exception):
-    """Stopped from outside after saving: the same command resumes. Exit code 75."""
+    """Stopped by a signal after saving; rerunning the same command resumes. Exit code 75."""
 
     exit_code = 75
 
 
-NO_SPACE = 4  # exit code where a disk or a quota is full
-INTERRUPTED = 130  # exit code of a second Ctrl-C, as shells have it: 128 + SIGINT
+NO_SPACE = 4  # exit code if a disk or a quota is full
+INTERRUPTED = 130  # exit code after a second Ctrl-C: 128 + SIGINT, as in shells

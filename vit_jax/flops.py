@@ -1,8 +1,8 @@
-"""Parameters and FLOPs of a model.
+"""Number of parameters and FLOPs of a model.
 
-Those of a ViT are counted in the traced model, so that whatever an option adds is counted; those
-of a ResNet in the plan of its convolutions. JAX is imported when a ViT is counted; nothing is
-allocated or compiled.
+A ViT is counted by tracing the model, so that every option is taken into account; a ResNet is
+counted from the list of its convolutions. JAX is imported only to count a ViT. Nothing is allocated
+or compiled.
 """
 
 import functools
@@ -14,10 +14,17 @@ from vit_jax.variants import ResNetConfig, convolutions
 
 @functools.cache
 def count_params(config):
-    """Trainable parameters of the model of a `ViTConfig` or `ResNetConfig`. -> int"""
+    """Count the trainable parameters of a model.
+
+    Args:
+      config: a `ViTConfig` or a `ResNetConfig`.
+
+    Returns:
+      Number of parameters, int.
+    """
     if isinstance(config, ResNetConfig):
         plan = list(convolutions(config).values())
-        # Each has a batch norm after it, with a scale and a bias.
+        # 2 * n: scale and bias of the BatchNorm after each convolution.
         weights = sum(k * k * m * n + 2 * n for k, _, m, n, _ in plan)
         return weights + config.num_classes * (plan[-1][3] + 1)
     import jax
@@ -30,10 +37,17 @@ def count_params(config):
 
 @functools.cache
 def count_flops(config):
-    """FLOPs of one forward pass of one image: 2 per multiply-add of products and convolutions.
+    """Count the FLOPs of a forward pass per image, 2 per multiply-add.
 
-    Attention's two products count; norms, softmax and GELU do not (they are below 1 %). timm's
-    "GMACs" are half of this. A training step costs three times as much. -> int
+    Matrix products and convolutions are counted, including the two products of attention. Norms,
+    softmax and GELU are not (below 1 %). timm's "GMACs" are half of this value. A training step
+    costs three forward passes.
+
+    Args:
+      config: a `ViTConfig` or a `ResNetConfig`.
+
+    Returns:
+      FLOPs per image, int.
     """
     if isinstance(config, ResNetConfig):
         plan = list(convolutions(config).values())
@@ -43,15 +57,16 @@ def count_flops(config):
 
     from vit_jax import models
 
-    # One block is traced, with a kernel that every platform has.
+    # Scanned, so that one block is traced, and with an attention kernel of every platform.
     model = models.build(replace(config, scan="on", attn="matmul", dtype="float32"))
     weights = jax.eval_shape(model.init, jax.random.key(0))
     shape = (1, config.image, config.image, config.channels)
     images = jax.ShapeDtypeStruct(shape, "float32")
-    return _count(jax.make_jaxpr(model.apply)(weights, images).jaxpr)
+    return _count_jaxpr(jax.make_jaxpr(model.apply)(weights, images).jaxpr)
 
 
-def _count(jaxpr):
+def _count_jaxpr(jaxpr):
+    """Count the FLOPs of the products and convolutions of a jaxpr."""
     total = 0
     for eqn in jaxpr.eqns:
         name, params = eqn.primitive.name, eqn.params
@@ -64,15 +79,15 @@ def _count(jaxpr):
             outputs = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
             total += 2 * eqn.outvars[0].aval.size * kernel.size // outputs
         else:
-            times = params["length"] if name == "scan" else 1
-            total += times * sum(map(_count, _inside(params)))
+            repeats = params["length"] if name == "scan" else 1
+            total += repeats * sum(map(_count_jaxpr, _sub_jaxprs(params)))
     return total
 
 
-def _inside(params):
-    """The jaxprs among the parameters of a primitive, such as the body of a scan."""
+def _sub_jaxprs(params):
+    """Yield the jaxprs among the parameters of a primitive, such as the body of a scan."""
     for value in params.values():
-        for part in value if isinstance(value, (tuple, list)) else (value,):
-            part = getattr(part, "jaxpr", part)
-            if hasattr(part, "eqns"):
-                yield part
+        for jaxpr in value if isinstance(value, (tuple, list)) else (value,):
+            jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+            if hasattr(jaxpr, "eqns"):
+                yield jaxpr

@@ -1,7 +1,7 @@
-"""One forward pass over many batches: compiled once, padded, sharded, each image exactly once.
+"""Forward passes over many batches: compiled once, padded, sharded, visiting each image once.
 
-A pass is a function `apply(params, batch) -> outputs`, a tree of arrays. A batch is a dict of
-arrays of one size; its "mask", bool [b], is False in the rows that only fill up the last batch.
+The function to run is `apply(params, batch) -> outputs`, a tree of arrays. A batch is a dict of
+arrays [b, ...]; all batches have the same b. Its "mask", bool [b], is False in padding rows.
 """
 
 import functools
@@ -13,16 +13,19 @@ from vit_jax.devices import sharding
 
 
 def compile(apply, mesh=None):
-    """Compile a pass for `stream` and `collect`.
+    """Compile a function for `stream` and `collect`.
 
     Args:
-      apply: function of params and a batch, traced by JAX.
-      mesh: the mesh over which the batches are sharded; None: one device. Outputs are gathered on
-        every device, so that each process can read all of them.
-    """
-    placement = sharding.replicated(mesh) if mesh is not None else None
+      apply: function (params, batch) -> outputs, traced by JAX.
+      mesh: mesh that the batches are sharded over; None: one device. Outputs are replicated on all
+        devices, so that every process can read all of them.
 
-    @functools.partial(jax.jit, out_shardings=placement)
+    Returns:
+      run(params, batch) -> (outputs, mask).
+    """
+    out_sharding = sharding.replicated(mesh) if mesh is not None else None
+
+    @functools.partial(jax.jit, out_shardings=out_sharding)
     def run(params, batch):
         return apply(params, batch), batch["mask"]
 
@@ -30,43 +33,59 @@ def compile(apply, mesh=None):
 
 
 def stream(run, params, batches):
-    """Yield (outputs, mask) of each batch as numpy arrays.
+    """Yield (outputs, mask) of each batch as NumPy arrays.
 
-    Each result is yielded after the next batch was dispatched, so that the devices compute while
-    the result is copied.
+    The result of a batch is fetched after the next batch was dispatched, so that copying overlaps
+    with computation.
+
+    Args:
+      run: function returned by `compile`.
+      params: first argument of `run`.
+      batches: iterable over batches on the devices.
     """
-    last = None
+    previous = None
     for batch in batches:
         result = run(params, batch)
-        if last is not None:
-            yield jax.device_get(last)
-        last = result
-    if last is not None:
-        yield jax.device_get(last)
+        if previous is not None:
+            yield jax.device_get(previous)
+        previous = result
+    if previous is not None:
+        yield jax.device_get(previous)
 
 
 def collect(run, params, batches, count):
-    """The outputs for `count` images as numpy arrays [count, ...], without the padding.
+    """Concatenate the outputs of all batches, without the padding.
 
-    Raises RuntimeError if the batches hold another number of images.
+    Args:
+      run: function returned by `compile`.
+      params: first argument of `run`.
+      batches: iterable over batches on the devices.
+      count: number of images in all batches.
+
+    Returns:
+      Outputs as NumPy arrays [count, ...].
+
+    Raises:
+      RuntimeError: if the batches hold more or fewer than `count` images.
     """
-    arrays, done = None, 0
+    arrays = None
+    done = 0
     for outputs, mask in stream(run, params, batches):
-        if arrays is None:  # allocated once: the parts of a large split are not kept
+        if arrays is None:  # preallocated, so that a large split is in memory only once
             arrays = jax.tree.map(lambda x: np.empty((count, *x.shape[1:]), x.dtype), outputs)
         size = int(mask.sum())
         if done + size > count:
-            raise RuntimeError(f"more than {count} images were seen")
-        for whole, part in zip(jax.tree.leaves(arrays), jax.tree.leaves(outputs), strict=True):
-            whole[done : done + size] = part[mask]
+            raise RuntimeError(f"expected {count} images, got more")
+        for array, output in zip(jax.tree.leaves(arrays), jax.tree.leaves(outputs), strict=True):
+            array[done : done + size] = output[mask]
         done += size
     if done != count:
-        raise RuntimeError(f"{done} of {count} images were seen")
+        raise RuntimeError(f"expected {count} images, got {done}")
     return arrays
 
 
 def split(images, batch_size):
-    """Yield batches {"image", "mask"} of an array [n, ...], the last one filled up with zeros."""
+    """Yield batches {"image", "mask"} of an array of images [n, ...]; zeros pad the last batch."""
     size = min(batch_size, len(images))
     for start in range(0, len(images), size):
         rows = np.asarray(images[start : start + size])

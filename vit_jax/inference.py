@@ -1,6 +1,7 @@
-"""A model with its weights, of a run or of a weight file, and how its images are prepared.
+"""Load a trained model with its weights, preprocessing and class names.
 
-JAX is imported only where a model is made, so that tools answer wrong flags at once.
+`load` takes the workdir of a run or a weight file and returns a `LoadedModel`. JAX is imported only
+when a model is built, so that command-line tools report invalid flags without the import delay.
 """
 
 import dataclasses
@@ -16,20 +17,24 @@ from vit_jax.workdir import log, storage
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model with its weights, its preprocessing and the names of its classes.
+    """A model with its weights, preprocessing and class names.
 
     Attributes:
-      name: for titles, such as "runs/digits, step 393" or "FILE.safetensors, NAME".
-      short: name of the directory or file alone.
-      variant: such as "nano/2" or NAME.
-      model: `models.Model`, the model as pure functions.
-      params: its weights.
-      image: side of its square images, pixels.
-      mean, std: of images in [0, 1], one per channel.
-      crop: side of the center crop / short side of the resized image.
-      class_names: of the classifier's outputs or, of a run without one, of its data.
-      workdir, config, record, step: of a run: its directory, config, run.json and the step of the
-        checkpoint; None for a file.
+      name: name for titles, such as "runs/digits, step 393" or "FILE.safetensors, NAME".
+      short: name of the directory or file without its path.
+      variant: name of the architecture, such as "nano/2" or "vit_small_patch16_224".
+      model: the model as pure functions, a `models.Model`.
+      params: the weights, a nested dict.
+      image: image size, the side of the square input in pixels.
+      mean: mean of images scaled to [0, 1], one value per channel.
+      std: standard deviation of images scaled to [0, 1], one value per channel.
+      crop: crop ratio: side of the center crop / short side of the resized image.
+      class_names: names of the classifier's outputs; for a run without a classifier, those of the
+        dataset's classes.
+      workdir: directory of the run; None for a weight file.
+      config: config of the run; None for a weight file.
+      record: contents of the run's run.json; None for a weight file.
+      step: training step of the checkpoint; None for a weight file.
     """
 
     name: str
@@ -51,7 +56,7 @@ class LoadedModel:
     def __post_init__(self):
         for key in ("mean", "std"):
             if len(getattr(self, key)) != self.channels:
-                raise UserError(f"{key}={getattr(self, key)} must be {self.channels} numbers")
+                raise UserError(f"{key}={getattr(self, key)} must have {self.channels} values")
         if min(self.std) <= 0:
             raise UserError(f"std={self.std} must be above 0")
         if not 0 < self.crop <= 1:
@@ -59,48 +64,49 @@ class LoadedModel:
         patch = getattr(self.model.module.config, "patch", 1)
         if self.image < patch or self.image % patch:
             raise UserError(
-                f"image={self.image} does not divide into patches of {patch}x{patch} pixels"
+                f"image={self.image} must be divisible by the patch size, {patch} pixels"
             )
 
     @functools.cached_property
     def module(self):
-        """The model as a module with its weights: module(images) -> named outputs."""
+        """The model as a module that holds its weights: `module(images) -> named outputs`."""
         return self.model.bind(self.params)
 
     @property
     def channels(self):
-        """Channels of its images."""
+        """Number of channels of the input images."""
         return self.model.module.config.channels
 
     @property
     def is_cnn(self):
+        """Whether the model is a CNN rather than a ViT."""
         return not hasattr(self.model.module, "blocks")
 
     @property
     def depth(self):
-        """Blocks of a ViT, stages of a CNN."""
+        """Number of blocks of a ViT, or of stages of a CNN."""
         module = self.model.module
         return len(module.stages) if self.is_cnn else module.config.depth
 
     @property
     def num_heads(self):
-        """Attention heads per block; 0 for a CNN."""
+        """Number of attention heads per block; 0 for a CNN."""
         return getattr(self.model.module.config, "num_heads", 0)
 
     @property
     def prefix(self):
-        """Tokens before those of the patches; 0 for a CNN."""
+        """Number of tokens before the patch tokens; 0 for a CNN."""
         return getattr(self.model.module.config, "prefix", 0)
 
     @property
     def grid(self):
-        """Rows and columns of patches of a ViT."""
+        """Patch grid of a ViT: (rows, columns)."""
         side = self.image // self.model.module.config.patch
         return side, side
 
     @functools.cached_property
     def metrics(self):
-        """The rows of a run's metrics.jsonl; [] for a file."""
+        """Rows of the run's metrics.jsonl; [] for a weight file."""
         return log.read_metrics(self.workdir) if self.workdir else []
 
     @property
@@ -110,15 +116,22 @@ class LoadedModel:
 
     @property
     def flops(self):
-        """FLOPs per image of a forward pass, at the image size in the model's config."""
+        """FLOPs per image of a forward pass at the image size of the model's config."""
         return count_flops(self.model.module.config)
 
     def replace(self, **changes):
-        """A copy with other attributes, such as image, mean, std, crop or name."""
+        """Return a copy with changed attributes, such as image, mean, std, crop or name."""
         return dataclasses.replace(self, **changes)
 
     def view(self, image):
-        """The evaluation view: uint8 [h, w, c] of any size -> uint8 [image, image, channels]."""
+        """Resize and center-crop an image for evaluation.
+
+        Args:
+          image: uint8 [h, w, c] of any size.
+
+        Returns:
+          uint8 [image, image, channels].
+        """
         from vit_jax import augment
 
         return augment.eval_view(
@@ -126,7 +139,7 @@ class LoadedModel:
         )
 
     def normalize(self, views):
-        """uint8 [b, h, w, c], or a list of [h, w, c] -> normalized float32 [b, h, w, c]."""
+        """Normalize uint8 [b, h, w, c], or a list of [h, w, c], to float32 [b, h, w, c]."""
         import jax.numpy as jnp
         import numpy as np
 
@@ -135,21 +148,23 @@ class LoadedModel:
         return augment.normalize(jnp.asarray(np.asarray(views)), self.mean, self.std)
 
     def run(self, images, *, attention=False, blocks=False, compute=None, batch_size=32):
-        """Named outputs for images, computed batch by batch.
+        """Run the model over images, batch by batch.
 
         Args:
-          images: uint8 [b, image, image, c], such as `view` makes them, which are normalized here;
-            or normalized floats [b, h, w, c] of any size that the model takes.
-          attention, blocks: as in calling the model.
-          compute: function (module, normalized images) -> {name: array [b, ...]}, compiled once,
-            in place of calling the model.
+          images: uint8 [b, image, image, c] as returned by `view`, which are normalized here; or
+            normalized floats [b, h, w, c] of any size that the model accepts. A list of arrays is
+            stacked.
+          attention: whether to return the attention weights.
+          blocks: whether to return the output of each block.
+          compute: function `(module, normalized images) -> {name: array [b, ...]}` to run instead
+            of the model's forward pass. It is compiled once.
           batch_size: images per forward pass.
 
         Returns:
-          The outputs of the model, numpy float32, or those of `compute`.
+          The named outputs of the model as numpy float32 arrays, or those of `compute`.
 
         Raises:
-          UserError: for images that do not fit the model.
+          UserError: if there are no images, or they do not fit the model.
         """
         import numpy as np
 
@@ -157,34 +172,37 @@ class LoadedModel:
 
         images = np.stack(images) if isinstance(images, list) else images
         if not len(images):
-            raise UserError("pass one image or more")
+            raise UserError("got no images; pass at least one image")
         if images.dtype == np.uint8 and images.shape[1:3] != (self.image,) * 2:
             raise UserError(
-                f"uint8 images have shape {list(images.shape)}, but the model sees "
-                f"[batch, {self.image}, {self.image}, {self.channels}]; prepare each with view()"
+                f"got uint8 images of shape {list(images.shape)}, but the model expects [batch, "
+                f"{self.image}, {self.image}, {self.channels}]; preprocess each image with view()"
             )
-        run = self._program(compute or _outputs(attention, blocks))
+        run = self._program(compute or _forward_batch_first(attention, blocks))
         batches = forward.split(images, batch_size)
-        found = forward.collect(run, self.params, batches, len(images))
+        outputs = forward.collect(run, self.params, batches, len(images))
         if compute is None:
-            layers = ("attention", "blocks")  # their first axis is the layer
-            found |= {name: np.moveaxis(found[name], 1, 0) for name in layers if name in found}
-        return found
+            stacked = ("attention", "blocks")  # axis 0 of the model's output is the layer
+            outputs |= {k: np.moveaxis(outputs[k], 1, 0) for k in stacked if k in outputs}
+        return outputs
 
     def features(self, split, names=("pooled", "logits"), *, max_images=None, batch_size=None):
-        """Outputs for each image of a split of a run's own data, computed on all devices.
+        """Compute outputs for every image of a split of the run's dataset, on all devices.
 
         Args:
-          split: train, val or test.
-          names: outputs of the model with the batch on axis 0; those that it lacks are left out.
-          max_images: only the first images of the split; None: all.
-          batch_size: images per forward pass, over all devices; None: that of the config.
+          split: "train", "val" or "test".
+          names: outputs of the model with the batch on axis 0. Outputs that the model does not have
+            are skipped.
+          max_images: use only the first N images of the split; None: all.
+          batch_size: images per forward pass over all devices; None: the config's.
 
         Returns:
-          {"label" int32 [n], "pooled" float32 [n, d], ...}, numpy, in the order of the split.
+          {"label": int32 [n], "pooled": float32 [n, d], ...}, numpy arrays in the order of the
+          split.
 
         Raises:
-          UserError: for a split that is missing, or a batch that does not divide over the devices.
+          UserError: if the split does not exist, or the batch size is not divisible by the number
+            of devices.
         """
         import jax
 
@@ -192,12 +210,12 @@ class LoadedModel:
         from vit_jax.devices import sharding
 
         mesh = sharding.local_mesh()
-        count = dict(max_images=max_images, batch_size=batch_size)
-        extract = evaluators.features(self.model, self.config, split, mesh, names, **count)
+        options = dict(max_images=max_images, batch_size=batch_size)
+        extract = evaluators.features(self.model, self.config, split, mesh, names, **options)
         return extract(jax.device_put(self.params, sharding.replicated(mesh)))
 
     def _program(self, compute):
-        """The compiled forward pass of a function as in `run`."""
+        """Return the compiled forward pass for `compute`, a function as in `run`."""
         from vit_jax import augment, forward
 
         def apply(params, batch):
@@ -212,55 +230,60 @@ class LoadedModel:
 
 
 @functools.cache
-def _outputs(attention, blocks):
-    """A call of the model whose outputs have the batch first."""
+def _forward_batch_first(attention, blocks):
+    """Return the model's forward pass with the batch on axis 0 of every output."""
     import jax
     import jax.numpy as jnp
 
     def compute(module, images):
         out = module(images, attention=attention, blocks=blocks)
-        layers = ("attention", "blocks")
-        out |= {name: jnp.moveaxis(out[name], 1, 0) for name in layers if name in out}
+        stacked = ("attention", "blocks")
+        out |= {name: jnp.moveaxis(out[name], 1, 0) for name in stacked if name in out}
         return jax.tree.map(lambda x: x.astype(jnp.float32), out)
 
     return compute
 
 
 def load(spec, name=None, *, checkpoint="best", raw=False, class_names=None):
-    """Load a model with its weights: load("runs/digits"), load("FILE.safetensors", "S/16").
+    """Load a model from a run or a weight file.
+
+    For example `load("runs/digits")` or `load("FILE.safetensors", "S/16")`.
 
     Args:
-      spec: directory of a run, or a weight file.
-      name: of the model in a file, where the file does not tell.
-      checkpoint: of a run: "best", "latest" or a step.
-      raw: of a run: the trained weights, not their moving average or the teacher.
-      class_names: of the classes in a file; None: ImageNet's for 1000 classes.
+      spec: workdir of a run, or a weight file.
+      name: name of the model, for a weight file that does not determine it.
+      checkpoint: for a run: "best", "latest" or a step.
+      raw: for a run: load the trained parameters instead of their EMA or the teacher.
+      class_names: for a weight file: names of the classes; None: ImageNet's for 1000 classes.
+
+    Returns:
+      A `LoadedModel`.
 
     Raises:
-      UserError: for what cannot be loaded, or does not go together.
+      UserError: if the weights cannot be loaded, or an argument does not apply to `spec`.
     """
     if storage.is_directory(spec):
         if name or class_names:
-            raise UserError(f"{spec} is a run, which has its own model and class names")
-        return _of_run(spec, checkpoint, raw)
+            raise UserError(f"{spec} is a run; leave out the model name and class names")
+        return _load_run(spec, checkpoint, raw)
     if raw or checkpoint != "best":
-        raise UserError(f"{spec} is a file with one set of weights; leave out checkpoint and raw")
+        raise UserError(f"{spec} is a weight file, not a run; leave out checkpoint and raw")
     from vit_jax import pretrained
 
     module = pretrained.load(spec, name)
     file = Path(spec).name
     title = f"{file}, {name}" if name else file
-    words = dict(short=file, variant=name or "ViT", class_names=class_names)
-    return from_module(module, title, **words, **pretrained.preprocessing(module, name))
+    options = dict(short=file, variant=name or "ViT", class_names=class_names)
+    return from_module(module, title, **options, **pretrained.preprocessing(module, name))
 
 
-def _of_run(workdir, checkpoint, raw):
-    """A run's model with the weights that its objective says to use."""
+def _load_run(workdir, checkpoint, raw):
+    """Load the model of a run, as a `LoadedModel`."""
     from vit_jax.pretrained import runs
 
     config, record, model, params, step = runs.load_weights(workdir, checkpoint, raw)
     classes = names.readable(record["data"]["class_names"])
-    classes += _numbers(len(classes), model.module.config.num_classes)
+    classes += _placeholder_names(len(classes), model.module.config.num_classes)
     return LoadedModel(
         f"{workdir}, step {step:,}",
         storage.resolve(workdir).name,
@@ -291,16 +314,26 @@ def from_module(
     crop=1.0,
     class_names=None,
 ):
-    """A `LoadedModel` of a module with its weights, such as `vit.create` makes.
+    """Wrap a module with weights, such as `vit.create` returns, as a `LoadedModel`.
+
+    The arguments besides `module` are attributes of `LoadedModel`.
 
     Args:
       module: a `ViT` or a `ResNet`.
-      name, short, variant, image, mean, std, crop, class_names: attributes of `LoadedModel`. By
-        default image is the config's, images are scaled to [-1, 1] and not cropped, and 1000
-        classes are ImageNet's.
+      name: name for titles.
+      short: short name; None: `name`.
+      variant: name of the architecture; None: `name`. Overrides after a comma are removed.
+      image: image size in pixels; None: the config's.
+      mean: mean per channel; None: 0.5.
+      std: standard deviation per channel; None: 0.5, which scales images to [-1, 1].
+      crop: crop ratio; 1.0 keeps the whole image.
+      class_names: names of the classes; None: ImageNet's for 1000 classes, otherwise numbers.
+
+    Returns:
+      A `LoadedModel`.
 
     Raises:
-      UserError: if the number of class names is not the number of classes.
+      UserError: if the number of class names differs from the number of classes.
     """
     from vit_jax import models
 
@@ -308,9 +341,9 @@ def from_module(
     config = module.config
     count = config.num_classes or 0
     if class_names is None:
-        class_names = names.imagenet() if count == 1000 else _numbers(0, count)
+        class_names = names.imagenet() if count == 1000 else _placeholder_names(0, count)
     if len(class_names) != count:
-        raise UserError(f"there are {len(class_names)} class names, but {count} classes")
+        raise UserError(f"got {len(class_names)} class names for {count} classes")
     half = (0.5,) * config.channels
     return LoadedModel(
         name,
@@ -326,6 +359,6 @@ def from_module(
     )
 
 
-def _numbers(start, stop):
-    """Names of classes that have none."""
+def _placeholder_names(start, stop):
+    """Return "class 3", ... for the classes from `start` to `stop`, which have no names."""
     return [f"class {i}" for i in range(start, stop or 0)]

@@ -1,8 +1,8 @@
-"""mixup and CutMix, on the device, in static shapes.
+"""mixup and CutMix on the device, with static shapes.
 
-mixup: arXiv:1710.09412, equation 1. CutMix: arXiv:1905.04899, equations 1 and 2. The draws are
-those of timm's `Mixup` in mode "batch", as in DeiT: one per batch, where the partner of an image is
-its mirror in the order of the batch. Here the batch is that of all devices.
+mixup: arXiv:1710.09412, equation 1. CutMix: arXiv:1905.04899, equations 1 and 2. The random draws
+follow timm's `Mixup` in mode "batch", as in DeiT: one draw per batch, and image i of a batch of b
+is mixed with image b - 1 - i. The batch is the global batch over all devices.
 """
 
 import jax
@@ -14,46 +14,49 @@ def mix(images, targets, lam, box=None):
 
     Args:
       images: float [b, h, w, c].
-      targets: float [b, k], such as one-hot.
-      lam: scalar or [b], the share of an image's own target.
-      box: y0, y1, x0, x1 (ends exclusive, each a scalar or [b]), the region that is the partner's;
-        lam is then the share of the area outside of it. Without a box, or where it is empty, pixels
-        are mixed in the same proportion as the targets (mixup).
+      targets: float [b, k], such as one-hot labels.
+      lam: scalar or [b], weight of the targets of the image; the partner's targets have weight
+        1 - lam.
+      box: y0, y1, x0, x1 (ends exclusive), each a scalar or [b]: the region that is replaced by the
+        partner's pixels (CutMix). lam must be the fraction of the area outside the box. Without a
+        box, or with an empty one, pixels are mixed with the same weights as the targets (mixup).
 
     Returns:
-      images [b, h, w, c], targets [b, k].
+      The mixed images [b, h, w, c] and targets [b, k].
     """
     lam = jnp.asarray(lam, targets.dtype).reshape(-1, 1)
-    own = lam[:, :, None, None]
+    weight = lam[:, :, None, None]
     inside = False
     if box is not None:
         y0, y1, x0, x1 = (jnp.asarray(side).reshape(-1, 1, 1, 1) for side in box)
         rows = jnp.arange(images.shape[1]).reshape(1, -1, 1, 1)
         columns = jnp.arange(images.shape[2]).reshape(1, 1, -1, 1)
         inside = (y0 <= rows) & (rows < y1) & (x0 <= columns) & (columns < x1)
-        own = jnp.where((y0 < y1) & (x0 < x1), 1, own)
-    own = own.astype(images.dtype)
+        weight = jnp.where((y0 < y1) & (x0 < x1), 1, weight)
+    weight = weight.astype(images.dtype)
     partners = images[::-1]
-    images = jnp.where(inside, partners, images * own + partners * (1 - own))
+    images = jnp.where(inside, partners, images * weight + partners * (1 - weight))
     return images, targets * lam + targets[::-1] * (1 - lam)
 
 
 def sample(rng, *, height, width, mixup, cutmix, prob=1.0, switch=0.5):
-    """Draw the arguments of `mix`.
+    """Sample the arguments of `mix`.
 
     Args:
       rng: key.
-      height, width: of the images.
-      mixup, cutmix: alpha of Beta(alpha, alpha), 0 for off, at least one of them on; not traced.
-      prob: probability of mixing at all, else lam = 1.
-      switch: probability of CutMix, where both are on.
+      height: height of the images.
+      width: width of the images.
+      mixup: alpha of mixup, lam ~ Beta(alpha, alpha); 0: off. A Python number, not traced.
+      cutmix: alpha of CutMix; 0: off. At least one of the two must be on.
+      prob: probability of mixing; otherwise lam = 1.
+      switch: probability of CutMix if both are on.
 
     Returns:
-      lam, float32 scalar; box, int32 [4], empty unless it is CutMix.
+      lam, float32 scalar; box, int32 [4], which is empty for mixup.
     """
     keys = jax.random.split(rng, 5)
-    both = switch if mixup and cutmix else float(bool(cutmix))
-    cut = jax.random.uniform(keys[0]) < both
+    cutmix_prob = switch if mixup and cutmix else float(bool(cutmix))
+    cut = jax.random.uniform(keys[0]) < cutmix_prob
     alpha = jnp.where(cut, cutmix or 1.0, mixup or 1.0)
     lam = jax.random.beta(keys[1], alpha, alpha)
     lam = jnp.where(jax.random.uniform(keys[2]) < prob, lam, 1)
@@ -64,12 +67,19 @@ def sample(rng, *, height, width, mixup, cutmix, prob=1.0, switch=0.5):
 
 
 def cut_box(lam, center_y, center_x, height, width):
-    """CutMix's box of area (1 - lam) * height * width around a center, clipped to the image.
+    """Compute CutMix's box of area (1 - lam) * height * width, clipped to the image.
 
-    As timm's `rand_bbox`, with its correction of lam.
+    Equals timm's `rand_bbox`, including its correction of lam for the clipped area.
+
+    Args:
+      lam: scalar, fraction of the area outside the box.
+      center_y: row of the center of the box, int.
+      center_x: column of the center of the box, int.
+      height: height of the image.
+      width: width of the image.
 
     Returns:
-      lam of the clipped box, float32; y0, y1, x0, x1, int32 [4].
+      lam of the clipped box, float32; the box y0, y1, x0, x1, int32 [4].
     """
     side = jnp.sqrt(1 - jnp.asarray(lam, jnp.float32))
     half_h = (height * side).astype(jnp.int32) // 2
@@ -80,10 +90,10 @@ def cut_box(lam, center_y, center_x, height, width):
     return lam, jnp.stack([y0, y1, x0, x1]).astype(jnp.int32)
 
 
-def mix_batch(rng, images, targets, *, mixup, cutmix, **chances):
-    """Mix a batch: `mix` with the draws of `sample`; prob and switch as there."""
+def mix_batch(rng, images, targets, *, mixup, cutmix, **probabilities):
+    """Apply `mix` with arguments from `sample`; `prob` and `switch` are passed to it."""
     if not (mixup or cutmix):
         return images, targets
     _, height, width, _ = images.shape
-    lam, box = sample(rng, height=height, width=width, mixup=mixup, cutmix=cutmix, **chances)
+    lam, box = sample(rng, height=height, width=width, mixup=mixup, cutmix=cutmix, **probabilities)
     return mix(images, targets, lam, box)

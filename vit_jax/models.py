@@ -1,4 +1,4 @@
-"""Modules as pure functions over nested dicts of arrays, and the model of a run."""
+"""Flax NNX modules as pure functions over nested dicts of arrays."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,21 +13,21 @@ from vit_jax.vit import ViT
 class Model(NamedTuple):
     """A module as pure functions.
 
-    Weights are the trainable parameters and the running statistics of batch norms, in one nested
-    dict.
+    `weights` is one nested dict of the trainable parameters and the BatchNorm running statistics.
     """
 
     init: Callable  # key -> params
-    stats: Callable  # -> the initial running statistics; {} without batch norms
-    bind: Callable  # weights -> the module with them, to be called
-    module: nnx.Module  # with shapes in place of weights
+    stats: Callable  # () -> initial running statistics; {} without BatchNorm
+    bind: Callable  # weights -> callable module with these weights
+    module: nnx.Module  # abstract: shapes in place of weights
 
     def apply(self, weights, images, **options):
+        """Call the module with these weights; **options are those of its `__call__`."""
         return self.bind(weights)(images, **options)
 
 
 def pure(make):
-    """make(rngs) -> nnx.Module, as a Model. Allocates nothing."""
+    """Convert make(rngs) -> nnx.Module to a `Model`, without allocating its weights."""
     module = nnx.eval_shape(lambda: make(nnx.Rngs(params=0)))
     graph = nnx.split(module)[0]
 
@@ -41,20 +41,20 @@ def pure(make):
 
 
 def build(config):
-    """The Model of a `ViTConfig` or a `ResNetConfig`."""
+    """Return the `Model` of a `ViTConfig` or a `ResNetConfig`."""
     cls = ResNet if isinstance(config, variants.ResNetConfig) else ViT
     return pure(lambda rngs: cls(config, rngs=rngs))
 
 
 def merge_trees(a, b):
-    """Two nested dicts as one; where both have a leaf, it is that of b."""
+    """Merge two nested dicts. Leaves of b take precedence."""
     if not isinstance(a, dict) or not isinstance(b, dict):
         return b
     return a | {key: merge_trees(a[key], b[key]) if key in a else b[key] for key in b}
 
 
 def split(module):
-    """A module with its weights -> (Model, weights)."""
+    """Split a module with weights into (Model, weights). The Model cannot initialize weights."""
     graph, state = nnx.split(module)
     model = Model(None, None, lambda weights: nnx.merge(graph, weights), module)
     return model, nnx.to_pure_dict(state)

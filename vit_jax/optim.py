@@ -1,8 +1,8 @@
-"""Config -> optax: schedule, weight decay, layer-wise learning rates, clipping.
+"""Optimizers: gradient clipping, weight decay, layer-wise learning rates and freezing, with optax.
 
-What a reference does for each tensor is done for each block, although the blocks' tensors are
-stacked: leaves below `blocks` hold one tensor a layer along axis 0. What a leaf is follows from
-its path, since a stacked bias has as many axes as a kernel elsewhere.
+Leaves below `blocks` are stacked, with one tensor per layer along axis 0. Operations that reference
+implementations apply per tensor are applied per layer. Leaves are identified by path, because a
+stacked bias has as many axes as an unstacked kernel.
 """
 
 import jax
@@ -14,35 +14,43 @@ from vit_jax.config import steps
 from vit_jax.errors import UserError
 from vit_jax.schedules import by_epoch, cosine_schedule
 
-# Names that do not decay, beside biases and vectors (norm scales, LayerScale gammas). timm:
-# `no_weight_decay` of its ViTs. deit: DeiT's of 2020 forgot dist_token, which therefore decays.
-# dino: `get_params_groups` of facebookresearch/dino has no names.
+# Parameters without weight decay, in addition to biases and vectors (norm scales, LayerScale
+# gammas). timm: `no_weight_decay` of its ViTs. deit: that of DeiT (2020), which omits dist_token.
+# dino: `get_params_groups` of facebookresearch/dino excludes no names.
 UNDECAYED = {
     "timm": {"pos_embed", "cls_token", "dist_token", "reg_token"},
     "deit": {"pos_embed", "cls_token", "reg_token"},
     "dino": set(),
 }
 
-EMBEDDINGS = {"cls_token", "pos_embed", "patch_embed"}  # layer 0 of layer-wise decay
+EMBEDDINGS = {"cls_token", "pos_embed", "patch_embed"}  # layer 0 of layer-wise learning rate decay
 
 
 def make(config, steps_per_epoch):
-    """-> optax.GradientTransformation, schedule(step) -> learning rate.
+    """Create the optimizer and the learning rate schedule of a run.
 
-    config: the whole config. steps_per_epoch: optimizer steps a pass over the training split
-    takes; may be fractional. The update of step t, counted from 0, uses schedule(t). A run that is
-    shortened to less than its warm-up ends on the way up.
+    With `decay_by="lr"`, weight decay is as in PyTorch: AdamW is decoupled, p -= lr * decay * p,
+    and SGD is coupled, adding decay * p to the gradient before the momentum. With
+    `decay_by="schedule"`, weight decay of both is as in big_vision, independent of the peak
+    learning rate: p -= lr / peak * decay * p.
 
-    AdamW is torch's: decay is decoupled, p -= lr * decay * p. SGD by `decay_by="lr"` is torch's
-    too: decay is coupled, it joins the gradient before the momentum. `decay_by="schedule"` is
-    big_vision's for both: p -= schedule / peak * decay * p, whatever the peak is.
-    Raises UserError.
+    Args:
+      config: the config of the run.
+      steps_per_epoch: optimizer steps per pass over the training split; may be fractional.
+
+    Returns:
+      An optax.GradientTransformation; and schedule(step), the learning rate. The update at step t,
+      counted from 0, uses schedule(t). If `config.total_steps` is shorter than the warmup, training
+      ends before the peak is reached.
+
+    Raises:
+      UserError: if the keys cannot be combined.
     """
     c = config.optim
     total = steps(config.total_steps, steps_per_epoch)
     peak = c.lr * config.batch_size / c.lr_batch if c.lr_batch else c.lr
     if not peak and c.decay_by == "schedule":
-        raise UserError("config.optim.lr = 0 leaves config.optim.decay_by = 'schedule' undefined")
+        raise UserError("config.optim.decay_by = 'schedule' needs config.optim.lr > 0")
     schedule = cosine_schedule(
         peak,
         total,
@@ -54,44 +62,54 @@ def make(config, steps_per_epoch):
     )
     if c.schedule_by == "epoch":
         schedule = by_epoch(schedule, steps_per_epoch)
-    unit = 1 / peak if c.decay_by == "schedule" else 1
-    weight_decay = c.weight_decay * unit
+    decay_scale = 1 / peak if c.decay_by == "schedule" else 1
+    weight_decay = c.weight_decay * decay_scale
     if c.weight_decay_end is not None:
-        weight_decay = cosine_schedule(weight_decay, total, end=c.weight_decay_end * unit)
+        weight_decay = cosine_schedule(weight_decay, total, end=c.weight_decay_end * decay_scale)
     freeze_for = steps(c.freeze_for, steps_per_epoch)
     moments = optax.trace(c.momentum)
     if c.name == "adamw":
         moments = optax.scale_by_adam(c.b1, c.b2, c.eps)
-    rule = [freeze_moments(moments, c.freeze, freeze_for)]
+    transforms = [freeze_moments(moments, c.freeze, freeze_for)]
     coupled = c.name == "sgd" and c.decay_by == "lr"
-    rule.insert(0 if coupled else 1, add_decay(weight_decay, c.decay_rule))
+    transforms.insert(0 if coupled else 1, add_decay(weight_decay, c.decay_rule))
     if c.clip:
         clip = {"global": optax.clip_by_global_norm, "tensor": clip_by_tensor_norm}[c.clip_by]
-        rule.insert(0, clip(c.clip))
+        transforms.insert(0, clip(c.clip))
     if c.layer_decay != 1:
-        rule.append(scale_by_layer(c.layer_decay))
-    rule += [optax.scale_by_learning_rate(schedule), freeze(c.freeze, freeze_for)]
+        transforms.append(scale_by_layer(c.layer_decay))
+    transforms += [optax.scale_by_learning_rate(schedule), freeze(c.freeze, freeze_for)]
     if c.only:
-        rule.append(optax.masked(optax.set_to_zero(), _mask("only", c.only, inside=False)))
-    return optax.chain(*rule), schedule
+        transforms.append(optax.masked(optax.set_to_zero(), _mask("only", c.only, inside=False)))
+    return optax.chain(*transforms), schedule
 
 
 def stop_gradients(params, only):
-    """Stop gradients to all parameters but those below the path `only`, so that their part of the
-    backward pass is not computed."""
-    held = _mask("only", only, inside=False)(params)
-    return jax.tree.map(lambda h, p: jax.lax.stop_gradient(p) if h else p, held, params)
+    """Stop the gradients of all parameters that are not below the path `only`.
+
+    Their part of the backward pass is then not computed.
+    """
+    frozen = _mask("only", only, inside=False)(params)
+    return jax.tree.map(lambda f, p: jax.lax.stop_gradient(p) if f else p, frozen, params)
 
 
 def decay_mask(params, rule):
-    """Which parameters decay. -> the same tree, of bool
+    """Return which parameters have weight decay.
 
-    rule: "timm", "deit" (timm 0.3.2), "dino": see UNDECAYED; "kernel" (big_vision): what is
-    called kernel; "all". Raises UserError for another one.
+    Args:
+      params: nested dict of arrays.
+      rule: "timm", "deit" (timm 0.3.2) or "dino", see `UNDECAYED`; "kernel", only leaves named
+        kernel, as in big_vision; or "all".
+
+    Returns:
+      A tree of bool with the structure of `params`.
+
+    Raises:
+      UserError: for an unknown rule.
     """
     if rule not in (*UNDECAYED, "kernel", "all"):
         raise UserError(
-            f"'{rule}' is not a decay rule; pass one of {', '.join(UNDECAYED)}, kernel, all"
+            f"unknown decay rule '{rule}'; pass one of {', '.join(UNDECAYED)}, kernel, all"
         )
 
     def decays(path, leaf):
@@ -105,18 +123,20 @@ def decay_mask(params, rule):
 
 
 def layer_scales(params, decay):
-    """Factors of the learning rate (BEiT, arXiv:2106.08254; `lr_decay.py` of MAE).
+    """Return the factors of layer-wise learning rate decay.
 
-    decay ** (depth + 1 - layer), where the embeddings of a model are layer 0, its block i is layer
-    i + 1, and everything else is layer depth + 1: what comes after the blocks, and what is not part
-    of the model, such as a projection head, or a decoder with blocks of its own.
+    As in BEiT (arXiv:2106.08254) and `lr_decay.py` of MAE, the factor is
+    decay ** (depth + 1 - layer). The embeddings of a model are layer 0, its block i is layer i + 1,
+    and all other parameters are layer depth + 1: those after the blocks, and those outside the
+    model, such as a projection head or a decoder, even if it has blocks.
 
     Args:
-      params: nested dict. A model is where `patch_embed` and `blocks` are side by side.
-      decay: factor from a layer to the previous one.
+      params: nested dict of arrays. A subtree with both `patch_embed` and `blocks` is a model.
+      decay: ratio of the factors of a layer and the next one.
 
     Returns:
-      The same tree, of float or, for leaves of stacked blocks, array [l, 1, ...].
+      A tree with the structure of `params` of floats or, for leaves of stacked blocks, arrays
+      [l, 1, ...].
 
     Raises:
       UserError: if there is no model with blocks.
@@ -144,9 +164,14 @@ def layer_scales(params, decay):
 
 
 def add_decay(weight, rule):
-    """optax: updates + weight * params, where `decay_mask(params, rule)`.
+    """Add weight * params to the updates where `decay_mask(params, rule)`.
 
-    weight: a number, or a function of the step.
+    Args:
+      weight: weight decay, a number or a function of the step.
+      rule: see `decay_mask`.
+
+    Returns:
+      An optax.GradientTransformation.
     """
 
     def add(updates, params, weight):
@@ -165,45 +190,60 @@ def add_decay(weight, rule):
     )
 
 
-def freeze_moments(inner, what, steps):
-    """optax: `inner`, whose moments and step count stand still in the first `steps` steps for the
-    parameters below the path `what`, such as "head/last_layer"."""
+def freeze_moments(inner, frozen_path, steps):
+    """Apply `inner` without updating the moments and step count of frozen parameters.
+
+    Args:
+      inner: an optax.GradientTransformation.
+      frozen_path: path of the frozen parameters, such as "head/last_layer".
+      steps: number of steps for which they are frozen.
+
+    Returns:
+      An optax.GradientTransformation.
+    """
     if not steps:
         return inner
 
-    frozen = optax.masked(inner, _mask("freeze", what))
+    frozen = optax.masked(inner, _mask("freeze", frozen_path))
     return optax.chain(
-        optax.masked(inner, _mask("freeze", what, inside=False)),
+        optax.masked(inner, _mask("freeze", frozen_path, inside=False)),
         optax.conditionally_transform(frozen, lambda step: step >= steps),
     )
 
 
-def freeze(what, steps):
-    """optax: no update in the first `steps` steps for the parameters below the path `what`."""
+def freeze(frozen_path, steps):
+    """Zero the updates of the parameters below `frozen_path` in the first `steps` steps."""
     if not steps:
         return optax.identity()
-    zero = optax.masked(optax.set_to_zero(), _mask("freeze", what))
+    zero = optax.masked(optax.set_to_zero(), _mask("freeze", frozen_path))
     return optax.conditionally_transform(zero, lambda step: step < steps)
 
 
-def _mask(key, what, inside=True):
-    """A function of params -> a tree of bool: whether each is below the path `what`, or, unless
-    `inside`, whether it is not. It raises UserError if no parameter is: config.optim.KEY is wrong.
+def _mask(key, parent, inside=True):
+    """Return a function that maps params to a tree of bool, for `optax.masked`.
+
+    Args:
+      key: key of config.optim that holds `parent`, for the error message.
+      parent: path in params, such as "head/last_layer".
+      inside: whether to select the parameters below `parent`, or all others.
+
+    Returns:
+      The function. It raises UserError if no parameter is below `parent`.
     """
 
     def mask(params):
         below = jax.tree_util.tree_map_with_path(
-            lambda path, _: f"{'/'.join(_names(path))}/".startswith(f"{what}/"), params
+            lambda path, _: f"{'/'.join(_names(path))}/".startswith(f"{parent}/"), params
         )
         if not any(jax.tree.leaves(below)):
-            raise UserError(f"config.optim.{key} = '{what}' is the path of no parameter")
+            raise UserError(f"config.optim.{key} = '{parent}' matches no parameter")
         return jax.tree.map(lambda x: x == inside, below)
 
     return mask
 
 
 def scale_by_layer(decay):
-    """optax: updates * `layer_scales(params, decay)`."""
+    """Scale the updates by `layer_scales(params, decay)`."""
 
     def update(updates, _):
         scales = layer_scales(updates, decay)
@@ -212,31 +252,33 @@ def scale_by_layer(decay):
     return optax.stateless(update)
 
 
-def clip_by_tensor_norm(most):
-    """optax: each tensor by itself, and each block's, to a norm of at most `most`.
+def clip_by_tensor_norm(max_norm):
+    """Clip the norm of each tensor separately, and of each layer of stacked blocks.
 
-    `clip_gradients` of facebookresearch/dino, utils.py: times most / (norm + 1e-6) if below 1.
+    As `clip_gradients` in utils.py of facebookresearch/dino, multiplies a tensor by
+    max_norm / (norm + 1e-6) if that is below 1.
     """
 
     def clip(path, u):
         axes = tuple(range(_stacked(path), u.ndim))
         norm = jnp.sqrt(jnp.sum(jnp.square(u), axes, keepdims=True))
-        return u * jnp.minimum(most / (norm + 1e-6), 1)
+        return u * jnp.minimum(max_norm / (norm + 1e-6), 1)
 
     return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(clip, updates))
 
 
 def _names(path):
+    """Return the names of a tree path as a list."""
     return jax.tree_util.keystr(path, simple=True, separator="/").split("/")
 
 
 def _stacked(path):
-    """Whether axis 0 of the leaf counts layers: below `blocks`, unless these are a list."""
+    """Return whether axis 0 of the leaf is the layer axis: below `blocks`, unless it is a list."""
     names = _names(path)
     return "blocks" in names[:-1] and not names[names.index("blocks") + 1].isdigit()
 
 
 def _above(path, name):
-    """The names above `name` in a path; None where it is not in it."""
+    """Return the names above `name` in a tree path; None if the path does not contain it."""
     names = _names(path)
     return tuple(names[: names.index(name)]) if name in names else None

@@ -1,8 +1,8 @@
-"""ResNet (arXiv:1512.03385), the CNN that Vision Transformers are compared with.
+"""ResNet (arXiv:1512.03385), the CNN baseline for Vision Transformers.
 
-As in torchvision and timm: convolution, batch norm, ReLU; a bottleneck has its stride in the 3x3
-convolution; the last scale of every residual branch starts at 0 (arXiv:1706.02677, section 5.1).
-The sizes are in vit_jax/variants.py.
+As in torchvision and timm, convolutions are followed by BatchNorm and ReLU, a bottleneck has its
+stride in the 3x3 convolution, and the last BatchNorm scale of every residual branch is initialized
+to 0 (arXiv:1706.02677, section 5.1). The sizes are defined in `variants.RESNETS`.
 """
 
 import jax
@@ -17,26 +17,38 @@ from vit_jax.layers.mlp import Linear
 from vit_jax.schema import document_options, one_of
 from vit_jax.variants import ResNetConfig
 
-# He initialization by fan out, as in torchvision (arXiv:1502.01852, equation 14).
+# He initialization with fan-out, as in torchvision (arXiv:1502.01852, equation 14).
 HE = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias and a batch norm (arXiv:1502.03167): b h w c -> b h w c.
+    """A convolution without bias, followed by BatchNorm (arXiv:1502.03167).
 
-    mean and var are the running statistics, used at evaluation. In training mode, batch statistics
-    are used and returned; the caller updates the running average.
+    `mean` and `var` are the running statistics, used at evaluation. In training mode, batch
+    statistics are used and returned; the caller updates the running average.
     """
 
     def __init__(self, size, stride, inputs, outputs, *, scale=1.0, eps=1e-5, dtype, rngs):
         self.kernel = nnx.Param(HE(rngs.params(), (size, size, inputs, outputs), jnp.float32))
         self.scale = nnx.Param(jnp.full(outputs, scale))
         self.bias = nnx.Param(jnp.zeros(outputs))
-        self.mean, self.var = nnx.BatchStat(jnp.zeros(outputs)), nnx.BatchStat(jnp.ones(outputs))
-        self.stride, self.eps, self.dtype = stride, eps, dtype
+        self.mean = nnx.BatchStat(jnp.zeros(outputs))
+        self.var = nnx.BatchStat(jnp.ones(outputs))
+        self.stride = stride
+        self.eps = eps
+        self.dtype = dtype
 
     def __call__(self, x, train):
-        """x [b, h, w, c] -> the output, and in training the batch's {"mean", "var"}, else {}."""
+        """Apply the convolution and the normalization.
+
+        Args:
+          x: feature map [b, h, w, c].
+          train: whether to normalize by batch statistics.
+
+        Returns:
+          The feature map [b, h, w, c]; and the batch statistics {"mean": [c], "var": [c]}, or {} if
+          not train.
+        """
         pad = self.kernel.shape[0] // 2
         x = jax.lax.conv_general_dilated(
             x.astype(self.dtype),
@@ -45,13 +57,14 @@ class ConvNorm(nnx.Module):
             [(pad, pad)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        mean, var, stats = self.mean[...], self.var[...], {}
+        mean, var = self.mean[...], self.var[...]
+        stats = {}
         if train:
-            wide = x.astype(kernels.wide(self.dtype))
-            mean = wide.mean((0, 1, 2))
-            var = jnp.square(wide - mean).mean((0, 1, 2))
-            count = wide.size // wide.shape[-1]
-            # As in PyTorch: the variance is biased here, and unbiased in the running average.
+            y = x.astype(kernels.accumulation_dtype(self.dtype))
+            mean = y.mean((0, 1, 2))
+            var = jnp.square(y - mean).mean((0, 1, 2))
+            count = y.size // y.shape[-1]
+            # As in PyTorch, the biased variance normalizes and the unbiased one is averaged.
             stats = {"mean": mean, "var": var * (count / max(count - 1, 1))}
         factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
         shift = self.bias[...] - mean * factor
@@ -59,69 +72,91 @@ class ConvNorm(nnx.Module):
 
 
 class Residual(nnx.Module):
-    """relu(shortcut(x) + branch(x)) (equations 1 and 2).
+    """A residual block, relu(shortcut(x) + branch(x)) (arXiv:1512.03385, equations 1 and 2).
 
-    plan: {name: arguments of ConvNorm}, the convolutions of the branch in order, and "shortcut"
-    where it is not the identity.
+    Args:
+      plan: {name: arguments of ConvNorm}, the convolutions of the branch in order, and "shortcut"
+        if the shortcut is not the identity.
+      dtype: dtype of activations.
+      rngs: random number generators for initialization.
     """
 
     def __init__(self, plan, *, dtype, rngs):
-        self.names = tuple(name for name in plan if name != "shortcut")
-        self.projects = "shortcut" in plan
-        for name, words in plan.items():
-            scale = 0.0 if name == self.names[-1] else 1.0
-            setattr(self, name, ConvNorm(*words, scale=scale, dtype=dtype, rngs=rngs))
+        self.branch = tuple(name for name in plan if name != "shortcut")
+        self.has_projection = "shortcut" in plan
+        for name, arguments in plan.items():
+            scale = 0.0 if name == self.branch[-1] else 1.0
+            setattr(self, name, ConvNorm(*arguments, scale=scale, dtype=dtype, rngs=rngs))
 
     def __call__(self, x, train):
-        y, stats = x, {}
-        for name in self.names:
+        y = x
+        stats = {}
+        for name in self.branch:
             y, stats[name] = getattr(self, name)(y, train)
-            if name != self.names[-1]:
+            if name != self.branch[-1]:
                 y = nnx.relu(y)
-        if self.projects:
+        if self.has_projection:
             x, stats["shortcut"] = self.shortcut(x, train)
         return nnx.relu(x + y), stats
 
 
 class ResNet(nnx.Module):
-    """Stem, stages of residual blocks, the mean over the image, classifier.
+    """Stem, stages of residual blocks, global average pooling and classifier.
 
-    `ResNet(config, rngs=nnx.Rngs(params=0))`; the options are those of `ResNetConfig`. Each stage
-    has twice the channels of the previous one, and half its side.
+    Each stage has twice the channels and half the resolution of the previous one.
+
+    Args:
+      config: a `ResNetConfig`.
+      rngs: random number generators for initialization, such as `nnx.Rngs(params=0)`.
     """
 
     def __init__(self, config, *, rngs):
         self.config = config
         self.pools = len(config.layers) == 4
         make = dict(dtype=config.dtype, rngs=rngs)
-        plan = {path: words[:4] for path, words in variants.convolutions(config).items()}
+        plan = {path: conv[:4] for path, conv in variants.convolutions(config).items()}
         features = list(plan.values())[-1][3]
         self.stem = ConvNorm(*plan.pop("stem"), **make)
         stages = {}
-        for path, words in plan.items():
+        for path, conv in plan.items():
             stage, block, name = path.split("/")
-            stages.setdefault(stage, {}).setdefault(block, {})[name] = words
+            stages.setdefault(stage, {}).setdefault(block, {})[name] = conv
         self.stages = tuple(stages)
-        for stage, parts in stages.items():
-            parts = {name: Residual(part, **make) for name, part in parts.items()}
-            setattr(self, stage, nnx.Dict(parts))
-        # arXiv:1706.02677, section 5.1
-        init = nnx.initializers.normal(0.01)
-        classes = config.num_classes
-        self.head = Linear(features, classes, init=init, **make) if classes else None
+        for stage, blocks in stages.items():
+            blocks = {name: Residual(block, **make) for name, block in blocks.items()}
+            setattr(self, stage, nnx.Dict(blocks))
+        init = nnx.initializers.normal(0.01)  # arXiv:1706.02677, section 5.1
+        num_classes = config.num_classes
+        self.head = Linear(features, num_classes, init=init, **make) if num_classes else None
 
     def __call__(self, images, *, train=False, attention=False, blocks=False, rng=None):
-        """images b h w c, normalized -> a dict of what was computed on the way.
+        """Run the model on a batch of images.
 
-        logits [b, k]; pooled [b, d]; tokens [b, n, d], the last feature map row by row; with
-        train=True stats, the batch's statistics in the place of the running ones; with blocks=True
-        maps, {"stem", "pool", "layer1", ...: b h w c}. There is no noise: rng is not used.
+        Args:
+          images: normalized images, float [b, h, w, c].
+          train: whether to normalize by batch statistics.
+          attention: must be False; for the signature of `ViT`.
+          blocks: whether to return the feature maps.
+          rng: unused; for the signature of `ViT`.
+
+        Returns:
+          A dict of arrays:
+            "logits": float32 [b, k]; absent if num_classes is 0.
+            "pooled": input of the classifier [b, d].
+            "tokens": the last feature map in row-major order [b, n, d].
+            "stats": batch statistics, in the structure of the running statistics, if train=True.
+            "maps": feature maps {"stem", "pool", "layer1", ...: [b, h, w, c]}, if blocks=True.
+
+        Raises:
+          UserError: if attention=True, or if the images are not floats, have no batch axis or have
+            another number of channels.
         """
         del rng
         if attention:
             raise UserError("a ResNet has no attention; use a Vision Transformer")
         check_images(images, self.config.channels)
-        stats, maps = {}, {}
+        stats = {}
+        maps = {}
         x, stats["stem"] = self.stem(images, train)
         x = maps["stem"] = nnx.relu(x)
         if self.pools:
@@ -135,8 +170,9 @@ class ResNet(nnx.Module):
         return out | ({"stats": stats} if train else {}) | ({"maps": maps} if blocks else {})
 
     def read(self, x):
-        """The last stage's map b h w c -> pooled and, with a classifier, logits."""
-        pooled = x.astype(kernels.wide(self.config.dtype)).mean((1, 2)).astype(self.config.dtype)
+        """Pool the last feature map [b, h, w, c] into "pooled" [b, d] and "logits" [b, k]."""
+        dtype = self.config.dtype
+        pooled = x.astype(kernels.accumulation_dtype(dtype)).mean((1, 2)).astype(dtype)
         if self.head is None:
             return {"pooled": pooled}
         return {"pooled": pooled, "logits": self.head(pooled).astype(jnp.float32)}
@@ -144,12 +180,15 @@ class ResNet(nnx.Module):
 
 @document_options(ResNetConfig)
 def create(name, *, num_classes=1000, seed=0, **overrides):
-    """Create a randomly initialized ResNet: create("resnet50"), create("resnet20", channels=1).
+    """Create a randomly initialized ResNet.
+
+        model = create("resnet50")
+        model = create("resnet20", channels=1)
 
     Args:
-      name: of `variants.RESNETS`.
-      num_classes: outputs of the classifier; 0: none.
-      seed: of the weights.
+      name: a key of `variants.RESNETS`.
+      num_classes: number of classes; 0: no classifier.
+      seed: random seed of the initialization.
       **overrides: options of `ResNetConfig`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The data, model, objective, optimizer and mesh of a config."""
+"""Build the data, model, objective, optimizer and mesh of a run from its config."""
 
 import dataclasses
 
@@ -22,15 +22,19 @@ from vit_jax.step import init_state, make_train_step
 
 
 class Run:
-    """Everything that training needs, built from a config. Nothing is allocated until `init`.
+    """The components of a training run. The training state is not allocated before `init`.
 
     Args:
       config: a checked config.
-      devices: devices of the mesh; None: all.
+      devices: JAX devices of the mesh; None: all.
 
     Attributes:
-      total: optimizer steps of the whole run.
-      abstract: the TrainState as shapes with shardings.
+      total: number of optimizer steps of the whole run.
+      steps_per_epoch: optimizer steps per epoch of the training split; may be fractional.
+      abstract: the TrainState as a tree of ShapeDtypeStructs with shardings.
+
+    Raises:
+      UserError: if the data, mesh or devices do not fit the config.
     """
 
     def __init__(self, config, devices=None):
@@ -38,7 +42,9 @@ class Run:
         self.mesh = sharding.make_mesh(config.mesh, devices)
         platform = self.mesh.devices.flat[0].platform
         if config.model.attn == "cudnn" and platform != "gpu":
-            raise UserError(f"config.model.attn = 'cudnn' needs a GPU, not {platform}; set 'auto'")
+            raise UserError(
+                f"config.model.attn = 'cudnn' needs a GPU, not {platform}; set it to 'auto'"
+            )
         sharding.check_batch_size(
             "batch_size / accum_steps =", config.batch_size // config.accum_steps, self.mesh
         )
@@ -46,77 +52,108 @@ class Run:
         self.steps_per_epoch = len(self.source) / config.batch_size
         self.total = self.steps("total_steps")
         keys = ("log_every", "eval_every", "checkpoint_every")
-        self.every = {key: self.steps(key) for key in keys}
+        self.intervals = {key: self.steps(key) for key in keys}
         self.model = models.build(variants.from_config(config.model, self.source.num_classes))
         self.objective = objectives.make(self.model, config, self.steps_per_epoch)
         tx, self.schedule = optim.make(config, self.steps_per_epoch)
         self.init_rng, self.train_rng = jax.random.split(jax.random.key(config.seed))
 
-        def init(rng, begin):
+        def init(rng, pretrained_weights):
             model = self.model._replace(
-                init=lambda rng: _overlay(self.model.init(rng), begin),
-                stats=lambda: _overlay(self.model.stats(), begin),
+                init=lambda rng: _overlay(self.model.init(rng), pretrained_weights),
+                stats=lambda: _overlay(self.model.stats(), pretrained_weights),
             )
             objective = objectives.make(model, config, self.steps_per_epoch)
             return init_state(objective, tx, rng)
 
         self.abstract = sharding.abstract_state(lambda: init(self.init_rng, {}), self.mesh)
-        state = jax.tree.map(lambda x: x.sharding, self.abstract)
-        over_data, everywhere = sharding.batch_sharding(self.mesh), sharding.replicated(self.mesh)
-        self._init = jax.jit(init, out_shardings=state)
+        state_sharding = jax.tree.map(lambda x: x.sharding, self.abstract)
+        batch_sharding = sharding.batch_sharding(self.mesh)
+        replicated = sharding.replicated(self.mesh)
+        self._init = jax.jit(init, out_shardings=state_sharding)
         self._step = jax.jit(
             make_train_step(self.objective, tx, config.accum_steps),
-            in_shardings=(state, over_data, everywhere),
-            out_shardings=(state, everywhere),
+            in_shardings=(state_sharding, batch_sharding, replicated),
+            out_shardings=(state_sharding, replicated),
             donate_argnums=0,
         )
         self._evaluate = {}
 
     def steps(self, key):
+        """Return the duration config[key] in optimizer steps."""
         return steps(self.config[key], self.steps_per_epoch)
 
     def due(self, step, key):
-        """Whether what is done every config[key] is due after `step` steps."""
-        every = self.every[key]
-        return step == self.total or every > 0 and step % every == 0
+        """Return whether the action with interval config[key] is due after `step` steps."""
+        interval = self.intervals[key]
+        return step == self.total or interval > 0 and step % interval == 0
 
-    def init(self, say=lambda _: None):
-        """The sharded TrainState of step 0: random, or with the weights of config.model_init."""
-        c, begin = self.config, {}
+    def init(self, log=lambda _: None):
+        """Initialize the sharded TrainState, at random or from config.model_init.
+
+        Args:
+          log: function of a line of text, called with a line about pretrained weights.
+        """
+        c = self.config
+        weights = {}
         if c.model_init:
-            begin, fresh = pretrained.init_params(c.model_init, self.model.module, c.model)
-            new = f"; new: {', '.join(fresh)}" if fresh else ""
-            say(f"beginning with the weights of {c.model_init}{new}")
-        return self._init(self.init_rng, begin)
+            weights, fresh = pretrained.init_params(c.model_init, self.model.module, c.model)
+            parts = f"; randomly initialized: {', '.join(fresh)}" if fresh else ""
+            log(f"starting from the weights of {c.model_init}{parts}")
+        return self._init(self.init_rng, weights)
 
     def batches(self, start):
-        """Global batches start, start + 1, ...: this process's rows, as numpy arrays."""
+        """Iterate over this process's rows of global batches start, start + 1, ..., in NumPy."""
         return batch.from_config(self.source, self.config, start)
 
     def step(self, state, rows):
-        """(state, this process's rows) -> (state, metrics). The state passed in is used up."""
+        """Run one training step.
+
+        Args:
+          state: TrainState. It is donated: use the returned one afterwards.
+          rows: this process's rows of a global batch, as from `batches`.
+
+        Returns:
+          The new TrainState, and the metrics as a dict of scalars.
+        """
         rows = batch.to_devices(rows, sharding.batch_sharding(self.mesh))
         with jax.set_mesh(self.mesh):
             return self._step(state, rows, self.train_rng)
 
     def lower(self, rows):
-        """Lower the training step for the mesh, whose devices need not be available.
+        """Lower the training step for the mesh. Its devices do not have to be available.
 
-        rows: shapes and dtypes of a global batch, a tree.
+        Args:
+          rows: tree of arrays or ShapeDtypeStructs with the shapes and dtypes of a global batch.
+
+        Returns:
+          jax.stages.Lowered.
         """
-        place = sharding.batch_sharding(self.mesh)
-        rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), rows)
+        placement = sharding.batch_sharding(self.mesh)
+        rows = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), rows
+        )
         with jax.set_mesh(self.mesh):
             return self._step.lower(self.abstract, rows, self.train_rng)
 
     def lr(self, step):
+        """Return the learning rate of the update of `step`, counted from 0."""
         return float(self.schedule(step))
 
     def weights(self, state):
+        """Return the weights to evaluate: the parameters, their EMA, or DINO's teacher."""
         return self.objective.weights(state.params, state.extra)
 
     def evaluate(self, split, weights):
-        """All evaluators on a split -> {"eval/val/acc1": ...}."""
+        """Run all evaluators on a split.
+
+        Args:
+          split: "val" or "test".
+          weights: as from `weights`.
+
+        Returns:
+          The metrics, {"eval/val/acc1": ...}.
+        """
         if split not in self._evaluate:
             self._evaluate[split] = evaluators.make(
                 self.config.evaluators, self.model, self.config, split, self.mesh
@@ -125,7 +162,7 @@ class Run:
         return {f"eval/{split}/{key}": x for key, x in scores.items()}
 
     def facts(self):
-        """The entries of run.json about data and model."""
+        """Return the entries of run.json about the data and the model."""
         model = dataclasses.asdict(self.model.module.config)
         return {
             "data": {
@@ -138,15 +175,16 @@ class Run:
         }
 
     def describe(self):
-        """Two lines for a person."""
-        c, count = self.config, self.mesh.size
+        """Return a summary of the run in two lines."""
+        c = self.config
         flops = count_flops(self.model.module.config)
-        kind = jax.devices()[0].device_kind
+        kind = self.mesh.devices.flat[0].device_kind
+        epochs = self.total / self.steps_per_epoch
         return (
             f"{c.model.variant}: {self.parameters:,} parameters, {flops / 1e9:.3g} GFLOPs per "
-            f"image; {count} x {kind}\n{len(self.source):,} images of {self.source.num_classes} "
-            f"classes, {self.total:,} steps of {c.batch_size} = "
-            f"{self.total / self.steps_per_epoch:.3g} epochs"
+            f"image; {self.mesh.size} x {kind}\n"
+            f"{len(self.source):,} images, {self.source.num_classes} classes; {self.total:,} steps "
+            f"at batch size {c.batch_size} ({epochs:.3g} epoch{'s' * (epochs != 1)})"
         )
 
     @property
@@ -155,8 +193,8 @@ class Run:
         return sum(x.size for x in jax.tree.leaves(self.abstract.params))
 
 
-def _overlay(tree, over):
-    """Nested dicts, with the leaves of `over` in place of the tree's."""
+def _overlay(tree, replacements):
+    """Replace the leaves of a nested dict that `replacements` has. It may have fewer leaves."""
     if not isinstance(tree, dict):
-        return over
-    return {k: _overlay(v, over[k]) if k in over else v for k, v in tree.items()}
+        return replacements
+    return {k: _overlay(v, replacements[k]) if k in replacements else v for k, v in tree.items()}

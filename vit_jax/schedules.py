@@ -1,6 +1,6 @@
-"""Schedules of the learning rate, the weight decay and the teacher's momentum.
+"""Schedules of the learning rate, the weight decay and the momentum of DINO's teacher.
 
-A schedule is a function of the step, in the unit of the durations it was made with.
+A schedule is a function of time t, in the unit of its durations: optimizer steps or epochs.
 """
 
 import jax
@@ -11,20 +11,21 @@ from jax import numpy as jnp
 def cosine_schedule(
     peak, total, *, warmup=0, warmup_start=0.0, end=0.0, warmup_prefix=False, warmup_reaches=False
 ):
-    """Linear warmup, then half a cosine.
+    """Create a schedule with linear warmup followed by half-cosine decay.
 
     Args:
-      peak: the largest value.
-      total: duration; schedule(t) = end for t >= total. All durations are in the unit of t and may
-        be fractional.
+      peak: value at the end of the warmup.
+      total: total duration; schedule(t) = end for t >= total. All durations have the unit of t and
+        may be fractional.
       warmup: duration of the warmup.
-      warmup_start: schedule(0), where there is a warmup.
-      end: the last value.
-      warmup_prefix: the cosine runs from `warmup` to `total` (MAE, big_vision; timm's warmup_prefix
-        with t_initial = total - warmup). Else it runs from 0, its beginning hidden by the warmup
-        (timm's default, so DeiT's), and the value right after the warmup is slightly below the
-        peak.
-      warmup_reaches: the last step of the warmup has the peak already (DINO, with warmup_prefix).
+      warmup_start: schedule(0), if there is a warmup.
+      end: final value.
+      warmup_prefix: whether the cosine starts after the warmup, at t = warmup (MAE, big_vision;
+        timm's warmup_prefix with t_initial = total - warmup). If False, it starts at t = 0, the
+        warmup replaces its first part, and the value right after the warmup is slightly below the
+        peak (timm's default, and therefore DeiT's).
+      warmup_reaches: whether the last step of the warmup already has the peak value (DINO, together
+        with warmup_prefix).
 
     Returns:
       schedule(t): NumPy float64 for numbers and NumPy arrays, a JAX array for JAX arrays.
@@ -46,11 +47,18 @@ def cosine_schedule(
 
 
 def by_epoch(schedule, steps_per_epoch):
-    """The schedule as DeiT's main.py steps timm's: after each epoch, to the value of that epoch's
-    start, so that the first two epochs have the same value."""
+    """Update a schedule once per epoch, one epoch late, as DeiT's main.py does.
 
-    def moved(t):
+    DeiT steps timm's scheduler after each epoch with the index of that epoch, so that the first two
+    epochs have the same value.
+
+    Args:
+      schedule: function of the optimizer step.
+      steps_per_epoch: optimizer steps per epoch; may be fractional.
+    """
+
+    def epoch_schedule(t):
         epoch = (jnp if isinstance(t, jax.Array) else np).floor(t / steps_per_epoch + 1e-6)
         return schedule((epoch - (epoch > 0)) * steps_per_epoch)
 
-    return moved
+    return epoch_schedule

@@ -1,4 +1,4 @@
-"""One training step: loss, gradients, optimizer update, and the objective's update."""
+"""The training step: loss, gradients, optimizer update, and the update of the objective."""
 
 from typing import Any, NamedTuple
 
@@ -8,27 +8,37 @@ import optax
 
 
 class TrainState(NamedTuple):
-    """The state of training: one pytree of dicts and arrays."""
+    """The training state, a pytree of dicts and arrays."""
 
-    step: jax.Array  # optimizer steps done
+    step: jax.Array  # number of completed optimizer steps, int32
     params: Any
-    extra: Any
+    extra: Any  # state of the objective that is not trained by gradients, such as an EMA
     opt_state: Any
 
 
 def init_state(objective, tx, rng):
+    """Return the TrainState of step 0 for an `Objective` and an optax transformation."""
     params, extra = objective.init(rng)
     return TrainState(jnp.zeros((), jnp.int32), params, extra, tx.init(params))
 
 
 def make_train_step(objective, tx, accum_steps=1):
-    """-> train_step(state, batch, rng) -> (state, metrics), to be jitted with the state donated.
+    """Create the training step, to be jitted with the state donated.
 
-    The rng is an argument and not part of the state: it is neither saved nor compiled in. Every
-    step folds in its number and every image its row in the batch, so that a resumed run draws the
-    same numbers as an uninterrupted one.
+    The key `rng` is an argument, so that it is neither saved nor compiled into the program. The
+    step index is folded into it, and the objective folds in the row of each image in the batch, so
+    that a resumed run draws the same random numbers as an uninterrupted one.
+
+    Args:
+      objective: `objectives.Objective`.
+      tx: optax.GradientTransformation.
+      accum_steps: number of micro-batches per step (gradient accumulation).
+
+    Returns:
+      train_step(state, batch, rng) -> (state, metrics). `batch` is a dict of arrays [b, ...];
+      `metrics` is a dict of scalars: "loss", "grad_norm" and those of the objective.
     """
-    gradient = jax.value_and_grad(objective.loss, has_aux=True)
+    value_and_grad = jax.value_and_grad(objective.loss, has_aux=True)
 
     def train_step(state, batch, rng):
         rng = jax.random.fold_in(rng, state.step)
@@ -36,7 +46,7 @@ def make_train_step(objective, tx, accum_steps=1):
         batch = {**batch, "row": jnp.arange(size)}
 
         def compute(batch):
-            return gradient(state.params, state.extra, batch, rng, state.step)
+            return value_and_grad(state.params, state.extra, batch, rng, state.step)
 
         if accum_steps == 1:
             (loss, aux), grads = compute(batch)
@@ -52,13 +62,16 @@ def make_train_step(objective, tx, accum_steps=1):
 
 
 def split_batch(batch, parts):
-    """Leaves [b, ...] -> [parts, b / parts, ...]; part i has rows i, i + parts, ...: each part is
-    spread over the devices as the batch is, and nothing moves."""
+    """Split every leaf [b, ...] into [parts, b / parts, ...].
+
+    Part i has rows i, i + parts, ..., so that each part is sharded over the devices as the batch
+    is, without communication.
+    """
     return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
 def _mean_over(function, parts):
-    """The mean of function(part) over the leading axis, one part in memory at a time."""
+    """Return the mean of function(part) over the leading axis, computing one part at a time."""
     count = jax.tree.leaves(parts)[0].shape[0]
     shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -24,118 +24,131 @@ def define_flags():
 
 
 def main(flags):
-    workdir = storage.resolve(flags.workdir)
-    claim(workdir, flags.config)
-    together = distributed.initialize()
-    with distributed.StopSignal(together) as stop:
-        train(flags.config, workdir, stop)
+    claim(flags.workdir, flags.config)
+    multi_process = distributed.initialize()
+    with distributed.StopSignal(multi_process) as stop:
+        train(flags.config, flags.workdir, stop)
 
 
 def claim(workdir, config):
-    """Make the directory of the run, or find it with the same config. Raises UserError."""
-    if (workdir / "config.json").exists():
-        fixed = fixed_diff(load_config(workdir), config)
-        if fixed:
-            more = f" (and {len(fixed) - 1} more)" if len(fixed) > 1 else ""
+    """Create the directory of a run and write its config.json.
+
+    Args:
+      workdir: the directory. It may hold a run that this config can resume.
+      config: a checked config.
+
+    Raises:
+      UserError: if the directory holds a run with a different config.
+    """
+    directory = storage.resolve(workdir)
+    if (directory / "config.json").exists():
+        differences = fixed_diff(load_config(directory), config)
+        if differences:
+            more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
             raise UserError(
-                f"{workdir} holds a run with another config: {fixed[0]}{more}.\n"
+                f"{workdir} holds a run with a different config: {differences[0]}{more}.\n"
                 "Pass another --workdir, or the config that the run was started with."
             )
-    workdir.mkdir(parents=True, exist_ok=True)
-    save_config(config, workdir / "config.json")
+    directory.mkdir(parents=True, exist_ok=True)
+    save_config(config, directory / "config.json")
 
 
 def train(config, workdir, stop=lambda: False, devices=None):
-    """Train to config.total_steps, from the latest checkpoint in workdir if there is one.
+    """Train to config.total_steps, resuming from the latest checkpoint in workdir, if any.
 
     Args:
       config: a checked config.
-      workdir: directory of the run, as `claim` makes it.
-      stop: called once per step; True means to save a checkpoint and raise Preempted.
+      workdir: directory of the run, created by `claim`.
+      stop: called once per step; if it returns True, a checkpoint is saved and Preempted raised.
       devices: JAX devices of the mesh; None: all.
 
     Returns:
-      The row of the evaluation on the test split.
+      The metrics of the test split, as a row of metrics.jsonl.
 
     Raises:
-      Diverged, Preempted, UserError.
+      Diverged: if a logged or saved loss or gradient norm is not finite.
+      Preempted: after saving a checkpoint, if `stop` returned True.
+      UserError: if the run cannot be built from the config.
     """
     memory.keep_freed()
-    # Late, so that --help and mistakes in the config are answered without them.
+    # Imported here, so that --help and config errors do not wait for JAX.
     import jax
 
     from vit_jax.run import Run
     from vit_jax.workdir import checkpoint
 
     if config.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        folder = Path(config.compilation_cache).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        cache_dir = Path(config.compilation_cache).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir))
     run = Run(config, devices)
     with checkpoint.Checkpoints(
         workdir, keep=config.keep_checkpoints, metric=config.best_metric
-    ) as saved:
-        start = saved.latest() or 0
+    ) as checkpoints:
+        start = checkpoints.latest() or 0
         finished = [
             r for r in log.read_metrics(workdir) if r["step"] == start and "eval/test/step" in r
         ]
         if start >= run.total and finished:
-            print(f"done: {workdir} is trained to step {start:,}; nothing to do")
+            print(f"done: {workdir} is already trained to step {start:,}; nothing to do")
             return finished[-1]
         primary = jax.process_index() == 0
-        with log.Log(workdir, run.total, start=start, primary=primary) as logged:
+        with log.Log(workdir, run.total, start=start, primary=primary) as logger:
             if primary:
                 log.write_run_json(workdir, step=start, mesh=run.mesh, **run.facts())
-            logged.say(run.describe())
-            logged.say(f"resuming from step {start:,}" if start else f"training in {workdir}")
-            state = saved.restore(run.abstract) if start else run.init(logged.say)
-            state = _loop(run, state, start, saved, logged, stop)
-            saved.wait()
-            return _test(run, state, saved, logged)
+            logger.info(run.describe())
+            logger.info(f"resuming from step {start:,}" if start else f"training in {workdir}")
+            state = checkpoints.restore(run.abstract) if start else run.init(logger.info)
+            state = _loop(run, state, start, checkpoints, logger, stop)
+            checkpoints.wait()
+            return _test(run, state, checkpoints, logger)
 
 
-def _loop(run, state, start, saved, logged, stop):
-    """Steps, and what is due between them: a row, an evaluation, a checkpoint, in this order: a
-    checkpoint on disk means that the rows up to it are there."""
-    best = saved.best()
-    best = best[1] if best else -math.inf
+def _loop(run, state, start, checkpoints, logger, stop):
+    """Train to the last step, logging, evaluating and saving checkpoints when they are due.
+
+    They happen in this order, so that if a checkpoint is on disk, so are all metrics up to it.
+    """
+    best = checkpoints.best()
+    best_score = best[1] if best else -math.inf
     batches = run.batches(start)
-    warned = None
-    clock = Clock(start)
+    warning = None
+    timer = StepTimer(start)
     try:
         for step in range(start + 1, run.total + 1):
-            with clock.measure("waiting"):
+            with timer.measure("data_wait"):
                 rows = next(batches)
             state, metrics = run.step(state, rows)
-            if step == start + 1:  # compilation is not timed
+            if step == start + 1:  # exclude compilation from the timing
                 float(metrics["loss"])
-                clock = Clock(step)
-            logged.tick(step)
+                timer = StepTimer(step)
+            logger.tick(step)
             if run.due(step, "log_every"):
-                numbers = {name: float(x) for name, x in metrics.items()}
-                row = {f"train/{name}": x for name, x in numbers.items()}
-                _check_finite(step, row, saved)
-                warned, before = run.objective.alarm(numbers), warned
-                if warned and warned != before:
-                    logged.say(f"step {step:,}  warning: {warned}")
+                values = {name: float(x) for name, x in metrics.items()}
+                row = {f"train/{name}": x for name, x in values.items()}
+                _check_finite(step, row, checkpoints)
+                last_warning = warning
+                warning = run.objective.alarm(values)
+                if warning and warning != last_warning:
+                    logger.info(f"step {step:,}  warning: {warning}")
                 row |= {"train/epoch": step / run.steps_per_epoch, "sched/lr": run.lr(step - 1)}
-                logged.write(step, row | clock.read(step, run.config.batch_size))
-                clock = Clock(step)
+                logger.write(step, row | timer.read(step, run.config.batch_size))
+                timer = StepTimer(step)
             scores = {}
             if run.due(step, "eval_every"):
-                with clock.measure("paused"):
+                with timer.measure("paused"):
                     scores = run.evaluate("val", run.weights(state))
-                logged.write(step, scores)
+                logger.write(step, scores)
             score = scores.get(run.config.best_metric, -math.inf)
-            stopping = stop()  # once: what is saved for and what is left for must be the same
-            if run.due(step, "checkpoint_every") or score > best or stopping:
+            stopping = stop()  # call once per step: a second call may differ
+            if run.due(step, "checkpoint_every") or score > best_score or stopping:
                 row = {f"train/{name}": float(metrics[name]) for name in ("loss", "grad_norm")}
-                _check_finite(step, row, saved)
-                with clock.measure("paused"):
-                    logged.flush()
-                    saved.save(step, state, scores)
-                best = max(best, score)
+                _check_finite(step, row, checkpoints)
+                with timer.measure("paused"):
+                    logger.flush()
+                    checkpoints.save(step, state, scores)
+                best_score = max(best_score, score)
             if stopping:
-                saved.wait()
+                checkpoints.wait()
                 raise Preempted(
                     f"preempted: saved a checkpoint at step {step:,}; rerun the same command to "
                     "resume"
@@ -145,54 +158,54 @@ def _loop(run, state, start, saved, logged, stop):
     return state
 
 
-def _test(run, state, saved, logged):
-    """The test split, once, with the checkpoint that was best on val (the last, if none was)."""
-    best = saved.best()
+def _test(run, state, checkpoints, logger):
+    """Evaluate on the test split with the best checkpoint, or the last if none was evaluated."""
+    best = checkpoints.best()
     step = best[0] if best else run.total
     if step == run.total:
         weights = run.weights(state)
     else:
-        weights = run.objective.weights(*saved.restore_model(*run.abstract[1:3], step))
+        weights = run.objective.weights(*checkpoints.restore_model(*run.abstract[1:3], step))
     row = run.evaluate("test", weights) | {"eval/test/step": step}
-    logged.write(run.total, row)
+    logger.write(run.total, row)
     return {"step": run.total} | row
 
 
-def _check_finite(step, row, saved):
+def _check_finite(step, row, checkpoints):
     for name, value in row.items():
         if not math.isfinite(value):
-            last = saved.latest()
-            kept = f"the checkpoint of step {last:,} is intact" if last else "nothing was saved yet"
+            latest = checkpoints.latest()
+            saved = f"the latest checkpoint is step {latest:,}" if latest else "no checkpoint yet"
             raise Diverged(
-                f"{name} is {value} at step {step:,}; {kept}.\n"
-                "Lower optim.lr, lengthen optim.warmup or set optim.clip=1, in a new workdir."
+                f"{name} is {value} at step {step:,}; {saved}.\n"
+                "Lower optim.lr, lengthen optim.warmup or set optim.clip=1, and use a new workdir."
             )
 
 
-class Clock:
-    """Times the steps after `step`: waiting for data is counted, pauses are not."""
+class StepTimer:
+    """Measures the time of the steps after `step`, including data wait but excluding pauses."""
 
     def __init__(self, step):
         self.step = step
-        self.began = time.perf_counter()
-        self.seconds = {"waiting": 0.0, "paused": 0.0}
+        self.start = time.perf_counter()
+        self.seconds = {"data_wait": 0.0, "paused": 0.0}
 
     @contextlib.contextmanager
     def measure(self, name):
-        began = time.perf_counter()
+        start = time.perf_counter()
         yield
-        self.seconds[name] += time.perf_counter() - began
+        self.seconds[name] += time.perf_counter() - start
 
     def read(self, step, batch_size):
-        """The perf/* metrics at `step`; call it when that step's metrics have been fetched."""
+        """Return the perf/* metrics at `step`. Call it after fetching the metrics of that step."""
         steps = step - self.step
         if not steps:
             return {}
-        seconds = time.perf_counter() - self.began - self.seconds["paused"]
+        seconds = time.perf_counter() - self.start - self.seconds["paused"]
         return {
             "perf/images_per_s": batch_size * steps / seconds,
             "perf/step_ms": 1e3 * seconds / steps,
-            "perf/data_wait_frac": self.seconds["waiting"] / seconds,
+            "perf/data_wait_frac": self.seconds["data_wait"] / seconds,
         }
 
 

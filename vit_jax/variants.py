@@ -1,7 +1,7 @@
-"""The options of the models, and the names and sizes of the published ones. Imports no JAX.
+"""Model options, and the names and sizes of the published models. Imports no JAX.
 
-A name is the papers' ("S/16", "resnet50") or timm's ("vit_small_patch16_224"), with `key=value`
-overrides after commas for unusual sizes ("S/16,depth=4,pool=gap").
+A model name is that of the paper ("S/16", "resnet50") or of timm ("vit_small_patch16_224"),
+optionally followed by comma-separated `key=value` overrides ("S/16,depth=4,pool=gap").
 """
 
 import re
@@ -13,19 +13,19 @@ from vit_jax.schema import one_of, option, options
 
 
 def enum_option(choices, doc):
-    """An `option` with few values, the first of them the default."""
+    """Define an `option` with a fixed set of choices; the first is the default."""
     return option(choices[0], doc, choices=choices)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The options that every model has."""
+    """Options shared by all models."""
 
     image: int = option(224, "side of the square image, pixels", least=1)
-    channels: int = option(3, "3: color, 1: gray", least=1)
-    num_classes: int = option(1000, "outputs of the classifier; 0: no classifier", least=0)
+    channels: int = option(3, "channels of an image; 3: color, 1: gray", least=1)
+    num_classes: int = option(1000, "number of classes; 0: no classifier", least=0)
     dtype: str = enum_option(
-        ("float32", "bfloat16", "float64"), "of activations; parameters are float32"
+        ("float32", "bfloat16", "float64"), "dtype of activations; parameters are float32"
     )
 
     def __post_init__(self):
@@ -35,43 +35,58 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig(ModelConfig):
-    """Every option of a Vision Transformer: `ViTConfig(width=384, depth=12, ...)`.
+    """Options of a Vision Transformer.
 
-    `vit.ViT` and its layers take it, `flops` counts from it, and the group `model` of a run's
-    config is made of its fields. Raises UserError for options that cannot be combined.
+    `vit.ViT`, its layers and `flops` take this config, and the group `model` of a run's config has
+    its fields as keys. Raises UserError for options that cannot be combined.
     """
 
-    width: int = option(doc="features of a token", kind=int, least=1)
-    depth: int = option(doc="number of blocks", kind=int, least=1)
+    width: int = option(doc="width of a token (embedding dimension)", kind=int, least=1)
+    depth: int = option(doc="number of encoder blocks", kind=int, least=1)
     num_heads: int = option(doc="attention heads per block", kind=int, least=1)
     mlp_dim: int = option(doc="hidden units of the MLP", kind=int, least=1)
     patch: int = option(doc="side of a square patch, pixels", kind=int, least=1)
     pool: str = enum_option(
         ("cls", "gap", "map"),
-        "what the classifier sees: the [CLS] token, the mean of the patches, attention pooling",
+        "pooling before the classifier: [CLS] token, mean over patches, or attention pooling",
     )
-    class_token: bool | None = option(None, "None: only where pool is cls", kind=bool)
-    fc_norm: bool | None = option(None, "LayerNorm after pooling; None: if pool is gap", kind=bool)
+    class_token: bool | None = option(None, "[CLS] token; None: only if pool is cls", kind=bool)
+    fc_norm: bool | None = option(
+        None, "final LayerNorm after pooling; None: only if pool is gap", kind=bool
+    )
     pos_embed: str = enum_option(("learned", "sincos2d"), "learned or fixed 2-D sin-cos positions")
-    no_embed_class: bool = option(False, "learned positions of the patches alone (DeiT III)")
-    pos_resize: str = enum_option(("timm", "dino"), "rule that resizes learned positions")
-    patch_embed: str = enum_option(("conv", "linear"), "strided convolution, or unfold and linear")
-    norm: str = enum_option(("pre", "post"), "LayerNorm before attention and MLP, or after them")
-    act: str = enum_option(("gelu", "gelu_tanh"), "exact (erf), or big_vision's tanh approximation")
-    qkv_bias: bool = option(True, "biases of queries, keys and values")
-    layer_scale_init: float | None = option(None, "LayerScale; None: off", kind=float, least=0)
-    drop_path: float = option(0.0, "stochastic depth: rate of the last block", least=0, below=1)
-    dropout: float = option(0.0, "rate after each projection and MLP layer", least=0, below=1)
+    no_embed_class: bool = option(False, "no learned position for the [CLS] token (DeiT III)")
+    pos_resize: str = enum_option(("timm", "dino"), "how learned positions are resized")
+    patch_embed: str = enum_option(
+        ("conv", "linear"), "strided convolution, or unfold and a linear layer"
+    )
+    norm: str = enum_option(("pre", "post"), "LayerNorm before or after attention and MLP")
+    act: str = enum_option(
+        ("gelu", "gelu_tanh"), "exact GELU (erf), or its tanh approximation as in big_vision"
+    )
+    qkv_bias: bool = option(True, "bias in the projections to queries, keys and values")
+    layer_scale_init: float | None = option(
+        None, "initial value of LayerScale; None: no LayerScale", kind=float, least=0
+    )
+    drop_path: float = option(
+        0.0, "stochastic depth: drop rate of the last block, linear in depth", least=0, below=1
+    )
+    dropout: float = option(
+        0.0, "dropout rate after each projection and MLP layer", least=0, below=1
+    )
     remat: str = enum_option(
         ("none", "dots", "full"),
-        "rematerialize in the backward pass: nothing, all but matrix products, whole blocks",
+        "rematerialized in the backward pass: nothing, all but matrix products, whole blocks",
     )
-    scan: str = enum_option(("auto", "on", "off"), "lax.scan over blocks; auto: off up to 12 (CPU)")
+    scan: str = enum_option(
+        ("auto", "on", "off"), "lax.scan over blocks; auto: on, except on CPU up to 12 blocks"
+    )
     attn: str = enum_option(
         ("auto", "matmul", "xla", "cudnn"), "attention kernel; auto: matmul on CPU, xla elsewhere"
     )
     init: str = enum_option(
-        ("deit", "big_vision"), "normal(0.02), or big_vision's: Xavier and a classifier of zeros"
+        ("deit", "big_vision"),
+        "initialization: normal(0.02), or Xavier and a zero classifier as in big_vision",
     )
 
     def __post_init__(self):
@@ -93,12 +108,12 @@ class ViTConfig(ModelConfig):
 
     @property
     def prefix(self):
-        """Tokens before those of the patches."""
+        """Number of tokens before the patches."""
         return int(self.pool == "cls" if self.class_token is None else self.class_token)
 
     @property
     def grid(self):
-        """Rows and columns of patches."""
+        """Number of rows and columns of patches."""
         return (self.image // self.patch,) * 2
 
     @property
@@ -109,16 +124,18 @@ class ViTConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetConfig(ModelConfig):
-    """Every option of a ResNet. `image` matters for FLOPs alone: a ResNet takes any size."""
+    """Options of a ResNet. `image` only affects FLOPs: a ResNet accepts any image size."""
 
-    block: str = option(doc="residual block", kind=str, choices=("basic", "bottleneck"))
-    layers: tuple = option(doc="blocks per stage; four stages: a stem for large images", kind=tuple)
+    block: str = option(doc="type of residual block", kind=str, choices=("basic", "bottleneck"))
+    layers: tuple = option(
+        doc="blocks per stage; four stages: ImageNet stem, three: CIFAR stem", kind=tuple
+    )
     width: int = option(doc="channels of the first stage", kind=int, least=1)
 
 
 # size: (width, depth, num_heads, mlp_dim). Ti to H: Table 1 of arXiv:2010.11929 and Table 1 of
-# arXiv:2012.12877; g and G: Table 2 of arXiv:2106.04560. mu is the size of the tests; the
-# others up to midi train on a laptop.
+# arXiv:2012.12877; g and G: Table 2 of arXiv:2106.04560. pico to midi can be trained on a laptop;
+# the tests use mu.
 VARIANTS = {
     "pico": (24, 2, 2, 96),
     "mu": (32, 1, 2, 128),
@@ -134,8 +151,8 @@ VARIANTS = {
     "g": (1408, 40, 16, 6144),
     "G": (1664, 48, 16, 8192),
 }
-# name: (residual block, blocks of each stage). Four stages: Table 1 of arXiv:1512.03385; three: the
-# narrow ones for images of 32 pixels, of 6 n + 2 layers (section 4.2 there).
+# name: (type of residual block, blocks per stage). Four stages: Table 1 of arXiv:1512.03385. Three
+# stages: its CIFAR-10 models with 6 n + 2 layers (section 4.2).
 RESNETS = {f"resnet{6 * n + 2}": ("basic", (n,) * 3) for n in (1, 2, 3, 5, 7, 9, 18)} | {
     "resnet18": ("basic", (2, 2, 2, 2)),
     "resnet34": ("basic", (3, 4, 6, 3)),
@@ -147,17 +164,21 @@ TIMM_SIZES = dict(tiny="Ti", small="S", base="B", large="L", huge="H", giant="g"
 PAPER_NAME = re.compile(r"(?P<size>\w+)/(?P<patch>\d+)")
 TIMM_NAME = re.compile(r"(vit|deit)_(?P<size>[a-z]+)_patch(?P<patch>\d+)_(?P<image>\d+)(\.\w+)?")
 
-# Options of a ViT that its name determines.
+# Options of `ViTConfig` that the size and the patch in a name determine.
 SIZES = ("width", "depth", "num_heads", "mlp_dim", "patch")
 
 
 def parse(name, **overrides):
-    """The config of a model by name: "S/16", "vit_small_patch16_224,depth=4", "resnet50".
+    """Return the config of a model by name.
+
+        parse("S/16")
+        parse("vit_small_patch16_224,depth=4")
+        parse("resnet50", num_classes=10)
 
     Args:
-      name: the papers' or timm's name, with `key=value` overrides after commas.
-      **overrides: options of `ViTConfig` or `ResNetConfig`; None counts as absent. They overrule
-        those in the name. Another width without another mlp_dim keeps the ratio of the two.
+      name: a name of the papers or of timm, with optional comma-separated `key=value` overrides.
+      **overrides: options of `ViTConfig` or `ResNetConfig`, which take precedence over those in the
+        name. None is ignored. If only width is overridden, mlp_dim scales with it.
 
     Returns:
       A `ViTConfig` or a `ResNetConfig`.
@@ -179,117 +200,134 @@ def parse(name, **overrides):
 
 
 def split_name(name):
-    """ "S/16,depth=4" -> "S/16", {"depth": 4}. Raises UserError."""
-    base, *words = name.split(",")
+    """Split "S/16,depth=4" into "S/16" and {"depth": 4}.
+
+    Raises:
+      UserError: if an override is not KEY=VALUE.
+    """
+    base, *assignments = name.split(",")
     named = {}
-    for word in words:
-        key, _, value = word.partition("=")
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
         if not value:
-            raise UserError(f"{word!r} in the model name {name!r} must be KEY=VALUE")
+            raise UserError(f"{assignment!r} in the model name {name!r} must be KEY=VALUE")
         named[key.strip()] = _literal(value.strip())
     return base, named
 
 
 def _resnet(name):
+    """Return the options of `ResNetConfig` that a name determines."""
     block, layers = RESNETS[name]
     return {"block": block, "layers": layers, "width": 64 if len(layers) == 4 else 16}
 
 
 def _vit(name):
-    """The options of `ViTConfig` that a name determines."""
+    """Return the options of `ViTConfig` that a name determines."""
     match = PAPER_NAME.fullmatch(name) or TIMM_NAME.fullmatch(name)
-    found = match.groupdict() if match else {}
-    size = TIMM_SIZES.get(found.get("size"), found.get("size"))
-    patch = int(found.get("patch") or 0)
+    parts = match.groupdict() if match else {}
+    size = TIMM_SIZES.get(parts.get("size"), parts.get("size"))
+    patch = int(parts.get("patch") or 0)
     if size not in VARIANTS or not patch:
         raise UserError(
             f"unknown model {name!r}; pass SIZE/PATCH, such as S/16, with SIZE {one_of(VARIANTS)}; "
-            f"or timm's name, such as vit_small_patch16_224; or {one_of(RESNETS)}"
+            f"a timm name, such as vit_small_patch16_224; or {one_of(RESNETS)}"
         )
     sizes = dict(zip(SIZES, (*VARIANTS[size], patch), strict=True))
-    if found.get("image"):
-        sizes["image"] = int(found["image"])
+    if parts.get("image"):
+        sizes["image"] = int(parts["image"])
     return sizes
 
 
 def from_config(model, classes=None):
-    """The `ViTConfig` or `ResNetConfig` of a run.
+    """Return the `ViTConfig` or `ResNetConfig` of a run.
 
     Args:
       model: the group `config.model`.
-      classes: the number of classes of the data, for a config that does not set num_classes.
+      classes: number of classes of the dataset, used if config.model.num_classes is None.
 
     Raises:
-      UserError: if the options cannot be combined, or would be ignored by a ResNet.
+      UserError: if options cannot be combined, or are not supported by a ResNet.
     """
     changes = {key: value for key, value in model.items() if key != "variant"}
     if "," in model.variant:
-        variant, *words = model.variant.split(",")
-        keys = " ".join(f"--config.model.{word}" for word in words)
-        raise UserError(f"variant = {model.variant!r} must be a name alone; pass {keys}")
+        _, *assignments = model.variant.split(",")
+        flags = " ".join(f"--config.model.{assignment}" for assignment in assignments)
+        raise UserError(f"variant = {model.variant!r} must have no overrides; pass {flags}")
     if is_cnn(model.variant):
-        # An option that a ResNet ignores must not seem to have an effect.
-        known, ignored = options(ResNetConfig), {}
+        # Reject changes to options that a ResNet would silently ignore.
+        known = options(ResNetConfig)
+        ignored = {}
         for name, key in options(ViTConfig).items():
             if name not in known and changes.pop(name) != key.default:
                 ignored[name] = key.default
         if ignored:
-            words = " ".join(f"--config.model.{name}={x}" for name, x in ignored.items())
-            raise UserError(f"{model.variant} has no {', '.join(ignored)}; pass {words}")
+            flags = " ".join(f"--config.model.{name}={x}" for name, x in ignored.items())
+            raise UserError(f"{model.variant} has no {', '.join(ignored)}; pass {flags}")
     if changes["num_classes"] is None:
         changes["num_classes"] = classes
     return parse(model.variant, **changes)
 
 
 def is_cnn(name):
-    """Whether the name, with or without overrides, is a ResNet's."""
+    """Return whether a model name, with or without overrides, is that of a ResNet."""
     return name.split(",")[0] in RESNETS
 
 
 def count_layers(config):
-    """Layers as the papers count them: blocks, or convolutions without shortcuts and classifier."""
+    """Count layers as the papers do.
+
+    These are the blocks of a ViT, or the convolutions of a ResNet, without those of shortcuts, plus
+    its classifier.
+    """
     if isinstance(config, ViTConfig):
         return config.depth
     return 1 + sum(not path.endswith("shortcut") for path in convolutions(config))
 
 
 def convolutions(config):
-    """The convolutions of a ResNet: {path: (kernel, stride, inputs, outputs, side of the output)}.
+    """List the convolutions of a ResNet.
 
-    config: a `ResNetConfig`.
+    As in torchvision, the 3x3 convolution of a bottleneck has the stride.
 
-    Paths are "stem", "layer1/block0/conv1", ... and "layer1/block0/shortcut", where a shortcut
-    needs one. The stride of a bottleneck is that of its 3x3, as torchvision has it.
+    Args:
+      config: a `ResNetConfig`.
+
+    Returns:
+      A dict of path to (kernel size, stride, input channels, output channels, output side in
+      pixels), in the order of execution. Paths are "stem", "layer1/block0/conv1", ..., and
+      "layer1/block0/shortcut" where a shortcut is not the identity.
     """
-    small = len(config.layers) == 3
+    cifar_stem = len(config.layers) == 3
     width = config.width
-    side = config.image if small else -(-config.image // 2)
-    found = {"stem": (3 if small else 7, 1 if small else 2, config.channels, width, side)}
-    side = side if small else -(-side // 2)  # the pooling after the stem
-    last = width
+    side = config.image if cifar_stem else -(-config.image // 2)
+    kernel, stride = (3, 1) if cifar_stem else (7, 2)
+    plan = {"stem": (kernel, stride, config.channels, width, side)}
+    side = side if cifar_stem else -(-side // 2)  # max pooling after the stem
+    inputs = width
     for i, count in enumerate(config.layers):
-        inner = width * 2**i
-        outer = inner * (4 if config.block == "bottleneck" else 1)
+        hidden = width * 2**i
+        outputs = hidden * (4 if config.block == "bottleneck" else 1)
         for j in range(count):
             path = f"layer{i + 1}/block{j}"
             stride = 2 if i and not j else 1
-            before = side
+            input_side = side
             side = -(-side // stride)
-            plan = [(3, stride, last, inner, side), (3, 1, inner, inner, side)]
+            branch = [(3, stride, inputs, hidden, side), (3, 1, hidden, hidden, side)]
             if config.block == "bottleneck":
-                plan = [
-                    (1, 1, last, inner, before),
-                    (3, stride, inner, inner, side),
-                    (1, 1, inner, outer, side),
+                branch = [
+                    (1, 1, inputs, hidden, input_side),
+                    (3, stride, hidden, hidden, side),
+                    (1, 1, hidden, outputs, side),
                 ]
-            found |= {f"{path}/conv{n + 1}": words for n, words in enumerate(plan)}
-            if stride > 1 or last != outer:
-                found[f"{path}/shortcut"] = (1, stride, last, outer, side)
-            last = outer
-    return found
+            plan |= {f"{path}/conv{n + 1}": conv for n, conv in enumerate(branch)}
+            if stride > 1 or inputs != outputs:
+                plan[f"{path}/shortcut"] = (1, stride, inputs, outputs, side)
+            inputs = outputs
+    return plan
 
 
 def _literal(text):
+    """Parse a Python literal, "true" or "false"; other text is returned unchanged."""
     try:
         return literal_eval(text)
     except (ValueError, SyntaxError):

@@ -1,4 +1,4 @@
-"""The Vision Transformer (arXiv:2010.11929): an image in, named outputs out."""
+"""The Vision Transformer (ViT, arXiv:2010.11929)."""
 
 import math
 
@@ -21,10 +21,13 @@ __all__ = ["VARIANTS", "ViT", "ViTConfig", "create", "functional", "image_keys"]
 
 
 class ViT(nnx.Module):
-    """Patches, [CLS], positions, encoder, pooling, classifier.
+    """Patch embedding, [CLS] token, position embedding, encoder, pooling and classifier.
 
-    `ViT(config, rngs=nnx.Rngs(params=0))`; the options are those of `ViTConfig`. Images of other
-    sizes than config.image work too: positions are resized.
+    Image sizes other than `config.image` are supported: the position embedding is resized.
+
+    Args:
+      config: a `ViTConfig`.
+      rngs: random number generators for initialization, such as `nnx.Rngs(params=0)`.
     """
 
     def __init__(self, config, *, rngs):
@@ -32,41 +35,57 @@ class ViT(nnx.Module):
         self.patch_embed = PatchEmbed(
             c.patch, c.channels, c.width, how=c.patch_embed, dtype=c.dtype, rngs=rngs
         )
-        std = {"deit": 0.02, "big_vision": c.width**-0.5}[c.init]  # of the learned positions
+        std = {"deit": 0.02, "big_vision": c.width**-0.5}[c.init]  # of [CLS] and positions
 
         def normal(std, *shape):
             return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
 
-        tokens = math.prod(c.grid) + (0 if c.no_embed_class else c.prefix)
+        num_positions = math.prod(c.grid) + (0 if c.no_embed_class else c.prefix)
         self.cls_token = normal(std, 1, 1, c.width) if c.prefix else None
-        self.pos_embed = normal(std, 1, tokens, c.width) if c.pos_embed == "learned" else None
+        learned = c.pos_embed == "learned"
+        self.pos_embed = normal(std, 1, num_positions, c.width) if learned else None
         self.blocks = make_blocks(c, rngs=rngs)
         norm = LayerNorm(c.width, dtype=c.dtype)
         self.norm = None if c.norm_after_pool else norm
         self.fc_norm = norm if c.norm_after_pool else None
         self.attn_pool = AttentionPool(c, rngs=rngs) if c.pool == "map" else None
-        # big_vision's classifier starts at zero: all classes alike, whatever the features.
-        head = {"deit": INITS["deit"], "big_vision": nnx.initializers.zeros}[c.init]
+        # As in big_vision, a zero classifier initially predicts all classes with equal probability.
+        head_init = {"deit": INITS["deit"], "big_vision": nnx.initializers.zeros}[c.init]
         self.head = (
-            Linear(c.width, c.num_classes, init=head, dtype=c.dtype, rngs=rngs)
+            Linear(c.width, c.num_classes, init=head_init, dtype=c.dtype, rngs=rngs)
             if c.num_classes
             else None
         )
 
     def embed(self, images):
-        """Normalized images b h w c -> tokens b n d, [CLS] and the patches with their positions."""
+        """Embed images as tokens: [CLS] and patches, with positions added.
+
+        Args:
+          images: normalized images, float [b, h, w, c].
+
+        Returns:
+          Tokens [b, n, d].
+        """
         c = self.config
         check_images(images, c.channels, c.patch)
         _, h, w, _ = images.shape
         return self.add_positions(self.patch_embed(images), (h // c.patch, w // c.patch))
 
     def add_positions(self, patches, grid):
-        """Patches b n d, row by row in a grid (rows, columns) -> tokens with positions and [CLS].
+        """Add positions to embedded patches and prepend [CLS].
 
         `embed` applies `patch_embed`, then `add_positions`. Patches may be replaced by mask tokens
         between the two, and tokens may be dropped between `add_positions` and `encode`.
+
+        Args:
+          patches: embedded patches in row-major order [b, h * w, d].
+          grid: rows and columns of patches (h, w).
+
+        Returns:
+          Tokens [b, n, d].
         """
-        c, x = self.config, patches
+        c = self.config
+        x = patches
         if self.pos_embed is None:
             x = x + sincos2d(grid, c.width).astype(c.dtype)
         elif c.no_embed_class:
@@ -79,28 +98,33 @@ class ViT(nnx.Module):
         return x
 
     def positions(self, grid):
-        """Learned positions [1, tokens, d] for a grid of patches, in the dtype of activations."""
-        c, table = self.config, self.pos_embed[...]
-        prefix = table.shape[1] - math.prod(c.grid)  # rows that belong to no patch
+        """Return the learned positions [1, n, d] for a grid of patches, in the activation dtype."""
+        c = self.config
+        table = self.pos_embed[...]
+        prefix = table.shape[1] - math.prod(c.grid)  # positions of tokens other than patches
         return resize_positions(table, c.grid, grid, prefix, c.pos_resize).astype(c.dtype)
 
     def __call__(self, images, *, train=False, attention=False, blocks=False, rng=None):
-        """Compute named outputs of images.
+        """Run the model on a batch of images.
 
         Args:
-          images: normalized float [b, h, w, c]. Positions are resized to sizes other than
-            config.image.
-          train: turns dropout and drop path on.
-          attention: adds "attention" [l, b, h, q, m], the softmax of every block.
-          blocks: adds "blocks" [l, b, n, d], the output of every block.
-          rng: with train=True one key, or one key per image [b].
+          images: normalized images, float [b, h, w, c].
+          train: whether to apply dropout and drop path.
+          attention: whether to return the attention maps of every block.
+          blocks: whether to return the output of every block.
+          rng: random key, required if train=True: one for the batch, or one per image [b].
 
         Returns:
-          A dict: "logits" float32 [b, k] (missing where num_classes is 0); "pooled" [b, d], what
-          the classifier sees; "tokens" [b, n, d], after the last norm if it comes before pooling.
+          A dict of arrays:
+            "logits": float32 [b, k]; absent if num_classes is 0.
+            "pooled": input of the classifier [b, d].
+            "tokens": encoder output [b, n, d], after the final norm unless it follows pooling.
+            "attention": softmax of each head [l, b, heads, q, m], if attention=True.
+            "blocks": output of each block [l, b, n, d], if blocks=True.
 
         Raises:
-          UserError: for images that are not floats, have no batch axis, or do not fit the model.
+          UserError: if the images are not floats, have no batch axis or do not fit the model, or if
+            train=True without a key.
         """
         x, out = self.encode(
             self.embed(images), train=train, rng=rng, attention=attention, blocks=blocks
@@ -111,39 +135,63 @@ class ViT(nnx.Module):
         return out
 
     def views(self, groups, *, train=False, rng=None):
-        """Several views of each image, of several sizes, in one pass: a list of arrays b v h w c,
-        one a size -> pooled [b, V, d], all V views in order. train and rng as in a plain call."""
+        """Compute the pooled features of several views per image in one forward pass.
+
+        Args:
+          groups: normalized images [b, v, h, w, c], one array per image size.
+          train: whether to apply dropout and drop path.
+          rng: random key, required if train=True: one for the batch, or one per image [b].
+
+        Returns:
+          Pooled features [b, v, d], with the views of all groups concatenated in order.
+        """
         tokens = []
         for group in groups:
             b, v = group.shape[:2]
             x = self.embed(group.reshape(b * v, *group.shape[2:]))
             tokens.append(x.reshape(b, v, *x.shape[1:]))
         groups, _ = self._encode(tokens, train, rng)
-        if self.config.pool == "cls":  # the final norm is needed of this one token alone
+        if self.config.pool == "cls":  # skips the final norm of all other tokens
             groups = [x[:, :, :1] for x in groups]
         pooled = [self.read(x.reshape(-1, *x.shape[2:]))[1] for x in groups]
         pooled = [x.reshape(*g.shape[:2], -1) for x, g in zip(pooled, groups, strict=True)]
         return jnp.concatenate(pooled, axis=1)
 
     def encode(self, tokens, *, train=False, rng=None, attention=False, blocks=False):
-        """Tokens b n d, any number of them, through all blocks -> tokens b n d, and a dict of what
-        else was asked for. Arguments as in a plain call."""
-        (x,), named = self._encode([tokens[:, None]], train, rng, attention, blocks)
-        return x[:, 0], {name: groups[0] for name, groups in named.items()}
+        """Run the encoder blocks on tokens.
+
+        Args:
+          tokens: tokens [b, n, d], for any n.
+          train, rng, attention, blocks: as in `__call__`.
+
+        Returns:
+          Tokens [b, n, d], before the final norm; and a dict with "attention" and "blocks" as
+          requested.
+        """
+        (x,), outputs = self._encode([tokens[:, None]], train, rng, attention, blocks)
+        return x[:, 0], {name: groups[0] for name, groups in outputs.items()}
 
     def _encode(self, groups, train, rng, attention=False, blocks=False):
-        """Arrays of tokens b v n d -> the same after the last block, and what was asked for."""
+        """Run the encoder blocks on groups of tokens [b, v, n, d]; see `encoder.encode`."""
         keys = None
         if train:
             if rng is None:
-                raise UserError("train=True draws noise; pass rng=jax.random.key(...)")
+                raise UserError("train=True needs a random key; pass rng=jax.random.key(...)")
             keys = rng if rng.ndim else image_keys(rng, jnp.arange(groups[0].shape[0]))
         return encode(
             self.config, self.blocks, groups, keys=keys, attention=attention, outputs=blocks
         )
 
     def read(self, x):
-        """Tokens b n d after the last block -> tokens after the last norm, pooled [b, d]."""
+        """Apply the final norm and pooling to the encoder's output.
+
+        Args:
+          x: output of the last block [b, n, d].
+
+        Returns:
+          Tokens [b, n, d], after the final norm unless it follows pooling; and pooled features
+          [b, d].
+        """
         tokens = x if self.norm is None else self.norm(x)
         pooled = (
             self.attn_pool(tokens)
@@ -155,26 +203,29 @@ class ViT(nnx.Module):
 
 @document_options(ViTConfig)
 def create(name, *, num_classes=1000, seed=0, **overrides):
-    """Create a randomly initialized model: create("S/16"), create("B/16", image=384, pool="gap").
+    """Create a randomly initialized ViT.
+
+        model = create("S/16")
+        model = create("B/16", image=384, pool="gap")
 
     Args:
-      name: "S/16" or timm's, such as "vit_tiny_patch16_224"; see `variants.parse`.
-      num_classes: outputs of the classifier; 0: none.
-      seed: of the weights.
+      name: "S/16", or a timm name such as "vit_tiny_patch16_224"; see `variants.parse`.
+      num_classes: number of classes; 0: no classifier.
+      seed: random seed of the initialization.
       **overrides: options of `ViTConfig`.
 
     Raises:
       UserError: for an unknown name or option, or options that cannot be combined.
     """
     if variants.is_cnn(name):
-        raise UserError(f"{name} is a ResNet; use vit_jax.resnet.create")
+        raise UserError(f"{name!r} is a ResNet; call vit_jax.resnet.create")
     base, named = variants.split_name(name)
     options = {"num_classes": num_classes} | named | overrides
     return ViT(variants.parse(base, **options), rngs=nnx.Rngs(params=seed))
 
 
 def functional(model):
-    """Split a model into a pure function and its weights, for jit, grad, vmap and training loops.
+    """Split a model into a pure function and its weights, for use with jit, grad and vmap.
 
         apply, params = functional(vit.create("Ti/16"))
 
@@ -185,12 +236,12 @@ def functional(model):
         gradient = jax.jit(jax.grad(loss))(params, images, labels, rng)
 
     Args:
-      model: a `ViT` or a `ResNet`. It is not changed.
+      model: a `ViT` or a `ResNet`; it is not modified.
 
     Returns:
-      apply(params, images, **options), which is model(images, **options) with these weights; and
-      the weights, a nested dict of arrays. Those of a ResNet hold the running statistics too, which
-      are not trained.
+      The function apply(params, images, **options), which computes model(images, **options) with
+      the given weights; and the weights, a nested dict of arrays. The weights of a ResNet include
+      the running statistics, which are not trainable.
     """
     graph, state = nnx.split(model)
 
@@ -201,5 +252,5 @@ def functional(model):
 
 
 def image_keys(rng, rows):
-    """One key per image, from its row number in the batch [b]. -> keys [b]"""
+    """Derive one key per image [b] from a key and the row indices of the images [b]."""
     return jax.vmap(jax.random.fold_in, (None, 0))(rng, rows)

@@ -1,9 +1,10 @@
-"""Whether peer_dino.py computes what vit_jax computes: the losses of a few steps, side by side.
+"""Check that peer_dino.py and vit_jax compute the same losses over several DINO training steps.
 
-python experiments/benchmarks/check_dino.py      # after make bench-peer; seconds
+python experiments/benchmarks/check_dino.py      # after make bench-peer; takes a few seconds
 
-Both start from the same weights and take whole training steps (clipping, AdamW with decay, teacher,
-center), without drop path, which is random. Ends in 1 if a loss differs by more than 1e-4.
+Both start from the same weights and run complete training steps (gradient clipping, AdamW with
+weight decay, teacher and center updates), without drop path, which is random. The exit code is 1 if
+a loss differs by more than 1e-4.
 """
 
 import sys
@@ -20,33 +21,37 @@ from vit_jax.pretrained import timm  # noqa: E402
 from vit_jax.pretrained.dino import LINEAR  # noqa: E402
 
 MODEL = "mu/4,image=16,depth=2,drop_path=0.0,hidden_dim=64,bottleneck_dim=32,out_dim=512"
-STEPS, MOST = 4, 1e-4
+NUM_STEPS = 4
+MAX_DIFFERENCE = 1e-4
 
 
 def main():
     config, model = workloads.make_config(MODEL, 4, "float32", dino.base())
-    config.optim.lr, config.objective.center_momentum = 1e-3, 0.5  # so that a wrong step shows
+    # Large updates, so that an error in a step changes the losses of the following steps.
+    config.optim.lr = 1e-3
+    config.objective.center_momentum = 0.5
     state, train_step = workloads.prepare(config, model)
     job = interleave.peer_job(config, model, "dino_step", 1, "cpu")
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/weights.npz"
-        np.savez(path, **exported(state.params))
+        np.savez(path, **to_reference(state.params))
         peer = interleave.Peer("timm", job | {"weights": path})
     ours = interleave.Ours(workloads.build_train_step(config, model))
-    pairs = [(ours.run(1)["value"], peer.run(1)["value"]) for _ in range(STEPS)]
+    losses = [(ours.run(1)["value"], peer.run(1)["value"]) for _ in range(NUM_STEPS)]
     peer.close()
-    for i, (mine, theirs) in enumerate(pairs):
-        print(f"step {i}: {mine:.6f} {theirs:.6f} {abs(mine - theirs):.1e}")
-    return int(max(abs(mine - theirs) for mine, theirs in pairs) > MOST)
+    for i, (loss, peer_loss) in enumerate(losses):
+        print(f"step {i}: {loss:.6f} {peer_loss:.6f} {abs(loss - peer_loss):.1e}")
+    return int(max(abs(loss - peer_loss) for loss, peer_loss in losses) > MAX_DIFFERENCE)
 
 
-def exported(params):
-    """Parameters of a DINO run -> {the reference's name: array}, those of one network."""
+def to_reference(params):
+    """Convert the parameters of one network to {name in the reference: array}."""
     import jax
 
     tensors = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params["backbone"]):
-        names, leaf = tuple(part.key for part in path), np.asarray(leaf)
+        names = tuple(part.key for part in path)
+        leaf = np.asarray(leaf)
         if names[0] != "blocks":
             tensors[f"backbone.{timm.key(names)}"] = to_torch(names, leaf)
             continue
@@ -64,7 +69,7 @@ def exported(params):
 
 
 def to_torch(names, leaf):
-    """One array in torch's layout: the inverse of pretrained.timm.from_torch."""
+    """Convert an array to the layout of torch, the inverse of pretrained.timm.from_torch."""
     if names == ("patch_embed", "kernel"):
         return leaf.transpose(3, 2, 0, 1)
     if names[-1] == "kernel":

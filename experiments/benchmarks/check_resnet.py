@@ -1,9 +1,10 @@
-"""Whether resnet.py computes what timm does, from the same weights: logits, and a training step.
+"""Check that resnet.py and timm compute the same logits, gradients and running statistics.
 
-python experiments/benchmarks/check_resnet.py      # after make bench-peer; half a minute
+python experiments/benchmarks/check_resnet.py      # after make bench-peer; takes half a minute
 
-In float64, since in float32 a ReLU that flips changes the gradients of a deep network by percents.
-Ends in 1 if logits, running statistics or gradients differ by more than 1e-6 of the largest.
+Computes in float64: in float32, rounding flips the sign of some ReLU inputs, which changes the
+gradients of a deep network by several percent. The exit code is 1 if the maximum difference of an
+array exceeds 1e-6 of its maximum.
 """
 
 import json
@@ -18,9 +19,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-NAMES, MOST = ("resnet18", "resnet50"), 1e-6
-LEAVES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-# In the peer's environment: random weights and statistics, one evaluation, one step's gradients.
+NAMES = ("resnet18", "resnet50")
+MAX_DIFFERENCE = 1e-6  # relative to the maximum of the array
+BATCH_NORM_NAMES = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+# Runs in .venv-peer: draws random weights and statistics, evaluates, and computes gradients.
 PEER = """
 import sys, types
 sys.modules["torchvision._meta_registrations"] = types.ModuleType("meta")
@@ -47,14 +49,15 @@ def main():
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    worst = {name: compare(name) for name in NAMES}
-    for name, differences in worst.items():
+    results = {name: compare(name) for name in NAMES}
+    for name, differences in results.items():
         print(json.dumps({"model": name} | differences))
-    return int(max(max(differences.values()) for differences in worst.values()) > MOST)
+    maximum = max(max(differences.values()) for differences in results.values())
+    return int(maximum > MAX_DIFFERENCE)
 
 
 def compare(name):
-    """-> {"logits", "statistics", "gradients": the largest difference, as a part of the largest}"""
+    """Return the maximum relative differences of a model: {"logits", "statistics", "gradients"}."""
     import jax
     import jax.numpy as jnp
 
@@ -66,26 +69,28 @@ def compare(name):
         peer = str(ROOT / ".venv-peer/bin/python")
         subprocess.run([peer, "-c", PEER, name, path], check=True)
         arrays = dict(np.load(path))
-    weights = tree(arrays, "weights/")
+    weights = from_timm(arrays, "weights/")
     model = models.build(variants.parse(name, num_classes=10, dtype="float64"))
-    params, stats = (like(x, weights) for x in (model.init(jax.random.key(0)), model.stats()))
+    params = select(weights, model.init(jax.random.key(0)))
+    stats = select(weights, model.stats())
 
     def loss(params):
         out = model.apply(models.merge_trees(params, stats), arrays["x"], train=True)
         return cross_entropy(out["logits"], jnp.array([1, 2, 3, 4])), out["stats"]
 
-    gradients, batch = jax.grad(loss, has_aux=True)(params)
-    after = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, stats, batch)
+    gradients, batch_stats = jax.grad(loss, has_aux=True)(params)
+    new_stats = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, stats, batch_stats)
+    logits = model.apply(weights, arrays["x"])["logits"]
     return {
-        "logits": apart(model.apply(weights, arrays["x"])["logits"], arrays["logits"]),
-        "statistics": apart(after, like(after, tree(arrays, "after/"))),
-        "gradients": apart(gradients, like(gradients, tree(arrays, "gradient/"))),
+        "logits": max_difference(logits, arrays["logits"]),
+        "statistics": max_difference(new_stats, select(from_timm(arrays, "after/"), new_stats)),
+        "gradients": max_difference(gradients, select(from_timm(arrays, "gradient/"), gradients)),
     }
 
 
-def tree(arrays, prefix):
-    """timm's names and layouts -> ours, as a nested dict."""
-    found = {}
+def from_timm(arrays, prefix):
+    """Convert the arrays with a prefix from the names and layouts of timm to a nested dict."""
+    tree = {}
     for key, value in arrays.items():
         if not key.startswith(prefix) or key.endswith("num_batches_tracked"):
             continue
@@ -98,22 +103,23 @@ def tree(arrays, prefix):
         elif kind == "conv":
             leaf, value = "kernel", value.transpose(2, 3, 1, 0)
         else:
-            leaf = LEAVES[leaf]
-        node = found
+            leaf = BATCH_NORM_NAMES[leaf]
+        node = tree
         for name in path:
             node = node.setdefault(name, {})
         node[leaf] = value
-    return found
+    return tree
 
 
-def like(template, tree):
-    """The leaves of the tree that the template has, too."""
+def select(tree, template):
+    """Return the leaves of a nested dict that are also in the template."""
     if not isinstance(template, dict):
         return tree
-    return {key: like(value, tree[key]) for key, value in template.items()}
+    return {key: select(tree[key], value) for key, value in template.items()}
 
 
-def apart(ours, theirs):
+def max_difference(ours, theirs):
+    """Return the largest difference between two trees, relative to the maximum of each array."""
     import jax
 
     pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)

@@ -1,9 +1,10 @@
-"""DINO's training step in PyTorch, eager, as facebookresearch/dino's main_dino.py goes about it.
+"""Peer of the DINO benchmark: the training step in eager PyTorch, run by peer_timm.py.
 
-Written from the paper (arXiv:2104.14294, algorithm 1, appendix C) and a description of that
-script, on timm's ViT of today. Crops of one size that follow each other are one batch; the head
-runs once over all features; the loss takes one pair of views at a time; gradients are clipped one
-parameter at a time, the teacher is moved one parameter at a time. `peer_timm.py` runs it.
+The step follows facebookresearch/dino's main_dino.py. It was written from the paper
+(arXiv:2104.14294, algorithm 1, appendix C) and a description of that script, for timm's current
+ViT. Consecutive crops of the same size form one batch, and the head runs once over all features.
+The loss is computed per pair of views. Gradient clipping and the teacher update are computed per
+parameter.
 """
 
 import itertools
@@ -15,7 +16,12 @@ from torch.nn import functional as F
 
 
 class Head(nn.Module):
-    """Three linear layers to the unit sphere, then prototypes by weight normalization."""
+    """DINO head: a three-layer MLP, L2 normalization, and a weight-normalized linear layer.
+
+    Args:
+      sizes: (inputs, outputs) of the four linear layers.
+      norm_last_layer: whether the weight norms of the last layer are fixed to 1.
+    """
 
     def __init__(self, sizes, norm_last_layer):
         super().__init__()
@@ -34,30 +40,50 @@ class Head(nn.Module):
 
 
 class Network(nn.Module):
-    """A ViT and its head: a list of crops, b c h w each -> logits [views * b, k], view by view."""
+    """A ViT backbone and its head."""
 
     def __init__(self, backbone, head):
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.backbone = backbone
+        self.head = head
 
     def forward(self, crops):
+        """Compute the logits [v * b, k], ordered by view, of a list of crops [b, c, h, w]."""
         groups = itertools.groupby(crops, key=lambda crop: crop.shape[-1])
-        found = [features(self.backbone, torch.cat(list(group))) for _, group in groups]
-        return self.head(torch.cat(found))
+        outputs = [features(self.backbone, torch.cat(list(group))) for _, group in groups]
+        return self.head(torch.cat(outputs))
 
 
 def features(vit, images):
-    """b c h w -> b d, for timm's ViT with dynamic_img_size, with DINO's way to resize positions."""
-    x, old = vit.patch_embed(images), vit.patch_embed.grid_size
-    positions = resize(vit.pos_embed, vit.num_prefix_tokens, old, x.shape[1:3])
+    """Compute the features of a timm ViT, with position embeddings resized as in DINO.
+
+    Args:
+      vit: the model, created with dynamic_img_size.
+      images: [b, c, h, w].
+
+    Returns:
+      [b, d].
+    """
+    x = vit.patch_embed(images)
+    old_grid = vit.patch_embed.grid_size
+    positions = resize_positions(vit.pos_embed, vit.num_prefix_tokens, old_grid, x.shape[1:3])
     x = x.flatten(1, 2)
     if vit.cls_token is not None:
         x = torch.cat([vit.cls_token.expand(len(x), -1, -1), x], dim=1)
     return vit.forward_head(vit.norm(vit.blocks(x + positions)), pre_logits=True)
 
 
-def resize(table, prefix, old, new):
-    """Bicubic, by a factor that 0.1 is added to: it keeps the size from being rounded down."""
+def resize_positions(table, prefix, old, new):
+    """Resize a position embedding with bicubic interpolation.
+
+    The scale factor is (new + 0.1) / old, as in DINO, so that the size is not rounded down.
+
+    Args:
+      table: [1, prefix + rows * columns, d].
+      prefix: the number of tokens before the patches.
+      old: (rows, columns) of the table.
+      new: (rows, columns) of the result.
+    """
     if tuple(old) == tuple(new):
         return table
     grid = table[:, prefix:].unflatten(1, tuple(old)).permute(0, 3, 1, 2)
@@ -67,35 +93,53 @@ def resize(table, prefix, old, new):
 
 
 class Loss(nn.Module):
-    """Cross-entropy of all pairs of a teacher's and another view; keeps the center."""
+    """Cross-entropy over all pairs of a teacher view and a different student view.
+
+    Also updates the center.
+    """
 
     def __init__(self, job):
         super().__init__()
-        self.keys = job["config"]["objective"]
-        self.views = 2 + job["config"]["augment"]["local_views"]
-        self.register_buffer("center", torch.zeros(1, self.keys["out_dim"]))
+        self.config = job["config"]["objective"]
+        self.num_views = 2 + job["config"]["augment"]["local_views"]
+        self.register_buffer("center", torch.zeros(1, self.config["out_dim"]))
 
     def forward(self, student, teacher):
-        keys = self.keys
-        targets = F.softmax((teacher - self.center) / keys["teacher_temp"], dim=-1).chunk(2)
-        views = (student / keys["student_temp"]).chunk(self.views)
+        """Compute the loss from the logits of student [v * b, k] and teacher [2 * b, k]."""
+        config = self.config
+        targets = F.softmax((teacher - self.center) / config["teacher_temp"], dim=-1).chunk(2)
+        views = (student / config["student_temp"]).chunk(self.num_views)
         losses = [
             -(target * F.log_softmax(view, dim=-1)).sum(-1).mean()
             for (i, target), (j, view) in itertools.product(enumerate(targets), enumerate(views))
             if i != j
         ]
         with torch.no_grad():
-            m = keys["center_momentum"]
+            m = config["center_momentum"]
             self.center = self.center * m + teacher.mean(0, keepdim=True) * (1 - m)
         return sum(losses) / len(losses)
 
 
 def build(job, vit, normalize, precision, device):
-    """-> student, step() -> loss. job["weights"], if it is there: an .npz of both networks'."""
-    keys, optim = job["config"]["objective"], job["config"]["optim"]
-    widths = [keys["hidden_dim"], keys["hidden_dim"], keys["bottleneck_dim"], keys["out_dim"]]
-    sizes = list(itertools.pairwise([job["options"]["embed_dim"], *widths]))
-    student = Network(vit(dynamic_img_size=True), Head(sizes, keys["norm_last_layer"]))
+    """Build student, teacher and optimizer.
+
+    Args:
+      job: the dict of `vit_jax.perf.interleave.peer_job`; optionally with "weights", an .npz file
+        of initial weights for both networks.
+      vit: vit(**options) creates a backbone.
+      normalize: a function of uint8 images [b, c, h, w].
+      precision: precision() returns the autocast context.
+      device: the torch.device.
+
+    Returns:
+      The student, and step(), which runs a training step and returns the loss.
+    """
+    config = job["config"]["objective"]
+    optim = job["config"]["optim"]
+    dims = ("hidden_dim", "hidden_dim", "bottleneck_dim", "out_dim")
+    widths = [job["options"]["embed_dim"], *(config[dim] for dim in dims)]
+    sizes = list(itertools.pairwise(widths))
+    student = Network(vit(dynamic_img_size=True), Head(sizes, config["norm_last_layer"]))
     teacher = Network(
         vit(dynamic_img_size=True, drop_path_rate=0.0), Head(sizes, norm_last_layer=True)
     )
@@ -106,49 +150,53 @@ def build(job, vit, normalize, precision, device):
     student, teacher = student.to(device).train(), teacher.to(device).train()
     teacher.requires_grad_(False)
     criterion = Loss(job).to(device)
-    trained = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
-    last = [p for name, p in trained if "last_layer" in name]
-    vectors = [p for name, p in trained if p.ndim == 1 or name.endswith(".bias")]
-    others = [p for name, p in trained if p.ndim > 1 and not name.endswith(".bias")]
+    trainable = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
+    last_layer = [p for name, p in trainable if "last_layer" in name]
+    no_decay = [p for name, p in trainable if p.ndim == 1 or name.endswith(".bias")]
+    decay = [p for name, p in trainable if p.ndim > 1 and not name.endswith(".bias")]
     optimizer = torch.optim.AdamW(
-        [{"params": others}, {"params": vectors, "weight_decay": 0.0}],
+        [{"params": decay}, {"params": no_decay, "weight_decay": 0.0}],
         lr=optim["lr"],
         weight_decay=optim["weight_decay"],
         eps=optim["eps"],
     )
-    crops = [torch.from_numpy(crop).to(device) for crop in draw(job)]
-    done = 0
+    crops = [torch.from_numpy(crop).to(device) for crop in draw_crops(job)]
+    num_steps = 0
 
     def step():
-        nonlocal done
+        nonlocal num_steps
         images = [normalize(crop) for crop in crops]
         with precision():
             targets = teacher(images[:2])
             loss = criterion(student(images), targets)
         optimizer.zero_grad()
         loss.backward()
-        for _, p in trained:
+        for _, p in trainable:
             factor = optim["clip"] / (float(p.grad.norm()) + 1e-6)
             if factor < 1:
                 p.grad.mul_(factor)
-        if done < int(optim["freeze_for"]):
-            for p in last:
+        if num_steps < int(optim["freeze_for"]):
+            for p in last_layer:
                 p.grad = None
         optimizer.step()
         with torch.no_grad():
-            m = keys["momentum"]
-            for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
-                old.mul_(m).add_(new, alpha=1 - m)
-        done += 1
+            m = config["momentum"]
+            pairs = zip(teacher.parameters(), student.parameters(), strict=True)
+            for teacher_param, student_param in pairs:
+                teacher_param.mul_(m).add_(student_param, alpha=1 - m)
+        num_steps += 1
         return loss
 
     return student, step
 
 
-def draw(job):
-    """The crops that vit_jax.perf.workloads draws, view by view: uint8 [b, c, s, s] each."""
-    rng, config = np.random.default_rng(0), job["config"]
-    b, channels, a = config["batch_size"], config["model"]["channels"], config["augment"]
+def draw_crops(job):
+    """Draw the same crops as vit_jax.perf.workloads: a list of uint8 [b, c, s, s], one per view."""
+    rng = np.random.default_rng(0)
+    config = job["config"]
+    b = config["batch_size"]
+    channels = config["model"]["channels"]
+    a = config["augment"]
     crops = []
     for views, side in ((2, config["model"]["image"]), (a["local_views"], a["local_size"])):
         group = rng.integers(0, 256, (b, views, side, side, channels), np.uint8)

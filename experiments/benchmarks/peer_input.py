@@ -1,4 +1,4 @@
-"""The peer's input pipeline: timm's own loader and transforms, on one core."""
+"""Peer of the input benchmark: the data loader and transforms of timm, on one core."""
 
 import itertools
 import time
@@ -8,12 +8,19 @@ import torch
 
 
 def build(job, versions):
-    """-> 0 parameters, run(steps, output) -> seconds and a scalar, versions
+    """Build timm's data loader.
 
-    output: "uint8", what timm's loader hands to its PrefetchLoader, which flips nothing and
-    normalizes on the device; or "float", what it gives without one, normalized on the host.
+    Args:
+      job: the dict of `vit_jax.perf.interleave.input_job`.
+      versions: {package: version}.
+
+    Returns:
+      The number of parameters, 0; a function run(steps, output) -> (seconds, scalar); and the
+      versions. `output` is "uint8", the batches that timm's loader passes to its PrefetchLoader,
+      which normalizes on the device; or "float", the batches without PrefetchLoader, normalized on
+      the host.
     """
-    from timm import data  # peer_timm prepares what timm needs to be imported
+    from timm import data  # peer_timm.import_timm must run first
 
     config = job["config"]
     side = config["model"]["image"]
@@ -33,13 +40,13 @@ def build(job, versions):
         "device": torch.device("cpu"),
     }
 
-    def batches(**more):
-        images = data.create_dataset("", root=job["folder"], split="train", is_training=True)
-        return data.create_loader(images, **options, **more)
+    def make_loader(use_prefetcher):
+        dataset = data.create_dataset("", root=job["folder"], split="train", is_training=True)
+        return data.create_loader(dataset, **options, use_prefetcher=use_prefetcher)
 
-    # Under its prefetcher lies the loader that does the host's part of the work.
-    loaders = {"uint8": batches(use_prefetcher=True).loader, "float": batches(use_prefetcher=False)}
-    passes = {
+    # The PrefetchLoader wraps the loader that does the work on the host.
+    loaders = {"uint8": make_loader(True).loader, "float": make_loader(False)}
+    batches = {
         name: itertools.chain.from_iterable(itertools.repeat(loader))
         for name, loader in loaders.items()
     }
@@ -47,7 +54,7 @@ def build(job, versions):
     def run(steps, output="uint8"):
         start = time.perf_counter()
         for _ in range(steps):
-            images, _ = next(passes[output])
+            images, _ = next(batches[output])
         return time.perf_counter() - start, float(images.float().mean())
 
     return 0, run, versions | {"pillow": PIL.__version__}

@@ -1,12 +1,12 @@
-"""The peer of `vit_jax.tools.benchmark --against=timm`: timm's ViT and AdamW in PyTorch.
+"""Peer of `vit_jax.tools.benchmark --against=timm`: timm's ViT and AdamW in PyTorch.
 
-Here are classification and a forward pass; peer_dino.py has DINO's training step, peer_input.py
-timm's input pipeline.
+This module has the training step and the forward pass of a classifier. peer_dino.py has DINO's
+training step, and peer_input.py the input pipeline.
 
-It runs in .venv-peer (`make bench-peer`), a process of its own that vit_jax never imports. On
-stdin and stdout it speaks JSON, a line each: first a job, answered by what was built and where;
-then {"steps": n}, answered by the seconds that n steps took; what else is in that line the job's
-run() takes. It ends with its stdin.
+The peer runs in .venv-peer (`make bench-peer`) as a separate process; vit_jax never imports it. It
+reads one JSON object per line from stdin and writes one per line to stdout. The first line is the
+job; the reply describes the model that was built. Each further line, {"steps": n}, times n steps;
+its other keys are passed to run() as keyword arguments. The process exits when stdin is closed.
 """
 
 import json
@@ -24,8 +24,11 @@ import torch
 
 
 def import_timm():
-    """timm with torchvision's Python code alone: its compiled operators, such as non-maximum
-    suppression, may be of another torch, and this module would look for them."""
+    """Import timm without torchvision's compiled operators.
+
+    The operators, such as non-maximum suppression, may be compiled for another version of torch.
+    torchvision._meta_registrations requires them, so it is replaced with an empty module.
+    """
     sys.modules["torchvision._meta_registrations"] = types.ModuleType("absent")
     import timm
     import timm.optim
@@ -34,7 +37,15 @@ def import_timm():
 
 
 def build(job):
-    """-> parameters that train, run(steps) -> seconds and a scalar, versions"""
+    """Build the workload of a job.
+
+    Args:
+      job: the dict of `vit_jax.perf.interleave.peer_job` or `input_job`.
+
+    Returns:
+      The number of trainable parameters; a function run(steps) -> (seconds, scalar); and
+      {package: version}.
+    """
     timm = import_timm()
     torch.manual_seed(0)
     torch.set_num_threads(job["threads"])
@@ -43,10 +54,10 @@ def build(job):
     if job["what"] == "input":
         return peer_input.build(job, versions)
     device = torch.device(job["device"])
-    if device.type == "cuda":  # as XLA multiplies float32 matrices there by default
+    if device.type == "cuda":  # XLA also uses TF32 for float32 matrix products by default
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
-    # The options say every size, so any ViT of timm's will do for a name that it does not have.
+    # The options set all sizes, so any ViT of timm can be used for a name that timm does not have.
     name = job["model"] if timm.is_model(job["model"]) else "vit_base_patch16_224"
     config = job["config"]
     mean, std = (
@@ -82,9 +93,21 @@ def build(job):
 
 
 def build_classifier(job, vit, normalize, precision, device):
-    """-> model, step(): a training step's loss, or a forward pass's logits."""
+    """Build a classifier.
+
+    Args:
+      job: the dict of `vit_jax.perf.interleave.peer_job`.
+      vit: vit(**options) creates the model.
+      normalize: a function of uint8 images [b, c, h, w].
+      precision: precision() returns the autocast context.
+      device: the torch.device.
+
+    Returns:
+      The model, and step(), which returns the loss of a training step or the logits of a forward
+      pass.
+    """
     model = vit()
-    images, labels = (torch.from_numpy(x).to(device) for x in batch(job))
+    images, labels = (torch.from_numpy(x).to(device) for x in draw_batch(job))
     images = images.permute(0, 3, 1, 2).contiguous()
 
     def logits():
@@ -111,32 +134,34 @@ def build_classifier(job, vit, normalize, precision, device):
     return model, {"train_step": train_step, "forward": forward}[job["what"]]
 
 
-def batch(job):
-    """The images and labels that vit_jax.perf.workloads draws: the same seed, the same draws."""
+def draw_batch(job):
+    """Draw the same batch as vit_jax.perf.workloads: images [b, h, w, c] and labels [b]."""
     rng = np.random.default_rng(0)
-    size, options = job["config"]["batch_size"], job["options"]
+    size = job["config"]["batch_size"]
+    options = job["options"]
     side = job["config"]["model"]["image"]
     images = rng.integers(0, 256, (size, side, side, options["in_chans"]), np.uint8)
     return images, rng.integers(0, options["num_classes"], size, np.int64)
 
 
 def main():
-    # Whatever a library prints goes to stderr; the answers have stdout to themselves.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    # Redirect output of libraries to stderr, so that stdout contains only replies.
+    stdout = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
-    def answer(**values):
-        answers.write(json.dumps(values) + "\n")
+    def reply(**values):
+        stdout.write(json.dumps(values) + "\n")
 
     parameters, run, versions = build(json.loads(sys.stdin.readline()))
-    answer(parameters=parameters, versions=versions, threads=torch.get_num_threads())
+    reply(parameters=parameters, versions=versions, threads=torch.get_num_threads())
     for line in sys.stdin:
-        cpu = time.process_time()
+        cpu_before = time.process_time()
         seconds, value = run(**json.loads(line))
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        # CPU seconds so far, before and after: what was spent between two runs was spent idling.
-        spent = [cpu, time.process_time()]
-        answer(seconds=seconds, value=value, cpu=spent, peak_rss_mb=rss / 1024)
+        # CPU seconds of the process before and after the steps; CPU time used between two requests
+        # is idle overhead.
+        cpu = [cpu_before, time.process_time()]
+        reply(seconds=seconds, value=value, cpu=cpu, peak_rss_mb=rss / 1024)
 
 
 if __name__ == "__main__":

@@ -1,27 +1,35 @@
-"""A pair of runs as models and images; what is measured of them as a table, arrays and figures."""
+"""Tables, arrays and figures that compare two trained models."""
 
 import json
 
 import numpy as np
 
 from experiments import tables
-from experiments.size_vs_accuracy.table import hours
+from experiments.size_vs_accuracy.table import training_hours
 from vit_jax import data, inference, variants
 from vit_jax.analysis import effective_fields
 from vit_jax.figures import receptive_field as figures
 from vit_jax.flops import count_flops, count_params
 from vit_jax.workdir import log
 
-SHOWN = 6  # images whose Grad-CAM and attention are drawn
+MAX_SALIENCY_IMAGES = 6  # images shown with Grad-CAM and attention maps
 
 
-def load(run):
-    """A run's model, by the checkpoint that was best on val, under the run's name."""
-    return inference.load(run.workdir).replace(short=run.name)
+def load(job):
+    """Return the LoadedModel of a run, from the checkpoint with the best validation score."""
+    return inference.load(job.workdir).replace(short=job.name)
 
 
 def examples(models, count):
-    """The first images of the test split -> uint8 [b, h, w, c] as each model sees them; labels."""
+    """Return the first images of the test split, preprocessed for each model.
+
+    Args:
+        models: list of `inference.LoadedModel`.
+        count: the maximum number of images.
+
+    Returns:
+        A list of uint8 [b, h, w, c], one per model, and the labels [b].
+    """
     config = models[0].config
     source = data.make(config, config.data.test)
     rows = [source[i] for i in range(min(count, len(source)))]
@@ -29,64 +37,100 @@ def examples(models, count):
     return views, np.array([row["label"] for row in rows])
 
 
-def row(run, speed):
-    """A finished run as a line of the table. speed: of its forward pass, from `in_turns`."""
-    lines = log.read_metrics(run.workdir)
-    facts = json.loads((run.workdir / "run.json").read_text())
-    model = variants.from_config(run.config.model, facts["data"]["num_classes"])
+def model_row(job, speed):
+    """Return the table row of a finished run.
+
+    Args:
+        job: runs.Job.
+        speed: the timing of its forward pass, an entry of `forward_speed.interleaved`.
+    """
+    metrics = log.read_metrics(job.workdir)
+    run = json.loads((job.workdir / "run.json").read_text())
+    model = variants.from_config(job.config.model, run["data"]["num_classes"])
     return {
-        "run": run.name,
-        "model": run.config.model.variant,
+        "run": job.name,
+        "model": job.config.model.variant,
         "layers": variants.count_layers(model),
         "width": model.width,
         "parameters": count_params(model),
         "mflops": round(count_flops(model) / 1e6, 2),
-        "test_acc1": lines[-1]["eval/test/acc1"],
+        "test_acc1": metrics[-1]["eval/test/acc1"],
         "forward_images_per_s": round(speed["images_per_s"]["median"]),
         "forward_images_per_cpu_s": round(speed["images_per_cpu_s"]["median"]),
-        "training_images_per_s": tables.speed(lines),
-        "training_hours": hours(lines, run.config.batch_size),
-        "epochs": round(lines[-1]["step"] / facts["steps_per_epoch"], 2),
+        "training_images_per_s": tables.median_throughput(metrics),
+        "training_hours": training_hours(metrics, job.config.batch_size),
+        "epochs": round(metrics[-1]["step"] / run["steps_per_epoch"], 2),
     }
 
 
-def looks(models, views, labels):
-    """Grad-CAM and attention of the first images of different classes: images, labels, predictions
-    of each model, the maps of `effective_fields.saliency_maps`, and whose attention it is."""
-    chosen = np.sort(np.unique(labels, return_index=True)[1])[:SHOWN]
+def saliency(models, views, labels):
+    """Compute Grad-CAM and attention maps for the first image of each class.
+
+    Args:
+        models: the CNN and the ViT, `inference.LoadedModel`.
+        views: uint8 [b, h, w, c] for each model.
+        labels: [b].
+
+    Returns:
+        A dict: "images" uint8 [b, h, w, c] (at most MAX_SALIENCY_IMAGES); "labels", class names;
+        "cnn" and "vit", the maps of `effective_fields.saliency_maps`; "cnn_says" and "vit_says",
+        the predicted class names; "whose", the query token of the attention maps.
+    """
+    selected = np.sort(np.unique(labels, return_index=True)[1])[:MAX_SALIENCY_IMAGES]
     cnn, vit = models
-    found = {"images": views[0][chosen], "labels": [cnn.class_names[i] for i in labels[chosen]]}
+    result = {
+        "images": views[0][selected],
+        "labels": [cnn.class_names[i] for i in labels[selected]],
+    }
     for name, model, images in zip(("cnn", "vit"), models, views, strict=True):
-        says, found[name] = effective_fields.saliency_maps(model, images[chosen])
-        found[f"{name}_says"] = [model.class_names[i] for i in says]
-    return found | {"whose": "[CLS]" if vit.prefix else "the average patch"}
+        predicted, result[name] = effective_fields.saliency_maps(model, images[selected])
+        result[f"{name}_says"] = [model.class_names[i] for i in predicted]
+    return result | {"whose": "[CLS]" if vit.prefix else "the average patch"}
 
 
-def write_maps(path, fields, looks):
-    """Everything that is drawn as a map, float16 beside the images."""
-    arrays = {f"field/{name}": x / x.max() for part in fields for name, x in part.items()}
-    arrays |= {f"gradcam/{name}": x for name, x in looks["cnn"].items()}
-    arrays |= {f"attention/{name}": x for name, x in looks["vit"].items()}
+def write_maps(path, gradients, saliency):
+    """Write the plotted maps as float16, together with the images and class names.
+
+    Args:
+        path: the .npz file to write.
+        gradients: {layer: gradient [h, w]} for each model.
+        saliency: the result of `saliency`.
+    """
+    arrays = {f"field/{name}": x / x.max() for layers in gradients for name, x in layers.items()}
+    arrays |= {f"gradcam/{name}": x for name, x in saliency["cnn"].items()}
+    arrays |= {f"attention/{name}": x for name, x in saliency["vit"].items()}
     arrays = {name: np.asarray(x, np.float16) for name, x in arrays.items()}
-    words = {key: np.array(looks[key]) for key in ("labels", "cnn_says", "vit_says")}
-    np.savez_compressed(path, images=looks["images"], **words, **arrays)
+    names = {key: np.array(saliency[key]) for key in ("labels", "cnn_says", "vit_says")}
+    np.savez_compressed(path, images=saliency["images"], **names, **arrays)
 
 
-def draw(output, models, count, layers, heads, fields, looks):
-    """The three figures; count: images that the fields and the heads are means over."""
+def draw(output, models, num_images, layers, heads, gradients, saliency):
+    """Write distances.png, fields.png and saliency.png.
+
+    Args:
+        output: the directory, a Path.
+        models: the CNN and the ViT, `inference.LoadedModel`.
+        num_images: the number of images that the receptive fields and heads are averaged over.
+        layers: rows of `effective_fields.fields` of both models.
+        heads: rows of `effective_fields.heads`.
+        gradients: {layer: gradient [h, w]} for each model.
+        saliency: the result of `saliency`.
+    """
     cnn, vit = models
-    of_cnn, of_vit = ([x for x in layers if x["model"] == model.short] for model in models)
-    size = f"images of {cnn.image} x {cnn.image}, mean over {count}"
-    sides = [{"side": cnn.image, "rows": of_cnn}]
-    sides.append({"side": vit.image, "rows": of_vit, "heads": heads})
-    inside = {line["layer"]: line.get("inside") for line in of_cnn}
-    panels = [{"name": cnn.short, "maps": looks["cnn"], "says": looks["cnn_says"]}]
-    panels.append({"name": vit.short, "maps": looks["vit"], "says": looks["vit_says"]})
-    panels[1]["whose"] = looks["whose"]
-    pictures = {
-        "distances": figures.distances(sides, title=size),
-        "fields": figures.fields([(cnn.short, fields[0], inside), (vit.short, fields[1], {})]),
-        "saliency": figures.saliency_grid(looks["images"], looks["labels"], panels),
+    cnn_rows, vit_rows = ([row for row in layers if row["model"] == m.short] for m in models)
+    title = f"images of {cnn.image} x {cnn.image}, mean over {num_images}"
+    sides = [{"side": cnn.image, "rows": cnn_rows}]
+    sides.append({"side": vit.image, "rows": vit_rows, "heads": heads})
+    inside = {row["layer"]: row.get("inside") for row in cnn_rows}
+    panels = [{"name": cnn.short, "maps": saliency["cnn"], "says": saliency["cnn_says"]}]
+    panels.append({"name": vit.short, "maps": saliency["vit"], "says": saliency["vit_says"]})
+    panels[1]["whose"] = saliency["whose"]
+    drawn = {
+        "distances": figures.distances(sides, title=title),
+        "fields": figures.fields(
+            [(cnn.short, gradients[0], inside), (vit.short, gradients[1], {})]
+        ),
+        "saliency": figures.saliency_grid(saliency["images"], saliency["labels"], panels),
     }
-    for name, figure in pictures.items():
+    for name, figure in drawn.items():
         figure.savefig(output / f"{name}.png", dpi=120)

@@ -1,9 +1,10 @@
-"""The ImageNet recipes compiled for TPU v5e slices: what fits, and what makes it fit.
+"""Compile the ImageNet recipes for TPU v5e slices and tabulate memory and collectives.
 
 python -m experiments.compile_check
 
-A row a command in results/tpu.jsonl, a table of them in results/tpu.csv and tpu.md. Commands that
-have a row are not run again. All take an hour on one core; `make install EXTRA=tpu` comes first.
+Requires `make install EXTRA=tpu`; takes about an hour on one core. Writes one row per command to
+results/tpu.jsonl, and the table to results/tpu.csv and tpu.md. Commands that already have a row
+are skipped.
 """
 
 import json
@@ -19,12 +20,13 @@ from vit_jax import cli
 from vit_jax.errors import UserError
 
 RESULTS = Path(__file__).parent / "results"
-KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-S, B, L, H = (
-    f"configs/{name}" for name in ("deit.py:S", "deit.py:B", "mae_scratch.py:L", "mae_scratch.py:H")
-)
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+S = "configs/deit.py:S"
+B = "configs/deit.py:B"
+L = "configs/mae_scratch.py:L"
+H = "configs/mae_scratch.py:H"
 SEARCH = "--search"
-# Recipe, slice and what is overridden: the plain recipe first, then what makes it fit.
+# (topology, recipe, flags): the unchanged recipe first, then overrides that reduce its memory.
 CASES = [
     (None, "configs/digits.py"),
     ("v5e:2x4", S, SEARCH),
@@ -44,7 +46,9 @@ CASES = [
 
 
 def define_flags():
-    flags.DEFINE_string("output", str(RESULTS / "tpu.jsonl"), ".jsonl to write, a row a command")
+    flags.DEFINE_string(
+        "output", str(RESULTS / "tpu.jsonl"), ".jsonl file to write, one row per command"
+    )
 
 
 def main(flags):
@@ -52,47 +56,60 @@ def main(flags):
     output.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
     for case in CASES:
-        words = words_of(*case)
-        if any(row["command"] == shlex.join(["python", *words]) for row in rows):
+        args = make_args(*case)
+        if any(row["command"] == shlex.join(["python", *args]) for row in rows):
             continue
-        print(shlex.join(words), flush=True)
-        rows.append(measure(words))
+        print(shlex.join(args), flush=True)
+        rows.append(measure(args))
         with open(output, "a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
-    commands = [shlex.join(["python", *words_of(*case)]) for case in CASES]
+    commands = [shlex.join(["python", *make_args(*case)]) for case in CASES]
     rows = {row["command"]: row for row in rows}
-    tables.write([columns(rows[command]) for command in commands], output.with_suffix(".csv"))
+    tables.write([table_row(rows[command]) for command in commands], output.with_suffix(".csv"))
     print(output.with_suffix(".md").read_text(), end="")
 
 
-def words_of(slice, recipe, *rest):
-    """A case -> the command, after "python"."""
-    where = [f"--topology={slice}"] if slice else []
-    rest = rest if SEARCH in rest else (*rest, "--nosearch")
-    return ["-m", "vit_jax.tools.compile_check", f"--config={recipe}", *where, *rest, "--json"]
+def make_args(topology, recipe, *flags):
+    """Return the arguments of Python for a case of CASES."""
+    device = [f"--topology={topology}"] if topology else []
+    flags = flags if SEARCH in flags else (*flags, "--nosearch")
+    return ["-m", "vit_jax.tools.compile_check", f"--config={recipe}", *device, *flags, "--json"]
 
 
-def measure(words):
-    """Runs the tool. -> its object, and the command. Raises UserError where it fails."""
-    done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise UserError(f"python {shlex.join(words)} ended with code {done.returncode}")
-    return {"command": shlex.join(["python", *words])} | json.loads(done.stdout.splitlines()[-1])
+def measure(args):
+    """Run vit_jax.tools.compile_check.
+
+    Args:
+        args: the arguments of Python.
+
+    Returns:
+        The JSON object that the tool prints, and "command".
+
+    Raises:
+        UserError: if the tool fails.
+    """
+    process = subprocess.run([sys.executable, *args], stdout=subprocess.PIPE, text=True)
+    if process.returncode:
+        raise UserError(f"python {shlex.join(args)} failed with exit code {process.returncode}")
+    result = json.loads(process.stdout.splitlines()[-1])
+    return {"command": shlex.join(["python", *args])} | result
 
 
-def columns(row):
-    """A row of tpu.jsonl -> a row of the table."""
+def table_row(row):
+    """Convert a row of tpu.jsonl to a row of the table."""
 
-    def gib(count):
-        return None if count is None else f"{count / 2**30:.2f}"
+    def gib(num_bytes):
+        return None if num_bytes is None else f"{num_bytes / 2**30:.2f}"
 
-    memory, sent = row["memory"], row["collectives"]
-    recipe = next(w for w in shlex.split(row["command"]) if w.startswith("--config="))
-    needed = ("" if sent is not None else "> ") + gib(memory["needed"])
+    memory = row["memory"]
+    collectives = row["collectives"]
+    recipe = next(arg for arg in shlex.split(row["command"]) if arg.startswith("--config="))
+    # A program that the compiler rejects has no collectives, and its memory is a lower bound.
+    needed = ("" if collectives is not None else "> ") + gib(memory["needed"])
     return {
         "recipe": recipe.removeprefix("--config=configs/"),
         "devices": row["topology"] or f"{row['device']} here",
-        "mesh": "x".join(str(count) for count in row["mesh"].values()),
+        "mesh": "x".join(str(size) for size in row["mesh"].values()),
         "batch": row["batch_size"],
         "accum": row["accum_steps"],
         "remat": row["remat"],
@@ -102,17 +119,17 @@ def columns(row):
         "of": gib(row["limit"]),
         "state": gib(row["state"]),
         "temporaries": gib(memory.get("temporaries")),
-        **{kind: sent_by(sent, kind) for kind in KINDS},
+        **{kind: collective_gib(collectives, kind) for kind in COLLECTIVES},
         "ms at peak": None if row["least_ms"] is None else f"{row['least_ms']:.1f}",
         "largest batch": row.get("largest_batch"),
     }
 
 
-def sent_by(sent, kind):
-    """GiB of the results of one kind of collective on one device in a step."""
-    if sent is None:
+def collective_gib(collectives, kind):
+    """Return the size in GiB, per device and step, of the results of one kind of collective."""
+    if collectives is None:
         return None
-    return f"{sent[kind]['bytes'] / 2**30:.2f}" if kind in sent else 0
+    return f"{collectives[kind]['bytes'] / 2**30:.2f}" if kind in collectives else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What DINO's k-NN accuracy is to be measured by: that of raw pixels, and of the untrained network.
+"""Baselines for DINO's k-NN accuracy: raw pixels and the untrained network.
 
 python -m experiments.dino_fashion_mnist.baselines --config=configs/dino_fashion_mnist.py \\
     --output=experiments/dino_fashion_mnist/results/baselines.json
@@ -14,7 +14,7 @@ from vit_jax import cli
 
 def define_flags():
     cli.define_config()
-    flags.DEFINE_string("output", None, ".json to write", required=True)
+    flags.DEFINE_string("output", None, ".json file to write", required=True)
 
 
 def main(flags):
@@ -28,15 +28,16 @@ def main(flags):
     def network(split):
         return evaluators.features(run.model, flags.config, split, run.mesh)(weights)
 
-    readings = {
+    extractors = {
         "pixels": lambda split: pixels(flags.config, split),
         "untrained": network,
     }
     scores = {}
-    for name, read in readings.items():
-        bank = read("train")
+    for name, extract in extractors.items():
+        bank = extract("train")
         scores[name] = {
-            split: knn.read_out(bank, read(split), **flags.config.knn) for split in ("val", "test")
+            split: knn.read_out(bank, extract(split), **flags.config.knn)
+            for split in ("val", "test")
         }
         print(name, scores[name])
     command = "python -m experiments.dino_fashion_mnist.baselines --config=FILE --output=FILE"
@@ -46,7 +47,15 @@ def main(flags):
 
 
 def pixels(config, split):
-    """{"pooled": the image as the model sees it, but flat, "label"} of every image of a split."""
+    """Return the flattened pixels of a split as features.
+
+    Args:
+        config: the config of a run.
+        split: a key of config.data: "train", "val" or "test".
+
+    Returns:
+        {"pooled": float32 [n, h * w * c], preprocessed as for evaluation; "label": int32 [n]}.
+    """
     import numpy as np
 
     from vit_jax import augment, data

@@ -1,9 +1,9 @@
-"""DINO on Fashion-MNIST: a run's workdir as data here, and the data as a table and a figure.
+"""Export the results of a DINO run on Fashion-MNIST, and update the table and the figure.
 
 python -m experiments.dino_fashion_mnist.results --workdir=runs/dino_fashion_mnist --name=run1
 
-Writes results/run1.json and results/run1_curve.jsonl, then, of all that is in results/, the table
-between the marks in README.md and knn.png. Without --workdir only the latter two.
+Writes results/run1.json and results/run1_curve.jsonl, then updates the table in README.md and
+knn.png from all files in results/. Without --workdir, only the table and the figure are updated.
 """
 
 import json
@@ -20,47 +20,48 @@ from vit_jax.figures.curves import BLUE, GREEN, ORANGE, PURPLE
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
-MARKS = "<!-- table -->\n", "<!-- end -->"
+MARKERS = ("<!-- table -->\n", "<!-- end -->")
 SCORES = ("val/knn10", "val/knn20", "test/knn10", "test/knn20", "test/linear_acc1")
-ENTROPIES = ("train/teacher_entropy", "train/mean_entropy", "train/feature_std")
+DIAGNOSTICS = ("train/teacher_entropy", "train/mean_entropy", "train/feature_std")
 
 
 def define_flags():
-    flags.DEFINE_string("workdir", None, "folder of a run to take up")
-    flags.DEFINE_string("name", "run1", "what it is called here")
+    flags.DEFINE_string("workdir", None, "workdir of the run to export")
+    flags.DEFINE_string("name", "run1", "name of the exported run")
 
 
 def main(flags):
     if flags.workdir:
-        take(Path(flags.workdir), flags.name)
+        export_run(Path(flags.workdir), flags.name)
     runs = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("run*.json"))}
     baselines = json.loads((RESULTS / "baselines.json").read_text())["scores"]
-    page = FOLDER / "README.md"
-    between = re.compile(f"({re.escape(MARKS[0])}).*?({re.escape(MARKS[1])})", re.DOTALL)
-    rows = table(runs, baselines)
-    page.write_text(between.sub(lambda match: match[1] + rows + match[2], page.read_text()))
-    print(rows, end="")
+    readme = FOLDER / "README.md"
+    pattern = re.compile(f"({re.escape(MARKERS[0])}).*?({re.escape(MARKERS[1])})", re.DOTALL)
+    text = table(runs, baselines)
+    readme.write_text(pattern.sub(lambda match: match[1] + text + match[2], readme.read_text()))
+    print(text, end="")
     draw(runs, baselines).savefig(FOLDER / "knn.png", dpi=150)
 
 
-def take(workdir, name):
-    """The rows of metrics.jsonl, and what the run was, into results/."""
+def export_run(workdir, name):
+    """Write results/NAME.json, the config and scores, and results/NAME_curve.jsonl, the metrics."""
     from vit_jax.tools import evaluate
     from vit_jax.workdir import log
 
-    config, run = load_config(workdir), json.loads((workdir / "run.json").read_text())
+    config = load_config(workdir)
+    run = json.loads((workdir / "run.json").read_text())
     rows = log.read_metrics(workdir)
     last = {key: row[key] for row in rows for key in row if key.startswith("eval/")}
     linear = evaluate.score(workdir, "test", ("linear_probe",))
     last["eval/test/linear_acc1"] = linear["linear_acc1"]
     record = {
         "command": "python -m vit_jax.train --config=configs/dino_fashion_mnist.py --workdir=W",
-        "config": chosen(config),
+        "config": changed_keys(config),
         "versions": run["versions"],
         "device": "2 CPU cores",
         "steps": rows[-1]["step"],
         "total_steps": config.total_steps,
-        "images_per_s_median": tables.speed(rows),
+        "images_per_s_median": tables.median_throughput(rows),
         "scores": {key: last.get(f"eval/{key}") for key in SCORES},
     }
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -68,29 +69,38 @@ def take(workdir, name):
     (RESULTS / f"{name}_curve.jsonl").write_text(lines)
 
 
-def chosen(config):
-    """The keys of a config that differ from the defaults of DINO: {"optim.lr": 0.001, ...}."""
-    usual = defaults()
-    dino.self_distillation(usual)
-    known, values = flat(usual), flat(config)
-    return {key: x for key, x in values.items() if known.get(key) != x and key != "data.dir"}
+def changed_keys(config):
+    """Return the keys of a config that differ from the defaults of DINO, {"optim.lr": 1e-3}."""
+    default = defaults()
+    dino.self_distillation(default)
+    default_values = flat(default)
+    values = flat(config)
+    return {
+        key: value
+        for key, value in values.items()
+        if default_values.get(key) != value and key != "data.dir"
+    }
 
 
 def table(runs, baselines):
-    """Markdown: a row for the pixels, the untrained network, and each run."""
-    known = {
+    """Format a Markdown table with a row for raw pixels, the untrained network, and each run."""
+    all_scores = {
         name: {f"{split}/{key}": x for split in scores for key, x in scores[split].items()}
         for name, scores in baselines.items()
     } | {name: run["scores"] for name, run in runs.items()}
     lines = ["| features | " + " | ".join(SCORES) + " |", "|---" * (1 + len(SCORES)) + "|"]
-    for name, scores in known.items():
+    for name, scores in all_scores.items():
         cells = [f"{scores[key]:.2%}" if scores.get(key) is not None else "-" for key in SCORES]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def draw(runs, baselines):
-    """-> matplotlib Figure: k-NN accuracy over steps beside both baselines, and the health."""
+    """Plot k-NN accuracy over steps with both baselines, and DINO's collapse diagnostics.
+
+    Returns:
+        A matplotlib Figure.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
@@ -101,23 +111,23 @@ def draw(runs, baselines):
         top.axhline(score, color=color, linestyle="--", label=f"{name} {score:.1%}")
     for name, color in zip(runs, (BLUE, GREEN, "#E69F00", "#56B4E9", "0.3"), strict=False):
         rows = [json.loads(line) for line in (RESULTS / f"{name}_curve.jsonl").open()]
-        found = [(row["step"], row["eval/val/knn20"]) for row in rows if "eval/val/knn20" in row]
-        top.plot(*zip(*found, strict=True), color=color, marker="o", markersize=4, label=name)
-        rows = [row for row in rows if ENTROPIES[0] in row]
-        for key, style in zip(ENTROPIES, ("-", "--", ":"), strict=True):
+        curve = [(row["step"], row["eval/val/knn20"]) for row in rows if "eval/val/knn20" in row]
+        top.plot(*zip(*curve, strict=True), color=color, marker="o", markersize=4, label=name)
+        rows = [row for row in rows if DIAGNOSTICS[0] in row]
+        for key, style in zip(DIAGNOSTICS, ("-", "--", ":"), strict=True):
             label = f"{name}: {key.removeprefix('train/').replace('_', ' ')}"
             values = [row[key] for row in rows]
             bottom.plot([row["step"] for row in rows], values, style, color=color, label=label)
-    top.set_ylabel("val, k-NN of 20")
+    top.set_ylabel("k-NN accuracy on val, k = 20")
     top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    bottom.set_ylabel("shares of log k, and of 1")
-    bottom.set_ylim(0, 1.15)  # room for the legend
+    bottom.set_ylabel("entropy / log k, feature std")
+    bottom.set_ylim(0, 1.35)  # room for the legend
     bottom.set_xlabel("optimizer step")
     for axis in (top, bottom):
         axis.grid(color="0.9")
         axis.spines[["top", "right"]].set_visible(False)
     top.legend(frameon=False, fontsize=9)
-    bottom.legend(frameon=False, fontsize=9, loc="upper center", ncols=len(ENTROPIES))
+    bottom.legend(frameon=False, fontsize=9, loc="upper center", ncols=len(DIAGNOSTICS))
     return figure
 
 

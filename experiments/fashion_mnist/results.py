@@ -1,4 +1,4 @@
-"""The committed runs on Fashion-MNIST as a table, between the marks in README.md beside this.
+"""Update the table of the Fashion-MNIST runs in README.md from results/run*.json.
 
 python -m experiments.fashion_mnist.results
 """
@@ -8,10 +8,11 @@ import re
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-MARKS = "<!-- table -->\n", "<!-- end -->"
+MARKERS = ("<!-- table -->\n", "<!-- end -->")
 
 
 def table():
+    """Format the committed runs as a Markdown table."""
     lines = ["| run | recipe | val | test | images/s | wall time |", "|---|---|---|---|---|---|"]
     for path in sorted((FOLDER / "results").glob("run*.json")):
         run = json.loads(path.read_text())
@@ -23,8 +24,8 @@ def table():
 
 
 if __name__ == "__main__":
-    page = FOLDER / "README.md"
-    between = re.compile(f"({re.escape(MARKS[0])}).*?({re.escape(MARKS[1])})", re.DOTALL)
-    text = between.sub(lambda match: match[1] + table() + match[2], page.read_text())
-    page.write_text(text)
+    readme = FOLDER / "README.md"
+    pattern = re.compile(f"({re.escape(MARKERS[0])}).*?({re.escape(MARKERS[1])})", re.DOTALL)
+    text = pattern.sub(lambda match: match[1] + table() + match[2], readme.read_text())
+    readme.write_text(text)
     print(table(), end="")

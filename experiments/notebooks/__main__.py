@@ -1,9 +1,11 @@
-"""The notebooks, from text to what Jupyter and Colab open: python -m experiments.notebooks
+"""Generate the .ipynb notebooks from their Python sources.
 
-Each NAME.py in this folder is a notebook in jupytext's percent format, and NAME.ipynb is made from
-it, without outputs. What all of them have, the badge below the title and the cell that installs
-vit_jax, is in this file. They lead to the repository that pyproject.toml names, and so do the
-badges in the READMEs, which are written again too.
+python -m experiments.notebooks
+
+Each NAME.py in this directory is a notebook in jupytext's percent format. NAME.ipynb is generated
+from it, without outputs and with two additions: an "Open in Colab" badge below the title, and a
+cell that installs vit_jax. The badges link to the repository in pyproject.toml; those in the
+READMEs are updated as well.
 """
 
 import re
@@ -24,11 +26,11 @@ BADGE = (
     f"[![Open In Colab]({COLAB}/assets/colab-badge.svg)]"
     f"({COLAB}/github/{REPOSITORY}/blob/main/experiments/notebooks/%s.ipynb)"
 )
-# The clone's folder must have no name that could be imported: Python would take it for a package.
+# The directory of the clone must not be a valid module name, or Python imports it as a package.
 INSTALL = f"""\
 # @title Install {{ display-mode: "form" }}
-# Where vit_jax is installed, this only finds it. In Colab it takes a minute or two; if it asks for
-# a restart of the session, do that and run the notebook from the top again.
+# Installs vit_jax if necessary, which takes a minute or two in Colab. If Colab asks you to restart
+# the session, do so and run the notebook from the top.
 import os
 import sys
 from importlib.util import find_spec
@@ -49,38 +51,41 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 def main(flags):
     del flags
     texts = {FOLDER / f"{name}.ipynb": notebook(name) for name in NAMES}
-    texts |= {path: with_links(path) for path in ROOT.glob("README*.md")}
+    texts |= {path: update_links(path) for path in ROOT.glob("docs/**/look-inside.md")}
     for path, text in texts.items():
         storage.write_text(path, text)
         print(path.relative_to(ROOT))
 
 
-def with_links(path):
-    """The text of a file with badges, which lead to the repository of now."""
+def update_links(path):
+    """Return the text of a file with the Colab links pointing to the current repository."""
     link = re.compile(rf"(?<={re.escape(COLAB)}/github/)[^/]+/[^/]+(?=/blob/)")
     return link.sub(REPOSITORY, path.read_text(encoding="utf-8"))
 
 
 def notebook(name):
-    """The text of NAME.ipynb. Raises UserError where jupytext is not installed."""
+    """Return the text of NAME.ipynb. Raises UserError if jupytext is not installed."""
     try:
         import jupytext
         import nbformat
     except ImportError:
-        raise UserError("jupytext is missing; make install, or: pip install jupytext") from None
+        raise UserError("jupytext is not installed; run: pip install jupytext") from None
     text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
     book = jupytext.reads(text, fmt="py:percent")
-    title, below, rest = book.cells[0].source.partition("\n")
-    book.cells[0].source = f"{title}\n\n{BADGE % name}{below}{rest}"
+    title, newline, rest = book.cells[0].source.partition("\n")
+    book.cells[0].source = f"{title}\n\n{BADGE % name}{newline}{rest}"
     book.cells.insert(1, nbformat.v4.new_code_cell(INSTALL))
     for i, cell in enumerate(book.cells):
-        # Ids of new cells are drawn at random, and jupytext notes how the text was laid out.
-        cell.id, cell.metadata = f"{name}-{i}", {}
+        # Make the output reproducible: nbformat draws random ids for new cells, and jupytext
+        # records the layout of the source.
+        cell.id = f"{name}-{i}"
+        cell.metadata = {}
     book.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
-    book.nbformat, book.nbformat_minor = 4, 5
+    book.nbformat = 4
+    book.nbformat_minor = 5
     return nbformat.writes(book) + "\n"
 
 

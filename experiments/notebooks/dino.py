@@ -1,9 +1,10 @@
 # %% [markdown]
 # # DINO: training without labels
 #
-# A student learns to say of one view of a digit what its teacher, its own moving average, says of
-# another ([arXiv:2104.14294](https://arxiv.org/abs/2104.14294)). No label is used; what the
-# features are worth is read out by their nearest neighbors, before and after.
+# In DINO ([arXiv:2104.14294](https://arxiv.org/abs/2104.14294)), a student network learns to
+# predict the output of a teacher on another view of the same image. The teacher is a moving average
+# of the student. Training uses no labels. A k-NN classifier evaluates the features before and after
+# training.
 
 # %%
 # @title Settings
@@ -30,10 +31,10 @@ workdir = os.environ["WORKDIR"] = tempfile.mkdtemp(prefix="vit_jax-")
 os.environ["EPOCHS"] = f"{epochs}ep"
 
 # %% [markdown]
-# ## Before
+# ## Baselines
 #
-# `Run` makes a config real. Its weights before training are random, yet a random network keeps much
-# of what an image is: this, and the raw pixels, are what training has to beat.
+# `Run` creates the model, data and optimizer of a config. The baselines are raw pixels and the
+# untrained network, whose random features preserve much of the information in the image.
 
 # %%
 config = cli.load_recipe("configs/dino_digits.py")
@@ -44,7 +45,7 @@ features = {
 
 
 def score(weights):
-    """The share of test images that their 20 nearest neighbors in the training split get right."""
+    """Return the k-NN accuracy (k = 20) on the test split, with the training split as the bank."""
     bank, queries = features["train"](weights), features["test"](weights)
     return knn.read_out(bank, queries, **config.knn)["knn20"]
 
@@ -59,9 +60,9 @@ for name, value in scores.items():
 # %% [markdown]
 # ## Train
 #
-# `configs/dino_digits.py`, for fewer epochs than it says. Each row has the teacher's entropy, that
-# of its mean over the batch, and the spread of its features; were they to collapse, the run would
-# say so, and which keys to change.
+# The recipe is `configs/dino_digits.py`, with fewer epochs. Each row of the log has the entropy of
+# the teacher's output, the entropy of its mean over the batch, and the standard deviation of the
+# features. If they collapse, training prints a warning with the keys to change.
 
 # %% language="bash"
 # python -m vit_jax.train --config=configs/dino_digits.py --workdir=$WORKDIR \
@@ -71,23 +72,23 @@ for name, value in scores.items():
 display(curves(log.read_metrics(workdir)))
 
 # %% [markdown]
-# ## After
+# ## Results
 #
-# The teacher is what is kept. On these digits raw pixels are hard to beat: all of them are in the
-# same place and of the same size, which pixels make use of, and which DINO's crops hide.
+# The evaluation uses the teacher. Raw pixels are a strong baseline on this dataset: all digits have
+# the same position and size, which pixel features exploit and DINO's crops discard.
 
 # %%
-after = inference.load(workdir)
-scores["DINO"] = score(after.params)
+trained = inference.load(workdir)
+scores["DINO"] = score(trained.params)
 for name, value in scores.items():
     print(f"{name:12} {value:.1%}  {'█' * round(40 * value)}")
 
 # %% [markdown]
-# The nearest neighbors themselves: on the left test images, beside each the six training images
-# whose features, by the teacher, are most like its own. Another digit's is written in orange.
+# Nearest neighbors: each row shows a test image on the left, followed by the six training images
+# with the most similar teacher features. Labels that differ from that of the test image are orange.
 
 # %%
-banks = {split: extract(after.params) for split, extract in features.items()}
+banks = {split: extract(trained.params) for split, extract in features.items()}
 unit = {
     split: bank["pooled"] / np.linalg.norm(bank["pooled"], axis=1, keepdims=True)
     for split, bank in banks.items()
@@ -96,30 +97,31 @@ similarities, neighbors = knn.nearest(unit["train"], unit["test"][:6], 6)
 sources = {split: data.make(config, config.data[split]) for split in ("train", "test")}
 figure = Figure(figsize=(7, 6), layout="constrained")
 for i, axes in enumerate(figure.subplots(6, 7)):
-    pictures = [sources["test"][i], *(sources["train"][j] for j in neighbors[i])]
-    for axis, picture in zip(axes, pictures, strict=True):
-        axis.imshow(picture["image"][..., 0], cmap="gray", vmin=0, vmax=255)
+    examples = [sources["test"][i], *(sources["train"][j] for j in neighbors[i])]
+    for axis, example in zip(axes, examples, strict=True):
+        axis.imshow(example["image"][..., 0], cmap="gray", vmin=0, vmax=255)
         axis.set_axis_off()
-        right = picture["label"] == pictures[0]["label"]
-        axis.set_title(picture["label"], fontsize=9, color="black" if right else "#D55E00")
+        same_label = example["label"] == examples[0]["label"]
+        axis.set_title(example["label"], fontsize=9, color="black" if same_label else "#D55E00")
 display(figure)
 
 # %% [markdown]
-# ## What it looks at
+# ## Attention
 #
-# The attention of [CLS] in the last layer, before and after, on digits drawn larger still:
-# positions are resized to the finer grid. Beside it the principal components of the patches'
-# features.
+# The attention of [CLS] in the last layer, before and after training. The images are 32 x 32
+# pixels, so the position embeddings are resized to a finer grid. The colors next to the maps are
+# the first principal components of the patch features.
 
 # %%
-after = after.replace(name=f"DINO, step {after.step:,}", image=32)
-before = after.replace(name="untrained", params=untrained)
+trained = trained.replace(name=f"DINO, step {trained.step:,}", image=32)
+before = trained.replace(name="untrained", params=untrained)
 names = [f"test:{i}" for i in range(4)]
 pictures, _ = open_images(names, config)
-views = [after.view(picture.image) for picture in pictures]
-seen = [attention_maps.extract(one, views, [after.depth]) for one in (before, after)]
-panels = [panel(one, ["mean"], range(len(views))) for one in seen]
+views = [trained.view(picture.image) for picture in pictures]
+inspections = [attention_maps.extract(model, views, [trained.depth]) for model in (before, trained)]
+panels = [panel(inspection, ["mean"], range(len(views))) for inspection in inspections]
 display(attention_grid(views, panels, titles=names, style="overlay"))
 
 # %% [markdown]
-# As a command: `python -m vit_jax.tools.attend --workdir=DIR --output=seen.png test:0 picture.png`.
+# From the command line:
+# `python -m vit_jax.tools.attend --workdir=DIR --output=attention.png test:0 image.png`.

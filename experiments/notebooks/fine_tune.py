@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Fine-tuning
 #
-# A model that knows the ten digits learns something else: whether a digit has a closed loop, as
-# 0, 6, 8 and 9 have, from 200 images in a folder, at twice the resolution. It begins with the
-# weights of the first run; its classifier is new, and its positions are resized. Beside it the same
-# training from scratch.
+# Pretrain a model on the ten digits, then fine-tune it on another task with 200 images at twice the
+# resolution: whether a digit has a closed loop, as 0, 6, 8 and 9 have. Fine-tuning starts from the
+# weights of the first run, with a new classifier and resized position embeddings. Training from
+# scratch is the baseline.
 
 # %%
 # @title Settings
@@ -20,7 +20,7 @@ from PIL import Image
 from vit_jax import cli, data, models, pretrained, variants
 from vit_jax.analysis import weight_stats
 from vit_jax.config import load_config
-from vit_jax.figures import internals as drawn
+from vit_jax.figures import internals
 from vit_jax.workdir import log
 
 labeled = 200  # @param {type:"integer"}
@@ -31,36 +31,36 @@ folder = Path(tempfile.mkdtemp(prefix="vit_jax-"))
 os.environ["FOLDER"] = str(folder)
 
 # %% [markdown]
-# ## The first run
+# ## Pretraining
 #
-# All ten digits, 8 x 8 pixels, 4 x 4 patches.
+# All ten digits, with images of 8 x 8 pixels and 4 x 4 patches.
 
 # %% language="bash"
 # python -m vit_jax.train --config=configs/digits.py --workdir=$FOLDER/digits \
 #   --config.total_steps=20ep --config.log_every=100
 
 # %% [markdown]
-# ## Another task
+# ## The new task
 #
-# Images in folders, `SPLIT/CLASS/picture.png`: put your own here. The splits are those of the
-# digits, so that no test image was seen before. What the first run has learned of the ten digits
-# helps here; how much depends on how near the two tasks are.
+# The dataset is a directory of images, `SPLIT/CLASS/image.png`; replace it with your own images.
+# The splits are those of the digits, so pretraining did not use any of the test images. How much
+# pretraining helps depends on how similar the two tasks are.
 
 # %%
 config = cli.load_recipe("configs/digits.py")
 for split in ("train", "val", "test"):
     source = data.make(config, split)
     for i in range(min(labeled, len(source)) if split == "train" else len(source)):
-        kind = "loop" if source[i]["label"] in (0, 6, 8, 9) else "no loop"
-        place = folder / "loops" / split / kind
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(source[i]["image"][..., 0]).save(place / f"{i}.png")
-    count = {kind.name: len(list(kind.iterdir())) for kind in (folder / "loops" / split).iterdir()}
-    print(split, count)
+        class_name = "loop" if source[i]["label"] in (0, 6, 8, 9) else "no loop"
+        class_folder = folder / "loops" / split / class_name
+        class_folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(source[i]["image"][..., 0]).save(class_folder / f"{i}.png")
+    counts = {path.name: len(list(path.iterdir())) for path in (folder / "loops" / split).iterdir()}
+    print(split, counts)
 
 # %% [markdown]
-# `config.model_init` is the workdir of a run, or a .safetensors file with weights of timm's or
-# DINO's. What fits is taken over; what may be new is named, and anything else that does not fit is
+# `config.model_init` is the workdir of a run, or a .safetensors file with weights of timm or DINO.
+# Newly initialized parameters, such as those of the classifier, are reported. Any other mismatch is
 # an error.
 
 # %%
@@ -80,10 +80,10 @@ print(flags)
 # python -m vit_jax.train $FLAGS --workdir=$FOLDER/scratch
 
 # %% [markdown]
-# ## What it was worth
+# ## Comparison
 #
-# The same images and steps for both; from scratch with the recipe's learning rate, which is larger.
-# It is one seed, and the one from scratch has not learned all it can.
+# Both runs use the same images and the same number of steps. Training from scratch uses the larger
+# learning rate of the recipe. Each run uses one seed, and training from scratch has not converged.
 
 # %%
 figure = Figure(figsize=(7, 3.2), layout="constrained")
@@ -94,25 +94,26 @@ for name, color in (("tuned", "#0072B2"), ("scratch", "#D55E00")):
     val = [(row["step"], row["eval/val/acc1"]) for row in rows if "eval/val/acc1" in row]
     axis.plot(*zip(*val, strict=True), color=color, marker="o", label=f"{name}: test {test:.1%}")
 axis.set_xlabel("optimizer step")
-axis.set_ylabel("accuracy on val")
+axis.set_ylabel("validation accuracy")
 axis.yaxis.set_major_formatter(PercentFormatter(1))
 axis.grid(color="0.9")
 axis.legend(frameon=False, loc="lower right")
 display(figure)
 
 # %% [markdown]
-# ## What training began with
+# ## Initial weights
 #
-# The same from Python: the weights as they are taken over, and what stays new. 4 x 4 positions have
-# become 8 x 8.
+# The same initialization in Python: the loaded weights, and the names of the newly initialized
+# parameters. The position embeddings are resized from 4 x 4 to 8 x 8.
 
 # %%
 config = load_config(folder / "tuned")
 model = models.build(variants.from_config(config.model, 2))
-weights, fresh = pretrained.init_params(folder / "digits", model.module, config.model)
-print("new:", ", ".join(fresh))
-print("positions:", weights["pos_embed"].shape)
-first = pretrained.load(folder / "digits")
-display(drawn.positions(weight_stats.position_similarity(weight_stats.positions(first))))
+weights, new_names = pretrained.init_params(folder / "digits", model.module, config.model)
+print("newly initialized:", ", ".join(new_names))
+print("position embeddings:", weights["pos_embed"].shape)
+pretrained_model = pretrained.load(folder / "digits")
+positions = weight_stats.positions(pretrained_model)
+display(internals.positions(weight_stats.position_similarity(positions)))
 resized = weights["pos_embed"].reshape(8, 8, -1)
-display(drawn.positions(weight_stats.position_similarity(resized)))
+display(internals.positions(weight_stats.position_similarity(resized)))

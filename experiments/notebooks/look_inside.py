@@ -1,9 +1,9 @@
 # %% [markdown]
-# # Look inside
+# # Inspect a model
 #
-# What a small Vision Transformer has learned on scikit-learn's digits: where its heads look, layer
-# by layer; how attention adds up over the layers; which patches count; what its positions
-# are; how alike its patches are.
+# Train a small Vision Transformer on the digits dataset of scikit-learn and inspect it: attention
+# maps of all layers and heads, attention rollout, attention distance, position embeddings, and the
+# similarity of patch features.
 
 # %%
 # @title Settings
@@ -18,7 +18,7 @@ from IPython.display import Image, display
 from vit_jax import inference
 from vit_jax.analysis import attention, attention_maps, receptive_field, weight_stats
 from vit_jax.data.pictures import open_images
-from vit_jax.figures import internals as drawn
+from vit_jax.figures import internals
 from vit_jax.figures.attention import attention_grid, panel
 from vit_jax.figures.overlay import animate
 
@@ -30,10 +30,10 @@ workdir = os.environ["WORKDIR"] = tempfile.mkdtemp(prefix="vit_jax-")
 os.environ["EPOCHS"] = f"{epochs}ep"
 
 # %% [markdown]
-# ## A model to look at
+# ## Train a model
 #
-# The digits are drawn twice as large as they are, so that there are 8 x 8 patches, and a [CLS]
-# token is read out, whose attention says what the answer is made of.
+# The images are resized to 16 x 16 pixels, which gives 8 x 8 patches. The model uses a [CLS] token,
+# whose attention shows which patches contribute to the prediction.
 
 # %% language="bash"
 # python -m vit_jax.train --config=configs/digits.py --workdir=$WORKDIR \
@@ -41,8 +41,8 @@ os.environ["EPOCHS"] = f"{epochs}ep"
 #   --config.model.image=16 --config.model.pool=cls
 
 # %% [markdown]
-# A model returns what it computed on the way by name: the attention of all layers and heads, and
-# the output of every block, are there if asked for, and cost nothing if not.
+# A model returns named outputs. The attention of all layers and heads and the output of every block
+# are optional, and cost nothing unless requested.
 
 # %%
 model = inference.load(workdir).replace(name="digits")
@@ -56,45 +56,44 @@ for name, array in out.items():
 # %% [markdown]
 # ## Attention
 #
-# What [CLS] attends to, the mean over the heads. The outline holds the share `keep` of it.
+# The attention of [CLS], averaged over the heads. The outline contains the fraction `keep` of the
+# attention.
 
 # %%
 depth, heads = model.depth, model.num_heads
 layers = range(1, depth + 1)
-seen = attention_maps.extract(model, views, layers, with_rollout=True)
-every = range(len(views))
-display(
-    attention_grid(views, [panel(seen, ["mean"], every)], titles=names, keep=keep, style="overlay")
-)
+inspection = attention_maps.extract(model, views, layers, with_rollout=True)
+indices = range(len(views))
+means = panel(inspection, ["mean"], indices)
+display(attention_grid(views, [means], titles=names, keep=keep, style="overlay"))
 
 # %% [markdown]
-# Each head by itself, a row a layer.
+# All heads of the first image, one row per layer.
 
 # %%
-one = panel(seen, list(range(heads)), [0], rows=range(depth))
-display(
-    attention_grid([views[0]] * depth, [one], titles=[names[0]] * depth, keep=keep, style="overlay")
-)
+by_head = panel(inspection, list(range(heads)), [0], rows=range(depth))
+titles = [names[0]] * depth
+display(attention_grid([views[0]] * depth, [by_head], titles=titles, keep=keep, style="overlay"))
 
 # %% [markdown]
-# **Rollout** multiplies the layers up, with half of every token carried on by the residual
-# connection: how much of each patch has come into [CLS] by then
-# ([arXiv:2005.00928](https://arxiv.org/abs/2005.00928)). The **mask** is the image in the patches
-# that hold the share `keep` of the last layer's attention.
+# **Attention rollout** ([arXiv:2005.00928](https://arxiv.org/abs/2005.00928)) multiplies the
+# attention matrices of the layers, each averaged with the identity for the residual connection. It
+# estimates how much each patch contributes to [CLS] up to a layer. The **mask** shows only the
+# patches that contain the fraction `keep` of the attention of the last layer.
 
 # %%
-rolled = panel(seen, ["rollout"], every)
-display(attention_grid(views, [rolled], titles=names, keep=keep, style="map"))
-last = attention_maps.extract(model, views, [depth])
-masks = panel(last, ["mean", *range(heads)], every)
+rollout = panel(inspection, ["rollout"], indices)
+display(attention_grid(views, [rollout], titles=names, keep=keep, style="map"))
+last_layer = attention_maps.extract(model, views, [depth])
+masks = panel(last_layer, ["mean", *range(heads)], indices)
 display(attention_grid(views, [masks], titles=names, keep=keep, style="mask"))
 
 # %% [markdown]
-# Maps are arrays, [images, layers, heads, rows, columns]: to be read as numbers or as text, or to
-# be animated, a frame a layer.
+# The maps are an array [images, layers, heads, rows, columns]. They can be printed as numbers or as
+# text, or animated with one frame per layer.
 
 # %%
-values = seen.maps[0, -1].mean(0)
+values = inspection.maps[0, -1].mean(0)
 print(np.round(100 * values, 1))
 print(attention.as_text(values))
 print(attention.LEGEND)
@@ -102,49 +101,52 @@ print(attention.LEGEND)
 # %%
 frames = (
     attention_grid(
-        [views[0]], [panel(seen, ["mean", "max", "rollout"], [0], rows=[i])], style="overlay"
+        [views[0]], [panel(inspection, ["mean", "max", "rollout"], [0], rows=[i])], style="overlay"
     )
     for i in range(depth)
 )
-film = Path(workdir) / "layers.gif"
-animate(film, frames, fps=1)
-display(Image(film.read_bytes()))
+animation = Path(workdir) / "layers.gif"
+animate(animation, frames, fps=1)
+display(Image(animation.read_bytes()))
 
 # %% [markdown]
-# As a command: `python -m vit_jax.tools.attend --workdir=DIR --layers=all --heads=all
-# --output=seen.png picture.png`.
+# From the command line: `python -m vit_jax.tools.attend --workdir=DIR --layers=all --heads=all
+# --output=attention.png image.png`.
 #
-# ## How far heads look
+# ## Attention distance
 #
-# The distance between a patch and what it attends to, the mean over these images, and the entropy
-# of its attention: a head that looks everywhere alike lies on the dashed line.
+# The mean attention distance and the attention entropy of each head, averaged over these images.
+# The dashed line marks uniform attention.
 
 # %%
-grid, patch, prefix = seen.maps.shape[-2:], model.module.config.patch, model.module.config.prefix
+grid = inspection.maps.shape[-2:]
+patch = model.module.config.patch
+prefix = model.module.config.prefix
 softmax = out["attention"]
 distances = receptive_field.attention_distance(softmax, grid, patch, prefix).mean(1)
 entropies = receptive_field.attention_entropy(softmax, grid, prefix).mean(1)
 even = receptive_field.even_distance(grid, patch)
-display(drawn.heads(distances, entropies, even, math.log2(grid[0] * grid[1])))
+display(internals.heads(distances, entropies, even, math.log2(grid[0] * grid[1])))
 
 # %% [markdown]
-# ## Positions
+# ## Position embeddings
 #
-# The embedding of each position beside all others, laid out as the patches are. They begin at
-# random; in large models the rows and columns of the image show (figure 7 of
-# [arXiv:2010.11929](https://arxiv.org/abs/2010.11929)), and after so short a training little of it.
+# The cosine similarity of each position embedding to all others, arranged like the patches. They
+# are initialized randomly. In large models, the rows and columns of the grid become visible (figure
+# 7 of [arXiv:2010.11929](https://arxiv.org/abs/2010.11929)); after this short training, hardly.
 
 # %%
-similar = weight_stats.position_similarity(weight_stats.positions(model.module))
-display(drawn.positions(similar))
-near, every_pair = weight_stats.neighbor_similarity(similar)
-print(f"mean cosine of neighbors {near:.3f}, of all pairs {every_pair:.3f}")
+cosines = weight_stats.position_similarity(weight_stats.positions(model.module))
+display(internals.positions(cosines))
+neighbors, all_pairs = weight_stats.neighbor_similarity(cosines)
+print(f"mean cosine similarity: {neighbors:.3f} for neighbors, {all_pairs:.3f} for all pairs")
 
 # %% [markdown]
-# ## Patches
+# ## Patch features
 #
-# How alike each patch is to [CLS] after the last block, and the first three principal components of
-# the patches after every block, as red, green and blue: patches of one color are alike.
+# The similarity of each patch to [CLS] after the last block, and the first three principal
+# components of the patches after every block, as red, green and blue. Patches with similar colors
+# have similar features.
 
 # %%
 similarity = weight_stats.pooled_similarity(out["tokens"], grid, prefix)
@@ -152,4 +154,4 @@ colors = {
     f"layer {layer}": attention.pca(x[:, prefix:]).reshape(-1, *grid, 3)
     for layer, x in zip(layers, out["blocks"], strict=True)
 }
-display(drawn.tokens(views, similarity, colors))
+display(internals.tokens(views, similarity, colors))

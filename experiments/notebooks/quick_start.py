@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Quick start
 #
-# A Vision Transformer on scikit-learn's 1,797 real digits: train it, stop it half-way and go on,
-# look at its curves and at what it says of digits that it never saw, and score it. Nothing is
-# downloaded, and two CPU cores are enough.
+# Train a Vision Transformer on the digits dataset of scikit-learn (1,797 images), interrupt and
+# resume training, plot the curves, and evaluate the model on the test split. Two CPU cores are
+# enough, and nothing is downloaded.
 
 # %%
 # @title Settings
@@ -34,11 +34,11 @@ train = os.environ["TRAIN"] = (
 print(train)
 
 # %% [markdown]
-# ## Train, stop, go on
+# ## Train, interrupt, resume
 #
-# `configs/digits.py` is the recipe, and `--config.KEY=VALUE` overrides any of its keys;
-# `vit_jax/config.py` names them all. Here the command is sent SIGTERM after 200 steps, as a machine
-# does that is about to be taken away: it saves and ends with exit code 75.
+# `configs/digits.py` is the recipe. `--config.KEY=VALUE` overrides any of its keys, which
+# `vit_jax/config.py` documents. Here the training process receives SIGTERM after 200 steps, as on a
+# preempted machine. It saves a checkpoint and exits with code 75.
 
 # %%
 with subprocess.Popen(shlex.split(train), stdout=subprocess.PIPE, text=True) as process:
@@ -49,17 +49,18 @@ with subprocess.Popen(shlex.split(train), stdout=subprocess.PIPE, text=True) as 
 print("exit code", process.returncode)
 
 # %% [markdown]
-# The same command goes on where it was, bit for bit as if it had never stopped. What it scores at
-# the end, on the test split, is the checkpoint that was best on the validation split.
+# The same command resumes from the checkpoint. The result is bit-exact, as if training had not been
+# interrupted. At the end, the checkpoint with the best validation accuracy is evaluated on the test
+# split.
 
 # %% language="bash"
 # $TRAIN
 
 # %% [markdown]
-# ## The curves
+# ## Training curves
 #
-# A workdir holds `metrics.jsonl`, a JSON object a line, beside the config, the checkpoints and a
-# record of every start. The stop leaves no trace in the curves.
+# The workdir contains the config, the checkpoints, a record of every start, and `metrics.jsonl`,
+# with one JSON object per line. The interruption is not visible in the curves.
 
 # %%
 rows = log.read_metrics(workdir)
@@ -67,10 +68,10 @@ display(rows[0])
 display(curves(rows))
 
 # %% [markdown]
-# ## What it says of single images
+# ## Predictions
 #
-# From Python: a run's model with its weights, and the images as it is evaluated on them. Shown are
-# the five likeliest classes of some test images, first those that it gets wrong.
+# Load the trained model in Python and run it on the preprocessed test images. The figure shows the
+# top 5 classes of nine test images, misclassified images first.
 
 # %%
 model = inference.load(workdir)
@@ -81,32 +82,33 @@ labels = np.array([source[i]["label"] for i in range(len(source))])
 logits = model.run(views, batch_size=360)["logits"]
 probabilities = np.asarray(jax.nn.softmax(logits))
 wrong = probabilities.argmax(1) != labels
-print(f"{wrong.sum()} of {len(labels)} are wrong")
+print(f"{wrong.sum()} of {len(labels)} test images are misclassified")
 
 # %%
 names = model.class_names
-shown = np.argsort(~wrong, kind="stable")[:9]
-order = (-probabilities).argsort(1)[:, :5]
+selected = np.argsort(~wrong, kind="stable")[:9]
+top5 = (-probabilities).argsort(1)[:, :5]
 display(
     predictions(
-        [views[i] for i in shown],
-        [[(names[k], probabilities[i, k]) for k in order[i]] for i in shown],
-        titles=[f"test:{i}" for i in shown],
-        labels=[names[labels[i]] for i in shown],
+        [views[i] for i in selected],
+        [[(names[k], probabilities[i, k]) for k in top5[i]] for i in selected],
+        titles=[f"test:{i}" for i in selected],
+        labels=[names[labels[i]] for i in selected],
     )
 )
 
 # %% [markdown]
-# The same as a command, which takes any picture file too:
+# The same from the command line, which also accepts image files:
 
 # %% language="bash"
 # python -m vit_jax.tools.predict --workdir=$WORKDIR test:0 test:1
 
 # %% [markdown]
-# ## Score it
+# ## Evaluation
 #
-# One JSON line. `--evaluator=knn` and `--evaluator=linear_probe` read out the features instead of
-# the classifier; `--raw` takes the trained weights instead of their moving average.
+# The command prints one JSON line. `--evaluator=knn` and `--evaluator=linear_probe` evaluate the
+# features instead of the classifier; `--raw` uses the trained weights instead of their moving
+# average.
 
 # %% language="bash"
 # set -e

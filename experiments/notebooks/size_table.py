@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Model size against accuracy
 #
-# One recipe, several sizes, several seeds: what each is worth, as a table and as figures. This is a
-# small ladder on scikit-learn's digits; the same command makes the table of DeiT's sizes on
-# ImageNet.
+# Train several model sizes with one recipe and several seeds, and tabulate accuracy against size.
+# This notebook uses small models on the digits dataset of scikit-learn. The same command produces
+# the table of DeiT sizes on ImageNet.
 
 # %%
 # @title Settings
@@ -26,8 +26,7 @@ os.environ.update(FOLDER=str(folder), SEEDS=str(seeds), JOBS=str(jobs))
 # %% [markdown]
 # ## Sizes
 #
-# A size is a row of a table, and a model's name is size/patch. Parameters and FLOPs are counted
-# without making the model.
+# A model name is SIZE/PATCH. Parameters and FLOPs are computed without creating the model.
 
 # %%
 for name in ("pico/2", "nano/2", "micro/2", "Ti/16", "S/16", "B/16", "L/16", "H/14"):
@@ -38,10 +37,10 @@ for name in ("pico/2", "nano/2", "micro/2", "Ti/16", "S/16", "B/16", "L/16", "H/
     print(f"{parameters:12,} parameters  {gflops:.3g} GFLOPs")
 
 # %% [markdown]
-# ## A ladder
+# ## The recipe
 #
-# A recipe is a Python file. This one takes a size as its argument and lists them as `SIZES`: three
-# ViTs and a ResNet, all trained alike.
+# A recipe is a Python file. This recipe takes a size as its argument and lists the sizes in
+# `SIZES`: three ViTs and a ResNet with the same training settings.
 
 # %%
 recipe = f"""
@@ -53,10 +52,13 @@ SIZES = {{"pico": "pico/2", "nano": "nano/2", "micro": "micro/2", "resnet8": "re
 def get_config(size="nano"):
     c = digits.get_config()
     c.model.variant = SIZES[size]
-    if size.startswith("resnet"):  # these are a ViT's
-        c.model.pool, c.model.init = "cls", "deit"
+    if size.startswith("resnet"):  # the recipe sets these keys for a ViT; restore the defaults
+        c.model.pool = "cls"
+        c.model.init = "deit"
     c.total_steps = c.eval_every = c.checkpoint_every = "{epochs}ep"
-    c.optim.warmup, c.optim.lr, c.optim.clip = "1ep", 3e-3, 1.0
+    c.optim.warmup = "1ep"
+    c.optim.lr = 3e-3
+    c.optim.clip = 1.0
     c.objective.ema = 0.9
     return c
 """
@@ -65,8 +67,8 @@ def get_config(size="nano"):
 print(recipe)
 
 # %% [markdown]
-# Every run is an ordinary run in a folder of its own; what is done is not done again, and what was
-# stopped goes on.
+# Each run is an ordinary training run with a separate workdir. Finished runs are skipped and
+# interrupted runs are resumed.
 
 # %% language="bash"
 # python -m experiments.size_vs_accuracy --config=$FOLDER/recipes/ladder.py --seeds=$SEEDS \
@@ -75,9 +77,9 @@ print(recipe)
 # %% [markdown]
 # ## The table
 #
-# `runs.jsonl` has a line a run, with the command and the code that made it; `sizes.csv` has timm's
-# column names. A bar through a point goes from the worst to the best seed. Training is short here
-# and the digits are small, so that the order of these sizes says nothing of larger data.
+# `runs.jsonl` has one row per run, with its command and code revision; `sizes.csv` has timm's
+# column names. Error bars show the range over the seeds. Training is short and the images are
+# small, so the ranking of these sizes does not generalize to larger datasets.
 
 # %%
 results = folder / "runs" / "results"

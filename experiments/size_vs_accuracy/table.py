@@ -1,4 +1,4 @@
-"""Finished runs as data, as the table of sizes, and as figures."""
+"""Results of finished runs as JSON rows, as the table of sizes, and as figures."""
 
 import json
 import statistics
@@ -9,23 +9,34 @@ from vit_jax.errors import UserError
 from vit_jax.flops import count_flops, count_params
 from vit_jax.workdir import log
 
-PLACES = ("--workdir=", "--config.data.dir=", "--config.compilation_cache=")
+# Flags with local paths, which the recorded command leaves out.
+PATH_FLAGS = ("--workdir=", "--config.data.dir=", "--config.compilation_cache=")
 
 
-def report(planned, published, folder, timed):
-    """Writes the results of the runs that are finished, and prints their table. Raises UserError
-    where none is."""
-    rows = [result(run, timed) for run in planned if run.finished()]
+def report(jobs, published, folder, timed):
+    """Write the results of the finished runs and print their table.
+
+    Args:
+        jobs: list of runs.Job.
+        published: {size: published top-1 accuracy in percent}.
+        folder: the directory to write to, a Path.
+        timed: whether to report throughput and training time.
+
+    Raises:
+        UserError: if no run is finished.
+    """
+    rows = [result(job, timed) for job in jobs if job.finished()]
     if not rows:
-        raise UserError("no run is finished, so that there is nothing to report")
+        raise UserError("no run is finished, so there is nothing to report")
     folder.mkdir(parents=True, exist_ok=True)
     log.write_text(folder / "runs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    table = [summary(size, group, published.get(size)) for size, group in by_size(rows).items()]
+    groups = group_by_size(rows)
+    table = [summarize(size, group, published.get(size)) for size, group in groups.items()]
     tables.write(table, folder / "sizes.csv")
     log.write_text(folder / "sizes.md", markdown(table))
     from vit_jax.figures import sizes as figures
 
-    drawn = [
+    points = [
         {
             "model": row["model"],
             "layers": row["layers"],
@@ -34,24 +45,27 @@ def report(planned, published, folder, timed):
             "parameters": row["param_count"] * 1e6,
             "flops": row["gflops"] * 1e9,
             "published": row["published_top1"],
-            "top1": [each["top1"] for each in rows if each["size"] == row["model"]],
+            "top1": [run["top1"] for run in groups[row["model"]]],
         }
         for row in table
     ]
-    figures.bars(drawn).savefig(folder / "sizes.png", dpi=150)
-    figures.accuracy(drawn).savefig(folder / "accuracy.png", dpi=150)
+    figures.bars(points).savefig(folder / "sizes.png", dpi=150)
+    figures.accuracy(points).savefig(folder / "accuracy.png", dpi=150)
     print((folder / "sizes.md").read_text(), end="")
-    print(f"written: {folder}")
+    print(f"wrote {folder}")
 
 
-def result(run, timed):
-    """A finished run as a line of runs.jsonl: accuracies in percent, as timm has them."""
-    rows, config = log.read_metrics(run.workdir), run.config
-    facts = json.loads((run.workdir / "run.json").read_text())
-    model, test = variants.from_config(config.model, facts["data"]["num_classes"]), rows[-1]
+def result(job, timed):
+    """Return the row of runs.jsonl of a finished run, with accuracies in percent as in timm."""
+    config = job.config
+    rows = log.read_metrics(job.workdir)
+    test = rows[-1]
+    run = json.loads((job.workdir / "run.json").read_text())
+    model = variants.from_config(config.model, run["data"]["num_classes"])
+    val_scores = runs.scores(job)
     metric = config.best_metric.replace("/val/", "/test/")
     return (
-        run.changes
+        job.changes
         | {
             "variant": config.model.variant,
             "layers": variants.count_layers(model),
@@ -61,48 +75,61 @@ def result(run, timed):
             "flops": count_flops(model),
             "img_size": config.model.image,
             "crop_pct": config.augment.eval_crop,
-            "metric": metric,  # of top1; without labels it is k-NN's
+            "metric": metric,  # of top1; a k-NN accuracy if training uses no labels
             "top1": round(100 * test[metric], 3),
             "top5": round(100 * test["eval/test/acc5"], 3) if "eval/test/acc5" in test else None,
-            "val_top1": round(100 * max(runs.scores(run)), 3) if runs.scores(run) else None,
+            "val_top1": round(100 * max(val_scores), 3) if val_scores else None,
             "best_step": test["eval/test/step"],
             "steps": test["step"],
             "batch_size": config.batch_size,
-            "epochs": round(test["step"] / facts["steps_per_epoch"], 3),
-            "images_per_s": tables.speed(rows) if timed else None,
-            "hours": hours(rows, config.batch_size) if timed else None,
-            "devices": f"{len(facts['devices'])} x {facts['devices'][0]}",
-            "code": facts["code"],
-            "versions": facts["versions"],
-            # Without where it lay and where the data are, which is nobody else's business.
-            "command": [w for w in run.command[1:] if not w.startswith(PLACES)],
+            "epochs": round(test["step"] / run["steps_per_epoch"], 3),
+            "images_per_s": tables.median_throughput(rows) if timed else None,
+            "hours": training_hours(rows, config.batch_size) if timed else None,
+            "devices": f"{len(run['devices'])} x {run['devices'][0]}",
+            "code": run["code"],
+            "versions": run["versions"],
+            "command": [arg for arg in job.command[1:] if not arg.startswith(PATH_FLAGS)],
         }
     )
 
 
-def hours(rows, batch_size):
-    """Hours of training steps, by the speed between two rows; evaluation and compiling apart."""
-    seconds, last = 0.0, 0
+def training_hours(rows, batch_size):
+    """Return the hours spent in training steps, without evaluation and compilation.
+
+    Args:
+        rows: the rows of metrics.jsonl; the time between two rows follows from their throughput.
+        batch_size: images per step.
+    """
+    seconds = 0.0
+    last_step = 0
     for row in rows:
         if row.get("perf/images_per_s"):
-            seconds += (row["step"] - last) * batch_size / row["perf/images_per_s"]
-        last = row["step"]
+            seconds += (row["step"] - last_step) * batch_size / row["perf/images_per_s"]
+        last_step = row["step"]
     return round(seconds / 3600, 4)
 
 
-def by_size(rows):
+def group_by_size(rows):
+    """Return {size: rows}."""
     groups = {}
     for row in rows:
         groups.setdefault(row["size"], []).append(row)
     return groups
 
 
-def summary(size, rows, published):
-    """The runs of a size as a line of the table. The first columns are those of timm's results."""
-    first, scores = rows[0], [row["top1"] for row in rows]
+def summarize(size, rows, published):
+    """Average the runs of a size into a row of the table. The first columns are those of timm.
+
+    Args:
+        size: the name of the size.
+        rows: rows of `result`, one per seed.
+        published: the published top-1 accuracy in percent, or None.
+    """
+    first = rows[0]
+    scores = [row["top1"] for row in rows]
     top1 = statistics.mean(scores)
     top5 = None if first["top5"] is None else statistics.mean(row["top5"] for row in rows)
-    times = {
+    means = {
         key: None if first[key] is None else statistics.mean(row[key] for row in rows)
         for key in ("images_per_s", "hours")
     }
@@ -124,14 +151,14 @@ def summary(size, rows, published):
         "seeds": len(scores),
         "top1_min": min(scores),
         "top1_max": max(scores),
-        "images_per_s": times["images_per_s"],
-        "hours": times["hours"],
+        "images_per_s": means["images_per_s"],
+        "hours": means["hours"],
     }
 
 
 def markdown(table):
-    """The table as a person reads it."""
-    shown = [
+    """Format the table of sizes as Markdown, with fewer columns and rounded values."""
+    rows = [
         {
             "model": row["model"],
             "layers": row["layers"],
@@ -147,4 +174,4 @@ def markdown(table):
         }
         for row in table
     ]
-    return tables.markdown(shown)
+    return tables.markdown(rows)

@@ -17,13 +17,13 @@ def noise(h, w, c=3, seed=0):
 
 
 @pytest.mark.parametrize("name, size", [("landscape", 64), ("portrait", 32), ("upscale", 32)])
-def test_eval_view_is_the_reference_pixel_for_pixel(name, size):
+def test_eval_view_matches_reference(name, size):
     golden = np.load(GOLDEN / "eval_preprocess/images.npz")
     view = augment.eval_view(golden[f"{name}_input"], size=size, channels=3, eval_crop=0.875)
     np.testing.assert_array_equal(view, golden[f"{name}_bicubic_crop"])
 
 
-def test_normalized_as_the_reference():
+def test_normalize_matches_reference():
     golden = np.load(GOLDEN / "eval_preprocess/images.npz")
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     normalized = augment.normalize(jnp.asarray(golden["portrait_bicubic_crop"])[None], mean, std)[0]
@@ -31,7 +31,7 @@ def test_normalized_as_the_reference():
     np.testing.assert_allclose(normalized, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_eval_view_of_an_image_of_that_size_is_the_image():
+def test_eval_view_keeps_image_of_target_size():
     image = noise(28, 28, 1)
     np.testing.assert_array_equal(
         augment.eval_view(image, size=28, channels=1, eval_crop=1.0), image
@@ -39,7 +39,7 @@ def test_eval_view_of_an_image_of_that_size_is_the_image():
     assert augment.eval_view(image, size=28, channels=3, eval_crop=1.0).shape == (28, 28, 3)
 
 
-def test_channels():
+def test_to_channels_matches_pillow():
     color = noise(20, 30)
     gray = np.asarray(Image.fromarray(color).convert("L"))[..., None]
     np.testing.assert_array_equal(host.to_channels(color, 1), gray)
@@ -48,7 +48,7 @@ def test_channels():
 
 @pytest.mark.parametrize("crop", ["resized", "pad", "none"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_train_view_has_its_shape_and_follows_its_rng(crop, channels):
+def test_train_view_shape_and_determinism(crop, channels):
     c = defaults()
     c.model.image, c.model.channels = 24, channels
     c.augment.crop, c.augment.pad, c.augment.rotate = crop, 2, 10.0
@@ -62,7 +62,7 @@ def test_train_view_has_its_shape_and_follows_its_rng(crop, channels):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("local_views", [0, 3])
-def test_multi_crop_has_its_shapes_and_areas_and_follows_its_rng(channels, local_views):
+def test_multi_crop_shapes_areas_and_determinism(channels, local_views):
     c = defaults()
     c.model.image, c.model.channels, c.augment.crop = 24, channels, "multi"
     c.augment.scale, c.augment.local_scale = (0.4, 1.0), (0.05, 0.4)
@@ -78,20 +78,21 @@ def test_multi_crop_has_its_shapes_and_areas_and_follows_its_rng(channels, local
     jax.tree.map(np.testing.assert_array_equal, a, b)
     assert (a["global"] != other["global"]).any() and (a["global"][0] != a["global"][1]).any()
     assert evaluation(image).shape == (24, 24, channels)
-    # Where an image's value is the column, a crop spans as many values as it is wide.
+    # In an image whose values increase by 1 per pixel along an axis, the range of values in a crop
+    # is its size along this axis.
     ramp = np.broadcast_to(np.arange(200, dtype=np.uint8)[:, None], (200, 200, channels))
     ramp = np.swapaxes(ramp, 0, 1) if channels == 3 else ramp
     crops = [train(np.ascontiguousarray(ramp), np.random.default_rng(seed)) for seed in range(60)]
     for key, (low, high) in {"global": (0.4, 1.0), "local": (0.05, 0.4)}.items():
         if key in shapes:
             spans = np.concatenate([np.ptp(crop[key].astype(int), (1, 2, 3)) for crop in crops])
-            # The sides of a share of the area, in shapes of 3 : 4 to 4 : 3.
+            # Bounds on the side, given the range of the area and aspect ratios from 3:4 to 4:3.
             assert spans.min() > 190 * (low * 3 / 4) ** 0.5 - 5
             assert spans.max() < 200 * min(1, (high * 4 / 3) ** 0.5) + 5
             assert np.ptp(spans) > 40
 
 
-def test_resized_crop_boxes_have_the_asked_area_and_ratio():
+def test_resized_crop_area_and_aspect_ratio():
     rng = np.random.default_rng(0)
     boxes = np.array(
         [host._crop_box(200, 300, rng, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(3000)]
@@ -99,22 +100,22 @@ def test_resized_crop_boxes_have_the_asked_area_and_ratio():
     y, x, h, w = boxes.T
     assert (y >= 0).all() and (x >= 0).all() and (y + h <= 200).all() and (x + w <= 300).all()
     area, ratio = h * w / 60000, w / h
-    assert area.min() < 0.09 and 0.85 < area.max() <= 1  # a box of 4:3 at most: 267 x 200
+    assert area.min() < 0.09 and 0.85 < area.max() <= 1  # at most 267 x 200, which is 4:3
     assert abs(np.log(ratio)).max() < np.log(4 / 3) + 0.03
-    small = ratio[area < 0.5]  # of which none was rejected: log-uniform, so symmetric about 1
+    small = ratio[area < 0.5]  # small boxes always fit, so their log ratio is exactly uniform
     assert abs(np.log(small).mean()) < 0.02
     assert abs(np.log(small).std() - np.log(16 / 9) / 12**0.5) < 0.01
-    # Boxes start everywhere they fit.
+    # Positions are uniform.
     assert abs((x / np.maximum(300 - w, 1)).mean() - 0.5) < 0.02
 
 
-def test_resized_crop_of_a_strip_falls_back_to_its_center():
+def test_resized_crop_falls_back_to_center_crop():
     rng = np.random.default_rng(0)
     assert host._crop_box(10, 1000, rng, (0.5, 1.0), (3 / 4, 4 / 3)) == (0, 493, 10, 13)
     assert host._crop_box(1000, 10, rng, (0.5, 1.0), (3 / 4, 4 / 3)) == (493, 0, 13, 10)
 
 
-def test_resized_crop_does_not_look_outside_its_box():
+def test_resized_crop_ignores_pixels_outside_box():
     image = np.full((64, 64, 3), 255, np.uint8)
     y, x, h, w = host._crop_box(64, 64, np.random.default_rng(3), (0.1, 0.2), (1, 1))
     image[y : y + h, x : x + w] = 0
@@ -122,19 +123,19 @@ def test_resized_crop_does_not_look_outside_its_box():
     assert view.max() == 0
 
 
-def test_pad_crop_shifts_over_black():
+def test_pad_crop_covers_all_shifts():
     image = np.full((6, 6, 1), 9, np.uint8)
-    seen = set()
+    shifts = set()
     for seed in range(200):
         view = host.pad_crop(image, np.random.default_rng(seed), 2)
         rows, columns = view[..., 0].any(1), view[..., 0].any(0)
         assert view.shape == image.shape and (view[rows][:, columns] == 9).all()
-        seen.add((*rows, *columns))
-    assert len(seen) == 25
+        shifts.add((*rows, *columns))
+    assert len(shifts) == 25
 
 
-class Fixed:
-    """An rng whose draws are given."""
+class FixedRng:
+    """A random generator that returns fixed values."""
 
     def __init__(self, *values):
         self.values = values
@@ -143,52 +144,52 @@ class Fixed:
         return np.array(self.values)
 
 
-def test_affine_moves_as_it_says():
+def test_affine_shift_rotate_zoom_and_shear():
     image = noise(8, 8, 1)
-    one = host.affine(image, Fixed(0, 0, 0, 1, 0), shift=0.25)
-    np.testing.assert_array_equal(one[:, 2:], image[:, :-2])  # to the right
-    assert not one[:, :2].any()
-    one = host.affine(image, Fixed(0, 0, 0, 0, 1), shift=0.25)
-    np.testing.assert_array_equal(one[2:], image[:-2])  # down
-    turned = host.affine(image, Fixed(1, 0, 0, 0, 0), rotate=90.0)
-    inner = np.s_[1:-1, 1:-1]  # at the rim 90 degrees, as a float, may fall outside
-    offs = [turned[inner].astype(int) - np.rot90(image, k)[inner] for k in (1, 3)]
-    assert min(abs(off).max() for off in offs) <= 1
-    bar = np.zeros((16, 16, 1), np.uint8)
-    bar[6:10, 6:10] = 255
-    twice = host.affine(bar, Fixed(0, 0, 1, 0, 0), zoom=1.0)
-    assert (twice > 128).sum() == 64 and twice[4:12, 4:12].min() > 100
+    shifted = host.affine(image, FixedRng(0, 0, 0, 1, 0), shift=0.25)
+    np.testing.assert_array_equal(shifted[:, 2:], image[:, :-2])  # to the right
+    assert not shifted[:, :2].any()
+    shifted = host.affine(image, FixedRng(0, 0, 0, 0, 1), shift=0.25)
+    np.testing.assert_array_equal(shifted[2:], image[:-2])  # down
+    rotated = host.affine(image, FixedRng(1, 0, 0, 0, 0), rotate=90.0)
+    inner = np.s_[1:-1, 1:-1]  # at the border, rounding may select pixels outside of the image
+    errors = [rotated[inner].astype(int) - np.rot90(image, k)[inner] for k in (1, 3)]
+    assert min(abs(error).max() for error in errors) <= 1
+    square = np.zeros((16, 16, 1), np.uint8)
+    square[6:10, 6:10] = 255
+    zoomed = host.affine(square, FixedRng(0, 0, 1, 0, 0), zoom=1.0)
+    assert (zoomed > 128).sum() == 64 and zoomed[4:12, 4:12].min() > 100
     column = np.zeros((16, 16, 1), np.uint8)
     column[:, 7:9] = 255
-    slanted = host.affine(column, Fixed(0, 1, 0, 0, 0), shear=45.0)[..., 0]
-    middle = slanted.argmax(1)[2:-2]
-    assert (np.abs(np.diff(middle)) == 1).all()  # one column a row is 45 degrees
+    sheared = host.affine(column, FixedRng(0, 1, 0, 0, 0), shear=45.0)[..., 0]
+    middle = sheared.argmax(1)[2:-2]
+    assert (np.abs(np.diff(middle)) == 1).all()  # 45 degrees: one column per row
 
 
 KEYS = jax.random.split(jax.random.key(0), 400)
 
 
-def test_flip_is_a_coin_per_image():
+def test_flip_is_random_per_image():
     images = jnp.asarray(np.stack([noise(4, 5, 1, seed) for seed in range(400)]))
     flipped = jax.jit(device.flip)(images, KEYS, 0.3)
     mirrored = (flipped == images[:, :, ::-1]).all((1, 2, 3))
-    same = (flipped == images).all((1, 2, 3))
-    assert (mirrored | same).all() and 80 < mirrored.sum() < 160
-    alone = device.flip(images[7:8], KEYS[7:8], 0.3)
-    np.testing.assert_array_equal(alone[0], flipped[7])
+    unchanged = (flipped == images).all((1, 2, 3))
+    assert (mirrored | unchanged).all() and 80 < mirrored.sum() < 160
+    single = device.flip(images[7:8], KEYS[7:8], 0.3)
+    np.testing.assert_array_equal(single[0], flipped[7])
 
 
-def test_erase_fills_boxes_like_the_reference_with_noise():
+def test_erase_matches_reference_distribution():
     images = jnp.full((400, 64, 64, 3), 50.0)
     erased = np.asarray(jax.jit(augment.erase)(images, KEYS, 0.25))
-    hit = (erased != 50).all(-1)
-    count = hit.any((1, 2)).sum()
+    masks = (erased != 50).all(-1)
+    count = masks.any((1, 2)).sum()
     assert 70 < count < 130
-    values = erased[hit]
+    values = erased[masks]
     assert abs(values.mean()) < 0.01 and abs(values.std() - 1) < 0.01
-    for mask in hit[hit.any((1, 2))]:
-        assert mask.sum() == mask.any(0).sum() * mask.any(1).sum()  # a full rectangle
-    # The distribution of boxes: 105 draws of timm's on an image of this size.
+    for mask in masks[masks.any((1, 2))]:
+        assert mask.sum() == mask.any(0).sum() * mask.any(1).sum()  # a filled rectangle
+    # Compare the distribution with 105 boxes sampled by timm for images of this size.
     y0, y1, x0, x1 = np.load(GOLDEN / "random_erasing/boxes_yl_yh_xl_xh_64x64.npy").T
     boxes = jax.jit(jax.vmap(lambda key: augment.erase_box(key, 64, 64)))(KEYS)
     top, left, h, w = map(np.asarray, boxes)

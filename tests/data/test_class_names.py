@@ -1,4 +1,4 @@
-"""Names of ImageNet's classes: all of them, in order, in both languages."""
+"""ImageNet class names in English and Korean."""
 
 import re
 import unicodedata
@@ -10,7 +10,7 @@ from vit_jax.data import class_names
 from vit_jax.errors import UserError
 
 
-def test_every_class_has_one_name_in_each_language():
+def test_class_names_are_complete_and_unique():
     rows = class_names.table()
     assert len(rows) == 1000 and all(len(row) == 3 and all(row) for row in rows)
     ids, english, korean = zip(*rows, strict=True)
@@ -18,14 +18,14 @@ def test_every_class_has_one_name_in_each_language():
     assert len(set(english)) == len(set(korean)) == 1000
     assert all(re.search("[가-힣]", name) for name in korean)
     assert all(unicodedata.normalize("NFC", name) == name.strip() for name in korean)
-    # Places that people know: the first, goldfish 1, the two cranes, the two maillots, the last.
+    # Well-known indices: first, goldfish, both cranes, both maillots, last.
     assert [english[i] for i in (0, 1, 134, 517, 638, 639, 999)] == [
         *("tench", "goldfish", "crane (bird)", "crane", "maillot", "maillot (tank suit)"),
         "toilet tissue",
     ]
 
 
-def test_wordnet_ids_are_made_readable_and_translated():
+def test_wordnet_ids_are_replaced_and_names_translated():
     assert class_names.readable(["n01443537", "n00000000", "cat"]) == [
         "goldfish",
         "n00000000",
@@ -35,12 +35,12 @@ def test_wordnet_ids_are_made_readable_and_translated():
     assert class_names.translate(["goldfish"], "en") == ["goldfish"]
 
 
-def test_a_model_of_1000_classes_is_of_imagenet_if_nobody_says_more():
+def test_model_with_1000_classes_defaults_to_imagenet_names():
     def classes(count, **options):
         module = vit.create("mu/8", image=16, depth=1, num_classes=count)
         return inference.from_module(module, "m", **options).class_names
 
     assert classes(1000) == class_names.imagenet() and classes(0) == []
     assert classes(2) == ["class 0", "class 1"] and classes(2, class_names="ab") == ["a", "b"]
-    with pytest.raises(UserError, match="3 class names, but 1000 classes"):
+    with pytest.raises(UserError, match="3 class names for 1000 classes"):
         classes(1000, class_names="abc")

@@ -25,7 +25,7 @@ def save(path, color=(10, 20, 30)):
 
 @pytest.fixture
 def folder(tmp_path):
-    for k, name in enumerate(["가", "apple", "Zebra"]):  # in order: Zebra, apple, 가
+    for k, name in enumerate(["가", "apple", "Zebra"]):  # sorted: Zebra, apple, 가
         for i in range(4):
             save(tmp_path / "train" / name / f"{i}.{'PNG' if i else 'JPEG'}", (k * 50, 0, i))
             save(tmp_path / "val" / name / f"{i}.png")
@@ -35,7 +35,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_members_are_the_modules():
+def test_data_family_members():
     assert members("data") == ("digits", "folder", "ilsvrc", "synthetic", "tfds")
 
 
@@ -56,16 +56,16 @@ def test_members_are_the_modules():
 def test_slices(text, start, stop):
     c = config(name="synthetic")
     c.data.synthetic.images = 16
-    whole, part = data.make(c, "train"), data.make(c, text)
+    full, part = data.make(c, "train"), data.make(c, text)
     assert len(part) == stop - start
-    np.testing.assert_array_equal(part[0]["image"], whole[start]["image"])
-    np.testing.assert_array_equal(part[len(part) - 1]["image"], whole[stop - 1]["image"])
+    np.testing.assert_array_equal(part[0]["image"], full[start]["image"])
+    np.testing.assert_array_equal(part[len(part) - 1]["image"], full[stop - 1]["image"])
     with pytest.raises(IndexError):
         part[len(part)]
 
 
 @pytest.mark.parametrize("percent", ["1", "33", "66.6", "99"])
-def test_complementary_percents_part_a_split(percent):
+def test_complementary_percentages_cover_the_split(percent):
     c = config(name="synthetic")
     c.data.synthetic.images = 101
     parts = [len(data.make(c, s)) for s in (f"train[:{percent}%]", f"train[{percent}%:]")]
@@ -75,67 +75,68 @@ def test_complementary_percents_part_a_split(percent):
 @pytest.mark.parametrize(
     "text", ["train[99%:]", "train[20:]", "train[5:5]", "train[:1.5]", "train[3]", "", "nope[:2]"]
 )
-def test_slices_that_cannot_be_are_refused(text):
+def test_invalid_slices_raise(text):
     c = config(name="synthetic")
     c.data.synthetic.images = 16
     with pytest.raises(UserError):
         data.make(c, text)
 
 
-def test_digits_splits_are_disjoint_whole_and_stratified():
+def test_digits_splits_are_disjoint_complete_and_stratified():
     c = config(name="digits")
     splits = [data.make(c, name) for name in ("train", "val", "test")]
     assert [len(s) for s in splits] == [1257, 180, 360]
     images = [s[i]["image"] for s in splits for i in range(len(s))]
     assert images[0].shape == (8, 8, 1) and images[0].dtype == np.uint8
     assert abs(np.mean(images) / 255 - 0.305) < 1e-3 and np.max(images) == 255
-    assert len({image.tobytes() for image in images}) == 1797  # all of them differ
+    assert len({image.tobytes() for image in images}) == 1797  # no duplicates
     for s in splits:
         counts = np.bincount([s[i]["label"] for i in range(len(s))])
         assert len(counts) == 10 and counts.min() > 0.9 * counts.max() - 3
     assert splits[0].class_names == list("0123456789") and splits[0].num_classes == 10
 
 
-def test_synthetic_is_the_same_every_time_and_tells_its_class():
+def test_synthetic_is_deterministic_and_separable():
     c = config(name="synthetic")
     train, again, test = (data.make(c, s) for s in ("train", "train", "test"))
     np.testing.assert_array_equal(train[5]["image"], again[5]["image"])
     assert (train[5]["image"] != test[5]["image"]).any()
     assert train[0]["image"].shape == (18, 18, 3)
-    # The nearest class mean of train finds every class of test.
+    # A nearest-mean classifier fitted on train classifies test perfectly.
     means = [np.mean([train[i]["image"] for i in range(k, 40, 10)], 0) for k in range(10)]
     for i in range(20):
         distances = [np.square(test[i]["image"] - mean).sum() for mean in means]
         assert np.argmin(distances) == test[i]["label"]
 
 
-def test_folder_reads_classes_in_order(folder):
+def test_folder_classes_are_sorted_and_images_shuffled(folder):
     source = data.make(config(name="folder", dir=str(folder)), "train")
     assert source.class_names == ["Zebra", "apple", "가"] and len(source) == 12
-    seen = [(source[i]["label"], tuple(source[i]["image"][0, 0])) for i in range(12)]
-    assert sorted(seen) == sorted((2 - k, (k * 50, 0, i)) for k in range(3) for i in range(4))
-    assert [label for label, _ in seen] != sorted(label for label, _ in seen)  # shuffled, once
+    examples = [(source[i]["label"], tuple(source[i]["image"][0, 0])) for i in range(12)]
+    assert sorted(examples) == sorted((2 - k, (k * 50, 0, i)) for k in range(3) for i in range(4))
+    labels = [label for label, _ in examples]
+    assert labels != sorted(labels)  # shuffled with a fixed seed
     again = data.make(config(name="folder", dir=str(folder)), "train")
-    assert [again[i]["label"] for i in range(12)] == [label for label, _ in seen]
-    # "validation" is found under its other name.
+    assert [again[i]["label"] for i in range(12)] == labels
+    # "validation" is an alias of "val".
     assert len(data.make(config(name="folder", dir=str(folder)), "validation")) == 12
 
 
-def test_folder_mistakes_are_named(folder):
-    def refuse(match, split="train", root=folder):
+def test_folder_errors(folder):
+    def expect_error(match, split="train", root=folder):
         with pytest.raises(UserError, match=match):
             data.make(config(name="folder", dir=str(root)), split)
 
-    refuse("no split 'test'", "test")
-    refuse("no folder", root=folder / "missing")
-    refuse("config.data.dir", root="")
+    expect_error("unknown split 'test'", "test")
+    expect_error("missing is not a directory", root=folder / "missing")
+    expect_error("config.data.dir", root="")
     (folder / "empty" / "train").mkdir(parents=True)
-    refuse("no images", root=folder / "empty")
+    expect_error("no class directories", root=folder / "empty")
     (folder / "train" / "hollow").mkdir()
-    refuse("hollow: a class without images")
+    expect_error("hollow has no images")
 
 
-def test_a_broken_image_is_named(folder):
+def test_corrupt_image_is_reported(folder):
     (folder / "train" / "apple" / "2.PNG").write_bytes(b"")
     source = data.make(config(name="folder", dir=str(folder)), "train")
     with pytest.raises(DecodeError, match=r"apple/2\.PNG: empty file"):
@@ -156,33 +157,33 @@ class Mislabeled:
 
 
 @pytest.mark.parametrize("label", [-1, 3])
-def test_labels_outside_the_classes_stop_the_run(label):
+def test_labels_out_of_range_raise(label):
     with pytest.raises(UserError, match=f"train has label {label}, but there are 3 classes"):
         data.Slice(Mislabeled(label), 0, 1, "train")[0]
     assert data.Slice(Mislabeled(2), 0, 1, "train")[0]["label"] == 2
 
 
-def test_cache_reads_once_and_is_not_sent_to_workers(folder):
+def test_cache_keeps_examples_and_is_not_pickled(folder):
     source = data.make(config(name="folder", dir=str(folder), cache=True), "train[:6]")
-    before = [source[i] for i in range(6)]
+    examples = [source[i] for i in range(6)]
     (folder / "train").rename(folder / "moved")
-    assert all(source[i] is before[i] for i in range(6))
-    sent = pickle.loads(pickle.dumps(source))
-    assert len(sent) == 6 and not sent.examples
+    assert all(source[i] is examples[i] for i in range(6))
+    unpickled = pickle.loads(pickle.dumps(source))
+    assert len(unpickled) == 6 and not unpickled.examples
     with pytest.raises(DecodeError):
-        sent[0]
+        unpickled[0]
 
 
-def test_tfds_sets_that_are_not_there_are_named(tmp_path, monkeypatch):
-    def refuse(match, **keys):
+def test_missing_tfds_dataset_is_reported(tmp_path, monkeypatch):
+    def expect_error(match, **keys):
         with pytest.raises(UserError, match=match):
             data.make(config(name="tfds", **keys), "train")
 
-    refuse(
+    expect_error(
         f"'imagenet2012' in {tmp_path}.*tools.prepare", dataset="imagenet2012", dir=str(tmp_path)
     )
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "elsewhere"))
-    refuse("elsewhere", dataset="imagenet2012")
-    refuse("config.data.dataset", dir=str(tmp_path))
+    expect_error("elsewhere", dataset="imagenet2012")
+    expect_error("config.data.dataset", dir=str(tmp_path))
     with pytest.raises(UserError, match="config.data.name = 'nope' must be one of digits"):
         data.make(config(name="nope"), "train")

@@ -1,4 +1,4 @@
-"""The demo in Chromium, as its visitors and others find it."""
+"""Tests of the demo in Chromium."""
 
 import contextlib
 import importlib.util
@@ -16,10 +16,10 @@ from vit_jax.demo import access
 
 pytestmark = pytest.mark.slow
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-LACKS = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
-LACKS += [] if CHROMIUM else ["chromium"]
-if LACKS:
-    pytest.skip(f"not installed: {', '.join(LACKS)}", allow_module_level=True)
+MISSING = [name for name in ("gradio", "playwright") if importlib.util.find_spec(name) is None]
+MISSING += [] if CHROMIUM else ["chromium"]
+if MISSING:
+    pytest.skip(f"not installed: {', '.join(MISSING)}", allow_module_level=True)
 TIMEOUT = 240  # seconds, on a busy machine
 PASTE = """bytes => {
   const data = new DataTransfer();
@@ -27,18 +27,18 @@ PASTE = """bytes => {
   document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data, bubbles: true }));
 }"""
 POST = """url => fetch(url + "/gradio_api/upload", { method: "POST", body: new FormData() })
-  .then(answer => answer.status, () => "blocked")"""
+  .then(response => response.status, () => "blocked")"""
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, train_digits):
-    """A run on the digits, 8 steps of a small model."""
+    """A run of a small model on the digits for 8 steps."""
     return train_digits(tmp_path_factory.mktemp("run"), 8, depth=2, width=16, mlp_dim=32)
 
 
 @contextlib.contextmanager
 def serving(*flags, **environment):
-    """The address of the page while it is served; SIGTERM leaves no uploads behind."""
+    """Serve the page; yield its address. SIGTERM ends the server with exit code 0."""
     command = [sys.executable, "-m", "vit_jax.tools.demo", "--port=0", *map(str, flags)]
     env = os.environ | environment
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
@@ -52,7 +52,7 @@ def serving(*flags, **environment):
 
 @contextlib.contextmanager
 def browsing(**options):
-    """A page of Chromium; `page.asked` collects the addresses that it requests."""
+    """Open a Chromium page; `page.requested` collects the addresses that it requests."""
     from playwright.sync_api import sync_playwright
 
     arguments = ["--no-sandbox", "--host-resolver-rules=MAP evil.example 127.0.0.1"]
@@ -60,9 +60,9 @@ def browsing(**options):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         page = browser.new_page(**options)
         page.set_default_timeout(1000 * TIMEOUT)
-        page.asked = []
+        page.requested = []
         page.dialogs = []
-        page.on("request", lambda request: page.asked.append(request.url))
+        page.on("request", lambda request: page.requested.append(request.url))
         page.on("dialog", lambda dialog: (page.dialogs.append(dialog.message), dialog.dismiss()))
         yield page
         browser.close()
@@ -73,8 +73,8 @@ def upload(page, name, content):
     page.set_input_files("#picture input[type=file]", file)
 
 
-def changes(page, act, caption, i=0):
-    """Act, and wait until drawing i is another one with this in its caption."""
+def wait_for_change(page, act, caption, i=0):
+    """Act, and wait until drawing i changes and its caption contains `caption`."""
     before = page.locator(f"#drawing{i} img").get_attribute("src")
     act()
     page.locator(f"#caption{i}", has_text=caption).wait_for()
@@ -93,10 +93,10 @@ def digit():
     return file.getvalue()
 
 
-def test_a_visitor_looks_inside_a_model(workdir, digit):
+def test_page_explains_an_uploaded_image(workdir, digit):
     with serving(f"--workdir={workdir}") as url, browsing() as page:
         page.goto(url)
-        page.locator("#status", has_text="No picture yet").wait_for()
+        page.locator("#status", has_text="No image yet").wait_for()
         upload(page, "one.png", digit)
         page.locator("#top0 table").wait_for()
         assert page.locator("#top0 tbody tr").count() == 5
@@ -104,19 +104,19 @@ def test_a_visitor_looks_inside_a_model(workdir, digit):
         page.locator("#drawing0 img").wait_for()
 
         layer = page.locator("#layer input[type=range]")
-        changes(page, lambda: layer.press("ArrowLeft"), "Layer 1 of 2")
-        changes(page, page.locator("#heads label", has_text="1").click, "head 1")
+        wait_for_change(page, lambda: layer.press("ArrowLeft"), "Layer 1 of 2")
+        wait_for_change(page, page.locator("#heads label", has_text="1").click, "head 1")
         box = page.locator("#drawing0 img").bounding_box()
-        at = dict(x=box["width"] * 0.6, y=box["height"] * 0.3)
+        position = dict(x=box["width"] * 0.6, y=box["height"] * 0.3)
         click = page.locator("#drawing0 img").click
-        changes(page, lambda: click(position=at), "patch in row 2, column 3")
+        wait_for_change(page, lambda: click(position=position), "patch at row 2, column 3")
         row = page.locator("#row input")
         assert row.input_value() == "2" and page.locator("#query input[value=patch]").is_checked()
-        changes(page, lambda: (row.fill("4"), row.press("Enter")), "row 4, column 3")
+        wait_for_change(page, lambda: (row.fill("4"), row.press("Enter")), "row 4, column 3")
         rollout = page.locator("#heads label", has_text="rollout")
-        changes(page, rollout.click, "rollout up to this layer")
+        wait_for_change(page, rollout.click, "rollout up to this layer")
         larger = page.locator("#resolution label", has_text="16 × 16")
-        changes(page, larger.click, "image 16 × 16, 8 × 8 patches")
+        wait_for_change(page, larger.click, "image 16 × 16, 8 × 8 patches")
 
         upload(page, "<img src=x onerror=alert(1)>.png", b"no image")
         page.locator("#status [role=alert]", has_text="not a JPEG, PNG").wait_for()
@@ -127,10 +127,10 @@ def test_a_visitor_looks_inside_a_model(workdir, digit):
         page.get_by_text("exceed the maximum").first.wait_for()
         page.evaluate(PASTE, list(digit))
         page.locator("#top0 table").wait_for()
-        assert all(address.startswith((url, "data:", "blob:")) for address in page.asked)
+        assert all(address.startswith((url, "data:", "blob:")) for address in page.requested)
 
 
-def test_two_models_behind_a_password_in_korean(workdir, digit, tmp_path):
+def test_korean_page_of_two_models_with_login(workdir, digit, tmp_path):
     file = tmp_path / "auth"
     file.write_text("ann:secret\n")
     flags = [f"--workdir={workdir}", f"--against={workdir}", "--lang=ko"]
@@ -140,30 +140,30 @@ def test_two_models_behind_a_password_in_korean(workdir, digit, tmp_path):
         user, password = page.locator("input").first, page.locator("input[type=password]")
         user.fill("ann")
         password.fill("secret2")
-        with page.expect_response(lambda answer: "/login" in answer.url) as refused:
+        with page.expect_response(lambda response: "/login" in response.url) as rejected:
             password.press("Enter")
-        assert refused.value.status == 400 and page.locator("#picture").count() == 0
-        user.fill("ann")  # gradio empties both fields
+        assert rejected.value.status == 400 and page.locator("#picture").count() == 0
+        user.fill("ann")  # gradio clears both fields
         password.fill("secret")
         password.press("Enter")
         page.locator("#status", has_text="아직 이미지가 없습니다").wait_for()
         assert page.evaluate("document.documentElement.lang") == "ko"
         upload(page, "one.png", digit)
         page.locator("#top1 table").wait_for()
-        page.locator("#caption1", has_text="레이어 2/2").wait_for()
+        page.locator("#caption1", has_text="층 2/2").wait_for()
         drawing = page.locator("#drawing1 img")
         drawing.wait_for()
         corner = dict(x=5, y=5)
-        changes(page, lambda: drawing.click(position=corner), "1행 1열 패치", i=0)
+        wait_for_change(page, lambda: drawing.click(position=corner), "1행 1열 패치", i=0)
         assert "1행 1열" in page.inner_text("#caption1")
 
 
-def test_other_sites_are_refused(workdir):
-    """A name that is made to lead to the server, and a page of another origin."""
-    with serving(f"--workdir={workdir}", **{access.VARIABLE: "ann:secret"}) as url:
+def test_other_origins_are_rejected(workdir):
+    """Another host name that resolves to the server, and a page of another origin."""
+    with serving(f"--workdir={workdir}", **{access.AUTH_VARIABLE: "ann:secret"}) as url:
         with browsing() as page:
             port = url.rpartition(":")[2]
             assert page.goto(f"http://evil.example:{port}").status == 400
             assert page.evaluate(POST, url) == "blocked"
             assert page.goto(url).status == 200
-            assert page.evaluate(POST, url) == 401  # refused for the password, not the origin
+            assert page.evaluate(POST, url) == 401  # rejected for the missing login, not the origin

@@ -1,4 +1,4 @@
-"""Several processes are one run: they find each other, stop together, and go on."""
+"""Multi-process runs: detection, preemption and resuming."""
 
 import os
 import signal
@@ -14,24 +14,24 @@ from vit_jax.devices import distributed
 from vit_jax.errors import UserError
 from vit_jax.workdir import log
 
-SLURM = dict.fromkeys(distributed.SLURM, "1") | {"SLURM_NTASKS": "4"}
+SLURM = dict.fromkeys(distributed.SLURM_VARIABLES, "1") | {"SLURM_NTASKS": "4"}
 
 
-def test_what_the_environment_says():
+def test_options_from_environment():
     cpu = {"JAX_PLATFORMS": "cpu"}
     assert distributed.options(cpu) is None
-    assert distributed.options(cpu | SLURM) == {}  # jax reads the rest
+    assert distributed.options(cpu | SLURM) == {}  # JAX reads the SLURM variables
     assert distributed.options(cpu | SLURM | {"SLURM_NTASKS": "1"}) is None
     assert distributed.options(cpu | SLURM | {distributed.VARIABLE: "off"}) is None
-    said = distributed.options({distributed.VARIABLE: "10.0.0.2:1234,4,3"})
-    assert list(said.values()) == ["10.0.0.2:1234", 4, 3]
-    for word in ("10.0.0.2:1234,4,4", "10.0.0.2,4,0", "on"):
+    explicit = distributed.options({distributed.VARIABLE: "10.0.0.2:1234,4,3"})
+    assert list(explicit.values()) == ["10.0.0.2:1234", 4, 3]
+    for invalid in ("10.0.0.2:1234,4,4", "10.0.0.2,4,0", "on"):
         with pytest.raises(UserError, match="VIT_JAX_DISTRIBUTED=.* must be auto, off or HOST"):
-            distributed.options({distributed.VARIABLE: word})
+            distributed.options({distributed.VARIABLE: invalid})
 
 
 def start(workdir, count):
-    """The same command `count` times, as processes of one run."""
+    """Start the `count` processes of a run."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
@@ -53,9 +53,10 @@ def start(workdir, count):
     ]
 
 
-def test_two_processes_stop_together_and_go_on(tmp_path):
-    """SIGTERM reaches one of them. Both save the same step; the loss is that of one process."""
-    processes, deadline = start(tmp_path / "two", 2), time.time() + 240
+def test_two_processes_stop_together_and_resume(tmp_path):
+    """A SIGTERM to one process stops both at the same step; losses match a single process."""
+    processes = start(tmp_path / "two", 2)
+    deadline = time.time() + 240
     while not any(p.name.isdigit() for p in (tmp_path / "two/checkpoints").glob("*")):
         assert processes[0].poll() is None and time.time() < deadline, processes[0].communicate()[0]
         time.sleep(0.02)
@@ -66,8 +67,8 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
     outputs = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "resuming from step" in outputs[0] and not outputs[1].count("step 60/60")
-    (alone,) = start(tmp_path / "one", 1)
-    assert alone.communicate(timeout=240) and alone.returncode == 0
+    (single,) = start(tmp_path / "one", 1)
+    assert single.communicate(timeout=240) and single.returncode == 0
     losses = []
     for name in ("one", "two"):
         rows = log.read_metrics(tmp_path / name)

@@ -1,36 +1,39 @@
+"""malloc settings against the page faults they avoid."""
+
 import subprocess
 import sys
 
 import pytest
 
-FAULTS = """
+COUNT_FAULTS = """
 import resource, sys, threading
 from vit_jax.devices import memory
-if sys.argv[1] == "keep":
+if sys.argv[1] == "keep_freed":
     assert memory.keep_freed()
 import numpy as np
 
-def allocate():  # 128 MB, written, freed
+def allocate():  # allocate, write and free 128 MB
     for _ in range(4):
         np.ones(1 << 24)
 
-def in_a_thread():  # as XLA's are: with an arena of its own, unless there is only one
+def allocate_in_thread():  # as XLA does; by default, each thread has an arena
     thread = threading.Thread(target=allocate)
     thread.start()
     thread.join()
 
-in_a_thread()
+allocate_in_thread()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-in_a_thread()
+allocate_in_thread()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="it is about glibc's malloc")
-def test_kept_memory_is_not_paged_in_again():
-    def faults(how):
-        command = [sys.executable, "-c", FAULTS, how]
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc's malloc")
+def test_keep_freed_avoids_page_faults():
+    def page_faults(setting):
+        command = [sys.executable, "-c", COUNT_FAULTS, setting]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
-    leave, keep = faults("leave"), faults("keep")
-    assert keep < leave / 10, (keep, leave)
+    default = page_faults("default")
+    keep_freed = page_faults("keep_freed")
+    assert keep_freed < default / 10, (keep_freed, default)

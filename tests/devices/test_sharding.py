@@ -1,4 +1,4 @@
-"""Which array lies where: the rules, without compiling anything. The losses are in test_step."""
+"""Sharding rules and meshes, without compilation. test_step compares losses between meshes."""
 
 import pytest
 from jax.sharding import PartitionSpec as P
@@ -21,19 +21,19 @@ def mesh(data, fsdp, tensor):
         ("extra/ema/blocks/mlp/fc2/kernel", (12, 256, 64), P(None, "tensor", "fsdp")),
         ("params/blocks/mlp/fc1/bias", (12, 256), P(None, "tensor")),
         ("params/head/kernel", (64, 1000), P("fsdp", "tensor")),
-        ("params/head/kernel", (64, 1001), P("fsdp", None)),  # 1001 classes do not divide
-        ("params/blocks/norm1/scale", (12, 64), P(None, None)),  # small: whole everywhere
+        ("params/head/kernel", (64, 1001), P("fsdp", None)),  # 1001 classes are not divisible
+        ("params/blocks/norm1/scale", (12, 64), P(None, None)),  # small: replicated
         ("params/pos_embed", (1, 197, 64), P(None, None, "fsdp")),
         ("step", (), P()),
     ],
 )
-def test_rules(path, shape, spec):
+def test_sharding_rules(path, shape, spec):
     assert sharding.spec(path, shape, mesh(2, 2, 2)) == spec
 
 
-def test_meshes_that_cannot_be():
+def test_invalid_meshes_raise():
     assert dict(mesh(-1, 2, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
-    with pytest.raises(UserError, match="8 devices"):
+    with pytest.raises(UserError, match="needs 3 devices, but there are 8 devices"):
         mesh(3, 1, 1)
     with pytest.raises(UserError, match="multiple of 4"):
         sharding.check_batch_size("batch_size", 6, mesh(2, 2, 2))

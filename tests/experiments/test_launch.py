@@ -1,4 +1,4 @@
-"""The launcher with a fake gcloud that records its calls, and the real script of a worker."""
+"""Test experiments.launch with a fake gcloud, and the script that runs on a worker."""
 
 import functools
 import json
@@ -15,31 +15,32 @@ import pytest
 from experiments import launch, tpu
 from tests import ROOT
 
-# Answers `describe` and `cat job.exit` from plan.json, and records every call.
-FAKE = """#!{python}
+# A fake gcloud: replies to `describe` and `cat job.exit` from replies.json, and records all calls.
+SCRIPTED_GCLOUD = """#!{python}
 import json, sys
 from pathlib import Path
 folder = Path(__file__).parent
-words = sys.argv[1:]
+args = sys.argv[1:]
 with open(folder / "calls.jsonl", "a") as file:
-    file.write(json.dumps(words) + "\\n")
-plan = json.loads((folder / "plan.json").read_text())
-kind = "states" if "describe" in words else "codes" if "job.exit" in words[-1][-20:] else None
+    file.write(json.dumps(args) + "\\n")
+replies = json.loads((folder / "replies.json").read_text())
+kind = "states" if "describe" in args else "codes" if "job.exit" in args[-1][-20:] else None
 if kind:
-    answer = plan[kind].pop(0)
-    (folder / "plan.json").write_text(json.dumps(plan))
-    if answer is None:
+    reply = replies[kind].pop(0)
+    (folder / "replies.json").write_text(json.dumps(replies))
+    if reply is None:
         sys.exit(1)
-    print(answer)
+    print(reply)
 """
-# Keeps a file for each existing slice. The job on NAME-1 is preempted once, after saving.
-SLICES = """#!{python}
+# A fake gcloud that keeps a file per existing slice. The job on NAME-1 is preempted once, after
+# saving a checkpoint.
+STATEFUL_GCLOUD = """#!{python}
 import sys, time
 from pathlib import Path
 folder = Path(__file__).parent
-words = sys.argv[1:]
-verb = next(word for word in words if word in ("describe", "create", "scp", "ssh", "delete"))
-name = words[words.index(verb) + (2 if verb == "scp" else 1)].rstrip(":")
+args = sys.argv[1:]
+verb = next(arg for arg in args if arg in ("describe", "create", "scp", "ssh", "delete"))
+name = args[args.index(verb) + (2 if verb == "scp" else 1)].rstrip(":")
 slice_, saved = folder / "slices" / name, folder / "saved"
 if verb == "describe" and not slice_.exists():
     sys.exit(1)
@@ -51,7 +52,7 @@ elif verb == "delete":
     slice_.unlink()
 elif verb == "ssh" and (folder / "hang").exists():
     time.sleep(100)
-elif "job.exit" in words[-1][-20:]:
+elif "job.exit" in args[-1][-20:]:
     first = name.endswith("-1") and not saved.exists()
     print(75 if first else 0)
     if first:
@@ -63,16 +64,16 @@ SWEEP = ["--grid=optim.lr=1e-3,3e-3,1e-2", "--jobs=2", "--config.seed=3"]
 
 
 @pytest.fixture
-def call(tmp_path):
-    """Return call(*flags, states, codes) -> (process, calls of gcloud)."""
+def run_launch(tmp_path):
+    """Return run_launch(*flags, states, codes) -> (process, calls of gcloud)."""
     path = tmp_path / "gcloud"
-    path.write_text(FAKE.format(python=sys.executable))
+    path.write_text(SCRIPTED_GCLOUD.format(python=sys.executable))
     path.chmod(0o755)
 
-    def call(*words, states=(), codes=(), wait=True):
-        (tmp_path / "plan.json").write_text(json.dumps({"states": states, "codes": codes}))
+    def run(*flags, states=(), codes=(), wait=True):
+        (tmp_path / "replies.json").write_text(json.dumps({"states": states, "codes": codes}))
         command = [sys.executable, "-m", "experiments.launch", "--config=configs/deit.py:S"]
-        command += ["--workdir=/shared/deit_s", "--zone=z", *words]
+        command += ["--workdir=/shared/deit_s", "--zone=z", *flags]
         environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
         options = dict(cwd=ROOT, env=environment, text=True)
         if not wait:
@@ -83,52 +84,54 @@ def call(tmp_path):
         lines = calls.read_text().splitlines() if calls.exists() else []
         return process, [json.loads(line) for line in lines]
 
-    yield call
+    yield run
     calls = tmp_path / "calls.jsonl"
-    for words in map(json.loads, calls.read_text().splitlines() if calls.exists() else []):
-        for word in words:
-            if word.endswith(".tar.gz"):  # the archive is written to this checkout
-                Path(word).unlink(missing_ok=True)
+    for args in map(json.loads, calls.read_text().splitlines() if calls.exists() else []):
+        for arg in args:
+            if arg.endswith(".tar.gz"):  # the archive is written to this checkout
+                Path(arg).unlink(missing_ok=True)
 
 
 def verbs(calls):
     known = ("describe", "create", "scp", "ssh", "delete")
-    return [next(word for word in words if word in known) for words in calls]
+    return [next(arg for arg in args if arg in known) for args in calls]
 
 
-def test_a_slice_is_recreated_until_training_is_done(call):
-    """Preempted and saved (75), then lost with its slice, then done."""
+def test_slice_is_recreated_until_training_is_done(run_launch):
+    """Training is preempted and saved (75), then lost with its slice, then done."""
     states = [None, "READY", "READY", "PREEMPTED", "PREEMPTED", "READY"]
-    process, calls = call(
+    process, calls = run_launch(
         "--target=tpu-vm", "--spot", states=states, codes=["75\n75", None, "0\n0"]
     )
     assert process.returncode == 0, process.stderr
-    once = ["scp", "ssh", "ssh"]
+    attempt = ["scp", "ssh", "ssh"]
     assert verbs(calls) == (
-        ["describe", "create", "describe", *once]
-        + ["describe", *once, "describe"]
-        + ["describe", "delete", "create", "describe", *once, "delete"]
+        ["describe", "create", "describe", *attempt]
+        + ["describe", *attempt, "describe"]
+        + ["describe", "delete", "create", "describe", *attempt, "delete"]
     )
     create = calls[1]
     assert create[:5] == ["compute", "tpus", "tpu-vm", "create", "deit-s"]
     assert {"--zone=z", "--spot", "--version=v2-alpha-tpuv5-lite"} <= set(create)
-    job = next(words[-1] for words in calls if "ssh" in words)
-    assert "-m vit_jax.train --config=configs/deit.py:S --workdir=/shared/deit_s" in job
+    script = next(args[-1] for args in calls if "ssh" in args)
+    assert "-m vit_jax.train --config=configs/deit.py:S --workdir=/shared/deit_s" in script
     assert "--worker=all" in calls[3]
-    archive = next(word for word in calls[3] if word.endswith(".tar.gz"))
+    archive = next(arg for arg in calls[3] if arg.endswith(".tar.gz"))
     with tarfile.open(archive) as tar:
         assert {"vit_jax/train.py", "Makefile", "constraints.txt"} <= set(tar.getnames())
 
 
-def test_a_user_error_is_not_retried(call):
-    process, calls = call("--target=queued", states=["ACTIVE"], codes=["2\n143"])
+def test_user_error_is_not_retried(run_launch):
+    process, calls = run_launch("--target=queued", states=["ACTIVE"], codes=["2\n143"])
     assert process.returncode == 2
     assert verbs(calls) == ["describe", "scp", "ssh", "ssh", "delete"]
     assert calls[-1][2:5] == ["queued-resources", "delete", "deit-s"] and "--force" in calls[-1]
 
 
-def test_a_dry_run_only_prints_the_commands(call):
-    process, calls = call("--target=queued", "--dry_run", "--config.optim.lr=1e-4", "--name=n")
+def test_dry_run_only_prints_the_commands(run_launch):
+    process, calls = run_launch(
+        "--target=queued", "--dry_run", "--config.optim.lr=1e-4", "--name=n"
+    )
     assert process.returncode == 0 and not calls
     lines = [line for line in process.stdout.splitlines() if line.startswith("gcloud")]
     assert lines[1] == (
@@ -136,38 +139,38 @@ def test_a_dry_run_only_prints_the_commands(call):
         "--runtime-version=v2-alpha-tpuv5-lite --accelerator-type=v5litepod-8 --zone=z"
     )
     assert "--config.optim.lr=1e-4" in process.stdout
-    process, _ = call("--target=slurm", "--dry_run", "--nodes=2")
+    process, _ = run_launch("--target=slurm", "--dry_run", "--nodes=2")
     assert process.stdout.startswith("sbatch <<'EOF'\n#!/bin/bash\n#SBATCH --job-name=deit-s\n")
     for line in ("--nodes=2", "--ntasks-per-node=8", "--requeue", "--signal=TERM@120"):
         assert f"#SBATCH {line}" in process.stdout.splitlines()
     assert "scontrol requeue" in process.stdout
-    process, calls = call("--target=tpu-vm", "--workdir=gs://bucket/run", "--dry_run")
+    process, calls = run_launch("--target=tpu-vm", "--workdir=gs://bucket/run", "--dry_run")
     assert process.returncode == 0 and not calls
     assert "--workdir=gs://bucket/run" in process.stdout
     assert "make install EXTRA=tpu,gcs\n" in process.stdout
-    process, _ = call("--target=slurm", "--workdir=gs://bucket/run", "--dry_run")
-    assert process.returncode == 2 and "must be a folder of this machine" in process.stderr
-    process, _ = call("--target=tpu-vm", "--workdir=s3://bucket/run", "--dry_run")
+    process, _ = run_launch("--target=slurm", "--workdir=gs://bucket/run", "--dry_run")
+    assert process.returncode == 2 and "must be a local directory" in process.stderr
+    process, _ = run_launch("--target=tpu-vm", "--workdir=s3://bucket/run", "--dry_run")
     assert process.returncode == 2 and "gs://BUCKET/RUN" in process.stderr
 
 
-def test_a_sweep_is_an_array_of_jobs(call, tmp_path):
-    """The script for sbatch, and one task of it: it starts its run and is requeued after 75."""
-    process, _ = call("--target=slurm", "--gpus=1", "--dry_run", *SWEEP)
+def test_slurm_sweep_is_a_job_array(run_launch, tmp_path):
+    """A task of the array starts one run, and is requeued if the run exits with 75."""
+    process, _ = run_launch("--target=slurm", "--gpus=1", "--dry_run", *SWEEP)
     assert process.returncode == 0, process.stderr
     script = process.stdout.partition("<<'EOF'\n")[2].removesuffix("EOF\n")
     for line in ("--array=0-2%2", "--output=/shared/deit_s/slurm-%A_%a.log", "--ntasks-per-node=1"):
         assert f"#SBATCH {line}" in script.splitlines()
     for name, code in (("srun", 75), ("scontrol", 0)):
-        fake = f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/did\nexit {code}\n'
+        fake = f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\nexit {code}\n'
         (tmp_path / name).write_text(fake)
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:{os.environ['PATH']}"
-    numbers = {"SLURM_JOB_ID": "90", "SLURM_ARRAY_JOB_ID": "90", "SLURM_ARRAY_TASK_ID": "1"}
+    variables = {"SLURM_JOB_ID": "90", "SLURM_ARRAY_JOB_ID": "90", "SLURM_ARRAY_TASK_ID": "1"}
     script = script.replace(f"{ROOT}/.venv/bin", str(Path(sys.executable).parent))
-    task = subprocess.run(["bash", "-c", script], env=os.environ | numbers | {"PATH": path})
+    task = subprocess.run(["bash", "-c", script], env=os.environ | variables | {"PATH": path})
     assert task.returncode == 75
-    assert (tmp_path / "did").read_text() == (
+    assert (tmp_path / "calls").read_text() == (
         "srun --kill-on-bad-exit=1 python -m vit_jax.train --config=configs/deit.py:S "
         "--workdir=/shared/deit_s/optim.lr=3e-3 --config.seed=3 --config.optim.lr=3e-3\n"
         "scontrol requeue 90_1\n"
@@ -175,8 +178,8 @@ def test_a_sweep_is_an_array_of_jobs(call, tmp_path):
 
 
 @pytest.fixture
-def slices(tmp_path):
-    """The flags to launch a sweep; the logs of its slices are removed."""
+def sweep_flags(tmp_path):
+    """Yield the flags that launch a sweep, and remove the logs of its slices."""
     (tmp_path / "slices").mkdir()
     name = f"test-{os.getpid()}"
     archive = tmp_path / "vit_jax-0.tar.gz"
@@ -186,53 +189,56 @@ def slices(tmp_path):
         path.unlink()
 
 
-def test_a_sweep_has_a_slice_for_each_run(call, slices, tmp_path):
-    """Three runs, two slices at a time; one is preempted and resumed; all are deleted."""
-    process, calls = call("--target=queued", "--dry_run", *SWEEP)
+def test_tpu_sweep_uses_one_slice_per_run(run_launch, sweep_flags, tmp_path):
+    """Three runs on two slices at a time; one run is preempted and resumed."""
+    process, calls = run_launch("--target=queued", "--dry_run", *SWEEP)
     assert process.returncode == 0 and not calls, process.stderr
-    words = [line.split() for line in process.stdout.splitlines() if line.startswith("gcloud")]
-    assert [w[5] for w in words if w[4] == "create"] == ["deit-s-0", "deit-s-1", "deit-s-2"]
+    calls = [line.split() for line in process.stdout.splitlines() if line.startswith("gcloud")]
+    assert [call[5] for call in calls if call[4] == "create"] == [f"deit-s-{i}" for i in range(3)]
     for value in ("1e-3", "3e-3", "1e-2"):
-        job = f"--workdir=/shared/deit_s/optim.lr={value} --config.seed=3 --config.optim.lr={value}"
-        assert job in process.stdout
-    (tmp_path / "gcloud").write_text(SLICES.format(python=sys.executable))
-    process, _ = call("--target=tpu-vm", *slices, *SWEEP)
+        args = f"--workdir=/shared/deit_s/optim.lr={value} --config.seed=3"
+        assert f"{args} --config.optim.lr={value}" in process.stdout
+    (tmp_path / "gcloud").write_text(STATEFUL_GCLOUD.format(python=sys.executable))
+    process, _ = run_launch("--target=tpu-vm", *sweep_flags, *SWEEP)
     assert process.returncode == 0, process.stdout + process.stderr
     calls = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
     assert all(int(count) <= 2 for _, _, count in calls)
     for index in range(3):
-        again = ["describe", "scp", "ssh", "ssh"] if index == 1 else []
-        expected = ["create", "describe", "scp", "ssh", "ssh", *again, "delete"]
+        restart = ["describe", "scp", "ssh", "ssh"] if index == 1 else []
+        expected = ["create", "describe", "scp", "ssh", "ssh", *restart, "delete"]
         assert [verb for verb, name, _ in calls if name[-2:] == f"-{index}"] == expected
 
 
-def test_an_interrupted_sweep_deletes_its_slices(call, slices, tmp_path):
-    (tmp_path / "gcloud").write_text(SLICES.format(python=sys.executable))
+def test_interrupted_sweep_deletes_its_slices(run_launch, sweep_flags, tmp_path):
+    (tmp_path / "gcloud").write_text(STATEFUL_GCLOUD.format(python=sys.executable))
     (tmp_path / "hang").touch()
-    with call("--target=tpu-vm", *slices, *SWEEP, wait=False) as process:
+    with run_launch("--target=tpu-vm", *sweep_flags, *SWEEP, wait=False) as process:
         deadline = time.time() + 60
         while not (tmp_path / "calls").exists() or "scp" not in (tmp_path / "calls").read_text():
             assert process.poll() is None and time.time() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-        printed = process.communicate(timeout=60)
-    assert process.returncode == 75 and "0 of 3 runs" in printed[1], printed
+        stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75 and "0 of 3 runs" in stderr, stdout + stderr
     assert not list((tmp_path / "slices").iterdir())
 
 
-def test_which_exit_codes_lead_to_a_restart():
-    for codes, last, left in [([75, -9, 1, 0, 9], 0, 1), ([2, 9], 2, 1), ([1, 1, 1, 9], 1, 1)]:
-        restarts = 2 if codes[0] == 1 else 9
-        assert launch.again(functools.partial(codes.pop, 0), restarts, wait=0) == last
-        assert len(codes) == left
+@pytest.mark.parametrize(
+    ("codes", "restarts", "last_code"),
+    [([75, -9, 1, 0, 9], 9, 0), ([2, 9], 9, 2), ([1, 1, 1, 9], 2, 1)],
+)
+def test_retry_until_final_exit_code(codes, restarts, last_code):
+    codes = list(codes)
+    assert launch.retry(functools.partial(codes.pop, 0), restarts, wait=0) == last_code
+    assert codes == [9]  # not called after the final code or the last restart
 
 
-def test_the_job_on_a_worker_runs_once_and_leaves_its_code(tmp_path):
-    """The real script, with a small program instead of training."""
+def test_worker_script_trains_once_and_writes_the_exit_code(tmp_path):
+    """The script runs with an echo command in place of training."""
     (tmp_path / "Makefile").write_text("install:\n\techo installed $$PIP_CONSTRAINT\n")
     with tarfile.open(tmp_path / "code.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "Makefile", "Makefile")
-    job = tpu.JOB.format(
+    script = tpu.WORKER_SCRIPT.format(
         folder="run", archive="code.tar.gz", train="echo trained >> ../trained; exit 75"
     )
     tools = tmp_path / "bin"
@@ -241,7 +247,7 @@ def test_the_job_on_a_worker_runs_once_and_leaves_its_code(tmp_path):
     environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
     options = dict(cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     for count in (1, 2):
-        process = subprocess.run(["bash", "-c", job], **options)
+        process = subprocess.run(["bash", "-c", script], **options)
         assert process.returncode == 0, process.stderr
         assert (tmp_path / "run/job.exit").read_text() == "75\n"
         assert (tmp_path / "trained").read_text() == "trained\n" * count

@@ -1,4 +1,4 @@
-"""Several seeds of a recipe, trained once each."""
+"""Test experiments.seeds."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ def get_config():
 """
 
 
-def test_a_seed_is_trained_once(tmp_path):
+def test_finished_seed_is_skipped(tmp_path):
     path = tmp_path / "recipes" / "small.py"
     output = tmp_path / "seeds.jsonl"
     path.parent.mkdir()
@@ -30,7 +30,7 @@ def test_a_seed_is_trained_once(tmp_path):
     assert row["seed"] == 0 and row["step"] == 2 and row["seconds"] > 0
     assert row["command"][:3] == ["python", "-m", "vit_jax.train"]
     assert {"--config.seed=0", "--config.optim.lr=1e-3"} <= set(row["command"])
-    again = subprocess.run([*command, "--seeds=1"], **options)
-    assert "1 already finished" in again.stdout and json.loads(output.read_text()) == row
-    wrong = subprocess.run([*command, "--config.seed=1"], **options)
-    assert wrong.returncode == 2 and "pass --seeds=N" in wrong.stderr
+    second = subprocess.run([*command, "--seeds=1"], **options)
+    assert "1 already finished" in second.stdout and json.loads(output.read_text()) == row
+    invalid = subprocess.run([*command, "--config.seed=1"], **options)
+    assert invalid.returncode == 2 and "pass --seeds=N" in invalid.stderr

@@ -1,4 +1,4 @@
-"""The table of sizes as a user makes it: killed, said again, and drawn."""
+"""Test experiments.size_vs_accuracy, and the figures of vit_jax.figures.sizes."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ def get_config(size="small"):
     c.checkpoint_every = "1"
     return c
 """
-TIMM = "model,img_size,top1,top1_err,top5,top5_err,param_count,crop_pct,interpolation"
+TIMM_COLUMNS = "model,img_size,top1,top1_err,top5,top5_err,param_count,crop_pct,interpolation"
 ROWS = [
     dict(model="Ti", layers=12, width=192, heads=3, parameters=5.7e6, flops=2.5e9, published=72.2),
     dict(model="S", layers=12, width=384, heads=6, parameters=22e6, flops=9.2e9, published=79.9),
@@ -37,45 +37,46 @@ ROWS = [
 ]
 
 
-def test_killed_and_said_again_it_has_the_same_table(tmp_path):
+def test_killed_and_rerun_command_gives_the_same_table(tmp_path):
     spec = tmp_path / "recipes" / "family.py"
     spec.parent.mkdir()
     spec.write_text(RECIPE)
     tables = []
-    for output in (tmp_path / "killed", tmp_path / "whole"):
+    for output in (tmp_path / "killed", tmp_path / "uninterrupted"):
         command = [sys.executable, "-m", "experiments.size_vs_accuracy", f"--config={spec}"]
         command += [f"--output={output}", f"--config.compilation_cache={tmp_path}/cache"]
         command += ["--seeds=1", "--jobs=2"]
         options = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if not tables:
-            first, deadline = subprocess.Popen(command, **options), time.time() + 240
+            first = subprocess.Popen(command, **options)
+            deadline = time.time() + 240
             while not list(output.glob("*/checkpoints/*")):
                 assert first.poll() is None and time.time() < deadline, first.communicate()[0]
                 time.sleep(0.02)
-            first.send_signal(signal.SIGKILL)  # its runs live on, and are waited for
+            first.send_signal(signal.SIGKILL)  # its training processes survive
             first.wait()
-        said = subprocess.run(command, **options)
-        assert said.returncode == 0, said.stdout
+        process = subprocess.run(command, **options)
+        assert process.returncode == 0, process.stdout
         with open(output / "results" / "sizes.csv", newline="") as file:
             rows = list(csv.DictReader(file))
         for row in rows:
             assert float(row.pop("images_per_s")) > 0 and float(row.pop("hours")) >= 0
         tables.append(rows)
-        assert (output / "results" / "sizes.md").read_text() in said.stdout
+        assert (output / "results" / "sizes.md").read_text() in process.stdout
         for name in ("sizes.png", "accuracy.png"):
             assert (output / "results" / name).read_bytes().startswith(b"\x89PNG")
     assert tables[0] == tables[1]
     small, cnn = tables[0]
-    assert ",".join(small).startswith(TIMM) and small["published_top1"] == "12.5"
+    assert ",".join(small).startswith(TIMM_COLUMNS) and small["published_top1"] == "12.5"
     assert (cnn["layers"], cnn["heads"], cnn["published_top1"]) == ("8", "", "")
     assert float(small["param_count"]) * 1e6 == flops.count_params(
         variants.parse("mu/4", depth=2, image=4, channels=1, pool="gap", num_classes=10)
     )
-    lines = (tmp_path / "whole/results/runs.jsonl").read_text().splitlines()
+    lines = (tmp_path / "uninterrupted/results/runs.jsonl").read_text().splitlines()
     run = json.loads(lines[0])
     assert run["seed"] == 0 and run["steps"] == 6 and run["epochs"] == 1.5 and run["versions"]
-    again = subprocess.run([*command, "--sizes=cnn,none"], **options)
-    assert again.returncode == 2 and "--sizes=none must be among small, cnn" in again.stdout
+    invalid = subprocess.run([*command, "--sizes=cnn,none"], **options)
+    assert invalid.returncode == 2 and "--sizes=none must be one of small, cnn" in invalid.stdout
 
 
 @pytest.fixture
@@ -85,26 +86,26 @@ def rows():
     ]
 
 
-def test_a_bar_is_as_long_as_a_model_has_parameters(rows):
+def test_bar_length_is_the_number_of_parameters(rows):
     axis = sizes.bars(rows).axes[0]
     assert [p.get_x() + p.get_width() for p in axis.patches] == pytest.approx([5.7e6, 22e6, 26e6])
-    words = [text.get_text() for text in axis.texts]
-    assert words[0] == "12 layers, width 192, 3 heads  |  5.7 M  |  72.2 %"
-    assert words[1].endswith("22 M  |  published: 79.9 %") and "heads" not in words[2]
+    labels = [text.get_text() for text in axis.texts]
+    assert labels[0] == "12 layers, width 192, 3 heads  |  5.7 M  |  72.2 %"
+    assert labels[1].endswith("22 M  |  published: 79.9 %") and "heads" not in labels[2]
 
 
-def test_points_are_means_and_their_bars_reach_to_the_seeds(rows):
+def test_points_are_means_and_error_bars_are_ranges(rows):
     figure = sizes.accuracy(rows)
     for axis, key in zip(figure.axes, ("parameters", "flops"), strict=True):
         vit, cnn = axis.containers
         assert vit.lines[0].get_xydata().tolist() == [[rows[0][key], 72.2]]
         assert vit.lines[2][0].get_segments()[0][:, 1] == pytest.approx([72.0, 72.4])
         assert cnn.lines[0].get_xydata().tolist() == [[rows[2][key], 76.0]]
-        hollow = [line for line in axis.lines if line.get_label() == "ViT, published"]
-        assert hollow[0].get_ydata() == pytest.approx([72.2, 79.9])
+        published = [line for line in axis.lines if line.get_label() == "ViT, published"]
+        assert published[0].get_ydata() == pytest.approx([72.2, 79.9])
 
 
-def test_counts_are_short():
+def test_count_has_three_digits_and_a_suffix():
     assert [sizes.count(n) for n in (950, 15_250, 5_717_416, 8.2e9)] == [
         "950",
         "15.2 k",

@@ -1,4 +1,4 @@
-"""A sweep as a user runs it: planned, interrupted, resumed, and its table."""
+"""Test experiments.sweep and experiments.runs: planning, resuming, locking, and the table."""
 
 import csv
 import os
@@ -50,32 +50,33 @@ def spec(tmp_path):
     return str(path)
 
 
-def test_what_is_swept(spec, tmp_path):
-    grid = sweep.choices(
+def test_grid_and_sampled_overrides(spec, tmp_path):
+    grid = sweep.sweep_overrides(
         spec, Flags(grid=["optim.lr=1e-3,3e-3", "augment.scale=(0.5,1.0),(0.1,1.0)"])
     )
     assert len(grid) == 4 and grid[0] == {"optim.lr": "1e-3", "augment.scale": "(0.5,1.0)"}
     flags = Flags(draw=["optim.lr=1e-4..1e-2", "seed=0,1"])
-    drawn = sweep.choices(spec, flags)
-    assert len(drawn) == 3 and all(1e-4 <= float(d["optim.lr"]) <= 1e-2 for d in drawn)
-    assert drawn == sweep.choices(spec, flags)  # reproducible
-    assert len(sweep.choices(spec, Flags())) == 3
-    planned = runs.plan(spec, {"batch_size": "4"}, grid, tmp_path)
-    assert planned[0].config.batch_size == 4 and planned[3].config.augment.scale == (0.1, 1.0)
-    assert len({run.workdir for run in planned}) == 4
-    for bad, words in [
+    samples = sweep.sweep_overrides(spec, flags)
+    assert len(samples) == 3 and all(1e-4 <= float(s["optim.lr"]) <= 1e-2 for s in samples)
+    assert samples == sweep.sweep_overrides(spec, flags)  # reproducible
+    assert len(sweep.sweep_overrides(spec, Flags())) == 3
+    jobs = runs.plan_sweep(spec, {"batch_size": "4"}, grid, tmp_path)
+    assert jobs[0].config.batch_size == 4 and jobs[3].config.augment.scale == (0.1, 1.0)
+    assert len({job.workdir for job in jobs}) == 4
+    for invalid, message in [
         ("optim.lrr=1", "optim.lr?"),
-        ("seed=x", "a whole number"),
+        ("seed=x", "an integer"),
         ("seed", "must be"),
     ]:
-        with pytest.raises(UserError, match=words):
-            runs.plan(spec, {}, sweep.choices(spec, Flags(grid=[bad])), tmp_path)
+        with pytest.raises(UserError, match=message):
+            overrides = sweep.sweep_overrides(spec, Flags(grid=[invalid]))
+            runs.plan_sweep(spec, {}, overrides, tmp_path)
     with pytest.raises(UserError, match="also swept"):
-        runs.plan(spec, {"optim.lr": "1"}, grid, tmp_path)
+        runs.plan_sweep(spec, {"optim.lr": "1"}, grid, tmp_path)
 
 
-def test_an_interrupted_sweep_resumes(spec, tmp_path):
-    """Two good runs and one that diverges; the second call trains the unfinished ones."""
+def test_interrupted_sweep_resumes(spec, tmp_path):
+    """Of three runs, one diverges; the second call trains the unfinished runs."""
     output = tmp_path / "sweep"
     command = [sys.executable, "-m", "experiments.sweep", f"--config={spec}", f"--output={output}"]
     command += [f"--config.compilation_cache={tmp_path}/cache"]
@@ -86,56 +87,68 @@ def test_an_interrupted_sweep_resumes(spec, tmp_path):
         assert first.poll() is None and time.time() < deadline, first.communicate()[0]
         time.sleep(0.02)
     first.send_signal(signal.SIGTERM)
-    printed = first.communicate(timeout=120)[0]
-    assert first.returncode == 75 and "of 3 runs" in printed, printed
+    output_text = first.communicate(timeout=120)[0]
+    assert first.returncode == 75 and "of 3 runs" in output_text, output_text
     table = subprocess.run([*command, "--table"], **options)
     assert table.returncode == 0 and table.stdout.count("| not finished |") == 3, table.stdout
     second = subprocess.run(command, **options)
-    assert second.returncode == 3, second.stdout  # the largest of the runs' exit codes
+    assert second.returncode == 3, second.stdout  # the largest exit code of the runs
     with open(output / "sweep.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["state"] for row in rows] == ["done", "done", "not finished"]
     assert float(rows[0]["val"]) >= float(rows[1]["val"]) and rows[2]["optim.lr"] == "1e+30"
     assert (output / "sweep.md").read_text() in second.stdout
     assert (output / "sweep.png").read_bytes()[:4] == b"\x89PNG"
-    # The third call trains only the run that failed.
+    # The third call trains only the run that diverged.
     third = subprocess.run(command, **options)
     assert "3 runs, 2 already finished" in third.stdout
 
 
-def run_of(tmp_path, name, script):
+def make_job(tmp_path, name, script):
     config = types.SimpleNamespace(best_metric="eval/val/acc1")
     return runs.Job(name, tmp_path / name, config, {}, ["bash", "-c", script])
 
 
-def test_which_runs_are_restarted(tmp_path):
-    """Preempted runs, a few times, but not pruned ones, whether they save or are killed."""
-    scripts = {"once": "[ -f tried ] && exit 0; touch tried; exit 75", "always": "exit 75"}
-    scripts |= {"bad": "exit 2", "killed": "kill -9 $$", "deaf": "sleep 100"}
-    scripts["polite"] = "trap 'exit 75' USR1; touch there; while true; do sleep 0.05; done"
-    planned = [run_of(tmp_path, name, f"cd {tmp_path}; {text}") for name, text in scripts.items()]
+def test_preempted_jobs_are_restarted(tmp_path):
+    """Restarts are limited, and pruned jobs are not restarted, whether they save or are killed."""
+    scripts = {
+        "preempted_once": "[ -f tried ] && exit 0; touch tried; exit 75",
+        "always_preempted": "exit 75",
+        "user_error": "exit 2",
+        "killed": "kill -9 $$",
+        "pruned_killed": "sleep 100",
+        "pruned_saved": "trap 'exit 75' USR1; touch ready; while true; do sleep 0.05; done",
+    }
+    jobs = [make_job(tmp_path, name, f"cd {tmp_path}; {text}") for name, text in scripts.items()]
 
-    def prune(run):
-        return run.name == "deaf" or run.name == "polite" and (tmp_path / "there").exists()
+    def prune(job):
+        ready = (tmp_path / "ready").exists()
+        return job.name == "pruned_killed" or job.name == "pruned_saved" and ready
 
-    codes = {run.name: code for run, code in runs.follow(planned, 3, lambda: False, prune)}
-    expected = {"once": 0, "always": 75, "bad": 2, "killed": 1, "deaf": 75, "polite": 75}
-    assert codes == expected
+    codes = {job.name: code for job, code in runs.as_completed(jobs, 3, lambda: False, prune)}
+    assert codes == {
+        "preempted_once": 0,
+        "always_preempted": 75,
+        "user_error": 2,
+        "killed": 1,
+        "pruned_killed": 75,
+        "pruned_saved": 75,
+    }
 
 
-def test_a_run_is_trained_by_one_process(tmp_path):
-    """Even if the sweep that started it is killed; it ignores the other processes of SLURM."""
-    run = run_of(tmp_path, "run", "echo $VIT_JAX_DISTRIBUTED; sleep 100")
-    process = runs.start(run)
+def test_job_is_run_by_one_process(tmp_path):
+    """The lock outlives a killed sweep, and training is not distributed over SLURM processes."""
+    job = make_job(tmp_path, "run", "echo $VIT_JAX_DISTRIBUTED; sleep 100")
+    process = runs.start(job)
     try:
-        assert runs.busy(run) and runs.start(run) is None
-        assert [code for _, code in runs.follow([run], 1, lambda: False)] == [None]
+        assert runs.is_locked(job) and runs.start(job) is None
+        assert [code for _, code in runs.as_completed([job], 1, lambda: False)] == [None]
         polls = iter([False, False, False, True])
         with pytest.raises(Preempted, match="0 of 1"):  # waits until it is stopped
-            runs.make([run], 1, lambda: next(polls, True))
-        while not run.log.read_text():
+            runs.run_all([job], 1, lambda: next(polls, True))
+        while not job.log.read_text():
             assert process.poll() is None
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert not runs.busy(run) and run.log.read_text() == "off\n"
+    assert not runs.is_locked(job) and job.log.read_text() == "off\n"

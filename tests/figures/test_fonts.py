@@ -1,4 +1,4 @@
-"""Names in any script are drawn in a font that has them, or a note says that there is none."""
+"""Tests of font selection for names in any script."""
 
 import warnings
 from pathlib import Path
@@ -15,10 +15,11 @@ STIX = Path(matplotlib.get_data_path(), "fonts/ttf/STIXGeneral.ttf")
 
 @pytest.fixture
 def letter(monkeypatch):
-    """One that matplotlib's usual font lacks, and another one has that comes with it."""
+    """A character that is missing from DejaVu Sans but included in STIX."""
     monkeypatch.setattr(warnings, "filters", warnings.filters[:])
-    (_, own), (_, other) = (fonts.load(str(x)) for x in (STIX.with_name("DejaVuSans.ttf"), STIX))
-    return next(x for x in sorted(other - own) if x.isprintable())
+    _, default = fonts.load_font(str(STIX.with_name("DejaVuSans.ttf")))
+    _, stix = fonts.load_font(str(STIX))
+    return next(x for x in sorted(stix - default) if x.isprintable())
 
 
 def draw(name, path):
@@ -28,18 +29,19 @@ def draw(name, path):
     return figure
 
 
-def test_a_font_that_has_it_is_taken(letter, monkeypatch, tmp_path, capsys):
+def test_installed_font_with_the_character_is_used(letter, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(fonts, "files", lambda: [str(STIX)])
-    warnings.simplefilter("error")  # matplotlib's, of a glyph that is missing
+    warnings.simplefilter("error")  # matplotlib warns about missing glyphs
     figure = draw(f"a {letter}", tmp_path / "x.png")
     assert figure.axes[0].xaxis.label.get_fontfamily() == ["DejaVu Sans", "STIXGeneral"]
     assert capsys.readouterr().err == ""
 
 
-def test_where_there_is_none_a_line_says_so(letter, monkeypatch, tmp_path, capsys):
+def test_missing_font_prints_a_note(letter, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(fonts, "files", lambda: [])
-    with warnings.catch_warnings(record=True) as found:
+    with warnings.catch_warnings(record=True) as caught:
         draw(f"a {letter}", tmp_path / "x.png")
-    assert not found
+    assert not caught
     err = capsys.readouterr().err
-    assert err.startswith(f"note: no font here has {letter}; install one") and err.count("\n") == 1
+    assert err.startswith(f"note: no installed font has {letter}; install one")
+    assert err.count("\n") == 1

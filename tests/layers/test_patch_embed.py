@@ -1,4 +1,4 @@
-"""Positions for other image sizes, as the code the weights come from makes them."""
+"""Resized positions against the reference implementations."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,13 +11,14 @@ GOLDEN = tests.GOLDEN / "dino"
 
 
 def load(folder, table):
+    """Return learned positions, and a dict of the reference's resized positions."""
     return jnp.asarray(np.load(GOLDEN / folder / table)), np.load(
         GOLDEN / folder / "interpolated.npz"
     )
 
 
 @pytest.mark.parametrize("size", ["96x96", "224x160", "112x336"])
-def test_positions_equal_dinos(size):
+def test_positions_match_dino(size):
     table, expected = load("pos_embed", "pos_embed_224.npy")
     grid = tuple(int(side) // 16 for side in size.split("x"))
     resized = resize_positions(table, (14, 14), grid, 1, "dino")
@@ -26,7 +27,7 @@ def test_positions_equal_dinos(size):
 
 
 @pytest.mark.parametrize(
-    ("rule", "theirs"),
+    ("rule", "reference"),
     [
         ("timm", "timm_{}_bicubic_aa"),
         ("timm", "dinov2_{}_off0.0_aa1"),
@@ -34,14 +35,15 @@ def test_positions_equal_dinos(size):
     ],
 )
 @pytest.mark.parametrize("grid", [(16, 16), (7, 7), (20, 12)])
-def test_the_two_rules_are_dinov2s_too(rule, theirs, grid):
+def test_positions_match_dinov2(rule, reference, grid):
     table, expected = load("pos_embed_dinov2_timm", "pos_embed.npy")
     resized = resize_positions(table, (37, 37), grid, 1, rule)
-    np.testing.assert_allclose(resized, expected[theirs.format("{}x{}".format(*grid))], atol=2e-5)
+    name = reference.format("{}x{}".format(*grid))
+    np.testing.assert_allclose(resized, expected[name], atol=2e-5)
 
 
 @pytest.mark.parametrize("rule", RESIZE)
-def test_the_same_grid_is_left_alone_and_one_of_as_many_patches_is_not(rule):
+def test_only_the_same_grid_is_returned_unchanged(rule):
     table, expected = load("pos_embed", "pos_embed_224.npy")
     assert resize_positions(table, (14, 14), (14, 14), 1, rule) is table
     np.testing.assert_array_equal(table, expected["to_224x224"])
@@ -50,5 +52,5 @@ def test_the_same_grid_is_left_alone_and_one_of_as_many_patches_is_not(rule):
 
 @pytest.mark.parametrize("rule", RESIZE)
 @pytest.mark.parametrize("new", [1, 6, 14, 30])
-def test_what_is_everywhere_alike_stays_so(rule, new):
+def test_interpolation_weights_sum_to_one(rule, new):
     np.testing.assert_allclose(cubic_matrix(14, new, rule).sum(1), 1, atol=1e-12)

@@ -1,4 +1,4 @@
-"""DINO against facebookresearch/dino: loss, center, head, schedules, and four real steps."""
+"""DINO against facebookresearch/dino: loss, center, head, schedules, and training steps."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from vit_jax.workdir import checkpoint
 GOLDEN = tests.GOLDEN / "dino"
 
 
-def test_loss_its_gradient_and_the_center():
+def test_loss_gradient_and_center_match_reference():
     meta = json.loads((GOLDEN / "loss/meta.json").read_text())
     args = meta["args"]
     golden = {p.stem: np.load(p) for p in (GOLDEN / "loss").glob("*.npy")}
@@ -51,19 +51,19 @@ def test_loss_its_gradient_and_the_center():
         np.testing.assert_allclose(center, golden["center_after"][t], atol=1e-6)
 
 
-def test_schedules():
+def test_schedules_match_reference():
     golden = np.load(GOLDEN / "schedules/cosine_schedules.npz")
     t = np.arange(500)
-    dinos = {"warmup_prefix": True, "warmup_reaches": True}
-    ours = {
-        "lr": optim.cosine_schedule(5e-4 * 2, 500, warmup=75, end=1e-6, **dinos),
+    dino_warmup = {"warmup_prefix": True, "warmup_reaches": True}
+    schedules = {
+        "lr": optim.cosine_schedule(5e-4 * 2, 500, warmup=75, end=1e-6, **dino_warmup),
         "wd": optim.cosine_schedule(0.04, 500, end=0.4),
         "momentum_teacher": optim.cosine_schedule(0.996, 500, end=1.0),
         "with_start_warmup": optim.cosine_schedule(
-            1.5e-3, 500, warmup=50, warmup_start=1e-4, end=1e-5, **dinos
+            1.5e-3, 500, warmup=50, warmup_start=1e-4, end=1e-5, **dino_warmup
         ),
     }
-    for name, schedule in ours.items():
+    for name, schedule in schedules.items():
         np.testing.assert_allclose(schedule(t), golden[name], rtol=1e-12, err_msg=name)
     for name, expected in np.load(GOLDEN / "schedules/teacher_temp_schedules.npz").items():
         start, end, warmup = (float(x.strip("w")) for x in name.split("_")[2:5])
@@ -73,7 +73,7 @@ def test_schedules():
 
 
 @pytest.mark.parametrize("name", ["norm_last", "free_last"])
-def test_head_and_its_gradients(name):
+def test_head_and_gradients_match_reference(name):
     folder = GOLDEN / "head" / name
     kwargs = json.loads((folder / "meta.json").read_text())["kwargs"]
     head = models.pure(
@@ -87,26 +87,25 @@ def test_head_and_its_gradients(name):
             rngs=rngs,
         )
     )
-    fixed = kwargs["norm_last_layer"]
-    params = head_params(load_file(folder / "state_dict.safetensors"), fixed)
+    norm_last_layer = kwargs["norm_last_layer"]
+    params = head_params(load_file(folder / "state_dict.safetensors"), norm_last_layer)
     x, cotangent = np.load(folder / "input.npy"), np.load(folder / "cotangent.npy")
-    y, pull = jax.vjp(lambda params, x: head.bind(params)(x), params, x)
+    y, vjp = jax.vjp(lambda params, x: head.bind(params)(x), params, x)
     np.testing.assert_allclose(y, np.load(folder / "output.npy"), atol=1e-5, rtol=1e-5)
-    grads, grad_x = pull(cotangent)
+    grads, grad_x = vjp(cotangent)
     np.testing.assert_allclose(grad_x, np.load(folder / "grad_input.npy"), atol=1e-5, rtol=1e-4)
     expected = dict(np.load(folder / "grad_params.npz"))
-    if fixed:  # no gradient was taken of the norms
+    if norm_last_layer:  # the reference has no gradient of the fixed norms
         expected["last_layer.weight_g"] = np.ones((kwargs["out_dim"], 1))
-    for ours, theirs in zip(
-        jax.tree.leaves(grads), jax.tree.leaves(head_params(expected, fixed)), strict=True
-    ):
+    expected = head_params(expected, norm_last_layer)
+    for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
-    fresh = head.init(jax.random.key(0))
-    assert jax.tree.structure(fresh) == jax.tree.structure(params)
+    initial = head.init(jax.random.key(0))
+    assert jax.tree.structure(initial) == jax.tree.structure(params)
 
 
-def test_four_steps_of_the_reference(monkeypatch):
-    """Loss, clipping, frozen last layer, AdamW, all schedules, center and teacher."""
+def test_training_steps_match_reference(monkeypatch):
+    """Compare four steps with clipping, a frozen last layer, AdamW and all schedules."""
     folder = GOLDEN / "train_steps"
     meta = json.loads((folder / "meta.json").read_text())
     c = reference_config(meta)
@@ -118,7 +117,7 @@ def test_four_steps_of_the_reference(monkeypatch):
     tx, _ = optim.make(c, meta["iters_per_epoch"])
     tensors = pretrained.read(folder / "init_student.safetensors")
     state = init_state(objective, tx, jax.random.key(0))
-    params = as_ours(tensors, state.params)
+    params = convert(tensors, state.params)
     extra = {"teacher": jax.tree.map(jnp.copy, params), "center": state.extra["center"]}
     state = state._replace(params=params, extra=extra)
     step = jax.jit(make_train_step(objective, tx))
@@ -135,80 +134,96 @@ def test_four_steps_of_the_reference(monkeypatch):
         np.testing.assert_allclose(state.extra["center"], center, atol=1e-5 if t < 2 else 1e-4)
         if t < 2:  # the first epoch: the last layer is frozen
             jax.tree.map(np.testing.assert_array_equal, before, state.params["head"]["last_layer"])
-    same(state.params, folder / "student_after_epoch1.safetensors")
-    same(state.extra["teacher"], folder / "teacher_after_epoch1.safetensors")
+    assert_params_match(state.params, folder / "student_after_epoch1.safetensors")
+    assert_params_match(state.extra["teacher"], folder / "teacher_after_epoch1.safetensors")
 
 
 def reference_config(meta):
+    """Return the config of the reference's training steps."""
     c = defaults()
     dino_recipe.self_distillation(c)
-    m, o, p = c.model, c.objective, c.optim
-    m.variant, m.image = "mu/8", 32
-    m.width, m.depth = meta["config"]["embed_dim"], meta["config"]["depth"]
-    m.num_heads, m.mlp_dim = meta["config"]["num_heads"], 4 * meta["config"]["embed_dim"]
-    o.out_dim, o.norm_last_layer = meta["out_dim"], meta["norm_last_layer"]
-    o.hidden_dim, o.bottleneck_dim = meta["head"]["hidden_dim"], meta["head"]["bottleneck_dim"]
-    o.momentum, o.teacher_temp, o.teacher_temp_warmup = 0.9, 0.07, "2ep"
-    p.lr, p.end, p.warmup, p.clip = 2e-3, 1e-5, "1ep", meta["clip_grad"]
-    c.batch_size, c.total_steps = meta["batch"], f"{meta['epochs']}ep"
+    c.model.variant = "mu/8"
+    c.model.image = 32
+    c.model.width = meta["config"]["embed_dim"]
+    c.model.depth = meta["config"]["depth"]
+    c.model.num_heads = meta["config"]["num_heads"]
+    c.model.mlp_dim = 4 * meta["config"]["embed_dim"]
+    c.objective.out_dim = meta["out_dim"]
+    c.objective.norm_last_layer = meta["norm_last_layer"]
+    c.objective.hidden_dim = meta["head"]["hidden_dim"]
+    c.objective.bottleneck_dim = meta["head"]["bottleneck_dim"]
+    c.objective.momentum = 0.9
+    c.objective.teacher_temp = 0.07
+    c.objective.teacher_temp_warmup = "2ep"
+    c.optim.lr = 2e-3
+    c.optim.end = 1e-5
+    c.optim.warmup = "1ep"
+    c.optim.clip = meta["clip_grad"]
+    c.batch_size = meta["batch"]
+    c.total_steps = f"{meta['epochs']}ep"
     return c
 
 
-def as_ours(tensors, template):
+def convert(tensors, template):
+    """Convert the reference's tensors to our parameters."""
     head = head_params(tensors, norm_last_layer=True)
     return {"backbone": pretrained.dino.params(tensors, template["backbone"]), "head": head}
 
 
-def same(params, path):
-    expected = as_ours(pretrained.read(path), params)
+def assert_params_match(params, path):
+    expected = convert(pretrained.read(path), params)
     pairs = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(expected), strict=True)
     for (path, ours), theirs in pairs:
         if "qkv" in str(path) and "bias" in str(path):
-            # A softmax does not see the keys' bias: its gradient is rounding, which Adam turns
-            # into steps of the learning rate.
+            # The softmax is invariant to the bias of the keys. Its gradient is rounding error,
+            # which Adam scales up to steps of the learning rate.
             ours, theirs = ours[:, ::2], theirs[:, ::2]
         np.testing.assert_allclose(ours, theirs, atol=1e-4, err_msg=str(path))
 
 
-def small(**changes):
-    """DINO on synthetic images with the smallest model, all views, colors and schedules."""
+def small_config(**overrides):
+    """Return the DINO recipe on synthetic images with a tiny model, as group__key=value."""
     c = tiny(dino_recipe.get_config())
-    c.data.synthetic.images, c.batch_size, c.total_steps = 64, 16, "8"
-    c.optim.warmup, c.model.dtype = "0", "float32"
-    for key, value in changes.items():
-        group, _, name = key.rpartition("__")
-        (c[group] if group else c)[name] = value
+    c.data.synthetic.images = 64
+    c.batch_size = 16
+    c.total_steps = "8"
+    c.optim.warmup = "0"
+    c.model.dtype = "float32"
+    for path, value in overrides.items():
+        group, _, key = path.rpartition("__")
+        (c[group] if group else c)[key] = value
     return c
 
 
-def states(config, devices, steps=2):
-    """The run and its states before and after each step."""
+def train_steps(config, devices, steps=2):
+    """Return the run, its states before and after each step, and the metrics of the last step."""
     run = Run(config, devices)
-    state, batches = run.init(), run.batches(0)
-    found = [jax.device_get(state)]
+    state = run.init()
+    batches = run.batches(0)
+    states = [jax.device_get(state)]
     for _ in range(steps):
         state, metrics = run.step(state, next(batches))
-        found.append(jax.device_get(state))
+        states.append(jax.device_get(state))
     batches.close()
-    return run, found, metrics
+    return run, states, metrics
 
 
-def test_the_teacher_is_moved_by_the_average_alone():
-    one = jax.devices()[:1]
-    run, (before, after, _), _ = states(small(objective__momentum=1.0), one)
+def test_teacher_is_updated_only_by_ema():
+    single = jax.devices()[:1]
+    run, (before, after, _), _ = train_steps(small_config(objective__momentum=1.0), single)
     jax.tree.map(np.testing.assert_array_equal, before.extra["teacher"], after.extra["teacher"])
-    moved = jax.tree.map(lambda a, b: np.any(a != b), before.params, after.params)
-    assert moved["backbone"]["blocks"]["mlp"]["fc1"]["kernel"]
+    changed = jax.tree.map(lambda a, b: np.any(a != b), before.params, after.params)
+    assert changed["backbone"]["blocks"]["mlp"]["fc1"]["kernel"]
     assert np.any(after.extra["center"] != 0)
-    # What evaluators get is the teacher's backbone, a plain ViT.
+    # The weights for evaluation are the teacher's backbone, a plain ViT.
     weights = run.weights(after)
     assert run.model.apply(weights, jnp.zeros((1, 32, 32, 3)))["pooled"].shape[0] == 1
-    # 0 copies the student; the schedule's end would be 1, so the first step is looked at.
-    _, (_, after), _ = states(small(objective__momentum=0.0), one, steps=1)
+    # With momentum 0 at the first step, the teacher is a copy of the student.
+    _, (_, after), _ = train_steps(small_config(objective__momentum=0.0), single, steps=1)
     jax.tree.map(np.testing.assert_array_equal, after.extra["teacher"], after.params)
 
 
-def test_no_gradient_reaches_the_teacher_and_no_view_meets_itself():
+def test_loss_has_no_teacher_gradient_and_no_same_view_pairs():
     rng = np.random.default_rng(0)
     student, teacher = rng.normal(size=(4, 3, 7)), rng.normal(size=(2, 3, 7))
     center = rng.normal(size=7)
@@ -223,70 +238,72 @@ def test_no_gradient_reaches_the_teacher_and_no_view_meets_itself():
     assert len(pairs) == 6
     loss = dino.dino_loss(student, teacher, center, 0.1, 0.04)
     np.testing.assert_allclose(loss, np.mean(pairs), rtol=1e-5)
-    # One global view and no small ones: nothing to compare.
+    # One global view and no local views: there are no pairs.
     assert not np.isfinite(dino.dino_loss(student[:1], teacher[:1], center, 0.1, 0.04))
 
 
-def test_loss_and_center_are_the_same_on_every_mesh():
-    c = small(objective__out_dim=4096, objective__bottleneck_dim=32)
-    _, one, one_metrics = states(c, jax.devices()[:1])
+def test_loss_and_center_are_independent_of_mesh():
+    c = small_config(objective__out_dim=4096, objective__bottleneck_dim=32)
+    _, states, metrics = train_steps(c, jax.devices()[:1])
     c.mesh.data, c.mesh.fsdp, c.mesh.tensor = 2, 2, 2
-    run, many, metrics = states(c, jax.devices())
-    for name in one_metrics:
-        np.testing.assert_allclose(metrics[name], one_metrics[name], rtol=2e-5, err_msg=name)
-    np.testing.assert_allclose(many[-1].extra["center"], one[-1].extra["center"], atol=1e-6)
+    run, mesh_states, mesh_metrics = train_steps(c, jax.devices())
+    for name in metrics:
+        np.testing.assert_allclose(mesh_metrics[name], metrics[name], rtol=2e-5, err_msg=name)
+    center = states[-1].extra["center"]
+    np.testing.assert_allclose(mesh_states[-1].extra["center"], center, atol=1e-6)
     kernel = run.abstract.params["head"]["last_layer"]["kernel"].sharding.spec
-    assert kernel[1] == "tensor"  # the prototypes are split, and with them the logits
+    assert kernel[1] == "tensor"  # prototypes and logits are sharded
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("overrides", "message"),
     [
-        ({"center_momentum": 1.0}, "all images go to the same prototype"),  # the center stays at 0
-        ({"teacher_temp": 1.0, "warmup_teacher_temp": 1.0}, "all prototypes are alike"),
+        ({"center_momentum": 1.0}, "all images to one prototype"),  # the center remains 0
+        ({"teacher_temp": 1.0, "warmup_teacher_temp": 1.0}, "outputs are uniform"),
         ({}, None),
     ],
-    ids=["no centering", "no sharpening", "both"],
+    ids=["no_centering", "no_sharpening", "both"],
 )
-def test_collapse_is_found_within_a_hundred_steps(changes, words):
-    c = small(total_steps="100", optim__lr=2e-3 if changes else 5e-4)
-    c.objective.momentum = 0.9 if changes else 0.996
-    c.objective.update(changes)
+def test_collapse_is_detected_within_100_steps(overrides, message):
+    c = small_config(total_steps="100", optim__lr=2e-3 if overrides else 5e-4)
+    c.objective.momentum = 0.9 if overrides else 0.996
+    c.objective.update(overrides)
     run = Run(c, jax.devices()[:1])
-    state, batches = run.init(), run.batches(0)
+    state = run.init()
+    batches = run.batches(0)
     warnings = []
     for _ in range(100):
         state, metrics = run.step(state, next(batches))
         warnings.append(run.objective.alarm({k: float(x) for k, x in metrics.items()}))
     batches.close()
-    if words is None:
+    if message is None:
         assert warnings == [None] * 100
     else:
-        assert words in warnings[-1]
+        assert message in warnings[-1]
 
 
-TWO = """
+PROCESS = """
 import sys
 import jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 import numpy as np
-from tests.objectives.test_dino import small, states
-run, found, metrics = states(small(), jax.devices())
+from tests.objectives.test_dino import small_config, train_steps
+run, states, metrics = train_steps(small_config(), jax.devices())
 assert jax.process_count() == 2 and len(jax.devices()) == 2
-print("RESULT", float(metrics["loss"]), *np.asarray(found[-1].extra["center"])[:4])
+print("RESULT", float(metrics["loss"]), *np.asarray(states[-1].extra["center"])[:4])
 """
 
 
-def test_two_processes_make_the_same_steps():
-    """Each reads its half of every batch; loss and center are means over both."""
+def test_two_processes_match_a_single_process():
+    """Each process reads half of every batch; loss and center are means over both."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", TWO, address, str(i)],
+            [sys.executable, "-c", PROCESS, address, str(i)],
             env=environment,
             stdout=subprocess.PIPE,
             text=True,
@@ -295,28 +312,30 @@ def test_two_processes_make_the_same_steps():
     ]
     lines = [process.communicate(timeout=300)[0].splitlines()[-1] for process in processes]
     assert lines[0] == lines[1] and lines[0].startswith("RESULT")
-    _, found, metrics = states(small(), jax.devices()[:1])
-    expected = [metrics["loss"], *found[-1].extra["center"][:4]]
+    _, states, metrics = train_steps(small_config(), jax.devices()[:1])
+    expected = [metrics["loss"], *states[-1].extra["center"][:4]]
     np.testing.assert_allclose(np.array(lines[0].split()[1:], float), expected, atol=2e-5)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
-    """Teacher, center, moments of the frozen layer: stopped before it thaws, and before the end of
-    the warm-ups of lr and teacher_temp."""
-    one = jax.devices()[:1]
-    c = small(total_steps="8", optim__warmup="5", optim__freeze_for="4", data__val="val")
-    c.objective.teacher_temp, c.objective.teacher_temp_warmup = 0.07, "2ep"
-    c.checkpoint_every, c.eval_every, c.log_every = "3", "0", "1"
-    for name in ("whole", "parts"):
+def test_resume_is_bit_exact(tmp_path):
+    """Resume a run stopped while the last layer is frozen and during both warmups."""
+    single = jax.devices()[:1]
+    c = small_config(total_steps="8", optim__warmup="5", optim__freeze_for="4", data__val="val")
+    c.objective.teacher_temp = 0.07
+    c.objective.teacher_temp_warmup = "2ep"
+    c.checkpoint_every = "3"
+    c.eval_every = "0"
+    c.log_every = "1"
+    for name in ("uninterrupted", "resumed"):
         train.claim(tmp_path / name, c)
-    train.train(c, tmp_path / "whole", devices=one)
-    polls = iter([False, False, False, True])
+    train.train(c, tmp_path / "uninterrupted", devices=single)
+    stops = iter([False, False, False, True])
     with pytest.raises(Preempted):
-        train.train(c, tmp_path / "parts", lambda: next(polls, False), one)
-    train.train(c, tmp_path / "parts", devices=one)
+        train.train(c, tmp_path / "resumed", lambda: next(stops, False), single)
+    train.train(c, tmp_path / "resumed", devices=single)
     states = []
-    for name in ("whole", "parts"):
-        with checkpoint.Checkpoints(tmp_path / name, metric=c.best_metric) as saved:
-            states.append(jax.device_get(saved.restore(Run(c, one).abstract)))
-            assert saved.latest() == 8
+    for name in ("uninterrupted", "resumed"):
+        with checkpoint.Checkpoints(tmp_path / name, metric=c.best_metric) as checkpoints:
+            states.append(jax.device_get(checkpoints.restore(Run(c, single).abstract)))
+            assert checkpoints.latest() == 8
     jax.tree.map(np.testing.assert_array_equal, *states)

@@ -1,7 +1,7 @@
-"""An objective from a folder of one's own: nothing else in the library knows it.
+"""A third-party objective outside the library, used with training and all tools.
 
-It drops three quarters of the patches before the encoder and regresses their pixels through a
-decoder that has `blocks` too (as MAE, arXiv:2111.06377).
+As MAE (arXiv:2111.06377), it drops three quarters of the patches before the encoder and regresses
+their pixels with a decoder that also has `blocks`.
 """
 
 import json
@@ -24,7 +24,7 @@ from vit_jax.schema import Key
 
 
 def defaults():
-    return {"keep": Key(0.25, "share of the patches that the encoder sees", above=0, below=1)}
+    return {"keep": Key(0.25, "fraction of the patches passed to the encoder", above=0, below=1)}
 
 
 def check(config):
@@ -58,7 +58,12 @@ class Decoder(nnx.Module):
         self.out = Linear(config.width, pixels, init=init, dtype=config.dtype, rngs=rngs)
 
     def __call__(self, tokens, keep):
-        """Tokens b k d of the patches `keep` [b, k] -> pixels of all patches, b n (p p c)."""
+        """Predict the pixels of all patches [b, n, p * p * c].
+
+        Args:
+          tokens: encoded tokens of the kept patches [b, m, d].
+          keep: indices of the kept patches [b, m].
+        """
         b, n = tokens.shape[0], self.config.grid[0] * self.config.grid[1]
         x = jnp.broadcast_to(self.mask_token[...], (b, n, tokens.shape[-1]))
         x = jax.vmap(lambda x, i, t: x.at[i].set(t))(x, keep, tokens)
@@ -70,29 +75,30 @@ class Decoder(nnx.Module):
 def make(model, config, steps_per_epoch):
     vit = model.module.config
     decoder = pure(lambda rngs: Decoder(dataclasses.replace(vit, depth=2), rngs=rngs))
-    count = vit.grid[0] * vit.grid[1]
-    kept = round(config.objective.keep * count)
+    num_patches = vit.grid[0] * vit.grid[1]
+    num_kept = round(config.objective.keep * num_patches)
 
     def init(rng):
-        first, second = jax.random.split(rng)
-        return {"encoder": model.init(first), "decoder": decoder.init(second)}, {}
+        encoder_rng, decoder_rng = jax.random.split(rng)
+        return {"encoder": model.init(encoder_rng), "decoder": decoder.init(decoder_rng)}, {}
 
-    def given(batch):
+    def normalize(batch):
         return augment.normalize(batch["image"], config.data.mean, config.data.std)
 
     def loss(params, extra, batch, rng, step):
-        images = given(batch)
+        images = normalize(batch)
         b, p, (rows, columns) = len(images), vit.patch, vit.grid
-        pixels = images.reshape(b, rows, p, columns, p, -1).swapaxes(2, 3).reshape(b, count, -1)
+        pixels = images.reshape(b, rows, p, columns, p, -1).swapaxes(2, 3)
+        pixels = pixels.reshape(b, num_patches, -1)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(rng, batch["row"])
-        keep = jax.vmap(lambda key: jax.random.permutation(key, count)[:kept])(keys)
+        keep = jax.vmap(lambda key: jax.random.permutation(key, num_patches)[:num_kept])(keys)
         network = model.bind(params["encoder"])
         tokens = network.embed(images)
         patches = jnp.take_along_axis(tokens[:, vit.prefix :], keep[:, :, None], axis=1)
         tokens, _ = network.encode(jnp.concatenate([tokens[:, : vit.prefix], patches], axis=1))
-        found = decoder.bind(params["decoder"])(tokens[:, vit.prefix :], keep)
-        dropped = jnp.ones((b, count)).at[jnp.arange(b)[:, None], keep].set(0)
-        error = (jnp.square(found - pixels).mean(-1) * dropped).sum() / dropped.sum()
+        predicted = decoder.bind(params["decoder"])(tokens[:, vit.prefix :], keep)
+        dropped = jnp.ones((b, num_patches)).at[jnp.arange(b)[:, None], keep].set(0)
+        error = (jnp.square(predicted - pixels).mean(-1) * dropped).sum() / dropped.sum()
         return error, {"metrics": {"dropped": dropped.mean()}, "carry": {}}
 
     return Objective(
@@ -100,11 +106,11 @@ def make(model, config, steps_per_epoch):
         loss,
         update=lambda extra, params, aux, step: extra,
         weights=lambda params, extra: params["encoder"],
-        views=lambda batch, rng: {"image": given(batch)[:, None]},
-        flops=lambda: int(3 * count_flops(vit) * kept / count),
+        views=lambda batch, rng: {"image": normalize(batch)[:, None]},
+        flops=lambda: int(3 * count_flops(vit) * num_kept / num_patches),
         raw=lambda params, extra: params["encoder"],
-        alarm=lambda metrics: "the toy rings" if metrics["dropped"] > 0 else None,
-        health={"dropped": "share of the patches that are toys"},
+        alarm=lambda metrics: "patches were dropped" if metrics["dropped"] > 0 else None,
+        health={"dropped": "fraction of dropped patches"},
     )
 '''
 
@@ -139,51 +145,53 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
-    """The recipe of the toy, which is found as long as the fixture lives."""
-    folder = tmp_path_factory.mktemp("toy")
-    (folder / "toy.py").write_text(OBJECTIVE)
-    (folder / "toy_keys.py").write_text(KEYS)
-    (folder / "recipe.py").write_text(RECIPE)
-    vit_jax.objectives.__path__.append(str(folder))
-    yield folder / "recipe.py"
-    vit_jax.objectives.__path__.remove(str(folder))
+    """The recipe of the toy objective, which is registered during the tests of this module."""
+    directory = tmp_path_factory.mktemp("toy")
+    (directory / "toy.py").write_text(OBJECTIVE)
+    (directory / "toy_keys.py").write_text(KEYS)
+    (directory / "recipe.py").write_text(RECIPE)
+    vit_jax.objectives.__path__.append(str(directory))
+    yield directory / "recipe.py"
+    vit_jax.objectives.__path__.remove(str(directory))
 
 
 @pytest.fixture(scope="module")
 def workdir(recipe, tmp_path_factory):
-    """A run of the toy, interrupted after two steps and resumed."""
+    """A run of the toy objective, interrupted after two steps and resumed."""
     config = cli.load_recipe(str(recipe))
-    folder = tmp_path_factory.mktemp("run")
-    train.claim(folder, config)
+    workdir = tmp_path_factory.mktemp("run")
+    train.claim(workdir, config)
     stops = iter([False, True])
     with pytest.raises(Preempted):
-        train.train(config, folder, lambda: next(stops), jax.devices()[:1])
-    train.train(config, folder, devices=jax.devices()[:1])
-    return folder
+        train.train(config, workdir, lambda: next(stops), jax.devices()[:1])
+    train.train(config, workdir, devices=jax.devices()[:1])
+    return workdir
 
 
-def test_it_trains_and_resumes(workdir, recipe, tmp_path, capsys):
+def test_resume_is_bit_exact_and_keys_are_checked(workdir, recipe, tmp_path, capsys):
     config = cli.load_recipe(str(recipe))
     train.claim(tmp_path, config)
     train.train(config, tmp_path, devices=jax.devices()[:1])
-    assert "warning: the toy rings" in capsys.readouterr().out
-    once, twice = (
+    assert "warning: patches were dropped" in capsys.readouterr().out
+    uninterrupted, resumed = (
         [{k: v for k, v in row.items() if "perf/" not in k} for row in log.read_metrics(folder)]
         for folder in (tmp_path, workdir)
     )
-    assert once == twice and once[0]["train/dropped"] == 0.75 and "eval/test/knn10" in once[-1]
-    words = [f"--config={recipe}", f"--workdir={tmp_path}", "--config.objective.keep=2"]
-    assert command.run(train, *words) == 2
+    assert uninterrupted == resumed
+    assert uninterrupted[0]["train/dropped"] == 0.75
+    assert "eval/test/knn10" in uninterrupted[-1]
+    arguments = [f"--config={recipe}", f"--workdir={tmp_path}", "--config.objective.keep=2"]
+    assert command.run(train, *arguments) == 2
     assert "config.objective.keep = 2.0 must be above 0" in capsys.readouterr().err
 
 
-def test_every_parameter_learns_at_its_rate(recipe):
-    """The decoder's blocks are no layers of the model, but each of them is a tensor of its own."""
+def test_layer_decay_and_gradients_of_all_parameters(recipe):
+    """The decoder's blocks have no layer-wise decay, but are stacked like those of the model."""
     run = Run(cli.load_recipe(str(recipe)), jax.devices()[:1])
     params = run.init().params
     scales = optim.layer_scales(params, 0.5)
-    by_layer = scales["encoder"]["blocks"]["attn"]["qkv"]["bias"]
-    np.testing.assert_array_equal(np.ravel(by_layer), [1 / 8, 1 / 4, 1 / 2])
+    bias_scales = scales["encoder"]["blocks"]["attn"]["qkv"]["bias"]
+    np.testing.assert_array_equal(np.ravel(bias_scales), [1 / 8, 1 / 4, 1 / 2])
     assert scales["encoder"]["patch_embed"]["kernel"] == 1 / 16
     assert set(jax.tree.leaves(scales["decoder"])) == {1.0}
     decayed = optim.decay_mask(params, "timm")["decoder"]["blocks"]
@@ -192,35 +200,35 @@ def test_every_parameter_learns_at_its_rate(recipe):
     rows = next(run.batches(0)) | {"row": np.arange(8)}
     gradient = jax.jit(jax.grad(run.objective.loss, has_aux=True))
     gradients, _ = gradient(params, {}, rows, jax.random.key(0), 0)
-    used = {
-        "/".join(str(p.key) for p in path): bool(np.abs(x).max() > 0)
+    without_gradient = {
+        "/".join(str(p.key) for p in path)
         for path, x in jax.tree_util.tree_leaves_with_path(gradients)
+        if not np.abs(x).max() > 0
     }
-    # The last norm comes after the tokens that are decoded.
-    idle = {name for name, learns in used.items() if not learns}
-    assert idle == {"encoder/norm/bias", "encoder/norm/scale"}
+    # The decoder takes the tokens before the final norm.
+    assert without_gradient == {"encoder/norm/bias", "encoder/norm/scale"}
 
 
-def test_the_report_shows_its_health(workdir, tmp_path):
+def test_report_shows_health_metrics(workdir, tmp_path):
     output = tmp_path / "report.html"
     assert command.run(report, f"--workdir={workdir}", f"--output={output}") == 0
     html = output.read_text()
-    assert "share of the patches that are toys" in html
+    assert "fraction of dropped patches" in html
 
 
 def test_doctor_and_summary(recipe, tmp_path, capsys):
     assert command.run(doctor, f"--config={recipe}", f"--workdir={tmp_path / 'run'}") == 0
     assert "all checks passed" in capsys.readouterr().out
-    folder = tmp_path / "drawings"
-    assert command.run(summary, f"--config={recipe}", f"--drawings={folder}") == 0
-    assert {"whole.svg", "sizes.svg"} < {path.name for path in folder.iterdir()}
+    drawings = tmp_path / "drawings"
+    assert command.run(summary, f"--config={recipe}", f"--drawings={drawings}") == 0
+    assert {"whole.svg", "sizes.svg"} < {path.name for path in drawings.iterdir()}
 
 
 def test_benchmark_and_compile_check(recipe, capsys):
-    words = ["--pairs=1", "--steps=1", "--json"]
-    assert command.run(benchmark, f"--config={recipe}", *words) == 0
-    timed = json.loads(capsys.readouterr().out)
-    assert timed["model"] == "mu/4" and timed["batch_size"] == 8 and timed["flops_per_s"] > 0
+    arguments = ["--pairs=1", "--steps=1", "--json"]
+    assert command.run(benchmark, f"--config={recipe}", *arguments) == 0
+    timing = json.loads(capsys.readouterr().out)
+    assert timing["model"] == "mu/4" and timing["batch_size"] == 8 and timing["flops_per_s"] > 0
     assert command.run(compile_check, f"--config={recipe}", "--nosearch", "--json") == 0
     compiled = json.loads(capsys.readouterr().out.splitlines()[-1])
     run = Run(cli.load_recipe(str(recipe)))

@@ -1,4 +1,4 @@
-"""DINO's training checkpoints give DINO's numbers: features, attention, projections."""
+"""Tests of facebookresearch/dino checkpoints: features, attention and projection head."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from vit_jax.pretrained import dino
 
 GOLDEN = tests.GOLDEN / "dino"
 TEACHER = GOLDEN / "backbone/teacher_unprefixed.safetensors"
-NAME = "vit_tiny_patch16_224"  # its 3 heads; the file tells the rest
+NAME = "vit_tiny_patch16_224"  # for its 3 heads; the file determines the rest
 
 
 def golden(name):
@@ -29,36 +29,38 @@ def compute(model, x, **options):
     return jax.jit(lambda p, x: apply(p, x, **options))(params, jnp.asarray(x))
 
 
-def close(a, b, atol=1e-5):
+def assert_close(a, b, atol=1e-5):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol)
 
 
-def test_the_backbone():
+def test_backbone_matches_reference():
     model = pretrained.load(TEACHER, NAME, scan="on")
     c = model.config
     assert (c.num_classes, c.pool, c.image, c.patch) == (0, "cls", 32, 4)
     out = compute(model, images("global"), attention=True, blocks=True)
-    close(out["pooled"], golden("cls_global"))
-    close(out["attention"][-1], golden("last_selfattention"), atol=2e-6)
-    close(model.norm(out["blocks"][-4:]), golden("intermediate_last4"))
-    close(out["tokens"], golden("intermediate_last4")[-1])
+    assert_close(out["pooled"], golden("cls_global"))
+    assert_close(out["attention"][-1], golden("last_selfattention"), atol=2e-6)
+    assert_close(model.norm(out["blocks"][-4:]), golden("intermediate_last4"))
+    assert_close(out["tokens"], golden("intermediate_last4")[-1])
 
 
-def test_small_crops_of_the_student_and_of_a_bare_backbone(tmp_path):
-    """A quarter of the patches: positions are resized by DINO's rule."""
-    tensors, path = load_file(TEACHER), tmp_path / "w.safetensors"
-    forms = [({f"module.{k}": v for k, v in tensors.items()}, {})]
-    forms += [(dino.part(tensors, "backbone."), {"pos_resize": "dino"})]
-    for form, options in forms:
-        save_file(form, path)
+def test_local_crops_match_reference(tmp_path):
+    """Local crops have a quarter of the patches, so position embeddings are resized as in DINO."""
+    tensors = load_file(TEACHER)
+    path = tmp_path / "w.safetensors"
+    layouts = [({f"module.{k}": v for k, v in tensors.items()}, {})]
+    layouts += [(dino.strip_prefix(tensors, "backbone."), {"pos_resize": "dino"})]
+    for layout, options in layouts:
+        save_file(layout, path)
         model = pretrained.load(path, "S/16", num_heads=3, scan="on", **options)
-        close(compute(model, images("local"))["pooled"], golden("cls_local"))
-    timms = compute(pretrained.load(path, NAME, scan="on"), images("local"))["pooled"]
-    assert np.abs(timms - golden("cls_local")).max() > 1e-3
+        assert_close(compute(model, images("local"))["pooled"], golden("cls_local"))
+    # Resizing as in timm gives different features.
+    timm_pooled = compute(pretrained.load(path, NAME, scan="on"), images("local"))["pooled"]
+    assert np.abs(timm_pooled - golden("cls_local")).max() > 1e-3
 
 
-def head_of(params):
-    """DinoHead with these parameters, from features to logits."""
+def apply_head(params):
+    """Return the DinoHead with these parameters as a function of features."""
     width, hidden = params["fc1"]["kernel"].shape
     bottleneck, out = params["last_layer"]["kernel"].shape
     fixed = "scale" not in params["last_layer"]
@@ -67,7 +69,7 @@ def head_of(params):
     return jax.jit(lambda x: model.apply(params, x))
 
 
-def test_the_head_on_several_crops():
+def test_multi_crop_head_matches_reference():
     model = pretrained.load(TEACHER, NAME, scan="on")
     large, small = images("global"), images("local")
     groups = [[large, large[:, :, ::-1]], [small, small[:, :, ::-1], 0.5 * small]]
@@ -75,21 +77,21 @@ def test_the_head_on_several_crops():
     features = jax.jit(model.views)(groups).swapaxes(0, 1).reshape(10, -1)
     params = dino.head_params(pretrained.read(TEACHER))
     assert params["last_layer"]["kernel"].shape == (16, 64)
-    close(head_of(params)(features), golden("multicrop_head_out"))
+    assert_close(apply_head(params)(features), golden("multicrop_head_out"))
 
 
 @pytest.mark.parametrize("case", ["norm_last", "free_last"])
-def test_a_head_alone(case):
+def test_head_state_dict_matches_reference(case):
     tensors = load_file(GOLDEN / f"head/{case}/state_dict.safetensors")
     params = dino.head_params(tensors)
     assert ("scale" in params["last_layer"]) == (case == "free_last")
     x = np.load(GOLDEN / f"head/{case}/input.npy")
-    close(head_of(params)(x), np.load(GOLDEN / f"head/{case}/output.npy"))
+    assert_close(apply_head(params)(x), np.load(GOLDEN / f"head/{case}/output.npy"))
 
 
-def test_a_head_that_does_not_fit_is_named():
+def test_invalid_heads_are_rejected():
     tensors = load_file(GOLDEN / "head/free_last/state_dict.safetensors")
-    with pytest.raises(ValueError, match="norms are not 1"):
+    with pytest.raises(ValueError, match="norms of the prototypes are not 1"):
         dino.head_params(tensors, norm_last_layer=True)
     ones = tensors | {"last_layer.weight_g": np.ones((200, 1), np.float32)}
     assert "scale" not in dino.head_params(ones)["last_layer"]

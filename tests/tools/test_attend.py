@@ -1,4 +1,4 @@
-"""The command that draws attention: of a run, of a weight file, as pictures, film and text."""
+"""Tests of vit_jax.tools.attend: figures, animations, text and arrays."""
 
 import json
 import re
@@ -25,65 +25,67 @@ WEIGHTS = GOLDEN / "vit/vit_cls/state_dict.safetensors"  # 2 layers, 3 heads, 32
 NAME = "vit_tiny_patch16_224"
 
 
-def run(words, **options):
-    """The command with these words and flags. -> its exit code"""
+def run(images, **options):
+    """Run the tool with images and flags; return its exit code."""
     flags = [
         f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items()
     ]
-    return command.run(attend, *flags, *words)
+    return command.run(attend, *flags, *images)
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, train_digits):
-    """A step of the smallest model with a class token on the digits: 4 x 4 patches, 4 heads."""
+    """A run of one step on digits, with a class token, 4 x 4 patches and 4 heads."""
     sizes = dict(depth=1, width=16, mlp_dim=32, pool="cls")
     return train_digits(tmp_path_factory.mktemp("run"), 1, **sizes)
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """Three files in a folder, of which the names sort otherwise than as text."""
+    """A directory with three images, whose natural order differs from the alphabetical order."""
     folder = tmp_path / "photos"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in (2, 10, 1):
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{i}.png")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """What stands on each figure that is made, as sets of texts."""
-    found, make = [], Figure.__init__
+def figure_texts(monkeypatch):
+    """A function that returns the set of texts in each figure that was created."""
+    figures = []
+    init = Figure.__init__
 
-    def note(self, *args, **options):
-        make(self, *args, **options)
-        found.append(self)
+    def record(self, *args, **options):
+        init(self, *args, **options)
+        figures.append(self)
 
-    monkeypatch.setattr(Figure, "__init__", note)
-    return lambda: [{t.get_text() for t in figure.findobj(match=is_text)} for figure in found]
+    monkeypatch.setattr(Figure, "__init__", record)
+    return lambda: [{t.get_text() for t in figure.findobj(match=has_text)} for figure in figures]
 
 
-def is_text(artist):
+def has_text(artist):
     return hasattr(artist, "get_text")
 
 
-def test_of_a_run_the_numbers_are_what_the_model_says(workdir, tmp_path, capsys):
+def test_run_arrays_match_the_model(workdir, tmp_path, capsys):
     image = data.make(load_config(workdir), "test")[0]["image"]
     Image.fromarray(image[..., 0]).save(tmp_path / "x.png")
     (tmp_path / "page.jpg").write_text("<html>404</html>")
-    output = tmp_path / "seen.png"
-    words = ["test:0", str(tmp_path / "page.jpg"), str(tmp_path / "x.png"), "val:3"]
-    assert run(words, workdir=workdir, against=workdir, output=output) == 2
+    output = tmp_path / "attention.png"
+    images = ["test:0", str(tmp_path / "page.jpg"), str(tmp_path / "x.png"), "val:3"]
+    assert run(images, workdir=workdir, against=workdir, output=output) == 2
     out, err = capsys.readouterr()
-    assert out.split() == [str(output), str(tmp_path / "seen.npz")]
+    assert out.split() == [str(output), str(tmp_path / "attention.npz")]
     assert len(err.splitlines()) == 1 and "page.jpg" in err
     with Image.open(output) as picture:
         assert min(picture.size) > 600
-    arrays = np.load(tmp_path / "seen.npz")
-    assert arrays["names"].tolist() == [words[0], *words[2:]]
-    c, model = load_config(workdir), runs.load_model(workdir)
+    arrays = np.load(tmp_path / "attention.npz")
+    assert arrays["names"].tolist() == [images[0], *images[2:]]
+    c = load_config(workdir)
+    model = runs.load_model(workdir)
     x = augment.normalize(arrays["images"][:1], c.data.mean, c.data.std)
     maps = model(x, attention=True)["attention"][-1][0, :, 0, 1:].reshape(4, 4, 4)
     np.testing.assert_allclose(arrays["maps"][0, 0], maps, atol=2e-6)
@@ -96,60 +98,61 @@ def test_of_a_run_the_numbers_are_what_the_model_says(workdir, tmp_path, capsys)
     assert "step 1: attention of [CLS]; image 8x8, 4x4 patches of 2x2" in str(arrays["note"])
 
 
-def test_of_a_file_any_layers_heads_and_resolution(photos, drawn):
-    output = photos.parent / "new" / "seen.svg"
+def test_weight_file_arrays_match_the_model(photos, figure_texts):
+    """Selected layers, heads and image size of a weight file."""
+    output = photos.parent / "new" / "attention.svg"
     options = dict(weights=WEIGHTS, model=NAME, image=48, layers="2,1", keep=0.5)
     assert run([photos], **options, heads="2,max,rollout", output=output) == 0
     arrays = np.load(output.with_suffix(".npz"))
     names = [Path(name).name for name in arrays["names"]]
     assert names == ["1.png", "2.png", "10.png"]
     assert arrays["layers"].tolist() == [2, 1] and arrays["heads"].tolist() == [0, 1, 2]
-    x = arrays["images"] / 255 * 2 - 1  # a timm name without a suffix: AugReg's
+    x = arrays["images"] / 255 * 2 - 1  # AugReg's normalization: a timm name without a suffix
     assert x.shape == (3, 48, 48, 3)
-    whole = np.asarray(pretrained.load(WEIGHTS, NAME)(x, attention=True)["attention"])
-    assert whole.shape == (2, 3, 3, 145, 145)
-    rows = whole[[1, 0], ..., 0, 1:].reshape(2, 3, 3, 12, 12).swapaxes(0, 1)
-    np.testing.assert_allclose(arrays["maps"], rows, atol=2e-6)
-    rolled = attention.rollout(whole)[[1, 0], :, 0, 1:].reshape(2, 3, 12, 12).swapaxes(0, 1)
-    np.testing.assert_allclose(arrays["rollout"], rolled, atol=2e-6)
-    np.testing.assert_array_equal(arrays["mask"], attention.mass_mask(rows.mean(2), 0.5))
-    (texts,) = drawn()
+    weights = np.asarray(pretrained.load(WEIGHTS, NAME)(x, attention=True)["attention"])
+    assert weights.shape == (2, 3, 3, 145, 145)
+    maps = weights[[1, 0], ..., 0, 1:].reshape(2, 3, 3, 12, 12).swapaxes(0, 1)
+    np.testing.assert_allclose(arrays["maps"], maps, atol=2e-6)
+    rollout = attention.rollout(weights)[[1, 0], :, 0, 1:].reshape(2, 3, 12, 12).swapaxes(0, 1)
+    np.testing.assert_allclose(arrays["rollout"], rollout, atol=2e-6)
+    np.testing.assert_array_equal(arrays["mask"], attention.mass_mask(maps.mean(2), 0.5))
+    (texts,) = figure_texts()
     size = "image 48x48, 12x12 patches of 4x4, positions resized from 8x8"
     assert any(size in text for text in texts)
     assert f"state_dict.safetensors, {NAME}" in texts
     assert {"layer 1 of 2", "layer 2 of 2", "head 2", "max of 3 heads", "rollout"} < texts
-    assert any("hold 50%" in text for text in texts)
+    assert any("holds 50%" in text for text in texts)
 
 
-def test_a_run_against_a_file(workdir, tmp_path, drawn):
+def test_run_against_weight_file(workdir, tmp_path, figure_texts):
     options = dict(workdir=workdir, against=WEIGHTS, against_model=NAME)
     assert run(["test:1"], **options, output=tmp_path / "both.png") == 0
     arrays = np.load(tmp_path / "both.npz")
     assert arrays["maps"].shape == (1, 1, 4, 4, 4) and arrays["layers"].tolist() == [1]
     assert arrays["against_maps"].shape == (1, 1, 3, 8, 8)
     assert arrays["against_layers"].tolist() == [2]
-    (texts,) = drawn()
+    (texts,) = figure_texts()
     assert f"state_dict.safetensors, {NAME}" in texts and "layer 2 of 2" in " ".join(texts)
 
 
-def test_a_frame_a_layer_or_an_image(photos, tmp_path, drawn):
+def test_animation_has_a_frame_per_layer_or_image(photos, tmp_path, figure_texts):
     options = dict(weights=WEIGHTS, model=NAME)
     assert run([photos / "1.png"], **options, animate=tmp_path / "layers.gif") == 0
-    assert [{"layer 1 of 2", "layer 2 of 2"} & texts for texts in drawn()] == [
+    assert [{"layer 1 of 2", "layer 2 of 2"} & texts for texts in figure_texts()] == [
         {"layer 1 of 2"},
         {"layer 2 of 2"},
     ]
     assert run([photos], **options, animate=tmp_path / "images.apng", fps=5) == 0
-    for name, frames, each in (("layers.gif", 2, 500), ("images.apng", 3, 200)):
-        with Image.open(tmp_path / name) as film:
-            film.load()
-            assert film.n_frames == frames and film.info["duration"] == each
+    for name, frames, duration in (("layers.gif", 2, 500), ("images.apng", 3, 200)):
+        with Image.open(tmp_path / name) as animation:
+            animation.load()
+            assert animation.n_frames == frames and animation.info["duration"] == duration
     maps = np.load(tmp_path / "layers.npz")["maps"]
     assert maps.shape == (1, 2, 3, 8, 8)
     np.testing.assert_allclose(maps, np.load(tmp_path / "images.npz")["maps"][:1], atol=1e-6)
 
 
-def test_in_the_terminal(photos, capsys):
+def test_terminal_prints_maps(photos, capsys):
     assert run([photos / "1.png"], weights=WEIGHTS, model=NAME, terminal=True, layers=2) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "mean 0.5,0.5,0.5" in lines[0] and lines[-1] == attention.LEGEND
@@ -158,7 +161,7 @@ def test_in_the_terminal(photos, capsys):
     assert len(maps) % 8 == 0 and "█" in "".join(maps) and not list(photos.parent.glob("*.npz"))
 
 
-def test_which_layers_and_heads():
+def test_layer_and_head_selection():
     layers = attend.pick_layers
     assert layers(None, 12) == [1, 6, 12] and layers(None, 1) == [1] and layers(None, 2) == [1, 2]
     assert layers(["last", "2", "all"], 4) == [4, 2, 1, 3] and layers([2, 1], 4) == [2, 1]
@@ -172,7 +175,7 @@ def test_which_layers_and_heads():
         attend.check_size(16, [range(12)], range(6), True)
 
 
-def test_mistakes_are_named(workdir, photos, tmp_path, capsys):
+def test_invalid_flags_exit_with_one_line(workdir, photos, tmp_path, capsys):
     flags = dict(workdir=workdir, output=tmp_path / "out" / "x.png")
     (tmp_path / "cnn").mkdir()
     config = json.loads((workdir / "config.json").read_text())
@@ -187,34 +190,33 @@ def test_mistakes_are_named(workdir, photos, tmp_path, capsys):
         (dict(workdir=workdir), ["test:0"], "--terminal"),
         (flags, [], "1 to 16"),
         (flags, ["test:0"] * 17, "1 to 16"),
-        (flags, [tmp_path / "empty"], "holds no image"),
+        (flags, [tmp_path / "empty"], "no images in"),
         (flags | dict(keep=0.0), ["test:0"], "--keep"),
         (flags | dict(heads=4), ["test:0"], "from 0 to 3"),
         (flags | dict(heads="a"), ["test:0"], "heads"),
         (flags | dict(layers=2), ["test:0"], "from 1 to 1"),
-        (flags | dict(image=9), ["test:0"], "image=9 does not divide"),
+        (flags | dict(image=9), ["test:0"], "image=9 must be divisible"),
         (flags | dict(image=2**12), ["test:0"], "GB per layer"),
         (flags | dict(against=tmp_path), ["test:0"], "config.json"),
-        (flags | dict(against=workdir, against_model=NAME), ["test:0"], "--against_model goes"),
-        (flags | dict(workdir=tmp_path / "cnn"), ["test:0"], "a resnet20 has no attention"),
+        (flags | dict(against=workdir, against_model=NAME), ["test:0"], "--against_model requires"),
+        (flags | dict(workdir=tmp_path / "cnn"), ["test:0"], "resnet20 has no attention"),
         (flags | dict(weights=WEIGHTS), ["test:0"], "either"),
-        (file | dict(model="resnet50"), [photos], "weights of a resnet50"),
+        (file | dict(model="resnet50"), [photos], "resnet50 weights can only"),
         (file | dict(raw=True), [photos], "--raw"),
     ]
-    for options, words, message in cases:
-        assert run(words, **options) == 2
+    for options, images, message in cases:
+        assert run(images, **options) == 2
         error = capsys.readouterr().err
         assert re.search(message, error) and error.count("\n") == 1, error
     assert run(["test:999"], **flags) == 2
-    assert run(["test:0"], **file) == 2  # a row of what data?
+    assert run(["test:0"], **file) == 2  # a weight file has no dataset
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".npz", ".svg", ".mp4")]
-    words = [sys.executable, "-m", "vit_jax.tools.attend", "--workdir=nowhere", "test:0"]
-    done = subprocess.run([*words, "--output=x.png"], cwd=ROOT, capture_output=True, text=True)
+    args = [sys.executable, "-m", "vit_jax.tools.attend", "--workdir=nowhere", "test:0"]
+    done = subprocess.run([*args, "--output=x.png"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not done.stdout
 
 
-def test_arrays_from_python(workdir, capsys):
-    """Images of any size, without files."""
+def test_attend_from_python_without_files(workdir, capsys):
     models = [inference.load(str(workdir)), inference.load(str(WEIGHTS), NAME)]
     images = np.random.default_rng(0).integers(0, 256, (2, 40, 30, 3), np.uint8)
     pictures = [Picture(f"picture {i}", image) for i, image in enumerate(images)]
@@ -224,7 +226,7 @@ def test_arrays_from_python(workdir, capsys):
     assert "█" in capsys.readouterr().out
 
 
-def see(name, views, layers=(2,), **options):
+def extract(name, views, layers=(2,), **options):
     module = vit.create(name, num_classes=0, **options)
     return attention_maps.extract(
         inference.from_module(module, name), views, layers, with_rollout=True
@@ -233,7 +235,9 @@ def see(name, views, layers=(2,), **options):
 
 def test_models_with_and_without_a_class_token():
     views = np.random.default_rng(0).integers(0, 256, (10, 28, 28, 1), np.uint8)
-    a, b = (see("mu/4", views, image=28, channels=1, depth=2, pool=pool) for pool in ("cls", "gap"))
+    a, b = (
+        extract("mu/4", views, image=28, channels=1, depth=2, pool=pool) for pool in ("cls", "gap")
+    )
     assert a.maps.shape == b.maps.shape == (10, 1, 2, 7, 7)
     assert a.colors.shape == (10, 7, 7, 3) and "28x28, 7x7 patches of 4x4" in geometry(a)
     assert whose(a) == "[CLS]" and "(no [CLS])" in whose(b) and a.depth == 2
@@ -242,13 +246,13 @@ def test_models_with_and_without_a_class_token():
     np.testing.assert_allclose(b.rollout.sum((2, 3)), 1, rtol=1e-5)
 
 
-def test_a_batch_or_one_at_a_time(monkeypatch):
+def test_maps_do_not_depend_on_batch_size(monkeypatch):
     views = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), np.uint8)
     options = dict(layers=(1, 2), image=28, channels=1, depth=2)
-    together = see("mu/4", views, **options)
+    full = extract("mu/4", views, **options)
     monkeypatch.setattr(
         attention_maps, "MAX_SOFTMAX_BYTES", 2 * 4 * 2 * 2 * 50**2
-    )  # two images' softmax
-    apart = see("mu/4", views, **options)
-    np.testing.assert_allclose(together.maps, apart.maps, atol=1e-6)
-    np.testing.assert_allclose(together.rollout, apart.rollout, atol=1e-6)
+    )  # the attention weights of two images
+    batched = extract("mu/4", views, **options)
+    np.testing.assert_allclose(full.maps, batched.maps, atol=1e-6)
+    np.testing.assert_allclose(full.rollout, batched.rollout, atol=1e-6)

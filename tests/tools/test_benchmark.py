@@ -1,4 +1,4 @@
-"""vit_jax.tools.benchmark and vit_jax.perf.interleave: output, and what is compared with what."""
+"""Tests of vit_jax.tools.benchmark and vit_jax.perf.interleave."""
 
 import json
 import subprocess
@@ -14,12 +14,12 @@ from vit_jax.perf import interleave, workloads
 TINY = ["--model=mu/8,image=16,num_classes=10", "--batch_size=2", "--pairs=2", "--steps=2"]
 
 
-def run(*words):
-    command = [sys.executable, "-m", "vit_jax.tools.benchmark", *words]
+def run(*args):
+    command = [sys.executable, "-m", "vit_jax.tools.benchmark", *args]
     return subprocess.run(command, cwd=interleave.ROOT, capture_output=True, text=True)
 
 
-def test_train_step_prints_one_json_object_and_needs_no_input_pipeline():
+def test_train_step_prints_json_without_input_pipeline():
     code = "import sys; sys.modules['grain'] = sys.modules['tensorflow_datasets'] = None\n"
     code += "import vit_jax.tools.benchmark as b; b.define_flags(); b.cli.run(b.main)"
     command = [sys.executable, "-c", code, "--what=train_step", "--json", *TINY]
@@ -34,10 +34,10 @@ def test_train_step_prints_one_json_object_and_needs_no_input_pipeline():
     assert result["flops_per_s"] > 0 and result["peak_rss_mb"] > 0 and "ratio_against" not in result
 
 
-def test_dino_step_prints_the_same_keys():
+def test_dino_step_prints_json():
     head = "hidden_dim=32,bottleneck_dim=16,out_dim=64"
-    words = ["--what=dino_step", "--json", f"--model=mu/4,image=16,{head}", "--batch_size=2"]
-    done = run(*words, "--pairs=1", "--steps=1")
+    args = ["--what=dino_step", "--json", f"--model=mu/4,image=16,{head}", "--batch_size=2"]
+    done = run(*args, "--pairs=1", "--steps=1")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["what"] == "dino_step" and result["steps"] == 1
@@ -46,22 +46,22 @@ def test_dino_step_prints_the_same_keys():
     assert 2e3 / ms == pytest.approx(rate, rel=1e-3)
 
 
-def test_attention_takes_turns_with_the_plain_forward_pass():
+def test_attention_is_interleaved_with_forward():
     done = run("--what=attention", "--json", *TINY)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["against"] == "forward" and len(result["pairs"][0]) == 2
     (ours, plain), ratio = result["pairs"][0], result["ratio_spread"]
     assert ratio["min"] * 0.999 <= ours / plain <= ratio["max"] * 1.001
-    for words, cause in (
+    for args, message in (
         (["--model=resnet18"], "ResNet"),
         (["--against=timm"], "--what=attention"),
     ):
-        done = run("--what=attention", *words)
-        assert done.returncode == 2 and cause in done.stderr and done.stderr.count("\n") == 1
+        done = run("--what=attention", *args)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_input_reads_photographs_as_the_peer_is_told_to(tmp_path):
+def test_input_reads_the_photographs_in_the_peer_job(tmp_path):
     done = run("--what=input", "--json", "--batch_size=8", "--pairs=2", "--steps=1", "--threads=1")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
@@ -83,14 +83,14 @@ def test_input_reads_photographs_as_the_peer_is_told_to(tmp_path):
         interleave.input_job(workloads.make_config("S/16,channels=1", 8, "float32")[0], "")
 
 
-def test_a_peer_that_is_not_installed_is_the_users_mistake(tmp_path, monkeypatch):
+def test_missing_peer_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setattr(interleave, "ROOT", tmp_path)
     with pytest.raises(UserError, match="make bench-peer"):
         interleave.Peer("timm", {})
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("args", "message"),
     [
         (["--model=mu/8,widt=3"], "did you mean 'width'"),
         (["--what=startup", "--against=timm"], "startup"),
@@ -102,12 +102,12 @@ def test_a_peer_that_is_not_installed_is_the_users_mistake(tmp_path, monkeypatch
         (["--what=forward", "--config=configs/digits.py"], "--what=train_step"),
     ],
 )
-def test_mistakes_end_in_2_and_one_line(words, says):
-    done = run(*words)
-    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+def test_invalid_flags_exit_with_code_2(args, message):
+    done = run(*args)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
-def test_the_peer_is_given_the_same_model_batch_and_optimizer():
+def test_peer_job_has_the_same_model_batch_and_optimizer():
     config, sizes = workloads.make_config("S/16,depth=2,pool=gap,image=32", 4, "float32")
     job = interleave.peer_job(config, sizes, "train_step", 1, "cpu")
     assert job["options"] == {
@@ -132,7 +132,7 @@ def test_the_peer_is_given_the_same_model_batch_and_optimizer():
         interleave.peer_job(config, sizes, "train_step", 1, "cpu")
 
 
-def test_the_peer_of_a_dino_step_is_given_the_recipe():
+def test_dino_peer_job_has_the_recipe():
     config, sizes = workloads.make_config("Ti/16", 2, "float32", dino.base())
     job = interleave.peer_job(config, sizes, "dino_step", 1, "cpu")
     batch = workloads.one_batch(config)
@@ -143,15 +143,16 @@ def test_the_peer_of_a_dino_step_is_given_the_recipe():
     optim = job["config"]["optim"]
     assert (optim["clip"], optim["freeze_for"], optim["weight_decay"]) == (3.0, "1", 0.04)
     assert job["options"]["num_classes"] == 0 and job["options"]["drop_path_rate"] == 0.1
-    # The published 5,717,416 without their classifier, and the head without biases in its last.
+    # The published 5,717,416 parameters without the classifier, plus the head, whose last layer has
+    # no bias.
     head = 193 * 2048 + 2049 * 2048 + 2049 * 256 + 256 * 65536
     assert job["parameters"] == 5_717_416 - 193 * 1000 + head
-    # Ti/16 is 1.26 GMACs (DeiT, with its classifier); 36 tokens and [CLS] instead of 197: 0.208.
+    # Ti/16 takes 1.26 GMACs (DeiT, with classifier), and 0.208 for 36 patches and [CLS].
     macs = 1.26e9 * 8 + 0.208e9 * 24 + 32 * head
     assert workloads.count_flops("dino_step", config, sizes) == pytest.approx(2 * macs, rel=0.01)
 
 
-def test_turns_alternate_and_the_ratio_is_of_pairs():
+def test_runs_alternate_and_ratio_is_the_median_over_pairs():
     order = []
 
     class Runner:
@@ -165,7 +166,7 @@ def test_turns_alternate_and_the_ratio_is_of_pairs():
             seconds = self.seconds[min(order.count(self.label), len(self.seconds)) - 1] * steps
             return {"seconds": seconds, "peak_rss_mb": 1, "cpu": [0.0, 0.0]}
 
-    # Two runs of each come first: compiling, and one step that is timed to size the turns.
+    # Each side first runs twice: to compile, and to time one step, which sets the steps per run.
     ours, peer = Runner("ours", [9, 1, 1, 2, 4]), Runner("peer", [9, 2, 3, 4, 4])
     result = interleave.summarize(interleave.measure(ours, peer, pairs=3, seconds=4), 8, 10, peer)
     assert order == ["ours", "ours", "peer", "peer"] + ["ours", "peer"] * 3

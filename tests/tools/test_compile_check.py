@@ -1,4 +1,4 @@
-"""vit_jax.tools.compile_check and vit_jax.perf.hlo: what a compiled train step needs and sends."""
+"""Tests of vit_jax.tools.compile_check and vit_jax.perf.hlo."""
 
 import importlib.util
 import json
@@ -32,9 +32,9 @@ SYNTHETIC += ["--config.data.train=train"]
 def check(tmp_path):
     (tmp_path / "tiny.py").write_text(RECIPE)
 
-    def run(*words, devices=1):
+    def run(*args, devices=1):
         command = [sys.executable, "-m", "vit_jax.tools.compile_check"]
-        command += [f"--config={tmp_path / 'tiny.py'}", *words]
+        command += [f"--config={tmp_path / 'tiny.py'}", *args]
         flags = f"--xla_force_host_platform_device_count={devices}"
         flags += " --xla_backend_optimization_level=0"
         environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
@@ -43,78 +43,78 @@ def check(tmp_path):
     return run
 
 
-def result_of(done):
+def parse_result(done):
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_one_device_holds_the_state_and_the_batch(check):
-    """The recipe names ImageNet, which is not read."""
-    found = result_of(check("--nosearch", "--json"))
-    # Parameters, their average and AdamW's two moments; the step, AdamW's count and the schedule's.
-    assert found["state"] == 4 * (4 * found["parameters"] + 3)
-    rows = 8 * (32 * 32 * 3 + 4)
-    memory = found["memory"]
-    assert memory["arguments"] == found["state"] + rows + 8  # and the key
-    assert memory["aliased"] == found["state"]  # donated
-    assert found["fits"] and found["collectives"] == {}
-    assert found["model"] == "mu/16" and found["attn"] == "matmul"
-    assert memory["temporaries"] > 0 and found["flops"] > 0 and found["least_ms"] is None
+def test_memory_on_one_device_is_state_and_batch(check):
+    """The recipe uses ImageNet, which does not have to exist."""
+    result = parse_result(check("--nosearch", "--json"))
+    # Parameters, EMA and the two moments of AdamW; the counts of the step, AdamW and the schedule.
+    assert result["state"] == 4 * (4 * result["parameters"] + 3)
+    batch_bytes = 8 * (32 * 32 * 3 + 4)
+    memory = result["memory"]
+    assert memory["arguments"] == result["state"] + batch_bytes + 8  # 8 bytes for the RNG key
+    assert memory["aliased"] == result["state"]  # donated
+    assert result["fits"] and result["collectives"] == {}
+    assert result["model"] == "mu/16" and result["attn"] == "matmul"
+    assert memory["temporaries"] > 0 and result["flops"] > 0 and result["least_ms"] is None
 
 
-def test_collectives_of_a_step_on_eight_devices(check):
-    found = result_of(check("--nosearch", "--json", devices=8))
-    reduced = found["collectives"]["all-reduce"]
-    # Every gradient once, each block's within the loop; and a few numbers.
-    assert 0 <= reduced["bytes"] - 4 * found["parameters"] < 200
-    assert reduced["runs"] > reduced["ops"]
-    assert "all-gather" not in found["collectives"]
-    words = "--config.mesh.fsdp=8", "--config.batch_size=2048"
-    split = result_of(check("--nosearch", "--json", *words, devices=8))
-    assert split["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
-    assert split["state"] < found["state"] / 4 and "all-gather" in split["collectives"]
-    # Parameters and their gradients are sent, and no activations, which are far larger here.
-    sent = sum(kind["bytes"] for kind in split["collectives"].values())
-    assert sent < 3 * 4 * split["parameters"]
+def test_collectives_on_eight_devices(check):
+    replicated = parse_result(check("--nosearch", "--json", devices=8))
+    all_reduce = replicated["collectives"]["all-reduce"]
+    # All gradients are reduced once, those of the blocks within the loop, and a few metrics.
+    assert 0 <= all_reduce["bytes"] - 4 * replicated["parameters"] < 200
+    assert all_reduce["runs"] > all_reduce["ops"]
+    assert "all-gather" not in replicated["collectives"]
+    args = "--config.mesh.fsdp=8", "--config.batch_size=2048"
+    sharded = parse_result(check("--nosearch", "--json", *args, devices=8))
+    assert sharded["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
+    assert sharded["state"] < replicated["state"] / 4 and "all-gather" in sharded["collectives"]
+    # Only parameters and gradients are communicated; activations are much larger at this size.
+    num_bytes = sum(kind["bytes"] for kind in sharded["collectives"].values())
+    assert num_bytes < 3 * 4 * sharded["parameters"]
 
 
-def test_the_largest_batch_is_found_by_compiling(check):
+def test_search_finds_the_largest_batch(check):
     done = check(*SYNTHETIC)
     assert done.returncode == 0, done.stderr
     assert "mu/16, batch 8, float32, on 1 x cpu" in done.stdout
-    assert re.search(r"at 16 +fits: ", done.stdout)  # all images that there are
+    assert re.search(r"batch 16 +fits: ", done.stdout)  # the number of images
     assert re.search(r"largest batch +16$", done.stdout)
 
 
-def test_auto_is_what_it_would_be_there():
+def test_auto_is_resolved_for_the_platform():
     config = defaults()
-    for platform, words in {"tpu": ("on", "xla"), "cpu": ("off", "matmul")}.items():
-        found = compile_check.settle(config, platform)
-        assert (found.model.scan, found.model.attn) == words
+    for platform, expected in {"tpu": ("on", "xla"), "cpu": ("off", "matmul")}.items():
+        settled = compile_check.settle(config, platform)
+        assert (settled.model.scan, settled.model.attn) == expected
     assert config.model.scan == "auto"
 
 
 @pytest.mark.parametrize("first", [8, 200])
 @pytest.mark.parametrize(
-    ("needs", "most"),
+    ("needed", "max_tries"),
     [(lambda b: 10 + b, 4), (lambda b: 20 + b, 4), (lambda b: 10 + b * b / 64, 9)],
 )
-def test_search_brackets_the_limit(needs, most, first):
+def test_search_brackets_the_limit(needed, max_tries, first):
     tried = []
 
     def attempt(b):
         tried.append(b)
         mesh = {"data": 4, "fsdp": 1, "tensor": 1}
-        found = {"batch_size": b, "fits": needs(b) <= 110, "limit": 110, "state": 10}
-        found |= {"memory": {"needed": needs(b)}, "mesh": mesh, "accum_steps": 2, "images": 10**6}
-        return found
+        result = {"batch_size": b, "fits": needed(b) <= 110, "limit": 110, "state": 10}
+        result |= {"memory": {"needed": needed(b)}, "mesh": mesh, "accum_steps": 2, "images": 10**6}
+        return result
 
     results = compile_check.find_largest(attempt(first), attempt)
     assert [r["batch_size"] for r in results] == tried and len(set(tried)) == len(tried)
-    fits = max(b for b in tried if needs(b) <= 110)
-    fails = min(b for b in tried if needs(b) > 110)
+    fits = max(b for b in tried if needed(b) <= 110)
+    fails = min(b for b in tried if needed(b) > 110)
     assert fits % 8 == fails % 8 == 0 and fails <= 1.26 * fits
-    assert len(tried) <= most
+    assert len(tried) <= max_tries
 
 
 TEXT = """HloModule jit_step
@@ -141,9 +141,8 @@ ENTRY %main (x: f32[6]) -> f32[2] {
 """
 
 
-def test_loops_count_as_often_as_they_turn():
-    found = hlo.collectives(TEXT)
-    assert found == {
+def test_collectives_in_loops_count_per_iteration():
+    assert hlo.collectives(TEXT) == {
         "all-gather": {"ops": 1, "runs": 14, "bytes": 14 * 64},
         "all-reduce": {"ops": 1, "runs": 14, "bytes": 14 * 17},
         "reduce-scatter": {"ops": 1, "runs": 1, "bytes": 8},
@@ -158,27 +157,27 @@ def test_loops_count_as_often_as_they_turn():
         "Ran out of memory in memory space hbm. Used 16.50G of 15.75G hbm. Exceeded ...",
     ],
 )
-def test_what_the_compiler_says_when_memory_is_short(message):
-    found = hlo.out_of_memory(f"RESOURCE_EXHAUSTED: {message}")
-    assert found == (int(16.5 * 2**30), int(15.75 * 2**30))
+def test_out_of_memory_errors_are_parsed(message):
+    sizes = hlo.out_of_memory(f"RESOURCE_EXHAUSTED: {message}")
+    assert sizes == (int(16.5 * 2**30), int(15.75 * 2**30))
     assert hlo.out_of_memory(f"INTERNAL: {message}") is None
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("args", "message"),
     [
         (["--config.mesh.fsdp=3"], "there are 1 devices"),
         (["--config.batch_size=9", "--config.accum_steps=2"], "accum_steps"),
         (["--config.data.name=folder"], "data.dir"),
     ],
 )
-def test_mistakes_end_in_2_and_one_line(check, words, says):
-    done = check(*words)
-    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+def test_invalid_flags_exit_with_code_2(check, args, message):
+    done = check(*args)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is here")
-def test_a_topology_needs_libtpu(check):
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_topology_requires_libtpu(check):
     done = check("--topology=v5e:2x4")
     assert done.returncode == 2 and "make install EXTRA=tpu" in done.stderr
 
@@ -190,11 +189,12 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.mark.slow
 @needs_libtpu
-def test_a_slice_that_is_not_here(check):
-    found = result_of(check("--nosearch", "--json", "--topology=v5e:2x2"))
-    assert found["device"] == "TPU v5 lite" and found["mesh"]["data"] == 4
-    assert (found["scan"], found["attn"]) == ("on", "xla") and found["limit"] == 15.75 * 2**30
-    assert found["fits"] and found["collectives"]["all-reduce"]["bytes"] >= 4 * found["parameters"]
+def test_compile_for_a_tpu_slice(check):
+    result = parse_result(check("--nosearch", "--json", "--topology=v5e:2x2"))
+    assert result["device"] == "TPU v5 lite" and result["mesh"]["data"] == 4
+    assert (result["scan"], result["attn"]) == ("on", "xla") and result["limit"] == 15.75 * 2**30
+    all_reduce = result["collectives"]["all-reduce"]
+    assert result["fits"] and all_reduce["bytes"] >= 4 * result["parameters"]
     large = check("--nosearch", "--config.batch_size=1048576", "--topology=v5e:2x2")
     assert large.returncode == 0 and "does not fit: at least " in large.stdout
     done = check("--topology=v5e-8")

@@ -1,3 +1,5 @@
+"""Tests of vit_jax.tools.prepare on idx files, directories and ImageNet's archives."""
+
 import gzip
 import io
 import subprocess
@@ -46,7 +48,7 @@ def idx(tmp_path):
     return tmp_path, arrays
 
 
-def test_idx_comes_back_as_it_was(idx, tmp_path):
+def test_idx_round_trip(idx, tmp_path):
     source, arrays = idx
     target = tmp_path / "sets"
     command = [sys.executable, "-m", "vit_jax.tools.prepare", f"--input={source}", "--name=tiny"]
@@ -54,25 +56,25 @@ def test_idx_comes_back_as_it_was(idx, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("tiny/1.0.0: train 30, test 7 images, 3 classes\n")
     for prefix, split in (("train", "train"), ("t10k", "test")):
-        found = load(target, split, channels=1)
-        assert found.class_names == ["T-shirt/top", "bag", "신발"]
+        dataset = load(target, split, channels=1)
+        assert dataset.class_names == ["T-shirt/top", "bag", "신발"]
         images, labels = arrays[prefix]
         np.testing.assert_array_equal(
-            [found[i]["image"][..., 0] for i in range(len(found))], images
+            [dataset[i]["image"][..., 0] for i in range(len(dataset))], images
         )
-        assert [found[i]["label"] for i in range(len(found))] == labels.tolist()
-    # TFDS itself reads it too.
+        assert [dataset[i]["label"] for i in range(len(dataset))] == labels.tolist()
+    # TFDS can also read it.
     theirs = tfds.data_source("tiny", data_dir=target, split="test", download=False)
     np.testing.assert_array_equal(theirs[3]["image"][..., 0], arrays["t10k"][0][3])
-    # Said again, it refuses and leaves what is there.
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 2 and "exists" in again.stderr
+    # An existing dataset is not overwritten.
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert second.returncode == 2 and "already exists" in second.stderr
     assert len(load(target, "train")) == 30
-    with pytest.raises(UserError, match="no split 'val' here; there are test, train"):
+    with pytest.raises(UserError, match="unknown split 'val'; available splits: test, train"):
         load(target, "val")
 
 
-def test_newest_version_unless_one_is_named(idx, tmp_path):
+def test_newest_version_is_the_default(idx, tmp_path):
     source, _ = idx
     for version, names in (("9.0.0", "abc"), ("10.0.0", "xyz")):
         prepare_tiny(source, tmp_path, version=version, class_names=list(names))
@@ -82,15 +84,15 @@ def test_newest_version_unless_one_is_named(idx, tmp_path):
     assert data.make(c, "train").class_names == list("abc")
 
 
-def test_sets_of_another_kind_are_refused(idx, tmp_path):
+def test_unsupported_datasets_are_rejected(idx, tmp_path):
     source, _ = idx
     prepare_tiny(source, tmp_path)
     info, features = (tmp_path / "tiny/1.0.0" / f"{x}.json" for x in ("dataset_info", "features"))
-    whole = features.read_text()
-    features.write_text(whole.replace('"label"', '"digit"'))
-    with pytest.raises(UserError, match="has digit, image; an image and a label are needed"):
+    original = features.read_text()
+    features.write_text(original.replace('"label"', '"digit"'))
+    with pytest.raises(UserError, match="has the features digit, image; it must have image"):
         load(tmp_path, "train")
-    features.write_text(whole)
+    features.write_text(original)
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     with pytest.raises(UserError, match="prepare it again .* file_format=array_record"):
         load(tmp_path, "train")
@@ -100,12 +102,12 @@ def test_sets_of_another_kind_are_refused(idx, tmp_path):
     "damage, message",
     [
         (lambda d: (d / "train-labels-idx1-ubyte").unlink(), "train needs both"),
-        (lambda d: (d / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01"), "not a whole idx"),
+        (lambda d: (d / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01"), "not an idx file"),
         (lambda d: (d / "train-images-idx3-ubyte.gz").write_bytes(b"junk"), "images-idx3"),
         (lambda d: write_idx(d / "t10k-labels-idx1-ubyte", np.zeros(3, np.uint8)), "7 images"),
     ],
 )
-def test_broken_idx_files_are_named_and_leave_nothing(idx, tmp_path, damage, message):
+def test_corrupt_idx_files_are_rejected(idx, tmp_path, damage, message):
     source, _ = idx
     damage(source)
     with pytest.raises(UserError, match=message):
@@ -113,7 +115,7 @@ def test_broken_idx_files_are_named_and_leave_nothing(idx, tmp_path, damage, mes
     assert not list((tmp_path / "sets").rglob("*.*"))
 
 
-def test_folder_keeps_jpegs_and_shards(tmp_path, monkeypatch):
+def test_directory_keeps_jpegs_unchanged_and_is_sharded(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     jpegs = {}
     for split, k in (("train", 4), ("val", 1)):
@@ -131,24 +133,24 @@ def test_folder_keeps_jpegs_and_shards(tmp_path, monkeypatch):
     assert shards == ["tiny-train.array_record-00000", "tiny-train.array_record-00001"]
     train, val = load(tmp_path / "sets", "train"), load(tmp_path / "sets", "validation")
     assert train.class_names == ["cat", "dog"] and (len(train), len(val)) == (8, 2)
-    # By content: every JPEG as it was, under its label.
+    # Every JPEG file is unchanged and has the right label.
     raw = tfds.data_source(
         "tiny",
         data_dir=tmp_path / "sets",
         download=False,
         decoders={"image": tfds.decode.SkipDecoding()},
     )
-    found = {x["image"]: int(x["label"]) for split in raw.values() for x in split}
-    assert len(found) == 10 and jpegs.items() <= found.items()
+    labels = {x["image"]: int(x["label"]) for split in raw.values() for x in split}
+    assert len(labels) == 10 and jpegs.items() <= labels.items()
     assert {train[i]["image"].shape for i in range(8)} == {(600, 500, 3)}
 
 
-def test_a_broken_image_stops_it_by_name(tmp_path):
+def test_invalid_image_aborts_and_is_named(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "train" / name).mkdir(parents=True)
         Image.new("RGB", (4, 4)).save(tmp_path / "train" / name / "a.png")
     (tmp_path / "train" / "dog" / "a.png").write_bytes(b"<html>")
-    with pytest.raises(ValueError, match=r"dog/a\.png: not an image but a page"):
+    with pytest.raises(ValueError, match=r"dog/a\.png: an HTML or XML document"):
         prepare_tiny(tmp_path, tmp_path / "sets")
     assert not list((tmp_path / "sets").rglob("*.*"))
 
@@ -161,26 +163,31 @@ def add(tar, name, content):
 
 @pytest.fixture
 def archives(tmp_path):
-    """ILSVRC's three, with three classes. -> folder, {bytes of a JPEG: its class}"""
-    rng, found = np.random.default_rng(0), {"train": {}, "validation": {}}
+    """The three archives of ILSVRC with three classes, and {split: {JPEG bytes: class}}."""
+    rng = np.random.default_rng(0)
+    classes = {"train": {}, "validation": {}}
 
     def jpeg():
         out = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8)).save(out, "JPEG")
         return out.getvalue()
 
-    names = ["n02", "n03", "n01"]  # in the devkit's order, which is not that of the labels
+    names = [
+        "n02",
+        "n03",
+        "n01",
+    ]  # in the order of the devkit, which differs from the order of the labels
     with tarfile.open(tmp_path / "ILSVRC2012_img_train.tar", "w") as outer:
         for name in names:
             buffer = io.BytesIO()
             with tarfile.open(fileobj=buffer, mode="w") as inner:
                 for i in range(4):
-                    found["train"][content := jpeg()] = name
+                    classes["train"][content := jpeg()] = name
                     add(inner, f"{name}_{i}.JPEG", content)
             add(outer, f"{name}.tar", buffer.getvalue())
     with tarfile.open(tmp_path / "ILSVRC2012_img_val.tar", "w") as tar:
         for i in (2, 1, 3, 5, 4):
-            found["validation"][content := jpeg()] = names[i % 3]
+            classes["validation"][content := jpeg()] = names[i % 3]
             add(tar, f"ILSVRC2012_val_{i:08d}.JPEG", content)
     kinds = [("ILSVRC2012_ID", object), ("WNID", object), ("num_children", object)]
     rows = [(i + 1, name, 0) for i, name in enumerate(names)] + [(4, "n00", 3)]
@@ -189,12 +196,12 @@ def archives(tmp_path):
     with tarfile.open(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
         add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
         add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth)
-    return tmp_path, found
+    return tmp_path, classes
 
 
-def test_imagenets_archives(archives, tmp_path):
-    """Read where they lie, and prepared: every image under its class."""
-    root, found = archives
+def test_imagenet_archives(archives, tmp_path):
+    """Reading the archives directly and after conversion gives the same images and labels."""
+    root, classes = archives
     prepare_tiny(root, tmp_path / "sets")
     raw = tfds.decode.SkipDecoding()
     theirs = tfds.data_source(
@@ -202,7 +209,7 @@ def test_imagenets_archives(archives, tmp_path):
     )
     c = defaults()
     c.data.name, c.data.dir = "ilsvrc", str(root)
-    for split, images in found.items():
+    for split, images in classes.items():
         source = data.make(c, split)
         assert source.class_names == ["n01", "n02", "n03"] and len(source) == len(images)
         labels = {content: source.class_names.index(name) for content, name in images.items()}
@@ -212,7 +219,7 @@ def test_imagenets_archives(archives, tmp_path):
     (root / "ILSVRC2012_devkit_t12.tar.gz").unlink()
     with pytest.raises(UserError, match="no ILSVRC2012_devkit_t12.tar.gz in .*image-net.org"):
         data.make(c, "validation")
-    cut = (root / "ILSVRC2012_img_val.tar").read_bytes()[:600]
-    (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(cut)
-    with pytest.raises(UserError, match="is broken or cut off"):
+    truncated = (root / "ILSVRC2012_img_val.tar").read_bytes()[:600]
+    (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(truncated)
+    with pytest.raises(UserError, match="is corrupt or truncated"):
         data.make(c, "validation")

@@ -1,4 +1,4 @@
-"""The commands beside train, on a run of a few steps."""
+"""Tests of predict, evaluate, features and summary, and of LoadedModel, on a run of a few steps."""
 
 import json
 import subprocess
@@ -26,41 +26,42 @@ WEIGHTS = GOLDEN / "vit/vit_cls/state_dict.safetensors"
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory, train_digits):
-    """A run on the digits, 8 steps of the smallest model."""
+    """A run of 8 steps on digits."""
     return train_digits(tmp_path_factory.mktemp("run"), 8, depth=1, width=16, mlp_dim=32)
 
 
-def run_predict(capsys, *words):
-    """-> exit code, printed objects, lines of errors."""
-    code = command.run(predict, "--json", "--topk=3", *words)
+def run_predict(capsys, *args):
+    """Run predict; return its exit code, the printed objects and the lines of errors."""
+    code = command.run(predict, "--json", "--topk=3", *args)
     out, err = capsys.readouterr()
     return code, [json.loads(line) for line in out.splitlines()], err.splitlines()
 
 
 def probabilities(workdir, images):
-    """What the model says of uint8 images, step by step."""
+    """Compute the probabilities for uint8 images without LoadedModel."""
     c = load_config(workdir)
     x = (np.float32(images) / 255 - np.float32(c.data.mean)) / np.float32(c.data.std)
     return np.asarray(jax.nn.softmax(runs.load_model(workdir)(x)["logits"]))
 
 
-def test_predict_says_what_the_model_says(workdir, capsys, tmp_path):
+def test_predict_matches_the_model(workdir, capsys, tmp_path):
     source = data.make(load_config(workdir), "test")
     image = source[0]["image"]
     Image.fromarray(image[..., 0]).save(tmp_path / "upright.png")
-    turned = Image.fromarray(image[..., 0]).transpose(Image.Transpose.ROTATE_90)
+    rotated = Image.fromarray(image[..., 0]).transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn a quarter to the right to see it
-    turned.save(tmp_path / "turned.png", exif=exif)
+    exif[0x0112] = 6  # orientation: rotate by 90 degrees clockwise to display
+    rotated.save(tmp_path / "rotated.png", exif=exif)
     (tmp_path / "page.jpg").write_text("<html>404</html>")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "upright.png").read_bytes()[:60])
-    files = [tmp_path / name for name in ("page.jpg", "upright.png", "turned.png", "cut.png")]
-    words = ["test:0", *files, "test:360", "test:3"]
-    code, rows, errors = run_predict(capsys, f"--workdir={workdir}", *words)
+    (tmp_path / "truncated.png").write_bytes((tmp_path / "upright.png").read_bytes()[:60])
+    names = ("page.jpg", "upright.png", "rotated.png", "truncated.png")
+    files = [tmp_path / name for name in names]
+    images = ["test:0", *files, "test:360", "test:3"]
+    code, rows, errors = run_predict(capsys, f"--workdir={workdir}", *images)
 
     assert code == 2 and len(errors) == 3 and all(e.startswith("error: ") for e in errors)
-    assert "page.jpg: not an image but a page of text" in errors[0] and "cut.png" in errors[1]
-    assert "test:360: there are 360 images" in errors[2]
+    assert "page.jpg: an HTML or XML document" in errors[0] and "truncated.png" in errors[1]
+    assert "test:360: index out of range; test has 360 images" in errors[2]
     assert [row["image"] for row in rows] == ["test:0", str(files[1]), str(files[2]), "test:3"]
     assert [row.get("label") for row in rows] == [
         source[0]["label"],
@@ -77,10 +78,10 @@ def test_predict_says_what_the_model_says(workdir, capsys, tmp_path):
         )
 
 
-def test_predict_for_a_person_with_a_figure(workdir, capsys, tmp_path):
+def test_predict_prints_table_and_writes_figure(workdir, capsys, tmp_path):
     output = tmp_path / "a/b/p.png"
-    words = [f"--weights={workdir}", "--topk=99", f"--output={output}", "val:0", "val:1"]
-    assert command.run(predict, *words) == 0
+    args = [f"--weights={workdir}", "--topk=99", f"--output={output}", "val:0", "val:1"]
+    assert command.run(predict, *args) == 0
     text = capsys.readouterr().out
     assert f"{workdir}, step 8" in text and text.count("%") == 20 and text.count("<- correct") == 2
     with Image.open(output) as picture:
@@ -92,12 +93,12 @@ def test_predict_with_a_weight_file(capsys, tmp_path):
     Image.fromarray(x).save(tmp_path / "x.png")
     (tmp_path / "names").write_text("\n".join("abcdefghij"))
     image, weights = tmp_path / "x.png", f"--weights={WEIGHTS}"
-    words = [weights, "--model=vit_tiny_patch16_224"]
-    _, (plain,), _ = run_predict(capsys, *words, image)
+    args = [weights, "--model=vit_tiny_patch16_224"]
+    _, (plain,), _ = run_predict(capsys, *args, image)
     assert plain["top"][0]["name"] == f"class {plain['top'][0]['class']}" and "label" not in plain
     imagenet = ["--mean=0.485,0.456,0.406", "--std=0.229,0.224,0.225"]
     names = f"--class_names={tmp_path / 'names'}"
-    _, (named,), _ = run_predict(capsys, *words, names, *imagenet, image)
+    _, (named,), _ = run_predict(capsys, *args, names, *imagenet, image)
     assert named["top"][0]["name"] == "abcdefghij"[named["top"][0]["class"]]
     assert named["top"] != plain["top"]
     deit = [weights, "--model=deit_tiny_patch16_224", names]
@@ -106,16 +107,16 @@ def test_predict_with_a_weight_file(capsys, tmp_path):
     (((best, probability), *_),) = predict.predict(model, [x], topk=3)
     assert best == named["top"][0]["class"]
     assert probability == pytest.approx(named["top"][0]["probability"], abs=1e-6)
-    code, rows, errors = run_predict(capsys, *words, "test:0")
-    assert code == 2 and not rows and "go with --workdir" in errors[0]
-    for wrong in ("--mean=a", "--std=0", "--crop=2", "--mean=1,2"):
-        code, rows, errors = run_predict(capsys, *words, wrong, image)
+    code, rows, errors = run_predict(capsys, *args, "test:0")
+    assert code == 2 and not rows and "pass --workdir" in errors[0]
+    for flag in ("--mean=a", "--std=0", "--crop=2", "--mean=1,2"):
+        code, rows, errors = run_predict(capsys, *args, flag, image)
         assert code == 2 and not rows and len(errors) == 1, errors
 
 
-def test_evaluate_repeats_what_training_said(workdir, capsys):
-    words = [f"--workdir={workdir}", "--evaluator=accuracy"]
-    assert command.run(evaluate, *words) == 0
+def test_evaluate_matches_evaluation_during_training(workdir, capsys):
+    args = [f"--workdir={workdir}", "--evaluator=accuracy"]
+    assert command.run(evaluate, *args) == 0
     scores = json.loads(capsys.readouterr().out)
     row = log.read_metrics(workdir)[-1]
     assert scores["step"] == 8 and scores["images"] == 360
@@ -123,15 +124,15 @@ def test_evaluate_repeats_what_training_said(workdir, capsys):
     assert scores["loss"] == pytest.approx(row["eval/test/loss"], rel=1e-5)
     raw = evaluate.evaluate(inference.load(str(workdir), raw=True))
     assert raw["loss"] != scores["loss"]
-    for wrong, says in (
+    for flag, message in (
         ("--evaluator=acuracy", "must be one of accuracy"),
         ("--checkpoint=7", "no checkpoint '7'"),
     ):
-        assert command.run(evaluate, f"--weights={workdir}", wrong) == 2
-        assert says in capsys.readouterr().err
+        assert command.run(evaluate, f"--weights={workdir}", flag) == 2
+        assert message in capsys.readouterr().err
 
 
-def test_evaluate_reads_out_features(workdir):
+def test_evaluate_matches_readouts_of_features(workdir):
     model = inference.load(str(workdir), checkpoint="latest")
     bank, queries = (model.features(split) for split in ("train", "test"))
     for name, read_out in (("knn", knn.read_out), ("linear_probe", linear_probe.read_out)):
@@ -141,65 +142,65 @@ def test_evaluate_reads_out_features(workdir):
         assert {key: scores[key] for key in expected} == pytest.approx(expected, abs=1 / 360)
 
 
-def test_run_is_the_model_on_normalized_images(workdir):
-    average, raw = (inference.load(str(workdir), raw=raw) for raw in (False, True))
+def test_run_matches_the_module(workdir):
+    ema, raw = (inference.load(str(workdir), raw=raw) for raw in (False, True))
     x = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
-    a, b = (model.run(x, attention=True, blocks=True, batch_size=2) for model in (average, raw))
+    a, b = (model.run(x, attention=True, blocks=True, batch_size=2) for model in (ema, raw))
     assert np.abs(a["logits"] - b["logits"]).max() > 1e-4
-    for name, expected in average.module(x, attention=True, blocks=True).items():
+    for name, expected in ema.module(x, attention=True, blocks=True).items():
         assert a[name].dtype == np.float32 and a[name].shape == expected.shape
         np.testing.assert_allclose(a[name], expected, atol=2e-5, err_msg=name)
-    blocks = features.features(average, x, blocks=True)
+    blocks = features.features(ema, x, blocks=True)
     np.testing.assert_allclose(blocks["block_00"], a["blocks"][0], atol=2e-5)
     images = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 1), np.uint8)
-    found = average.run(images)["logits"]
+    logits = ema.run(images)["logits"]
     expected = probabilities(workdir, images)
-    np.testing.assert_allclose(jax.nn.softmax(found), expected, atol=1e-5)
-    np.testing.assert_array_equal(average.run(list(images))["logits"], found)
-    for wrong, says in (
-        (images[:, :6], "prepare each with view"),
+    np.testing.assert_allclose(jax.nn.softmax(logits), expected, atol=1e-5)
+    np.testing.assert_array_equal(ema.run(list(images))["logits"], logits)
+    for invalid, message in (
+        (images[:, :6], "preprocess each image with view"),
         (x[:, :7], "patches of 2x2"),
         (x[0], "images\\[None\\]"),
-        (x[:0], "one image or more"),
-        (np.repeat(x, 3, -1), "the model takes 1 channels"),
+        (x[:0], "pass at least one image"),
+        (np.repeat(x, 3, -1), "the model expects 1 channels"),
     ):
-        with pytest.raises(UserError, match=says):
-            average.run(wrong)
-    with pytest.raises(UserError, match="one set of weights"):
+        with pytest.raises(UserError, match=message):
+            ema.run(invalid)
+    with pytest.raises(UserError, match="is a weight file, not a run"):
         inference.load(str(WEIGHTS), raw=True)
     with pytest.raises(AttributeError):
-        average.crop = 0.5
+        ema.crop = 0.5
 
 
 def test_features_of_a_split(workdir, tmp_path, capsys):
     output = f"--output={tmp_path / 'out.npz'}"
     assert command.run(features, f"--workdir={workdir}", "--split=val", output) == 0
     assert "pooled     [180, 16]" in capsys.readouterr().out
-    found = np.load(tmp_path / "out.npz")
-    assert set(found) == {"pooled", "logits", "label"}
+    arrays = np.load(tmp_path / "out.npz")
+    assert set(arrays) == {"pooled", "logits", "label"}
     source = data.make(load_config(workdir), "val")
     examples = [source[i] for i in range(len(source))]
-    assert found["label"].tolist() == [x["label"] for x in examples]
+    assert arrays["label"].tolist() == [x["label"] for x in examples]
     expected = probabilities(workdir, np.stack([x["image"] for x in examples]))
-    np.testing.assert_allclose(jax.nn.softmax(found["logits"]), expected, atol=1e-5)
-    raw = inference.load(str(workdir), raw=True)
-    other = raw.features("val", batch_size=24)
-    assert other["pooled"].shape == (180, 16)
-    assert np.abs(other["pooled"] - found["pooled"]).max() > 1e-4
-    for words, says in (
-        ([f"--workdir={workdir}"], "pass either --input=FILE.npy or, of a run, --split"),
+    np.testing.assert_allclose(jax.nn.softmax(arrays["logits"]), expected, atol=1e-5)
+    raw = inference.load(str(workdir), raw=True).features("val", batch_size=24)
+    assert raw["pooled"].shape == (180, 16)
+    assert np.abs(raw["pooled"] - arrays["pooled"]).max() > 1e-4
+    for args, message in (
+        ([f"--workdir={workdir}"], "pass either --input=FILE.npy or, with a run, --split"),
         (["--split=val"], "pass either --workdir=DIR or --weights=FILE"),
-        ([f"--weights={WEIGHTS}", "--split=val"], "--split goes with a run"),
-        ([f"--workdir={workdir}", "--split=val", "--blocks"], "--blocks go with --input"),
-        ([f"--weights={WEIGHTS}", "--input=x", "--checkpoint=7"], "--checkpoint go with a run"),
+        ([f"--weights={WEIGHTS}", "--split=val"], "--split requires a run"),
+        ([f"--workdir={workdir}", "--split=val", "--blocks"], "--blocks require --input"),
+        ([f"--weights={WEIGHTS}", "--input=x", "--checkpoint=7"], "--checkpoint require a run"),
         ([f"--weights={WEIGHTS}", "--input=x", "--model=nano/2", "--raw"], "--raw and"),
     ):
-        assert command.run(features, *words, output) == 2
-        assert says in capsys.readouterr().err
+        assert command.run(features, *args, output) == 2
+        assert message in capsys.readouterr().err
 
 
-def test_features_names_what_is_wrong_with_its_input(tmp_path):
-    path, x = tmp_path / "x.npy", np.zeros((2, 8, 8, 3), np.float32)
+def test_features_rejects_invalid_input(tmp_path):
+    path = tmp_path / "x.npy"
+    x = np.zeros((2, 8, 8, 3), np.float32)
     cases = [(x.astype(np.uint8), "uint8"), (x[0], "shape"), (x[:0], "shape"), (x > 0, "bool")]
     cases += [(np.array([{}], object), "not a .npy file")]
     for array, message in cases:
@@ -214,62 +215,64 @@ def test_features_names_what_is_wrong_with_its_input(tmp_path):
         features.read(tmp_path / "none.npy")
     with open(path, "wb") as file:
         np.savez(file, x=x)
-    with pytest.raises(UserError, match="an archive"):
+    with pytest.raises(UserError, match="an .npz archive"):
         features.read(path)
 
 
-def table(text):
-    """The rows of a summary: {stage: (shape, parameters)}, the first of a name."""
+def parse_table(text):
+    """Parse a summary into {stage: (shape, parameters)}, keeping the first row of each stage."""
     rows = {}
     for line in text.splitlines():
-        words = [word for word in line.strip().split("  ") if word.strip()]
-        if len(words) > 1:
-            rows.setdefault(words[0], tuple(word.strip() for word in words[1:]))
+        cells = [cell for cell in line.strip().split("  ") if cell.strip()]
+        if len(cells) > 1:
+            rows.setdefault(cells[0], tuple(cell.strip() for cell in cells[1:]))
     return rows
 
 
-def test_summary_draws_what_it_says(tmp_path, capsys):
-    words = ["--model=mu/4,image=20,depth=2", "--num_classes=7"]
-    assert command.run(summary, *words, f"--drawings={tmp_path / 'new'}") == 0
+def test_summary_writes_drawings(tmp_path, capsys):
+    args = ["--model=mu/4,image=20,depth=2", "--num_classes=7"]
+    assert command.run(summary, *args, f"--drawings={tmp_path / 'new'}") == 0
     written = {path.stem: path.read_text() for path in (tmp_path / "new").glob("*.svg")}
     parts = {"whole", "self_attention", "multi_head", "patch_embedding", "positions", "sizes"}
     assert set(written) == parts
     assert "[26 × 26]" in written["self_attention"] and "[7]" in written["whole"]
     assert set(capsys.readouterr().out.split()) >= {f"{tmp_path}/new/{x}.svg" for x in parts}
     (tmp_path / "file").write_text("")
-    assert command.run(summary, *words, f"--drawings={tmp_path / 'file'}") == 2
+    assert command.run(summary, *args, f"--drawings={tmp_path / 'file'}") == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_summary_is_the_drawing():
-    rows = table(text := summary.summary("B/16", variants.parse("B/16")))
+def test_summary_of_vit_b16():
+    rows = parse_table(text := summary.summary("B/16", variants.parse("B/16")))
     assert rows["196 patches of 16x16 (convolution)"] == ("[196x768]", "590,592")
-    assert rows["[CLS] + position, learned"] == ("[197x768]", "152,064")
-    assert rows["12 heads of 64: attention"] == ("[12x197x197]", "21,261,312")
+    assert rows["[CLS] + position embedding, learned"] == ("[197x768]", "152,064")
+    assert rows["attention, 12 heads of 64"] == ("[12x197x197]", "21,261,312")
     assert rows["MLP 768 -> 3072 -> 768"] == ("[197x768]", "56,669,184")
-    assert rows["CLS"] == ("[768]",) and rows["head"] == ("[1000]", "769,000")
+    assert rows["[CLS] token"] == ("[768]",)
+    assert rows["classification head"] == ("[1000]", "769,000")
     assert rows["total"] == ("86,567,656",)
     assert "35.13 GFLOPs" in text and "17.56 GMACs" in text and "346.3 MB" in text
 
 
-def test_summary_of_other_models():
+def test_summary_of_model_options():
     c = digits.get_config()
     c.model.norm, c.model.pool, c.model.pos_embed = "post", "map", "sincos2d"
     text = summary.summary(*summary.model_of(None, c))
-    rows = table(text)
+    rows = parse_table(text)
     stages = [line.split("  ")[1] for line in text.splitlines() if line[:2] == "  "]
-    assert stages[0].startswith("4 heads") and stages[3] == stages[-1] == "LayerNorm"
-    assert rows["position, fixed 2-D sin-cos"] == ("[16x48]",) and rows["head"] == ("[10]", "490")
+    assert stages[0].startswith("attention, 4 heads") and stages[3] == stages[-1] == "LayerNorm"
+    assert rows["position embedding, fixed 2-D sin-cos"] == ("[16x48]",)
+    assert rows["classification head"] == ("[10]", "490")
     assert rows["attention pooling (MAP)"] == ("[48]", "28,224")
-    rows = table(summary.summary(*summary.model_of("H/14,pool=gap", None, 0)))
-    assert rows["mean of the patches"] == ("[1280]",) and "head" not in rows
+    rows = parse_table(summary.summary(*summary.model_of("H/14,pool=gap", None, 0)))
+    assert rows["mean over patches"] == ("[1280]",) and "classification head" not in rows
     for name in ("B/17", "B/16,dpth=3"):
         assert command.run(summary, f"--model={name}") == 2
 
 
-def test_mistakes_end_with_2_and_a_plain_line(workdir, tmp_path):
-    def call(tool, *words):
-        command = [sys.executable, "-m", f"vit_jax.tools.{tool}", *words]
+def test_invalid_flags_exit_with_code_2(workdir, tmp_path):
+    def call(tool, *args):
+        command = [sys.executable, "-m", f"vit_jax.tools.{tool}", *args]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     cases = [call("predict", "x.png"), call("predict", f"--workdir={workdir}")]
@@ -280,18 +283,18 @@ def test_mistakes_end_with_2_and_a_plain_line(workdir, tmp_path):
         assert len(done.stderr.splitlines()) <= 2 and not done.stdout
 
 
-def test_the_figure_marks_right_and_wrong_without_color():
+def test_figure_marks_correct_predictions_without_color():
     image = np.zeros((8, 8, 1), np.uint8)
     tops = [[("seven", 0.9), ("one", 0.1)]] * 3
     figure = predictions([image] * 3, tops, labels=["seven", "one", None])
     axes = [axis for part in figure.subfigs for axis in part.axes]
-    assert [axis.get_xlabel() for axis in axes[::2]] == ["✓ seven", "✗ is one", ""]
+    assert [axis.get_xlabel() for axis in axes[::2]] == ["✓ seven", "✗ true: one", ""]
     hatched = [[bar.get_hatch() for bar in axis.patches] for axis in axes[1::2]]
     assert hatched == [["///", None], [None, "///"], [None, None]]
     assert [bar.get_width() for bar in axes[1].patches] == [0.9, 0.1]
 
 
-def test_seeds_reports_the_chosen_checkpoint_and_honest_times(workdir):
+def test_seeds_reports_best_checkpoint_and_omits_time_after_restart(workdir):
     rows, run = log.read_metrics(workdir), json.loads((workdir / "run.json").read_text())
     row = seeds.result(rows, run, 3, {"1": 2.5})
     assert row["seed"] == 3 and row["step"] == 8 and row["seconds"] == 2.5

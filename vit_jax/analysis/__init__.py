@@ -1,4 +1,4 @@
-"""Arrays to arrays: attention maps, rollout, receptive fields, Grad-CAM, weight statistics."""
+"""Model analysis on arrays: attention, receptive fields, Grad-CAM and weight statistics."""
 
 from vit_jax.analysis.attention import mass_mask, rollout
 from vit_jax.analysis.receptive_field import attention_distance, attention_entropy

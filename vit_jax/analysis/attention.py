@@ -1,71 +1,107 @@
-"""Attention maps, attention rollout and principal components of a model's named outputs.
+"""Attention maps, attention rollout, attention masks and principal components of patch features.
 
-Arrays in, arrays out: numpy's or, within jit, JAX's. Axes: l layers, b images, h heads, q queries
-and m what they attend to, which are both all n tokens. A grid is the rows and columns of patches,
-an image's sides / the patch's.
+`cls_maps`, `patch_maps`, `head_map` and `rollout` accept NumPy arrays and, inside `jax.jit`, JAX
+arrays; the other functions compute in NumPy. Axes: l layers, b images, h heads, q queries, m keys,
+n tokens. A grid is (rows, columns) of patches: the image size divided by the patch size.
 """
 
 import numpy as np
 
-ROUNDING = 1e-6  # of a sum of float32 softmax outputs
-SHADES = {"█": 0.8, "▓": 0.4, "░": 0.0}  # and the least share of a map's maximum it stands for
+ROUNDING = 1e-6  # relative error of sums of float32 softmax outputs
+SHADES = {"█": 0.8, "▓": 0.4, "░": 0.0}  # character: lower bound as a share of the map's maximum
 LEGEND = "█ 0.8 to 1.0, ▓ 0.4 to 0.8, ░ 0 to 0.4 of the map's maximum"
 
 
 def cls_maps(attention, grid, prefix=1):
-    """How much [CLS] attends to each patch: [l, b, h, q, m] -> [l, b, h, *grid].
+    """Return the attention of [CLS] to each patch.
 
-    prefix: number of tokens before the patches; token 0 is [CLS]. Attention to them is left out,
-    so a map sums to 1 or less. Raises ValueError if the patches do not make the grid.
+    Attention to the prefix tokens is dropped, so a map sums to 1 or less.
+
+    Args:
+      attention: softmax outputs [l, b, h, q, m].
+      grid: (rows, columns) of patches.
+      prefix: number of tokens before the patch tokens; token 0 is [CLS].
+
+    Returns:
+      [l, b, h, rows, columns].
+
+    Raises:
+      ValueError: if there is no [CLS] token, or the number of patches does not match the grid.
     """
     if prefix < 1:
-        raise ValueError("there is no [CLS] token whose attention could be read")
+        raise ValueError("cls_maps needs a [CLS] token, but prefix is 0; use patch_maps")
     return on_grid(attention[..., 0, :], grid, prefix)
 
 
 def patch_maps(attention, grid, prefix=0):
-    """How much the average patch attends to each: [l, b, h, q, m] -> [l, b, h, *grid].
+    """Return the attention to each patch, averaged over the query patches.
 
-    For models without a [CLS] token, which pool the mean of the patches.
+    For models without a [CLS] token, which average the patch tokens.
+
+    Args:
+      attention: softmax outputs [l, b, h, q, m].
+      grid: (rows, columns) of patches.
+      prefix: number of tokens before the patch tokens.
+
+    Returns:
+      [l, b, h, rows, columns].
+
+    Raises:
+      ValueError: if the number of patches does not match the grid.
     """
     return on_grid(attention[..., prefix:, :].mean(-2), grid, prefix)
 
 
-def on_grid(rows, grid, prefix):
-    """Values per token [..., n] -> those of the patches [..., *grid]. Raises ValueError."""
-    rows = rows[..., prefix:]
-    if rows.shape[-1] != grid[0] * grid[1]:
-        raise ValueError(f"{rows.shape[-1]} patches do not make a grid of {grid[0]} x {grid[1]}")
-    return rows.reshape(*rows.shape[:-1], *grid)
+def on_grid(values, grid, prefix):
+    """Drop the prefix tokens of [..., n] and reshape the rest to [..., rows, columns].
+
+    Raises:
+      ValueError: if the number of patches does not match the grid.
+    """
+    values = values[..., prefix:]
+    if values.shape[-1] != grid[0] * grid[1]:
+        raise ValueError(f"{values.shape[-1]} patches do not form a {grid[0]} x {grid[1]} grid")
+    return values.reshape(*values.shape[:-1], *grid)
 
 
 def head_map(maps, head):
-    """One map of all heads': [..., h, rows, columns] -> [..., rows, columns].
+    """Select a head of [..., h, rows, columns], or reduce over the heads.
 
-    head: its number from 0, or "mean" or "max", patch by patch over the heads.
+    Args:
+      maps: [..., h, rows, columns].
+      head: index from 0, or "mean" or "max" over the heads for each patch.
+
+    Returns:
+      [..., rows, columns].
     """
     return getattr(maps, head)(-3) if isinstance(head, str) else maps[..., head, :, :]
 
 
 def rollout(attention):
-    """Attention rollout (section 3 of arXiv:2005.00928): [l, b, h, n, n] -> [l, b, n, n].
+    """Compute attention rollout (section 3 of arXiv:2005.00928).
 
-    The attention averaged over heads and then with the identity, for the residual connection, rows
-    scaled to sum to 1, and multiplied from the first layer up. Entry i covers the first i + 1
-    layers; `cls_maps(rollout(a)[:, :, None], grid)` are its maps.
+    The attention of each layer is averaged over the heads and then with the identity, which
+    accounts for the residual connection; its rows are normalized to sum to 1; and the layers are
+    multiplied, starting from the first. `cls_maps(rollout(a)[:, :, None], grid)` returns the maps.
+
+    Args:
+      attention: softmax outputs [l, b, h, n, n].
+
+    Returns:
+      [l, b, n, n]; entry i covers the first i + 1 layers.
     """
-    found = []
+    results = []
     for layer in attention:
         mixed = (layer.mean(-3) + np.eye(layer.shape[-1], dtype=layer.dtype)) / 2
         mixed = mixed / mixed.sum(-1, keepdims=True)
-        found.append(mixed @ found[-1] if found else mixed)
-    return attention.__array_namespace__().stack(found)
+        results.append(mixed @ results[-1] if results else mixed)
+    return attention.__array_namespace__().stack(results)
 
 
 def as_text(values):
-    """A map [rows, columns] as lines of █ ▓ ░, two characters per patch so that it is square.
+    """Format a map [rows, columns] as lines of █ ▓ ░, two characters per patch to make it square.
 
-    Shades are shares of the map's maximum, as in `LEGEND`, with inclusive lower bounds.
+    The shades are shares of the map's maximum with inclusive lower bounds, see `LEGEND`.
     """
     values = np.asarray(values, np.float64)
     shares = values / (values.max() or 1) + ROUNDING
@@ -74,42 +110,59 @@ def as_text(values):
 
 
 def mass_mask(maps, keep=0.6):
-    """The fewest patches that hold this share of each map's sum: [..., h, w] -> bool [..., h, w].
+    """Select the smallest set of patches that holds a share of each map's sum.
 
-    Figure 1 of arXiv:2104.14294 shows such masks, section 4.2.2 scores them as segmentations. Of
-    equal patches the first one, row by row, comes first; a patch of 0 is never needed. Raises
-    ValueError unless 0 < keep <= 1.
+    Figure 1 of arXiv:2104.14294 shows such masks, and section 4.2.2 evaluates them as
+    segmentations. Ties are broken in row-major order; patches of value 0 are never selected.
+
+    Args:
+      maps: non-negative [..., h, w].
+      keep: share of the sum, 0 < keep <= 1.
+
+    Returns:
+      bool [..., h, w].
+
+    Raises:
+      ValueError: if `keep` is out of range.
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep={keep} must be above 0 and at most 1")
     flat = np.asarray(maps, np.float64).reshape(*np.shape(maps)[:-2], -1)
     order = np.argsort(-flat, axis=-1, kind="stable")
-    falling = np.take_along_axis(flat, order, -1)
-    before = np.cumsum(falling, -1) - falling  # what the larger ones hold
-    needed = (before < (keep - ROUNDING) * flat.sum(-1, keepdims=True)) & (falling > 0)
+    descending = np.take_along_axis(flat, order, -1)
+    sum_of_larger = np.cumsum(descending, -1) - descending
+    needed = sum_of_larger < (keep - ROUNDING) * flat.sum(-1, keepdims=True)
+    needed &= descending > 0
     mask = np.empty(flat.shape, bool)
     np.put_along_axis(mask, order, needed, -1)
     return mask.reshape(np.shape(maps))
 
 
 def fix_signs(axes):
-    """Rows [n, d] with the sign in which their largest element is positive."""
+    """Flip each row of [n, d] so that its element of largest magnitude is positive."""
     return axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
 
 
 def pca(tokens, components=3):
-    """Features as colors: [b, n, d] -> float32 [b, n, components] in [0, 1].
+    """Project features onto their principal components, scaled to [0, 1] to be drawn as colors.
 
-    The principal components of all patches of all images together, so that colors are comparable
-    between images, clipped to their 1st and 99th percentiles, which become 0 and 1. The largest
-    weight of a component is positive. A constant component is 1/2 everywhere.
+    The components are computed over all patches of all images, so that colors are comparable
+    between images. Each component is clipped to its 1st and 99th percentiles, which map to 0 and 1.
+    The largest weight of a component is positive. A constant component is 0.5 everywhere.
+
+    Args:
+      tokens: [b, n, d].
+      components: number of components.
+
+    Returns:
+      float32 [b, n, components] in [0, 1].
     """
     x = np.asarray(tokens, np.float64)
     x = x.reshape(-1, x.shape[-1])
     x = x - x.mean(0)
-    squares, axes = np.linalg.eigh(x.T @ x)  # rising
-    spread, axes = np.sqrt(squares[::-1].clip(0)), axes.T[::-1][:components]
-    axes = fix_signs(axes)
+    squares, axes = np.linalg.eigh(x.T @ x)  # ascending
+    spread = np.sqrt(squares[::-1].clip(0))
+    axes = fix_signs(axes.T[::-1][:components])
     scores = np.zeros((len(x), components))
     scores[:, : len(axes)] = x @ axes.T
     scores[:, : len(axes)][:, spread[: len(axes)] <= ROUNDING * spread[0]] = 0

@@ -1,4 +1,4 @@
-"""Attention maps and features of single images, of an `inference.LoadedModel` ViT."""
+"""Attention maps and patch features of a ViT loaded as an `inference.LoadedModel`."""
 
 import functools
 from types import SimpleNamespace
@@ -8,43 +8,52 @@ import jax.numpy as jnp
 from vit_jax.analysis import attention
 from vit_jax.errors import UserError
 
-BATCH = 8  # most images at a time
-MAX_SOFTMAX_BYTES = 2**29  # of all layers and a batch
-MAX_LAYER_BYTES = 2**33  # of the softmax of one layer and one image
+MAX_BATCH = 8  # images
+MAX_SOFTMAX_BYTES = 2**29  # of all layers, for a batch
+MAX_LAYER_BYTES = 2**33  # of the softmax of one layer, for one image
 
 
 def first_middle_last(depth):
-    """The first, the middle and the last of so many layers, from 1, each once."""
+    """Return the numbers of the first, middle and last of `depth` layers, from 1, unique."""
     return sorted({1, (depth + 1) // 2, depth})
 
 
 def extract(model, views, layers, with_rollout=False):
-    """Attention maps and features of images.
+    """Compute the attention maps and patch features of images.
 
     Args:
       model: `inference.LoadedModel` of a ViT.
-      views: uint8 [image, image, c] each.
-      layers: numbers from 1.
+      views: sequence of uint8 [image, image, c], from `LoadedModel.view`.
+      layers: layer numbers from 1.
       with_rollout: whether to compute attention rollout too.
 
     Returns:
-      A namespace: `maps` [b, layers, h, rows, columns], of the class token or, without one, the
-      mean of the patches; `rollout` [b, layers, rows, columns] or None; `colors` [b, rows, columns,
-      3]; all float32; and for the text around them `name`, `layers`, `depth`, `prefix`, `image` and
-      `patch` (pixels), and `trained_grid`, the side of the grid that the positions were learned on.
+      A `SimpleNamespace` with float32 arrays
+        maps: [b, layers, h, rows, columns], attention of [CLS] or, without [CLS], averaged over the
+          query patches;
+        rollout: [b, layers, rows, columns], or None;
+        colors: [b, rows, columns, 3], see `attention.pca`;
+      and, for titles and notes,
+        name, layers, depth, prefix;
+        image, patch: sides in pixels;
+        trained_grid: side of the grid that the position embeddings were learned on.
+
+    Raises:
+      UserError: if the attention of one image would take too much memory.
     """
-    prefix, config = model.prefix, model.module.config
+    prefix = model.prefix
+    config = model.module.config
     rows, columns = model.grid
     tokens = rows * columns + prefix
     layer_bytes = 4 * model.num_heads * tokens**2
     if layer_bytes > MAX_LAYER_BYTES:
         raise UserError(
-            f"images of {model.image} pixels make {tokens:,} tokens, whose attention takes "
+            f"the attention of {tokens:,} tokens (image size {model.image}) takes "
             f"{layer_bytes / 1e9:.0f} GB per layer; use a smaller image size"
         )
-    look = reader(model.grid, prefix, tuple(layers), with_rollout)
-    at_once = min(BATCH, max(1, MAX_SOFTMAX_BYTES // (model.depth * layer_bytes)))
-    found = model.run(list(views), compute=look, batch_size=at_once)
+    compute = reader(model.grid, prefix, tuple(layers), with_rollout)
+    batch_size = min(MAX_BATCH, max(1, MAX_SOFTMAX_BYTES // (model.depth * layer_bytes)))
+    outputs = model.run(list(views), compute=compute, batch_size=batch_size)
     return SimpleNamespace(
         name=model.name,
         layers=tuple(layers),
@@ -53,31 +62,38 @@ def extract(model, views, layers, with_rollout=False):
         image=model.image,
         patch=config.patch,
         trained_grid=rows if model.module.pos_embed is None else config.image // config.patch,
-        maps=found["maps"],
-        rollout=found.get("rollout"),
-        colors=attention.pca(found["tokens"]).reshape(len(views), rows, columns, 3),
+        maps=outputs["maps"],
+        rollout=outputs.get("rollout"),
+        colors=attention.pca(outputs["tokens"]).reshape(len(views), rows, columns, 3),
     )
 
 
 @functools.cache
 def reader(grid, prefix, layers, with_rollout=False):
-    """The computation of `see` on the device, a `compute` of `LoadedModel.run`.
+    """Return the device computation of `extract`, for `LoadedModel.run(compute=...)`.
+
+    Args:
+      grid: (rows, columns) of patches.
+      prefix: number of tokens before the patch tokens.
+      layers: layer numbers from 1, a tuple.
+      with_rollout: whether to compute attention rollout too.
 
     Returns:
-      look(module, images) -> {"maps" [b, layers, h, rows, columns], "tokens" of the patches
-      [b, n, d]} and "rollout" [b, layers, rows, columns].
+      A function `(module, images) -> {"maps", "tokens"[, "rollout"]}` with maps
+      [b, layers, h, rows, columns], tokens of the patches [b, n, d] and rollout
+      [b, layers, rows, columns], all float32.
     """
-    read = attention.cls_maps if prefix else attention.patch_maps
+    to_maps = attention.cls_maps if prefix else attention.patch_maps
 
-    def draw(softmax):  # layer by layer: XLA then keeps no more of each than is drawn
-        return jnp.stack([read(softmax[layer - 1], grid, prefix) for layer in layers], axis=1)
+    def select(softmax):  # per layer, so that XLA keeps only the values that are returned
+        return jnp.stack([to_maps(softmax[layer - 1], grid, prefix) for layer in layers], axis=1)
 
-    def look(module, images):
+    def compute(module, images):
         out = module(images, attention=True)
-        found = {"maps": draw(out["attention"]), "tokens": out["tokens"][:, prefix:]}
+        results = {"maps": select(out["attention"]), "tokens": out["tokens"][:, prefix:]}
         if with_rollout:
             rolled = attention.rollout(out["attention"])
-            found["rollout"] = draw(rolled[:, :, None])[:, :, 0]
-        return {name: x.astype(jnp.float32) for name, x in found.items()}
+            results["rollout"] = select(rolled[:, :, None])[:, :, 0]
+        return {name: x.astype(jnp.float32) for name, x in results.items()}
 
-    return look
+    return compute

@@ -1,7 +1,7 @@
-"""Receptive fields, attention distances and attention maps of an `inference.LoadedModel`.
+"""Receptive fields, attention distances and saliency maps of an `inference.LoadedModel`.
 
-Images are uint8 [b, image, image, c], as `LoadedModel.view` makes each. receptive_field.py and
-gradcam.py define the numbers.
+Images are uint8 [b, image, image, c], each from `LoadedModel.view`. The metrics are defined in
+receptive_field.py and gradcam.py.
 """
 
 import jax.numpy as jnp
@@ -11,58 +11,64 @@ from vit_jax import variants
 from vit_jax.analysis import attention_maps, gradcam, receptive_field
 from vit_jax.flops import count_flops
 
-AT_ONCE = 4  # images whose softmax of all layers is in memory at a time
-DRAWS = 4  # channels of the center unit, of each image
+ATTENTION_BATCH = 4  # images per forward pass that returns the softmax of all layers
+DRAWS = 4  # channels of the center unit per image
 
 
 def cost(model, layers):
-    """FLOPs of `fields` for one image and one draw: per layer a forward pass and a backward pass,
-    which costs twice as much."""
+    """Return the FLOPs of `fields` for one image and one draw.
+
+    Each layer takes a forward pass and a backward pass, which costs twice as much.
+    """
     return 3 * count_flops(model.module.config) * layers
 
 
 def fields(model, images, blocks=None, draws=DRAWS):
-    """Effective receptive fields and, of a CNN, the theoretical ones.
+    """Compute the effective receptive fields and, for a CNN, the theoretical ones.
 
     Args:
       model: `inference.LoadedModel`.
       images: uint8 [b, image, image, c].
-      blocks: of a ViT, numbers from 1; None: all.
+      blocks: for a ViT, block numbers from 1; None: all blocks.
       draws: channels of the center unit per image.
 
     Returns:
-      Rows, one per block of a ViT, or one per convolution and one per stage of a CNN; and
-      {layer: gradient [h, w]} of the blocks or stages, in order.
+      A tuple `(rows, gradients)`:
+        rows: list of dicts, one per block of a ViT, or one per convolution and one per stage of a
+          CNN.
+        gradients: {layer: float64 [h, w]} of the blocks or stages, in order.
     """
-    measure = _fields_of_cnn if model.is_cnn else _fields_of_vit
+    measure = _cnn_fields if model.is_cnn else _vit_fields
     return measure(model, model.normalize(images), blocks, draws)
 
 
-def _fields_of_cnn(model, images, _, draws):
-    found = receptive_field.effective(
+def _cnn_fields(model, images, _, draws):
+    effective = receptive_field.effective(
         lambda weights, images: model.model.apply(weights, images, blocks=True)["maps"],
         model.params,
         images,
         draws=draws,
     )
-    rows, gradients = layers_of_cnn(model), {}
+    rows = layers_of_cnn(model)
+    gradients = {}
     for row in rows:
-        if row["layer"] in found:
-            first, last = row["inside"]
-            gradients[row["layer"]] = found[row["layer"]]
-            row |= _seen(found[row["layer"]], (last - first) ** 2)
+        if row["layer"] in effective:
+            first, end = row["inside"]
+            gradients[row["layer"]] = effective[row["layer"]]
+            row |= _gradient_columns(effective[row["layer"]], (end - first) ** 2)
     return rows, gradients
 
 
 def layers_of_cnn(model):
-    """Theoretical receptive fields.
+    """Compute the theoretical receptive fields of a CNN.
 
     Returns:
-      Rows, one per convolution and one per stage; those of stages have "inside", the first pixel
-      that the center unit depends on and one past the last.
+      List of dicts, one per convolution and one per stage. Rows of stages have "inside", the range
+      of pixels that the center unit depends on: the first one and one past the last.
     """
     plan = variants.convolutions(model.module.config)
-    depth, rows = 0, []
+    depth = 0
+    rows = []
     for layer, field in receptive_field.theoretical(plan, model.module.pools).items():
         depth += layer in plan and not layer.endswith("shortcut")
         row = {"model": model.short, "layer": layer, "convolutions": depth}
@@ -77,54 +83,63 @@ def layers_of_cnn(model):
     return rows
 
 
-def _fields_of_vit(model, images, blocks, draws):
-    grid, prefix = model.grid, model.prefix
+def _vit_fields(model, images, blocks, draws):
+    grid = model.grid
+    prefix = model.prefix
     blocks = blocks or range(1, model.depth + 1)
 
     def maps(weights, images):
-        found = model.model.apply(weights, images, blocks=True)["blocks"][:, :, prefix:]
-        return {i: found[i - 1].reshape(len(images), *grid, -1) for i in blocks}
+        tokens = model.model.apply(weights, images, blocks=True)["blocks"][:, :, prefix:]
+        return {i: tokens[i - 1].reshape(len(images), *grid, -1) for i in blocks}
 
     gradients = receptive_field.effective(maps, model.params, images, draws=draws)
     rows = [
         {"model": model.short, "layer": f"block {i}", "field": model.image}
         | {"jump": model.module.config.patch}
-        | _seen(gradients[i], model.image**2)  # a block may see the whole image
+        | _gradient_columns(gradients[i], model.image**2)  # the field is the whole image
         for i in blocks
     ]
     return rows, {f"block {i}": gradients[i] for i in blocks}
 
 
-def _seen(gradient, possible):
-    """Entries of a row about a gradient. possible: pixels of the theoretical field in the image."""
+def _gradient_columns(gradient, field_area):
+    """Return the columns of a row that describe its gradient.
+
+    field_area: pixels of the theoretical field inside the image.
+    """
     area = receptive_field.area(gradient)
     return {
         "std": round(receptive_field.width(gradient), 3),
         "area95": area,
         "side95": round(area**0.5, 3),
-        "share95": round(area / possible, 4),
+        "share95": round(area / field_area, 4),
     }
 
 
 def heads(model, images):
-    """Rows, one per head of a ViT: attention distance in pixels and entropy in bits, averaged over
-    the images."""
-    grid, prefix, patch = model.grid, model.prefix, model.module.config.patch
+    """Compute the attention distance and entropy of each head of a ViT, averaged over images.
+
+    Returns:
+      List of dicts, one per head, with the distance in pixels and the entropy in bits.
+    """
+    grid = model.grid
+    prefix = model.prefix
+    patch = model.module.config.patch
     parts = []
-    for start in range(0, len(images), AT_ONCE):  # the softmax of all images would be large
-        part = list(images[start : start + AT_ONCE])
-        maps = model.run(part, attention=True, batch_size=AT_ONCE)["attention"]
+    for start in range(0, len(images), ATTENTION_BATCH):  # limits the memory of the softmax
+        batch = list(images[start : start + ATTENTION_BATCH])
+        maps = model.run(batch, attention=True, batch_size=ATTENTION_BATCH)["attention"]
         distances = receptive_field.attention_distance(maps, grid, patch, prefix)
         parts.append(np.stack([distances, receptive_field.attention_entropy(maps, grid, prefix)]))
-    means = np.concatenate(parts, axis=2).mean(2)  # over images: 2 l h
-    even = receptive_field.even_distance(grid, patch)
+    means = np.concatenate(parts, axis=2).mean(2)  # [2, l, b, h] -> [2, l, h]
+    uniform_distance = receptive_field.even_distance(grid, patch)
     return [
         {
             "model": model.short,
             "layer": layer + 1,
             "head": head,
             "distance": round(float(means[0, layer, head]), 3),
-            "even_distance": round(even, 3),
+            "even_distance": round(uniform_distance, 3),
             "entropy_bits": round(float(means[1, layer, head]), 3),
         }
         for layer, head in np.ndindex(means.shape[1:])
@@ -132,32 +147,33 @@ def heads(model, images):
 
 
 def saliency_maps(model, images):
-    """Attention maps of a ViT, Grad-CAM of a CNN.
+    """Compute Grad-CAM maps of a CNN or attention maps of a ViT.
 
     Args:
       model: `inference.LoadedModel`.
-      images: uint8 [image, image, c] each.
+      images: sequence of uint8 [image, image, c].
 
     Returns:
-      The predicted class [b], or None without a classifier; and maps {layer: [b, rows, columns]}:
-      of a CNN Grad-CAM of every stage for that class ({} without a classifier), of a ViT the
-      attention of [CLS] or, where it has none, of the average patch, averaged over the heads of the
-      first, the middle and the last block.
+      A tuple `(classes, maps)`:
+        classes: predicted classes [b], or None without a classifier.
+        maps: {layer: [b, rows, columns]}. For a CNN, Grad-CAM at every stage for the predicted
+          class ({} without a classifier). For a ViT, the attention of [CLS] or, without [CLS], of
+          the average patch, averaged over the heads, in the first, middle and last block.
     """
     if not model.is_cnn:
         blocks = attention_maps.first_middle_last(model.depth)
         maps = attention_maps.extract(model, images, blocks).maps.mean(2)
-        says = None
+        classes = None
         if model.module.head is not None:
-            says = model.run(list(images))["logits"].argmax(-1)
-        return says, {f"block {block}": maps[:, i] for i, block in enumerate(blocks)}
+            classes = model.run(list(images))["logits"].argmax(-1)
+        return classes, {f"block {block}": maps[:, i] for i, block in enumerate(blocks)}
     if model.module.head is None:
         return None, {}
-    found = model.run(list(images), compute=_explain)
-    return found.pop("class"), {stage: found[stage] for stage in model.module.stages}
+    outputs = model.run(list(images), compute=_predict_and_explain)
+    return outputs.pop("class"), {stage: outputs[stage] for stage in model.module.stages}
 
 
-def _explain(module, images):
-    """The predicted class, and Grad-CAM of every stage of a ResNet for it."""
-    says = module(images)["logits"].argmax(-1)
-    return gradcam.resnet_grad_cam(module, images, says) | {"class": says.astype(jnp.int32)}
+def _predict_and_explain(module, images):
+    """Return the predicted class of a ResNet, and Grad-CAM at every stage for it."""
+    classes = module(images)["logits"].argmax(-1)
+    return gradcam.resnet_grad_cam(module, images, classes) | {"class": classes.astype(jnp.int32)}

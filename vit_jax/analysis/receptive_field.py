@@ -1,6 +1,6 @@
-"""Receptive fields of the layers of a CNN, attention distance and entropy of those of a ViT.
+"""Receptive fields of CNN layers, and attention distance and entropy of ViT heads.
 
-Arrays in, arrays out; all lengths are in pixels of the image that the model is given.
+All functions take and return arrays. Lengths are in pixels of the model's input image.
 """
 
 import itertools
@@ -11,16 +11,22 @@ import numpy as np
 
 from vit_jax.analysis.attention import mass_mask
 
-BATCH = 16  # images at a time
-SHARE = 0.95  # of the gradient inside the effective field
+BATCH = 16  # images per gradient computation
+SHARE = 0.95  # of the gradient inside the effective receptive field
 
 
 class Field(NamedTuple):
-    """Along one side of the image: unit i of a layer depends on pixels start + i * jump to
-    start + i * jump + size - 1, of which some may lie in the padding.
+    """The theoretical receptive field of a layer, along one side of the image.
 
-    variance: of where its gradient comes from, if all kernels were uniform, nothing were cut off by
-    a ReLU, and shortcut and branch of every block counted alike.
+    Unit i depends on the pixels from start + i * jump to start + i * jump + size - 1, some of which
+    may be padding.
+
+    Attributes:
+      size: size of the receptive field, in pixels.
+      jump: stride with respect to the image, in pixels.
+      start: first pixel of unit 0; negative in the padding.
+      variance: variance of the gradient's spatial distribution for uniform kernels, without ReLU,
+        and with equal weight on the shortcut and the branch of every block.
     """
 
     size: int = 1
@@ -29,12 +35,12 @@ class Field(NamedTuple):
     variance: float = 0.0
 
     def after(self, kernel, stride):
-        """The field of a layer on top of this one, padded by half its (odd) kernel.
+        """Return the field of a following layer, padded by half its (odd) kernel size.
 
-        The closed form for a single path (Araujo et al., Distill 2019, doi:10.23915/distill.00021,
-        "Computing receptive field size"), summed up from the image on. Each step of a random walk
-        through uniform kernels adds its variance, (kernel^2 - 1) / 12 of the layer's own pixels
-        (arXiv:1701.04128, section 2.2).
+        Size, jump and start follow the closed form for a single path (Araujo et al., Distill 2019,
+        doi:10.23915/distill.00021, "Computing receptive field size"), accumulated from the image
+        onward. Each uniform kernel is a step of a random walk that adds its variance,
+        (kernel^2 - 1) / 12 in units of the layer's input pixels (arXiv:1701.04128, section 2.2).
         """
         return Field(
             self.size + (kernel - 1) * self.jump,
@@ -48,19 +54,29 @@ class Field(NamedTuple):
         return math.sqrt(self.variance)
 
     def pixels(self, unit, side):
-        """The first pixel that the unit depends on in an image of this side, and one past the
-        last."""
+        """Return the first pixel of a unit's field inside the image, and one past the last.
+
+        Args:
+          unit: index of the unit.
+          side: image size in pixels.
+        """
         first = self.start + unit * self.jump
         return max(first, 0), min(first + self.size, side)
 
 
 def theoretical(plan, pool):
-    """A ResNet's receptive fields, from its convolutions as `variants.convolutions` has them.
+    """Compute the theoretical receptive fields of a ResNet.
 
-    pool: whether a max-pooling of 3x3 with stride 2 follows the stem. -> {path: Field} in order:
-    every convolution ("layer1/block0/conv1"; of a shortcut, its own), and after them "stem",
-    "pool", every block ("layer1/block0") and every stage ("layer1"). Of several paths through a
-    block the largest field counts; all are centered on the same pixel.
+    Where a block has several paths, the largest field counts; all are centered on the same pixel.
+
+    Args:
+      plan: convolutions of the model, from `variants.convolutions`.
+      pool: whether a 3x3 max pooling with stride 2 follows the stem.
+
+    Returns:
+      {path: `Field`} in execution order: every convolution ("layer1/block0/conv1"; a shortcut has
+      the field of its own path), "stem", "pool", and every block ("layer1/block0") and stage
+      ("layer1") after its convolutions.
     """
     plan = dict(plan)
     kernel, stride, *_ = plan.pop("stem")
@@ -78,18 +94,26 @@ def theoretical(plan, pool):
                 branch = fields[path] = branch.after(kernel, stride)
         x = branch._replace(variance=(branch.variance + shortcut.variance) / 2)
         stage = block.partition("/")[0]
-        fields.pop(stage, None)  # it moves behind its last block
+        fields.pop(stage, None)  # reinserted after its latest block
         fields[block] = fields[stage] = x
     return fields
 
 
 def effective(maps, weights, images, *, draws=4, seed=0):
-    """Effective receptive fields: where the gradient of a layer's center unit comes from.
+    """Compute effective receptive fields: the gradient of the center unit of each layer.
 
-    maps(weights, images) -> {layer: features b h w c}; the unit is [h // 2, w // 2], one channel of
-    it. -> {layer: float64 [H, W]}, the mean of |d unit / d pixel| over images, channels of the
-    image, and channels of the unit, of which each image draws so many (arXiv:1701.04128, section
-    3, where it is a sum over inputs of a unit of one channel).
+    The unit is one randomly drawn channel at [h // 2, w // 2]. The paper (arXiv:1701.04128,
+    section 3) instead sums over the inputs, for a unit of a single channel.
+
+    Args:
+      maps: function `(weights, images) -> {layer: features [b, h, w, c]}`.
+      weights: pytree, passed to `maps`.
+      images: [b, H, W, c].
+      draws: channels drawn per image.
+      seed: seed of the draws.
+
+    Returns:
+      {layer: float64 [H, W]}, the mean of |d unit / d pixel| over images, image channels and draws.
     """
     import jax
     import jax.numpy as jnp
@@ -97,75 +121,110 @@ def effective(maps, weights, images, *, draws=4, seed=0):
     layers = jax.eval_shape(maps, weights, images[:1])
 
     @jax.jit
-    def gradient(weights, images, channels, chosen):
+    def gradient(weights, images, channels, selected):
         def unit(images):
-            found, total = maps(weights, images), 0.0
-            for layer, x in found.items():
+            total = 0.0
+            for layer, x in maps(weights, images).items():
                 center = x[:, x.shape[1] // 2, x.shape[2] // 2].astype(jnp.float32)
                 units = jnp.take_along_axis(center, channels[layer][:, None], axis=1)
-                total += chosen[layer] * units.sum()
+                total += selected[layer] * units.sum()
             return total
 
         return jnp.abs(jax.grad(unit)(images)).mean(-1).sum(0)
 
-    rng, sums = np.random.default_rng(seed), {layer: 0.0 for layer in layers}
+    rng = np.random.default_rng(seed)
+    sums = {layer: 0.0 for layer in layers}
     for start, _ in itertools.product(range(0, len(images), BATCH), range(draws)):
-        part = images[start : start + BATCH]
-        drawn = {name: rng.integers(0, x.shape[-1], len(part)) for name, x in layers.items()}
+        batch = images[start : start + BATCH]
+        channels = {name: rng.integers(0, x.shape[-1], len(batch)) for name, x in layers.items()}
         for layer in layers:
-            chosen = {name: float(name == layer) for name in layers}
-            sums[layer] += np.asarray(gradient(weights, part, drawn, chosen), np.float64)
+            selected = {name: float(name == layer) for name in layers}
+            sums[layer] += np.asarray(gradient(weights, batch, channels, selected), np.float64)
     return {layer: total / (len(images) * draws) for layer, total in sums.items()}
 
 
 def width(gradient):
-    """Standard deviation, along one side, of where a gradient [H, W] comes from: what sigma is of
-    a Gaussian. Of rows and columns, the root of the mean of both variances."""
-    mass, variances = gradient / gradient.sum(), []
+    """Return the standard deviation of a gradient's spatial distribution, in pixels.
+
+    For a Gaussian this is its sigma. The variances along both axes are averaged.
+
+    Args:
+      gradient: non-negative [H, W].
+    """
+    mass = gradient / gradient.sum()
+    variances = []
     for axis in (0, 1):
-        line, at = mass.sum(1 - axis), np.arange(mass.shape[axis])
-        variances.append((line * (at - line @ at) ** 2).sum())
+        marginal = mass.sum(1 - axis)
+        coordinates = np.arange(mass.shape[axis])
+        variances.append((marginal * (coordinates - marginal @ coordinates) ** 2).sum())
     return float(np.sqrt(np.mean(variances)))
 
 
 def area(gradient, share=SHARE):
-    """The fewest pixels that hold this share of a gradient [H, W]. -> int"""
+    """Return the smallest number of pixels that hold this share of a gradient [H, W]."""
     return int(mass_mask(gradient, share).sum())
 
 
 def attention_distance(attention, grid, patch, prefix=0):
-    """Mean attention distance: softmax [..., q, m] -> [...], in pixels.
+    """Compute the mean attention distance of each head, in pixels.
 
-    The distance between the centers of two patches, weighted by attention, the mean over queries
-    (arXiv:2010.11929, figure 7 and appendix D.7). The `prefix` tokens before the patches are left
-    out, and the rest of each row is scaled to sum to 1; the paper does not say how it treats [CLS].
-    Raises ValueError if the patches do not make the grid.
+    The distance between the centers of query and key patch, weighted by the attention and averaged
+    over the queries (arXiv:2010.11929, figure 7 and appendix D.7). Prefix tokens are dropped and
+    the remaining rows are renormalized to sum to 1; the paper does not specify how it treats [CLS].
+
+    Args:
+      attention: softmax outputs [..., q, m].
+      grid: (rows, columns) of patches.
+      patch: patch size in pixels.
+      prefix: number of tokens before the patch tokens.
+
+    Returns:
+      float64 [...].
+
+    Raises:
+      ValueError: if the number of patches does not match the grid.
     """
-    rows = _patches(attention, grid, prefix)
-    return patch * (rows * _distances(grid)).sum(-1).mean(-1)
+    weights = _patch_attention(attention, grid, prefix)
+    return patch * (weights * _pairwise_distances(grid)).sum(-1).mean(-1)
 
 
 def even_distance(grid, patch):
-    """The attention distance of a head with uniform attention."""
-    return patch * float(_distances(grid).mean())
+    """Return the attention distance of a head with uniform attention, in pixels."""
+    return patch * float(_pairwise_distances(grid).mean())
 
 
 def attention_entropy(attention, grid, prefix=0):
-    """Entropy of a patch's attention in bits, the mean over queries: [..., q, m] -> [...]. At most
-    log2 of the number of patches; otherwise as `attention_distance`."""
-    rows = _patches(attention, grid, prefix)
-    return -(rows * np.log2(np.where(rows > 0, rows, 1))).sum(-1).mean(-1)
+    """Compute the mean entropy of each head's attention over the patches, in bits.
+
+    The maximum is log2 of the number of patches. Prefix tokens are treated as in
+    `attention_distance`.
+
+    Args:
+      attention: softmax outputs [..., q, m].
+      grid: (rows, columns) of patches.
+      prefix: number of tokens before the patch tokens.
+
+    Returns:
+      float64 [...].
+
+    Raises:
+      ValueError: if the number of patches does not match the grid.
+    """
+    weights = _patch_attention(attention, grid, prefix)
+    return -(weights * np.log2(np.where(weights > 0, weights, 1))).sum(-1).mean(-1)
 
 
-def _patches(attention, grid, prefix):
-    """Attention from patches to patches, in rows that add up to 1."""
-    rows = np.asarray(attention, np.float64)[..., prefix:, prefix:]
-    if rows.shape[-2:] != (grid[0] * grid[1],) * 2:
-        raise ValueError(f"{rows.shape[-2:]} is not from and to a grid of {grid[0]} x {grid[1]}")
-    return rows / rows.sum(-1, keepdims=True)
+def _patch_attention(attention, grid, prefix):
+    """Return the attention between patches, with rows renormalized to sum to 1."""
+    weights = np.asarray(attention, np.float64)[..., prefix:, prefix:]
+    if weights.shape[-2:] != (grid[0] * grid[1],) * 2:
+        raise ValueError(
+            f"attention of shape {weights.shape[-2:]} does not match a {grid[0]} x {grid[1]} grid"
+        )
+    return weights / weights.sum(-1, keepdims=True)
 
 
-def _distances(grid):
-    """Between all pairs of patches, in patches: [n, n]."""
-    at = np.stack(np.divmod(np.arange(grid[0] * grid[1]), grid[1]), -1)
-    return np.linalg.norm(at[:, None] - at, axis=-1)
+def _pairwise_distances(grid):
+    """Return the distances [n, n] between all pairs of patches, in units of patches."""
+    centers = np.stack(np.divmod(np.arange(grid[0] * grid[1]), grid[1]), -1)
+    return np.linalg.norm(centers[:, None] - centers, axis=-1)

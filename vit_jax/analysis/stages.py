@@ -1,4 +1,4 @@
-"""The stages of a model with their shapes and parameters. Allocates no weights."""
+"""Stages of a model with their shapes and parameter counts, without allocating weights."""
 
 from typing import NamedTuple
 
@@ -7,16 +7,21 @@ import jax
 from vit_jax import models
 from vit_jax.variants import ResNetConfig
 
-# Parameters that have a row below; those that an option adds get one by their name.
-KNOWN = {"patch_embed", "cls_token", "pos_embed", "blocks", "norm", "attn_pool", "fc_norm", "head"}
-KNOWN_IN_BLOCKS = {"norm1", "attn", "norm2", "mlp"}
+# Parameters of the stages below. Other parameters, such as those of a model option, become stages
+# named after them.
+STAGE_PARAMS = {"patch_embed", "cls_token", "pos_embed", "blocks", "norm", "attn_pool", "fc_norm"}
+STAGE_PARAMS |= {"head"}
+BLOCK_STAGE_PARAMS = {"norm1", "attn", "norm2", "mlp"}
 
 
 class Stage(NamedTuple):
-    """A stage of a model, named by the phrase `stage_KEY` in the catalog of figures.
+    """A stage of a model. Its title is the phrase `stage_KEY` of the section "figures".
 
-    values: placeholders of the phrase. inside: whether it is part of the encoder blocks; its
-    parameters are then those of all blocks together.
+    Attributes:
+      key: key of the phrase.
+      values: values of the phrase's placeholders.
+      inside: whether the stage is part of the encoder blocks. Its parameter count then covers all
+        blocks.
     """
 
     key: str
@@ -25,104 +30,117 @@ class Stage(NamedTuple):
 
 
 def from_config(config):
-    """The stages of the model of a `ViTConfig` or `ResNetConfig`, from the image to the classes.
+    """Return the stages of a model, from the image to the logits.
+
+    Args:
+      config: `ViTConfig` or `ResNetConfig`.
 
     Returns:
-      Rows (`Stage`, shape for one image, parameters), and the sum of the parameters.
+      A tuple `(rows, total)`:
+        rows: list of (`Stage`, shape for one image such as "[196x768]", number of parameters).
+        total: number of parameters of the model.
     """
     model = models.build(config)
     params = jax.eval_shape(model.init, jax.random.key(0))
     image = (config.image, config.image, config.channels)
     rows = [(Stage("image"), image, 0)]
     rows += (cnn_stages if isinstance(config, ResNetConfig) else vit_stages)(model, params, image)
-    total = size(params)
-    stray = total - sum(count for _, _, count in rows)
-    if stray:
-        raise AssertionError(f"{stray:,} parameters belong to no stage")
-    return [(stage, text(shape), count) for stage, shape, count in rows], total
+    total = num_params(params)
+    unassigned = total - sum(count for _, _, count in rows)
+    if unassigned:
+        raise AssertionError(f"{unassigned:,} parameters do not belong to any stage")
+    return [(stage, format_shape(shape), count) for stage, shape, count in rows], total
 
 
 def cnn_stages(model, params, image):
-    """Rows of a ResNet, after that of the image."""
+    """Return the rows of a ResNet after the image; shapes are tuples."""
     config = model.module.config
-    out = outputs(model, models.merge_trees(params, model.stats()), image)
+    out = output_shapes(model, models.merge_trees(params, model.stats()), image)
     names = {"stem": Stage("stem"), "pool": Stage("pool")}
     names |= {f"layer{i + 1}": Stage("cnn", dict(count=n)) for i, n in enumerate(config.layers)}
     maps = out["maps"]
-    rows = [(names[x], maps[x], size(params, x)) for x in names if x in maps]
-    return rows + [(Stage("mean"), out["pooled"], 0), *head(out, params)]
+    rows = [(names[x], maps[x], num_params(params, x)) for x in names if x in maps]
+    return rows + [(Stage("mean"), out["pooled"], 0), *head_stages(out, params)]
 
 
 def vit_stages(model, params, image):
-    """Rows of a ViT, after that of the image."""
+    """Return the rows of a ViT after the image; shapes are tuples."""
     config = model.module.config
-    out = outputs(model, params, image)
+    out = output_shapes(model, params, image)
     tokens = out["tokens"]
     patches = (config.grid[0] * config.grid[1], config.width)
-    cut = Stage(config.patch_embed, dict(count=patches[0], patch=config.patch))
+    embed = Stage(config.patch_embed, dict(count=patches[0], patch=config.patch))
     position = Stage(config.pos_embed, dict(prefix="[CLS] + " if "cls_token" in params else ""))
     rows = [
-        (cut, patches, size(params, "patch_embed")),
-        (position, tokens, size(params, "cls_token") + size(params, "pos_embed")),
+        (embed, patches, num_params(params, "patch_embed")),
+        (position, tokens, num_params(params, "cls_token") + num_params(params, "pos_embed")),
     ]
-    rows += [(part(name), (), size(params, name)) for name in params if name not in KNOWN]
+    rows += [
+        (option_stage(name), (), num_params(params, name))
+        for name in params
+        if name not in STAGE_PARAMS
+    ]
     rows += [(Stage("blocks", dict(depth=config.depth)), tokens, 0)]
     rows += block_stages(params["blocks"], config, tokens)
     if "norm" in params:
-        rows += [(Stage("norm"), tokens, size(params, "norm"))]
-    rows += [(Stage(config.pool), out["pooled"], size(params, "attn_pool"))]
+        rows += [(Stage("norm"), tokens, num_params(params, "norm"))]
+    rows += [(Stage(config.pool), out["pooled"], num_params(params, "attn_pool"))]
     if "fc_norm" in params:
-        rows += [(Stage("norm"), (config.width,), size(params, "fc_norm"))]
-    return rows + head(out, params)
+        rows += [(Stage("norm"), (config.width,), num_params(params, "fc_norm"))]
+    return rows + head_stages(out, params)
 
 
 def block_stages(params, config, tokens):
-    """Rows of the encoder blocks."""
+    """Return the rows inside the encoder blocks; `tokens` is the shape of the token sequence."""
     heads = config.num_heads
-    joined = size(params, "attn", "proj")
+    proj_params = num_params(params, "attn", "proj")
 
     def row(stage, count, shape=tokens):
         return stage._replace(inside=True), shape, count
 
-    norms = [row(Stage("norm"), size(params, f"norm{i}")) for i in (1, 2)]
+    norms = [row(Stage("norm"), num_params(params, f"norm{i}")) for i in (1, 2)]
     split = Stage("heads", dict(heads=heads, dim=config.width // heads))
     attention = [
-        row(split, size(params, "attn") - joined, (heads, tokens[0], tokens[0])),
-        row(Stage("joined"), joined),
+        row(split, num_params(params, "attn") - proj_params, (heads, tokens[0], tokens[0])),
+        row(Stage("joined"), proj_params),
     ]
     hidden = Stage("mlp", dict(width=config.width, hidden=config.mlp_dim))
-    mlp = [row(hidden, size(params, "mlp"))]
-    mlp += [row(part(name), size(params, name)) for name in params if name not in KNOWN_IN_BLOCKS]
+    mlp = [row(hidden, num_params(params, "mlp"))]
+    mlp += [
+        row(option_stage(name), num_params(params, name))
+        for name in params
+        if name not in BLOCK_STAGE_PARAMS
+    ]
     add = [row(Stage("residual"), 0)]
     if config.norm == "post":
         return attention + add + norms[:1] + mlp + add + norms[1:]
     return norms[:1] + attention + add + norms[1:] + mlp + add
 
 
-def head(out, params):
-    """The row of the classifier, if there is one."""
-    return [(Stage("head"), out["logits"], size(params, "head"))] if "logits" in out else []
+def head_stages(out, params):
+    """Return the row of the classifier, or no row without a classifier."""
+    return [(Stage("head"), out["logits"], num_params(params, "head"))] if "logits" in out else []
 
 
-def part(name):
-    """The stage of an option, by the name of its parameters."""
+def option_stage(name):
+    """Return the stage for the parameters of a model option."""
     return Stage("part", dict(name=name))
 
 
-def outputs(model, weights, image):
-    """The shapes of a model's outputs for one image of this shape."""
+def output_shapes(model, weights, image):
+    """Return the shapes of a model's outputs for one image of shape `image`."""
     images = jax.ShapeDtypeStruct((1, *image), "float32")
     out = jax.eval_shape(lambda w, x: model.apply(w, x, blocks=True), weights, images)
     return jax.tree.map(lambda x: x.shape[1:], out)
 
 
-def size(params, *path):
-    """Number of parameters below a path; 0 if there are none."""
+def num_params(params, *path):
+    """Return the number of parameters below a path; 0 if it does not exist."""
     for key in path:
         params = params.get(key, {})
     return sum(x.size for x in jax.tree.leaves(params))
 
 
-def text(shape):
-    """A shape as "[196x768]"; "" if it is empty."""
+def format_shape(shape):
+    """Format a shape as "[196x768]"; an empty shape as ""."""
     return f"[{'x'.join(map(str, shape))}]" if shape else ""

@@ -1,6 +1,6 @@
-"""Statistics of the weights and tokens of a model: filters, positions, similarities, sizes.
+"""Statistics of a model's weights and tokens: filters, position embeddings, similarities, sizes.
 
-Arrays in, arrays out. A grid is the rows and columns of patches, an image's sides / the patch's.
+A grid is (rows, columns) of patches: the image size divided by the patch size.
 """
 
 import math
@@ -11,18 +11,26 @@ from vit_jax import variants
 from vit_jax.analysis.attention import fix_signs, on_grid
 from vit_jax.flops import count_params
 
-TINY = 1e-12  # below it a vector has no direction
-# Top-1 on ImageNet at 224 pixels, trained on it alone: Ti, S and B of DeiT (arXiv:2012.12877), L
-# and H as MAE's authors trained them from scratch (arXiv:2111.06377, appendix A.2).
+TINY = 1e-12  # avoids division by zero
+# Top-1 accuracy on ImageNet at 224 pixels, trained on ImageNet-1k alone: Ti, S and B of DeiT
+# (arXiv:2012.12877); L and H trained from scratch by the authors of MAE (arXiv:2111.06377,
+# appendix A.2).
 PUBLISHED = {"Ti/16": 72.2, "S/16": 79.9, "B/16": 81.8, "L/16": 82.6, "H/14": 83.1}
 
 
 def filters(kernel, count=28):
-    """The principal components of the first layer's filters: figure 7, left, of arXiv:2010.11929.
+    """Compute the principal components of the patch embedding filters or the first convolution.
 
-    kernel: [p, p, c, d], d filters of p x p pixels. -> filters [count, p, p, c], of length 1 and
-    the sign in which the largest weight is positive; shares [count] of the variance that they hold.
-    There are no more than the filters' pixels, or than filters.
+    Figure 7, left, of arXiv:2010.11929.
+
+    Args:
+      kernel: [p, p, c, d], d filters of p x p pixels.
+      count: maximum number of components. There are at most p * p * c and at most d.
+
+    Returns:
+      A tuple `(components, shares)`:
+        components: float32 [count, p, p, c] of unit norm; the largest weight of each is positive.
+        shares: float64 [count], share of the variance that each component explains.
     """
     shape = np.shape(kernel)[:3]
     x = np.asarray(kernel, np.float64).reshape(-1, np.shape(kernel)[-1]).T
@@ -34,16 +42,27 @@ def filters(kernel, count=28):
 
 
 def cosines(a, b):
-    """Cosine similarity of rows: [..., n, d] and [..., m, d] -> [..., n, m], 0 where one is 0."""
-    unit = [
+    """Compute the cosine similarity of all pairs of rows; 0 for rows of zeros.
+
+    Args:
+      a: [..., n, d].
+      b: [..., m, d].
+
+    Returns:
+      float64 [..., n, m].
+    """
+    a, b = (
         x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), TINY)
         for x in (np.asarray(a, np.float64), np.asarray(b, np.float64))
-    ]
-    return unit[0] @ unit[1].swapaxes(-1, -2)
+    )
+    return a @ b.swapaxes(-1, -2)
 
 
 def positions(module):
-    """A ViT's position embeddings of its patches, learned or fixed: float32 [rows, columns, d]."""
+    """Return the position embeddings of a ViT's patches, float32 [rows, columns, d].
+
+    A model without learned position embeddings gets the fixed 2-D sin-cos table.
+    """
     from vit_jax.layers.patch_embed import sincos2d
 
     grid = module.config.grid
@@ -55,15 +74,31 @@ def positions(module):
 
 
 def position_similarity(table):
-    """Of every position with every other: [h, w, d] -> cosines [h, w, h, w]; figure 7, center."""
+    """Compute the cosine similarity of all pairs of positions (figure 7, center).
+
+    Args:
+      table: position embeddings [h, w, d].
+
+    Returns:
+      float64 [h, w, h, w].
+    """
     h, w, d = table.shape
     flat = table.reshape(-1, d)
     return cosines(flat, flat).reshape(h, w, h, w)
 
 
 def neighbor_similarity(similarity):
-    """[h, w, h, w] -> the mean over pairs of positions one step apart, along a row or a column, and
-    that over all pairs of two different ones. Positions that tell where they are differ there."""
+    """Average the similarity over neighboring positions and over all positions.
+
+    If the embeddings encode the positions, neighbors are more similar.
+
+    Args:
+      similarity: [h, w, h, w], from `position_similarity`.
+
+    Returns:
+      A tuple of the mean over pairs of horizontally or vertically adjacent positions, and the mean
+      over all pairs of different positions.
+    """
     h, w = similarity.shape[:2]
     y, x = np.divmod(np.arange(h * w), w)
     steps = np.abs(y[:, None] - y) + np.abs(x[:, None] - x)
@@ -74,21 +109,40 @@ def neighbor_similarity(similarity):
 
 
 def pooled_similarity(tokens, grid, prefix=1):
-    """Similarity of each patch with the token that is read out: [b, n, d] -> cosines [b, *grid].
+    """Compute the cosine similarity of each patch to the pooled token.
 
-    That is [CLS], the first of the `prefix` tokens before the patches; without any, the patches'
-    mean. Raises ValueError if the patches do not make the grid.
+    The pooled token is [CLS], the first of the prefix tokens, or the mean of the patches if there
+    are no prefix tokens.
+
+    Args:
+      tokens: [b, n, d].
+      grid: (rows, columns) of patches.
+      prefix: number of tokens before the patch tokens.
+
+    Returns:
+      float64 [b, rows, columns].
+
+    Raises:
+      ValueError: if the number of patches does not match the grid.
     """
     tokens = np.asarray(tokens, np.float64)
-    reader = tokens[:, :1] if prefix else tokens.mean(1, keepdims=True)
-    return on_grid(cosines(reader, tokens)[:, 0], grid, prefix)
+    pooled = tokens[:, :1] if prefix else tokens.mean(1, keepdims=True)
+    return on_grid(cosines(pooled, tokens)[:, 0], grid, prefix)
 
 
 def beside_published(name, config, top1=None):
-    """The model among the published ViTs, smallest first, as the rows of `figures.sizes.bars`.
+    """Compare a model's size to those of published ViTs.
 
-    config: of the model, with its number of classes; top1: a percentage or None. The published ones
-    have 1000 classes and images of 224 pixels, and their own accuracy on ImageNet.
+    The published models have 1000 classes, images of 224 pixels, and the top-1 accuracy on ImageNet
+    in `PUBLISHED`.
+
+    Args:
+      name: name of the model.
+      config: `ViTConfig` or `ResNetConfig` of the model.
+      top1: its accuracy as a percentage, or None.
+
+    Returns:
+      Rows for `figures.sizes.bars`, by ascending number of parameters.
     """
 
     def row(name, config, top1=(), published=None):

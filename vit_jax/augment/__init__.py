@@ -1,9 +1,9 @@
-"""Views of an image: `host` crops, resizes and distorts, `device` changes colors and normalizes.
+"""Data augmentation: geometric transforms and RandAugment on the host, color on the device.
 
-Functions of `host` take one uint8 image [h, w, c] and run in threads and worker processes, in NumPy
-and Pillow: `resize`, `shear` and `randaugment` are parts of it. Functions of `device` take a batch
-[b, h, w, c] and one typed key per image [b] and run inside the training step, so that an image's
-view depends neither on its batch nor on its device.
+Functions in `host` take one uint8 image [h, w, c] and run in threads and worker processes, with
+NumPy and Pillow; `resize`, `shear` and `randaugment` implement parts of it. Functions in `device`
+take a batch of images [b, h, w, c] with one typed PRNG key per image [b] and run inside the
+training step. With one key per image, a view depends neither on the batch nor on the device.
 """
 # ruff: noqa: F401
 

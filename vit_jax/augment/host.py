@@ -1,7 +1,7 @@
-"""The host's part of a view: channels, crop, resize, affine map, RandAugment.
+"""Augmentations on the host: channel conversion, crop, resize, affine transform, RandAugment.
 
 Functions map one uint8 image [h, w, c] to another and run in threads and worker processes. Random
-ones take a NumPy Generator.
+augmentations take a NumPy Generator.
 """
 
 import functools
@@ -18,11 +18,14 @@ BILINEAR = Image.Resampling.BILINEAR
 
 
 def transforms(config):
-    """The views of an image that config.augment and config.model ask for.
+    """Create the host transforms for training and evaluation.
+
+    Args:
+      config: the run's config; uses config.augment, config.model and config.data.mean.
 
     Returns:
-      view(image, rng) for training, see `train_view` and `multi_crop`, and view(image) for
-      evaluation, see `eval_view`.
+      The training transform `(image, rng) -> view`, which is `multi_crop` or `train_view`, and the
+      evaluation transform `image -> view`, which is `eval_view`.
     """
     a = config.augment
     common = {"size": config.model.image, "channels": config.model.channels}
@@ -42,66 +45,89 @@ def transforms(config):
     return functools.partial(train_view, **common, **options, policy=policy), evaluation
 
 
-def train_view(image, rng, *, size, channels, crop, scale, ratio, pad, eval_crop, policy, **move):
-    """One random view.
+def train_view(image, rng, *, size, channels, crop, scale, ratio, pad, eval_crop, policy, **ranges):
+    """Create a random training view.
 
     Args:
       image: uint8 [h, w, c].
       rng: NumPy Generator.
-      size, channels: of the view.
-      crop: "resized", see `random_resized_crop`; "pad", the evaluation view, see `pad_crop`;
-        "none", the evaluation view.
-      scale, ratio, pad, eval_crop: see these functions.
-      policy: None, or policy(image, rng), such as `randaugment.rand_augment`: it treats left and
-        right alike, so it may come before the device's flip.
-      **move: maxima of the affine map that follows the crop, see `affine`; all 0: none.
+      size: side of the view, in pixels.
+      channels: channels of the view, 1 or 3.
+      crop: "resized" for `random_resized_crop`, "pad" for `eval_view` followed by `pad_crop`, or
+        "none" for `eval_view`.
+      scale: see `random_resized_crop`.
+      ratio: see `random_resized_crop`.
+      pad: see `pad_crop`.
+      eval_crop: see `eval_view`.
+      policy: None, or policy(image, rng), such as `randaugment.rand_augment`. A policy must be
+        symmetric under horizontal flips, as it runs before the flip on the device.
+      **ranges: ranges of the affine transform after the crop, see `affine`; skipped if all are 0.
 
     Returns:
       uint8 [size, size, channels].
     """
     if crop == "resized":
-        image = to_channels(image, channels, before=True)
+        image = to_channels(image, channels, only_to_gray=True)
         image = to_channels(random_resized_crop(image, rng, size, scale, ratio), channels)
     else:
         image = eval_view(image, size=size, channels=channels, eval_crop=eval_crop)
         if crop == "pad":
             image = pad_crop(image, rng, pad)
-    if any(move.values()):
-        image = affine(image, rng, **move)
+    if any(ranges.values()):
+        image = affine(image, rng, **ranges)
     return policy(image, rng) if policy else image
 
 
 def multi_crop(image, rng, *, size, channels, scale, ratio, local_views, local_size, local_scale):
-    """Two global crops, and small local ones, from the image in full resolution.
+    """Create two global crops and several smaller local crops (arXiv:2006.09882, section 3.3).
 
-    arXiv:2006.09882, section 3.3.
+    All crops are taken from the image at full resolution.
+
+    Args:
+      image: uint8 [h, w, c].
+      rng: NumPy Generator.
+      size: side of the global crops, in pixels.
+      channels: channels of the crops, 1 or 3.
+      scale: range of the area of the global crops, as a fraction of the image.
+      ratio: range of width / height of all crops.
+      local_views: number of local crops.
+      local_size: side of the local crops, in pixels.
+      local_scale: range of the area of the local crops, as a fraction of the image.
 
     Returns:
-      {"global": uint8 [2, size, size, channels], "local": [local_views, local_size, ...]}, without
-      "local" where local_views is 0.
+      {"global": uint8 [2, size, size, channels],
+       "local": uint8 [local_views, local_size, local_size, channels]}; without "local" if
+      local_views is 0.
     """
-    image = to_channels(image, channels, before=True)
+    image = to_channels(image, channels, only_to_gray=True)
 
     def crops(count, size, scale):
         views = (random_resized_crop(image, rng, size, scale, ratio) for _ in range(count))
         return np.stack([to_channels(view, channels) for view in views])
 
-    found = {"global": crops(2, size, scale)}
+    views = {"global": crops(2, size, scale)}
     if local_views:
-        found["local"] = crops(local_views, local_size, local_scale)
-    return found
+        views["local"] = crops(local_views, local_size, local_scale)
+    return views
 
 
 def eval_view(image, *, size, channels, eval_crop):
-    """The view for evaluation: short side to floor(size / eval_crop), bicubic, then center crop.
+    """Create the evaluation view: resize, then center crop.
 
-    Equals torchvision's Resize and CenterCrop on PIL images: the long side is truncated, the
-    center's offset rounded half to even.
+    The short side is resized to floor(size / eval_crop) with bicubic interpolation. The result
+    equals torchvision's Resize and CenterCrop on PIL images: the long side is truncated, and the
+    offset of the crop is rounded half to even.
+
+    Args:
+      image: uint8 [h, w, c].
+      size: side of the view, in pixels.
+      channels: channels of the view, 1 or 3.
+      eval_crop: ratio of the crop's side to the short side of the resized image.
 
     Returns:
       uint8 [size, size, channels].
     """
-    image = to_channels(image, channels, before=True)
+    image = to_channels(image, channels, only_to_gray=True)
     h, w = image.shape[:2]
     short = math.floor(size / eval_crop)
     if min(h, w) != short:
@@ -113,12 +139,19 @@ def eval_view(image, *, size, channels, eval_crop):
     return to_channels(image, channels)
 
 
-def to_channels(image, channels, before=False):
-    """uint8 [h, w, c] -> [h, w, channels]: gray repeated, or the luma of RGB (ITU-R 601, as PIL).
+def to_channels(image, channels, only_to_gray=False):
+    """Convert between RGB and grayscale.
 
-    before: before other work, where only the conversion to gray pays.
+    Args:
+      image: uint8 [h, w, 1 or 3].
+      channels: 1 for the luma (ITU-R 601, as in PIL), or 3, which repeats a grayscale channel.
+      only_to_gray: return the image unchanged if channels is 3. Before a crop, converting to
+        grayscale saves work, while converting to RGB adds work.
+
+    Returns:
+      uint8 [h, w, channels].
     """
-    if image.shape[2] == channels or (before and channels > 1):
+    if image.shape[2] == channels or (only_to_gray and channels > 1):
         return image
     if channels == 3:
         return np.repeat(image, 3, axis=2)
@@ -127,10 +160,17 @@ def to_channels(image, channels, before=False):
 
 
 def random_resized_crop(image, rng, size, scale, ratio):
-    """Inception's crop (arXiv:1409.4842, section 6), drawn as torchvision's RandomResizedCrop.
+    """Apply the Inception crop (arXiv:1409.4842, section 6), as torchvision's RandomResizedCrop.
 
-    Up to ten boxes with area in `scale` and log-uniform width / height in `ratio`, else the
-    largest centered box within `ratio`.
+    Samples up to ten boxes until one fits the image, else uses the largest centered box whose
+    aspect ratio is within `ratio`.
+
+    Args:
+      image: uint8 [h, w, c].
+      rng: NumPy Generator.
+      size: side of the result, in pixels.
+      scale: range of the area of the box, as a fraction of the image; uniform.
+      ratio: range of width / height of the box; log-uniform.
 
     Returns:
       uint8 [size, size, c].
@@ -140,6 +180,7 @@ def random_resized_crop(image, rng, size, scale, ratio):
 
 
 def _crop_box(height, width, rng, scale, ratio):
+    """Sample the box (y, x, h, w) of `random_resized_crop`."""
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
@@ -154,27 +195,38 @@ def _crop_box(height, width, rng, scale, ratio):
 
 
 def pad_crop(image, rng, pad):
-    """Shift the image by up to `pad` pixels in each direction, over black."""
+    """Pad the image with `pad` black pixels on each side, then crop it randomly to its size."""
     y, x = rng.integers(2 * pad + 1, size=2)
     h, w, c = image.shape
-    padded = np.zeros((h + 2 * pad, w + 2 * pad, c), image.dtype)  # np.pad takes 4 times as long
+    padded = np.zeros((h + 2 * pad, w + 2 * pad, c), image.dtype)  # np.pad is 4x slower
     padded[pad : pad + h, pad : pad + w] = image
     return padded[y : y + h, x : x + w]
 
 
 def affine(image, rng, rotate=0.0, shift=0.0, zoom=0.0, shear=0.0):
-    """A random affine map about the center, bilinear, black outside.
+    """Apply a random affine transform about the center, with bilinear interpolation.
 
-    All are drawn uniformly: degrees within +-rotate and +-shear (along x), scale within 1 +- zoom,
-    and shares of the side within +-shift, along x and y.
+    All parameters are sampled uniformly. Pixels from outside of the image are black.
+
+    Args:
+      image: uint8 [h, w, 1 or 3].
+      rng: NumPy Generator.
+      rotate: maximum rotation, in degrees; the angle is in [-rotate, rotate].
+      shift: maximum translation along x and y, as a fraction of the side.
+      zoom: maximum change of scale; the scale is in [1 - zoom, 1 + zoom].
+      shear: maximum shear along x, in degrees.
+
+    Returns:
+      uint8 [h, w, 1 or 3].
     """
     h, w = image.shape[:2]
-    turn, slant, grow, dx, dy = rng.uniform(-1, 1, 5)
-    angle, k = math.radians(turn * rotate), math.tan(math.radians(slant * shear))
-    s = 1 + grow * zoom
-    cos, sin = math.cos(angle) / s, math.sin(angle) / s
-    # PIL wants the map from output to input: undo the shift, the turn, the shear, the scale. In
-    # plain floats: NumPy's overhead on 2 x 2 would be half of the whole.
+    rotation, slant, growth, dx, dy = rng.uniform(-1, 1, 5)
+    angle = math.radians(rotation * rotate)
+    k = math.tan(math.radians(slant * shear))
+    scale = 1 + growth * zoom
+    cos, sin = math.cos(angle) / scale, math.sin(angle) / scale
+    # PIL needs the inverse map, from output to input: undo the translation, rotation, shear and
+    # scale. Plain floats, as NumPy's overhead on 2x2 matrices would be half of the total time.
     xx, xy, yx, yy = cos + k * sin, sin - k * cos, -sin, cos
     x, y = w / 2 + dx * shift * w, h / 2 + dy * shift * h
     data = (xx, xy, w / 2 - xx * x - xy * y, yx, yy, h / 2 - yx * x - yy * y)

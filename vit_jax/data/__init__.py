@@ -1,8 +1,10 @@
-"""Where images come from. A member is a module of this folder with `make(split_name, config)`.
+"""Data sources. To add one, add a module to this package with `make(split, config) -> source`.
 
-It returns a source: `len(source)`, `source[i] -> {"image": uint8 [h, w, c], "label": int}`,
-`source.num_classes` and `source.class_names` (a list of str). Many threads may read a source at
-once, and worker processes get a pickled copy. Slices, label checks and the cache are done here.
+A source supports random access. It has `len(source)`,
+`source[i] -> {"image": uint8 [h, w, c], "label": int}`, `source.num_classes` and
+`source.class_names` (a list of str). Sources must be thread-safe and picklable: threads share one
+source, and each worker process receives a pickled copy. Slicing, label checks and caching are
+implemented here, for all sources.
 """
 
 import os
@@ -12,50 +14,68 @@ from fractions import Fraction
 from vit_jax.errors import UserError
 from vit_jax.schema import member, members, one_of
 
-# Modules that are no kind of data.
+# Modules of this package that are not data sources.
 HELPERS = ("class_names", "decode", "idx", "pictures", "sources")
 
-_NUMBER = r"(-?\d+|-?\d+(?:\.\d+)?%)?"
-_SPLIT = re.compile(rf"([^\[\]]+)(?:\[{_NUMBER}:{_NUMBER}\])?")
+_BOUND = r"(-?\d+|-?\d+(?:\.\d+)?%)?"
+_SPLIT = re.compile(rf"([^\[\]]+)(?:\[{_BOUND}:{_BOUND}\])?")
 
 
 def make(config, split):
-    """The source that config.data describes.
+    """Create the source described by config.data.
 
     Args:
-      config: the config of a run.
+      config: the run's config.
       split: NAME, NAME[100:] or NAME[:99%].
 
+    Returns:
+      A `Slice` of the source.
+
     Raises:
-      UserError: for an unknown member, split or dataset, or an empty slice.
+      UserError: if the source, split or dataset is unknown, or if the slice is empty.
     """
-    name, known = config.data.name, members("data")
-    if name not in known:
-        raise UserError(f"config.data.name = {name!r} must be {one_of(known, name)}")
+    name, available = config.data.name, members("data")
+    if name not in available:
+        raise UserError(f"config.data.name = {name!r} must be {one_of(available, name)}")
     match = _SPLIT.fullmatch(split.strip())
     if not match:
-        raise UserError(f"'{split}' is not a split; pass NAME, NAME[100:] or NAME[:99%]")
+        raise UserError(f"invalid split '{split}'; use NAME, NAME[100:] or NAME[:99%]")
     source = member("data", name).make(match[1], config)
     start, stop = _bounds(match[2], match[3], len(source), split)
     return Slice(source, start, stop, split, config.data.cache)
 
 
 def data_dir(config, content):
-    """config.data.dir, which has to hold `content`. Raises UserError where it is not set."""
+    """Return config.data.dir with `~` expanded.
+
+    Args:
+      config: the run's config.
+      content: description of the expected contents, for the error message.
+
+    Raises:
+      UserError: if config.data.dir is not set.
+    """
     if not config.data.dir:
-        raise UserError(f"config.data.dir is empty; set it to the directory of {content}")
+        raise UserError(f"config.data.dir is empty; set it to the directory that holds {content}")
     return os.path.expanduser(config.data.dir)
 
 
-def unknown_split(name, known):
-    """The UserError of a member without the split `name`."""
-    return UserError(f"no split '{name}' here; there are {', '.join(sorted(known)) or 'none'}")
+def unknown_split(name, available):
+    """Return the UserError for a split that the source does not have."""
+    names = ", ".join(sorted(available)) or "none"
+    return UserError(f"unknown split '{name}'; available splits: {names}")
 
 
 class Slice:
-    """Examples start to stop of a source, their labels checked against its classes.
+    """Examples [start, stop) of a source. Raises UserError for labels that are out of range.
 
-    cache: keep the examples in memory once read. Every worker process keeps its own.
+    Args:
+      source: the source to slice.
+      start: index of the first example.
+      stop: index after the last example.
+      name: name of the split, for error messages.
+      cache: whether to keep examples in memory once they are read. Each worker process has a
+        separate cache.
     """
 
     def __init__(self, source, start, stop, name, cache=False):
@@ -77,7 +97,7 @@ class Slice:
         if not 0 <= i < len(self):
             raise IndexError(i)
         example = self.source[self.start + i]
-        # JAX would train the last class for -1, and compute NaN for num_classes.
+        # JAX would silently treat label -1 as the last class, and return NaN for num_classes.
         if not 0 <= example["label"] < self.num_classes:
             raise UserError(
                 f"example {i} of {self.name} has label {example['label']}, but there are "
@@ -92,7 +112,14 @@ class Slice:
 
 
 def _bounds(start, stop, size, split):
-    """Parse the ends of a slice: 0 <= start < stop <= size; percents round to the nearest."""
+    """Parse the bounds of a slice. Percentages are rounded to the nearest example.
+
+    Returns:
+      start, stop with 0 <= start < stop <= size.
+
+    Raises:
+      UserError: if the slice is empty or out of range.
+    """
 
     def index(text, default):
         if text is None:
@@ -102,5 +129,7 @@ def _bounds(start, stop, size, split):
 
     start, stop = index(start, 0), index(stop, size)
     if not 0 <= start < stop <= size:
-        raise UserError(f"'{split}' is examples {start} to {stop} of {size}: none, or out of range")
+        raise UserError(
+            f"split '{split}' selects examples {start} to {stop} of {size}: empty or out of range"
+        )
     return start, stop

@@ -1,6 +1,6 @@
-"""scikit-learn's handwritten digits: 1,797 gray images of 8x8 in 10 classes, in the package itself.
+"""Handwritten digits bundled with scikit-learn: 1,797 grayscale 8x8 images in 10 classes.
 
-Alpaydin & Kaynak, UCI "Optical Recognition of Handwritten Digits" (test part).
+Source: Alpaydin & Kaynak, UCI "Optical Recognition of Handwritten Digits" (test set).
 """
 
 import numpy as np
@@ -12,15 +12,20 @@ from vit_jax.data.sources import Arrays
 
 
 def make(split, config):
-    """Splits train (1,257), val (180) and test (360), each with all classes in proportion."""
+    """Create a source for the split train (1,257 images), val (180) or test (360).
+
+    Splits are stratified by class.
+    """
     del config
     digits = load_digits()
-    indices, labels = np.arange(len(digits.target)), digits.target
-    rest, test = train_test_split(indices, test_size=360, stratify=labels, random_state=0)
+    labels = digits.target
+    rest, test = train_test_split(
+        np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
+    )
     train, val = train_test_split(rest, test_size=180, stratify=labels[rest], random_state=0)
     splits = {"train": train, "val": val, "test": test}
     if split not in splits:
         raise unknown_split(split, splits)
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    chosen = splits[split]
-    return Arrays(images[chosen], labels[chosen], [str(digit) for digit in range(10)])
+    indices = splits[split]
+    return Arrays(images[indices], labels[indices], [str(digit) for digit in range(10)])

@@ -1,4 +1,4 @@
-"""Images in directories: <root>/<split>/<class>/<image>, as ImageNet is usually unpacked."""
+"""Image folders: <root>/<split>/<class>/<image>, the usual layout of an extracted ImageNet."""
 
 import os
 
@@ -10,42 +10,46 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".bmp")
 
 
 def make(split, config):
-    """Split `split` of the directory config.data.dir; "validation" may be called "val" there.
+    """Create a source for one split of the directory config.data.dir.
 
-    Classes are the directories' names in order. Raises UserError if there is nothing to read.
+    Classes are the sorted names of the class directories. The split "validation" is read from the
+    directory "val" if there is no directory "validation".
+
+    Raises:
+      UserError: if the directory or the split is missing, or if a class has no images.
     """
     root = data_dir(config, "<split>/<class>/<image>")
     return Files(*scan(root, split), config.model.channels)
 
 
 def splits(root):
-    """The names of the splits in a directory. Raises UserError if it is not one."""
+    """Return the names of the splits in `root`. Raises UserError if it is not a directory."""
     if not os.path.isdir(root):
-        raise UserError(f"no folder {root}")
+        raise UserError(f"{root} is not a directory")
     return [name for name in _visible(root) if os.path.isdir(os.path.join(root, name))]
 
 
 def scan(root, split):
-    """List a split, by class and then by name, without hidden files.
+    """List the images of a split, sorted by class and file name. Hidden files are skipped.
 
     Returns:
-      Paths, labels (ints), class names.
+      Paths, labels (list of int) and class names.
     """
-    known = splits(root)
-    if split == "validation" and split not in known:
+    available = splits(root)
+    if split == "validation" and split not in available:
         split = "val"
-    if split not in known:
-        raise unknown_split(split, known)
+    if split not in available:
+        raise unknown_split(split, available)
     folder = os.path.join(root, split)
     class_names = splits(folder)
     if not class_names:
-        raise UserError(f"{folder} has no images; they belong in {folder}/<class>/")
+        raise UserError(f"{folder} has no class directories; put images in {folder}/<class>/")
     paths, labels = [], []
     for label, name in enumerate(class_names):
         directory = os.path.join(folder, name)
         files = [f for f in _visible(directory) if f.lower().endswith(SUFFIXES)]
         if not files:
-            raise UserError(f"{directory}: a class without images; remove the folder or fill it")
+            raise UserError(f"{directory} has no images; add images or remove the directory")
         paths += [os.path.join(directory, f) for f in files]
         labels += [label] * len(files)
     return paths, labels, class_names

@@ -1,6 +1,7 @@
-"""The idx files of the MNIST family: {train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz].
+"""Reader for the idx files of MNIST and its variants; used by `tools.prepare`.
 
-http://yann.lecun.com/exdb/mnist, "file formats". `tools.prepare` reads them.
+Files are named {train,t10k}-{images-idx3,labels-idx1}-ubyte[.gz]. The format is described at
+http://yann.lecun.com/exdb/mnist, "file formats".
 """
 
 import gzip
@@ -13,28 +14,28 @@ import numpy as np
 from vit_jax.data.sources import Arrays
 from vit_jax.errors import UserError
 
-NAME = re.compile(r"(train|t10k)-(images|labels)[-.]idx[13]-ubyte(?:\.gz)?")
+FILE_NAME = re.compile(r"(train|t10k)-(images|labels)[-.]idx[13]-ubyte(?:\.gz)?")
 
 
 def read(root, class_names=None):
-    """Read the splits train and test of a directory.
+    """Read the splits "train" and "test" from a directory.
 
     Args:
       root: the directory.
-      class_names: the names of classes 0, 1, ...; None: the numbers themselves.
+      class_names: names of classes 0, 1, ...; None: the class numbers.
 
     Returns:
-      {split: source}; {} where there are no idx files.
+      {split: source}; {} if the directory has no idx files.
 
     Raises:
-      UserError: for files that are incomplete or do not fit each other.
+      UserError: if files are missing, corrupt or inconsistent.
     """
-    found = [match for match in map(NAME.fullmatch, os.listdir(root)) if match]
-    paths = {match.groups(): os.path.join(root, match[0]) for match in found}
+    matches = [match for match in map(FILE_NAME.fullmatch, os.listdir(root)) if match]
+    paths = {match.groups(): os.path.join(root, match[0]) for match in matches}
     arrays = {}
     for prefix in sorted({prefix for prefix, _ in paths}, reverse=True):  # train before t10k
         if not {(prefix, "images"), (prefix, "labels")} <= paths.keys():
-            raise UserError(f"{root}: {prefix} needs both its images and its labels")
+            raise UserError(f"{root}: {prefix} needs both an images file and a labels file")
         images = _array(paths[prefix, "images"], 3)[..., None]
         labels = _array(paths[prefix, "labels"], 1)
         if len(images) != len(labels):
@@ -43,12 +44,14 @@ def read(root, class_names=None):
     count = max((int(labels.max()) + 1 for _, labels in arrays.values()), default=0)
     names = class_names or [str(k) for k in range(count)]
     if len(names) < count:
-        raise UserError(f"labels go up to {count - 1}, but --class_names has {len(names)}")
+        raise UserError(
+            f"the largest label is {count - 1}, but --class_names has only {len(names)} names"
+        )
     return {split: Arrays(images, labels, names) for split, (images, labels) in arrays.items()}
 
 
 def _array(path, ndim):
-    """uint8 array of an idx file."""
+    """Read an idx file as a uint8 array with `ndim` dimensions."""
     try:
         with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
             data = file.read()
@@ -57,5 +60,5 @@ def _array(path, ndim):
     shape = np.frombuffer(data[4 : 4 + 4 * ndim], ">u4").tolist()
     body = data[4 + 4 * ndim :]
     if data[:4] != bytes([0, 0, 8, ndim]) or len(body) != np.prod(shape) or not body:
-        raise UserError(f"{path} is not a whole idx file of bytes with {ndim} dimensions")
+        raise UserError(f"{path} is truncated, or not an idx file of {ndim}-dimensional uint8 data")
     return np.frombuffer(body, np.uint8).reshape(shape)

@@ -1,4 +1,4 @@
-"""The images that a person names: files, and rows of a run's own data."""
+"""Load images named on the command line: files, or examples of a run's dataset."""
 
 import re
 from pathlib import Path
@@ -9,51 +9,51 @@ import numpy as np
 from vit_jax.data import decode
 from vit_jax.errors import UserError
 
-MAX_PIXELS = 50_000_000  # of a file, which may be a stranger's
+MAX_PIXELS = 50_000_000  # per file; files may be untrusted uploads
 
 
 class Picture(NamedTuple):
-    """An image that was read: uint8 [h, w, c] of any size, and its label where it is known."""
+    """An image, uint8 [h, w, c] of any size, and its label if it is known."""
 
     name: str
     image: np.ndarray
     label: int | None = None
 
 
-def open_images(words, config=None, channels=3):
-    """Read images by path, and rows of a run's data such as "test:0".
+def open_images(names, config=None, channels=3):
+    """Load images from files and from a run's dataset.
 
     Args:
-      words: paths and rows.
-      config: of the run whose data the rows are of; None: there is no run.
-      channels: of files: 3 (color) or 1 (gray).
+      names: paths of files, or "SPLIT:INDEX" for an example of the dataset, such as "test:0".
+      config: config of the run whose dataset is used; None: files only.
+      channels: channels of images from files: 3 (RGB) or 1 (grayscale).
 
     Returns:
-      The `Picture`s, and a line for each image that cannot be read.
+      A list of `Picture`, and a list with one error message per image that cannot be read.
     """
     pictures, errors, sources = [], [], {}
-    for word in words:
-        row = re.fullmatch(r"(train|val|test):(\d+)", word)
+    for name in names:
+        match = re.fullmatch(r"(train|val|test):(\d+)", name)
         try:
-            if row and not Path(word).exists():
-                pictures.append(_row(word, config, row[1], int(row[2]), sources))
+            if match and not Path(name).exists():
+                pictures.append(_example(name, config, match[1], int(match[2]), sources))
             else:
-                image = decode.decode(word, channels, max_pixels=MAX_PIXELS)
-                pictures.append(Picture(word, image))
+                image = decode.decode(name, channels, max_pixels=MAX_PIXELS)
+                pictures.append(Picture(name, image))
         except (decode.DecodeError, UserError) as error:
             errors.append(str(error))
     return pictures, errors
 
 
-def _row(word, config, split, i, sources):
-    """Row i of a split of a run's own data."""
+def _example(name, config, split, i, sources):
+    """Load example i of a split. sources: cache of the splits that are already open."""
     from vit_jax import data
 
     if config is None:
-        raise UserError(f"{word}: rows of a dataset go with --workdir")
+        raise UserError(f"{name}: pass --workdir to load an image from a run's dataset")
     if split not in sources:
         sources[split] = data.make(config, config.data[split])
     if i >= len(sources[split]):
-        raise UserError(f"{word}: there are {len(sources[split])} images, counted from 0")
-    found = sources[split][i]
-    return Picture(word, found["image"], found["label"])
+        raise UserError(f"{name}: index out of range; {split} has {len(sources[split])} images")
+    example = sources[split][i]
+    return Picture(name, example["image"], example["label"])

@@ -1,4 +1,4 @@
-"""The two kinds of source that several members share: encoded images by place, and arrays."""
+"""Sources used by several datasets: encoded images in files or archives, and arrays."""
 
 import io
 
@@ -9,53 +9,53 @@ from vit_jax.data.decode import decode
 
 
 class Files:
-    """Source over encoded images: files, and members of archives.
+    """Source of encoded images: files, or members of archives.
 
-    The images are in a fixed random order, so that slices such as train[:99%] hold all classes.
+    Images are shuffled with a fixed seed, so that slices such as train[:99%] contain all classes.
 
     Args:
-      places: for each image the path of its file, or (path of the archive, offset, size).
-      labels: for each image an int.
-      class_names: the names of the classes.
+      locations: for each image, the path of a file or (path of an archive, offset, size in bytes).
+      labels: for each image, an int.
+      class_names: names of the classes.
       channels: 3 (RGB) or 1 (luma).
     """
 
     shape = (None, None, 3)
 
-    def __init__(self, places, labels, class_names, channels=3):
-        order = np.random.default_rng(0).permutation(len(places))
-        self.places = [places[i] for i in order]
+    def __init__(self, locations, labels, class_names, channels=3):
+        order = np.random.default_rng(0).permutation(len(locations))
+        self.locations = [locations[i] for i in order]
         self.labels = np.asarray(labels)[order]
         self.channels = channels
         self.class_names = class_names
         self.num_classes = len(class_names)
 
     def __len__(self):
-        return len(self.places)
+        return len(self.locations)
 
     def __getitem__(self, i):
-        place = self.places[i]
-        if isinstance(place, tuple):
-            name = f"{place[0]} at byte {place[1]}"
-            image = decode(_read(place), self.channels, name=name)
+        location = self.locations[i]
+        if isinstance(location, tuple):
+            name = f"{location[0]} at byte {location[1]}"
+            image = decode(_read(location), self.channels, name=name)
         else:
-            image = decode(place, self.channels)
+            image = decode(location, self.channels)
         return {"image": image, "label": int(self.labels[i])}
 
     def encoded(self, i):
-        """Example i with its image as a file: a JPEG byte for byte, anything else as a PNG.
+        """Return example i with an encoded image: the original file if it is a JPEG, else a PNG.
 
         Raises:
-          DecodeError: for an image that cannot be decoded.
+          DecodeError: if the image cannot be decoded.
         """
         example = self[i]
-        data = _read(self.places[i])
+        data = _read(self.locations[i])
         image = data if data.startswith(b"\xff\xd8") else encode_png(example["image"])
         return example | {"image": image}
 
 
 class Arrays:
-    """Source over arrays: images uint8 [n, h, w, 1 or 3], labels int [n]."""
+    """Source of images in memory: images uint8 [n, h, w, 1 or 3], labels int [n]."""
 
     def __init__(self, images, labels, class_names):
         self.images = images
@@ -71,20 +71,20 @@ class Arrays:
         return {"image": self.images[i], "label": int(self.labels[i])}
 
     def encoded(self, i):
-        """Example i with its image as a PNG."""
+        """Return example i with the image encoded as PNG."""
         example = self[i]
         return example | {"image": encode_png(example["image"])}
 
 
 def encode_png(image):
-    """Encode an image, uint8 [h, w, 1 or 3], as the bytes of a PNG."""
+    """Encode an image, uint8 [h, w, 1 or 3], as PNG bytes."""
     out = io.BytesIO()
     Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(out, "PNG")
     return out.getvalue()
 
 
-def _read(place):
-    path, offset, size = place if isinstance(place, tuple) else (place, 0, -1)
+def _read(location):
+    path, offset, size = location if isinstance(location, tuple) else (location, 0, -1)
     with open(path, "rb") as file:
         file.seek(offset)
         return file.read(size)

@@ -1,6 +1,6 @@
-"""Synthetic images: a coarse pattern per class, with noise. For tests and benchmarks.
+"""Synthetic images for tests and benchmarks: one coarse pattern per class, plus noise.
 
-Example i of a split is always the same, and nothing is read from disk.
+Examples are deterministic and generated on the fly; nothing is read from disk.
 """
 
 import numpy as np
@@ -9,22 +9,27 @@ from vit_jax.data import unknown_split
 from vit_jax.errors import UserError
 
 SPLITS = ("train", "val", "test")
-GRID = 4  # cells along each side of a class's pattern
+GRID_SIZE = 4  # cells along each side of a class pattern
 
 
 def make(split, config):
-    """config.data.synthetic.images examples per split, slightly larger than the model's images."""
+    """Create a source of config.data.synthetic.images examples.
+
+    Images are slightly larger than config.model.image, so that crops have an effect.
+    """
     if split not in SPLITS:
         raise unknown_split(split, SPLITS)
     images, classes = config.data.synthetic.images, config.data.synthetic.classes
     if images < 1 or classes < 1:
-        raise UserError("config.data.synthetic needs at least one image and one class")
+        raise UserError(
+            "config.data.synthetic.images and config.data.synthetic.classes must be at least 1"
+        )
     side = config.model.image + max(config.model.image // 8, 2)
     return Synthetic(SPLITS.index(split), images, classes, side, config.model.channels)
 
 
 class Synthetic:
-    """Source of images uint8 [side, side, channels] with labels 0, 1, 2, ... in turn."""
+    """Source of images uint8 [side, side, channels]; example i has the label i % classes."""
 
     def __init__(self, split, images, classes, side, channels):
         self.split = split
@@ -32,8 +37,9 @@ class Synthetic:
         self.shape = (side, side, channels)
         self.num_classes = classes
         self.class_names = [f"pattern {k}" for k in range(classes)]
-        cells = np.arange(side) * GRID // side
-        grids = np.random.default_rng(0).integers(0, 256, (classes, GRID, GRID, channels), np.uint8)
+        cells = np.arange(side) * GRID_SIZE // side
+        shape = (classes, GRID_SIZE, GRID_SIZE, channels)
+        grids = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         self.patterns = grids[:, cells[:, None], cells]
 
     def __len__(self):

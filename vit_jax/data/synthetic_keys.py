@@ -1,4 +1,4 @@
-"""The keys of `data/synthetic.py`, in the group `data.synthetic`."""
+"""Config keys of `data/synthetic.py`, in the group `data.synthetic`."""
 
 from vit_jax.schema import Key
 
@@ -6,5 +6,5 @@ from vit_jax.schema import Key
 def defaults():
     return {
         "images": Key(512, "images per split", least=1),
-        "classes": Key(10, "classes", least=1),
+        "classes": Key(10, "number of classes", least=1),
     }

@@ -1,6 +1,6 @@
-"""TFDS datasets prepared as ArrayRecord, read at random and written, without TensorFlow.
+"""Read and write TFDS datasets in the ArrayRecord format, without TensorFlow.
 
-<data_dir>/<name>[/<config>]/<version>/{dataset_info.json, features.json, *.array_record-*}
+Layout: <data_dir>/<name>[/<config>]/<version>/{dataset_info.json, features.json, *.array_record-*}
 """
 
 import io
@@ -17,15 +17,18 @@ from vit_jax.data import unknown_split
 from vit_jax.data.decode import DecodeError, decode
 from vit_jax.errors import UserError
 
-CHUNK_IMAGES = 512  # in memory at once while a dataset is written
+CHUNK_IMAGES = 512  # images held in memory while a dataset is written
 MAX_SHARD_IMAGES = 4096
 
 
 def make(split, config):
-    """Split `split` of the dataset config.data.dataset, "name[/config][:version]".
+    """Create a source for one split of config.data.dataset, "name[/config][:version]".
 
-    Without a version it is the latest one. Raises UserError if it is missing, is not ArrayRecord,
-    or has no image or no class.
+    If no version is given, the latest one is used.
+
+    Raises:
+      UserError: if the dataset is missing, is not stored as ArrayRecord, or lacks the feature
+        "image" or "label".
     """
     folder = _find(config.data.dataset, config.data.dir)
     builder = tfds.builder_from_directory(folder)
@@ -36,24 +39,25 @@ def make(split, config):
         features.get("label"), tfds.features.ClassLabel
     ):
         raise UserError(
-            f"{folder} has {', '.join(sorted(features))}; an image and a label are needed"
+            f"{folder} has the features {', '.join(sorted(features))}; it must have image (an "
+            "Image) and label (a ClassLabel)"
         )
     try:
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         data = builder.as_data_source(split, deserialize_method=raw).data_source
     except NotImplementedError:
         raise UserError(
-            f"{folder} is stored for reading in sequence; prepare it again with TFDS and "
-            "file_format=array_record, or from its images with python -m vit_jax.tools.prepare"
+            f"{folder} does not support random access; prepare it again with TFDS and "
+            "file_format=array_record, or from image files with python -m vit_jax.tools.prepare"
         ) from None
     name = f"{config.data.dataset} {split}"
     return Records(data, list(features["label"].names), config.model.channels, name)
 
 
 class Records:
-    """Source over serialized tf.train.Examples with an encoded `image` and an integer `label`.
+    """Source of serialized tf.train.Example records with an encoded image and an integer label.
 
-    TFDS's own parser and decoder are bypassed: they cost more than a small image does.
+    Bypasses the parser and decoder of TFDS, which take longer than decoding a small image.
     """
 
     def __init__(self, data, class_names, channels, name):
@@ -76,17 +80,26 @@ class Records:
 
 
 def write(directory, name, version, sources):
-    """Write a dataset. Every image is decoded once to check it.
+    """Write a dataset. Every image is decoded once to verify it.
 
     Args:
-      directory: an existing directory, for this version alone.
-      name, version: of the dataset.
-      sources: {split: source} with the same classes, as in `vit_jax.data.sources`.
+      directory: an existing, empty directory for this version of the dataset.
+      name: name of the dataset.
+      version: version of the dataset.
+      sources: {split: source}. All sources must have the same classes, and the method `encoded` of
+        the sources in `vit_jax.data.sources`.
+
+    Raises:
+      UserError: if the splits have different classes.
+      DecodeError: if an image cannot be decoded.
     """
     first = next(iter(sources.values()))
     for split, source in sources.items():
-        if odd := set(source.class_names) ^ set(first.class_names):
-            raise UserError(f"split {split} has other classes: {', '.join(sorted(odd)[:5])}")
+        if different := set(source.class_names) ^ set(first.class_names):
+            raise UserError(
+                f"all splits must have the same classes; {split} and {next(iter(sources))} differ "
+                f"in {', '.join(sorted(different)[:5])}"
+            )
     features = {
         "image": tfds.features.Image(shape=first.shape),
         "label": tfds.features.ClassLabel(names=first.class_names),
@@ -105,16 +118,16 @@ def write(directory, name, version, sources):
             for start in track(range(0, len(source), CHUNK_IMAGES), split):
                 rows = range(start, min(start + CHUNK_IMAGES, len(source)))
                 examples = pool.map(source.encoded, rows)
-                # TFDS takes bytes for a path, and a file object for an encoded image.
+                # TFDS treats bytes as a path and a file object as an encoded image.
                 files = [x | {"image": io.BytesIO(x["image"])} for x in examples]
                 writer.add_examples({split: files})
     writer.close_all()
 
 
 def _find(dataset, data_dir):
-    """The directory of the dataset's version: the one named, else the latest."""
+    """Return the directory of the requested version of a dataset, or of the latest version."""
     if not dataset:
-        raise UserError("config.data.dataset is empty; name a dataset, such as imagenet2012")
+        raise UserError("config.data.dataset is empty; set it to a dataset, such as imagenet2012")
     root = epath.Path(
         data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     ).expanduser()
@@ -122,7 +135,7 @@ def _find(dataset, data_dir):
     versions = [str(v) for v in list_all_versions(root / name)]
     if not versions or (version and version not in versions):
         raise UserError(
-            f"no prepared dataset '{dataset}' in {root} (config.data.dir). Prepare it from image "
-            f"files: python -m vit_jax.tools.prepare --name={name} --output={root} --input=FOLDER"
+            f"no prepared dataset '{dataset}' in {root} (config.data.dir); prepare it from image "
+            f"files with python -m vit_jax.tools.prepare --name={name} --output={root} --input=DIR"
         )
     return root / name / (version or versions[-1])

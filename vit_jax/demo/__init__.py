@@ -1,5 +1,5 @@
-"""The page of `vit_jax.tools.demo`: drop a picture on it and look inside a model.
+"""The web page of `vit_jax.tools.demo`, which explains a model's predictions for an uploaded image.
 
-access: passwords, hosts and ports; explain: a picture through a model, and drawings of the
-result; panel: tables and captions; page: components and events; serve: the web server.
+access: passwords, hosts and ports; explain: run a model on an image and draw its maps; panel:
+tables and captions; page: gradio components and events; serve: the web server.
 """

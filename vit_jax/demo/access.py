@@ -1,4 +1,4 @@
-"""Who may open the page, what they may send, where it listens. Imports nothing heavy."""
+"""Access control: passwords, hosts, ports and upload limits. Imports nothing heavy."""
 
 import ipaddress
 import os
@@ -7,31 +7,31 @@ from pathlib import Path
 
 from vit_jax.errors import UserError
 
-VARIABLE = "VIT_JAX_DEMO_AUTH"
+AUTH_VARIABLE = "VIT_JAX_DEMO_AUTH"
 MAX_FILE_BYTES = 20 * 2**20
-MAX_REQUEST_BYTES = MAX_FILE_BYTES + 2**20  # a file and the form around it
+MAX_REQUEST_BYTES = MAX_FILE_BYTES + 2**20  # file and multipart headers
 
 
 def read_auth(path=None):
     """Read user names and passwords.
 
     Args:
-      path: a text file with `user:password` per line; None: the environment variable
-        VIT_JAX_DEMO_AUTH, in the same format.
+      path: text file with one `user:password` per line. None: read the environment variable
+        VIT_JAX_DEMO_AUTH in the same format.
 
     Returns:
-      [(user, password)], or None without a file and variable.
+      [(user, password)], or None if there is neither a file nor the variable.
 
     Raises:
-      UserError: if the file cannot be read, is empty or malformed.
+      UserError: if the file cannot be read, is empty or is malformed.
     """
     if path is None:
-        text = os.environ.get(VARIABLE)
-        return None if text is None else _parse(text, VARIABLE)
+        text = os.environ.get(AUTH_VARIABLE)
+        return None if text is None else _parse(text, AUTH_VARIABLE)
     try:
         text = Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--auth_file={path} cannot be read: {error}") from None
+        raise UserError(f"cannot read --auth_file={path}: {error}") from None
     return _parse(text, f"--auth_file={path}")
 
 
@@ -50,16 +50,16 @@ def _parse(text, source):
 
 
 def check_host(host, auth):
-    """Raise UserError if other machines could open the page without a password."""
+    """Check that a page reachable from other machines has a password. Raises UserError."""
     if auth is None and not is_loopback(host):
         raise UserError(
-            f"--host={host} opens the page to other machines; pass --auth_file=FILE with "
-            f"user:password per line, or set {VARIABLE}"
+            f"--host={host} makes the page reachable from other machines; pass --auth_file=FILE "
+            f"with one user:password per line, or set {AUTH_VARIABLE}"
         )
 
 
 def is_loopback(host):
-    """Whether only this machine can reach a server bound to the address or name."""
+    """Return whether a server bound to this host is reachable only from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -67,14 +67,14 @@ def is_loopback(host):
 
 
 def allowed_hosts(host):
-    """Values of the Host header to accept, without port; all for a wildcard address."""
+    """Return the accepted values of the Host header, without port; all for a wildcard address."""
     if host in ("0.0.0.0", "::"):
         return ["*"]
     return ["localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host]
 
 
 def free_port(host, port):
-    """The port, or any free one for 0. Raises UserError if a server cannot listen there."""
+    """Return the port, or a free one for port 0. Raises UserError if the port is unavailable."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,4 +1,4 @@
-"""One picture through one model, and drawings of the result that need no further pass."""
+"""Run a model on an image once, and draw its attention or Grad-CAM maps from the result."""
 
 from typing import NamedTuple
 
@@ -12,22 +12,22 @@ from vit_jax.data import class_names
 from vit_jax.errors import UserError
 from vit_jax.figures import overlay
 
-TOP = 5  # classes
-DRAWING_SIDE = 448  # pixels, about
-LARGER = (1.5, 2, 3)  # sides, as multiples of the model's image size
-MAX_MAPS_BYTES = 2**27  # of a picture larger than the model's images
+TOP_K = 5  # classes
+DRAWING_SIDE = 448  # approximate, in pixels
+IMAGE_SCALES = (1.5, 2, 3)  # larger input sizes, relative to the model's image size
+MAX_MAPS_BYTES = 2**27  # attention maps at a larger input size
 
 
 class Explanation(NamedTuple):
-    """What a model makes of a picture.
+    """Predictions and maps of a model for one image.
 
     Attributes:
-      view: uint8 [side, side, c], the picture as the model was given it.
-      top: [(class name, probability)], the most probable first; empty without a classifier.
-      maps: of a ViT, attention float16 [l, h + 2, n, n], where the heads are followed by their mean
-        and by attention rollout; of a CNN, Grad-CAM of each class of `top`, a list of float32
-        [classes, rows, columns], one per stage.
-      prefix: tokens before those of the patches.
+      view: the preprocessed image, uint8 [side, side, c].
+      top: [(class name, probability)], most probable first; empty without a classification head.
+      maps: for a ViT, attention float16 [l, h + 2, n, n]: the heads, their mean and attention
+        rollout. For a CNN, Grad-CAM of each class in `top`: a list with one float32
+        [classes, rows, columns] per stage.
+      prefix: number of tokens before the patch tokens.
       grid: rows and columns of patches of a ViT; None for a CNN.
     """
 
@@ -39,21 +39,30 @@ class Explanation(NamedTuple):
 
 
 def explain(model, image, lang="en"):
-    """Run a model once on a picture, uint8 [h, w, 1 or 3] of any size -> Explanation."""
+    """Run a model on an image.
+
+    Args:
+      model: `inference.LoadedModel`.
+      image: uint8 [h, w, 1 or 3], of any size.
+      lang: language of the class names.
+
+    Returns:
+      `Explanation`.
+    """
     view = model.view(image)
-    out = model.run([view], compute=cam if model.is_cnn else softmax)
+    out = model.run([view], compute=gradcam_outputs if model.is_cnn else attention_outputs)
     out = {name: values[0] for name, values in out.items()}
     names = [model.class_names[i] for i in out.pop("classes", [])]
-    shares = out.pop("probabilities", np.zeros(0)).tolist()
-    top = list(zip(class_names.translate(names, lang), shares, strict=True))
+    probabilities = out.pop("probabilities", np.zeros(0)).tolist()
+    top = list(zip(class_names.translate(names, lang), probabilities, strict=True))
     if model.is_cnn:
         maps = [out[stage] for stage in model.module.stages if stage in out]
         return Explanation(view, top, maps, 0, None)
     return Explanation(view, top, out["maps"], model.prefix, model.grid)
 
 
-def softmax(module, images):
-    """Top classes of a ViT, and its maps [b, l, h + 2, n, n] as in `Explanation`."""
+def attention_outputs(module, images):
+    """Compute the top classes of a ViT and its maps [b, l, h + 2, n, n]; see `Explanation`."""
     out = module(images, attention=True)
     heads = out["attention"].astype(jnp.float32)
     rollout = attention.rollout(heads)[:, :, None]
@@ -61,8 +70,8 @@ def softmax(module, images):
     return _top(out) | {"maps": jnp.moveaxis(maps, 1, 0).astype(jnp.float16)}
 
 
-def cam(module, images):
-    """Top classes of a ResNet, and Grad-CAM [b, classes, rows, columns] of each stage."""
+def gradcam_outputs(module, images):
+    """Compute the top classes of a ResNet and Grad-CAM [b, classes, rows, columns] by stage."""
     out = module(images)
     if "logits" not in out:
         return {"pooled": out["pooled"]}
@@ -75,19 +84,22 @@ def cam(module, images):
 def _top(out):
     if "logits" not in out:
         return {}
-    shares = jax.nn.softmax(out["logits"])
-    shares, classes = jax.lax.top_k(shares, min(TOP, shares.shape[-1]))
-    return {"probabilities": shares, "classes": classes}
+    probabilities = jax.nn.softmax(out["logits"])
+    probabilities, classes = jax.lax.top_k(probabilities, min(TOP_K, probabilities.shape[-1]))
+    return {"probabilities": probabilities, "classes": classes}
 
 
 def resolutions(models):
-    """The models at each image size that all of them can take: [[model, ...], ...]."""
-    rows = [[_enlarge(model, scale) for model in models] for scale in LARGER]
+    """Return the models at each input size that all of them support: [[model, ...], ...]."""
+    rows = [[_enlarge(model, scale) for model in models] for scale in IMAGE_SCALES]
     return [models] + [row for row in rows if None not in row]
 
 
 def _enlarge(model, scale):
-    """The model for larger images, or None if their patches do not fit or are too many."""
+    """Return the model at a larger input size.
+
+    None if the size is not a multiple of the patch size, or if the maps exceed MAX_MAPS_BYTES.
+    """
     try:
         model = model.replace(image=int(scale * model.image))
     except UserError:
@@ -100,13 +112,13 @@ def _enlarge(model, scale):
 
 
 def attention_map(explanation, layer, head, patch=None):
-    """Attention to the patches, float32 [rows, columns], of a ViT.
+    """Return the attention of a query to the patches of a ViT, float32 [rows, columns].
 
     Args:
       explanation: `Explanation`.
-      layer: from 0.
-      head: from 0, or "mean" or "rollout".
-      patch: (row, column), from 0, of the query; None: the class token or, without one, the mean
+      layer: index of the layer, from 0.
+      head: index of the head, from 0, or "mean" or "rollout".
+      patch: (row, column) of the query, from 0. None: the class token or, without one, the mean
         over all patches.
     """
     _, _, maps, prefix, grid = explanation
@@ -119,16 +131,16 @@ def attention_map(explanation, layer, head, patch=None):
 
 
 def draw(view, values, opacity, patch=None):
-    """Draw a map over the view.
+    """Overlay a map on an image.
 
     Args:
-      view: uint8 [h, w, 1 or 3].
+      view: the image, uint8 [h, w, 1 or 3].
       values: the map [rows, columns].
-      opacity: of the map at its maximum, 0 to 1; its square is the opacity at 0.
-      patch: (row, column) to frame.
+      opacity: opacity where the map is largest, 0 to 1; where the map is 0, it is opacity².
+      patch: (row, column) of a patch to frame.
 
     Returns:
-      uint8 [h, w, 3], enlarged.
+      An enlarged image, uint8 [h, w, 3].
     """
     factor = max(1, round(DRAWING_SIDE / view.shape[0]))
     large = view.repeat(factor, 0).repeat(factor, 1)
@@ -137,19 +149,19 @@ def draw(view, values, opacity, patch=None):
     if patch is not None:
         height, width = np.divide(large.shape[:2], values.shape)
         top, left = int(patch[0] * height), int(patch[1] * width)
-        low, right = int((patch[0] + 1) * height), int((patch[1] + 1) * width)
-        for inset, color in ((0, "white"), (2, "black")):  # one of the two shows on any picture
-            box = (left + inset, top + inset, right - 1 - inset, low - 1 - inset)
+        bottom, right = int((patch[0] + 1) * height), int((patch[1] + 1) * width)
+        for inset, color in ((0, "white"), (2, "black")):  # visible on any background
+            box = (left + inset, top + inset, right - 1 - inset, bottom - 1 - inset)
             ImageDraw.Draw(drawing).rectangle(box, outline=color, width=2)
     return np.asarray(drawing)
 
 
 def patch_at(pixel, side, grid):
-    """The patch (row, column), from 0, at a pixel (x, y) of a square drawing."""
+    """Return the patch (row, column), from 0, at a pixel (x, y) of a square drawing."""
     x, y = (min(max(i / side, 0), 1 - 1e-6) for i in pixel)
     return int(y * grid[0]), int(x * grid[1])
 
 
 def convert_patch(patch, grid, other):
-    """The patch of another grid at the center of this one's patch."""
+    """Return the patch of another grid that contains the center of a patch of this grid."""
     return tuple(int((i + 0.5) * k // n) for i, n, k in zip(patch, grid, other, strict=True))

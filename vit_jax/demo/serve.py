@@ -1,4 +1,4 @@
-"""The web server of the page: gradio's, behind checks of the Host and Origin headers."""
+"""Serve the page with gradio, with checks of the Host and Origin headers."""
 
 import os
 import signal
@@ -18,10 +18,10 @@ FOLDER = Path(__file__).parent
 
 
 class RequestFilter:
-    """ASGI middleware that refuses requests of other sites' pages, and bodies that are too large.
+    """ASGI middleware that rejects cross-origin requests and large request bodies.
 
-    Gradio leaves a foreign Origin to the browser, which sends the request all the same, and limits
-    the size of files but not of JSON.
+    Gradio relies on the browser to block foreign origins, which still delivers the request, and it
+    limits the size of files but not of JSON.
     """
 
     def __init__(self, app):
@@ -34,24 +34,24 @@ class RequestFilter:
             origin = headers.get("origin")
             length = int(headers.get("content-length", 0))
             if origin and origin.partition("://")[2] != headers.get("host"):
-                app = PlainTextResponse("requests of other origins are refused", 403)
+                app = PlainTextResponse("cross-origin requests are not allowed", 403)
             elif length > access.MAX_REQUEST_BYTES or "transfer-encoding" in headers:
-                app = PlainTextResponse("the request is too large", 413)
+                app = PlainTextResponse("request body too large", 413)
         await app(scope, receive, send)
 
 
 def launch(models, lang, host, port, auth=None):
-    """Serve the page from a thread.
+    """Serve the page from a background thread.
 
     Args:
       models: one or two `inference.LoadedModel`s.
-      lang: "en" or "ko".
+      lang: language of the page, "en" or "ko".
       host: address to listen on.
-      port: a free one.
-      auth: [(user, password)], or None to let everyone in.
+      port: a free port.
+      auth: [(user, password)]; None: no login.
 
     Returns:
-      The running gr.Blocks: `local_url`, `close()`.
+      The running gr.Blocks, with `local_url` and `close()`.
     """
     import gradio as gr
 
@@ -61,14 +61,14 @@ def launch(models, lang, host, port, auth=None):
         block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_300"
     )
     trusted = Middleware(TrustedHostMiddleware, allowed_hosts=access.allowed_hosts(host))
-    # Blocks.launch, as a mounted app does not check that inputs are files that were uploaded.
+    # Use Blocks.launch: a mounted app does not check that input files were uploaded.
     blocks = Page(models, Catalog("demo", lang)).build()
     blocks.launch(
         server_name=f"[{host}]" if ":" in host else host,
         server_port=port,
         auth=auth,
         max_file_size=access.MAX_FILE_BYTES,
-        state_session_capacity=8,  # visitors whose picture is remembered
+        state_session_capacity=8,  # sessions whose image is kept
         app_kwargs={"middleware": [trusted, Middleware(RequestFilter)]},
         prevent_thread_lock=True,
         share=False,
@@ -85,11 +85,11 @@ def launch(models, lang, host, port, auth=None):
 
 
 def serve(models, lang, host, port, auth=None):
-    """Serve the page until the process is interrupted; arguments as of `launch`."""
-    # Ended by SIGTERM, the process would leave the uploads behind.
+    """Serve the page until the process is interrupted; see `launch` for the arguments."""
+    # The default handler of SIGTERM would not delete the uploads.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with tempfile.TemporaryDirectory(prefix="vit_jax-demo-") as folder:
-        # Gradio reads these when it is imported.
+        # Gradio reads these variables on import.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         blocks = launch(models, lang, host, port, auth)
         print(blocks.local_url, flush=True)

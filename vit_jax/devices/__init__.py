@@ -1,1 +1,1 @@
-"""Devices: mesh and sharding rules, the processes of a run, the memory of a host."""
+"""Device mesh and sharding rules, multi-process runs, and host memory settings."""

@@ -1,7 +1,10 @@
-"""Runs of several processes: jax.distributed, and stopping all of them together.
+"""Multi-process runs: jax.distributed, and preemption signals.
 
-VIT_JAX_DISTRIBUTED is `off`; `HOST:PORT,COUNT,INDEX`, the address of process 0, the number of
-processes and the index of this one; or `auto`, the default: detect SLURM and TPU slices.
+The environment variable VIT_JAX_DISTRIBUTED is one of:
+  auto: detect SLURM and TPU slices (default).
+  off: a single process.
+  HOST:PORT,COUNT,INDEX: the address of process 0, the number of processes and the index of this
+    process.
 """
 
 import importlib.util
@@ -12,25 +15,39 @@ import signal
 from vit_jax.errors import UserError
 
 VARIABLE = "VIT_JAX_DISTRIBUTED"
-SLURM = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST")
-TIMEOUT = 300  # seconds to wait for the others
+SLURM_VARIABLES = (
+    "SLURM_JOB_ID",
+    "SLURM_NTASKS",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_STEP_NODELIST",
+)
+CONNECT_TIMEOUT_S = 300
 
 
 def options(environ=os.environ):
-    """The arguments of jax.distributed.initialize; None for a single process.
+    """Return the arguments of jax.distributed.initialize. Imports no JAX.
 
-    {} for SLURM and TPU slices, which JAX detects itself. Imports no JAX. Raises UserError.
+    Args:
+      environ: environment variables.
+
+    Returns:
+      A dict of arguments; {} for SLURM and TPU slices, which JAX detects; None for a single
+      process.
+
+    Raises:
+      UserError: if VIT_JAX_DISTRIBUTED is malformed.
     """
-    word = environ.get(VARIABLE, "auto")
-    if word == "off":
+    value = environ.get(VARIABLE, "auto")
+    if value == "off":
         return None
-    if word == "auto":
-        slurm = all(environ.get(name) for name in SLURM) and environ["SLURM_NTASKS"] != "1"
+    if value == "auto":
+        slurm = all(map(environ.get, SLURM_VARIABLES)) and environ["SLURM_NTASKS"] != "1"
         return {} if slurm or _on_tpu(environ) else None
-    match = re.fullmatch(r"([^,\s]+:\d+),(\d+),(\d+)", word)
+    match = re.fullmatch(r"([^,\s]+:\d+),(\d+),(\d+)", value)
     if not match or not int(match[3]) < int(match[2]):
         raise UserError(
-            f"{VARIABLE}={word} must be auto, off or HOST:PORT,COUNT,INDEX with INDEX from 0 to "
+            f"{VARIABLE}={value} must be auto, off or HOST:PORT,COUNT,INDEX with INDEX from 0 to "
             "COUNT - 1, such as 10.0.0.2:1234,4,0"
         )
     names = ("coordinator_address", "num_processes", "process_id")
@@ -38,69 +55,78 @@ def options(environ=os.environ):
 
 
 def _on_tpu(environ):
+    """Return whether libtpu is installed and JAX_PLATFORMS does not exclude TPUs."""
     platforms = environ.get("JAX_PLATFORMS", "tpu").split(",")
     return "tpu" in platforms and importlib.util.find_spec("libtpu") is not None
 
 
 def initialize():
-    """Connect to the other processes, before any other use of JAX.
+    """Connect the processes of a run. Call this function before any other use of JAX.
 
     Returns:
-      Whether there are others.
+      Whether the run has several processes.
 
     Raises:
-      UserError: if they do not connect in time.
+      UserError: if the processes do not connect within `CONNECT_TIMEOUT_S`.
     """
-    found = options()
-    if found is None:
+    arguments = options()
+    if arguments is None:
         return False
     import jax
 
     try:
-        jax.distributed.initialize(**found, initialization_timeout=TIMEOUT)
+        jax.distributed.initialize(**arguments, initialization_timeout=CONNECT_TIMEOUT_S)
     except ValueError:
-        if found:  # else libtpu is installed, but this is no TPU: a single process
+        if arguments:  # otherwise a single process: libtpu is installed, but there is no TPU
             raise
     except RuntimeError as error:
         if "before any JAX" in str(error):
             raise
-        who = found or "the environment"
+        source = arguments or "detected from the environment"
         raise UserError(
-            f"the processes of the run did not connect within {TIMEOUT} s ({who}): start all of "
-            f"them, with access to the port of the first; or set {VARIABLE}=off"
+            f"the processes of the run did not connect within {CONNECT_TIMEOUT_S} s ({source}); "
+            "start all processes and make the port of process 0 reachable from each, or set "
+            f"{VARIABLE}=off"
         ) from error
     return jax.process_count() > 1
 
 
 class StopSignal:
-    """Whether to stop: after SIGTERM, SIGUSR1 or the first Ctrl-C. A second one ends the process.
+    """A context manager that detects preemption: SIGTERM, SIGUSR1 or Ctrl-C. Call it to poll.
 
-    With several processes JAX watches for SIGTERM, which may reach only one of them. All of them
-    then get True in the same call, provided that each calls it once per step.
+    A second signal terminates the process. In a run with several processes, JAX handles SIGTERM,
+    which may be sent to only one of them. All processes then return True in the same call, provided
+    that each process calls once per step.
+
+    Args:
+      multiprocess: whether the run has several processes.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-    def __init__(self, together=False):
-        self.signals = () if together else self.SIGNALS
-        self.together, self.calls, self.asked = together, 0, False
+    def __init__(self, multiprocess=False):
+        self.multiprocess = multiprocess
+        self.signals = () if multiprocess else self.SIGNALS
+        self.calls = 0
+        self.received = False
 
     def __enter__(self):
-        self.before = {s: signal.signal(s, self._ask) for s in self.signals}
+        self.previous = {s: signal.signal(s, self._handle) for s in self.signals}
         return self
 
     def __exit__(self, *_):
-        for number, handler in self.before.items():
+        for number, handler in self.previous.items():
             signal.signal(number, handler)
 
     def __call__(self):
-        if self.together:
-            from jax.experimental import multihost_utils
+        """Return whether to stop."""
+        if self.multiprocess:
+            from jax.experimental.multihost_utils import reached_preemption_sync_point
 
             self.calls += 1
-            self.asked = self.asked or multihost_utils.reached_preemption_sync_point(self.calls)
-        return self.asked
+            self.received = self.received or reached_preemption_sync_point(self.calls)
+        return self.received
 
-    def _ask(self, number, _frame):
-        self.asked = True
+    def _handle(self, number, _frame):
+        self.received = True
         signal.signal(number, signal.SIG_DFL)

@@ -9,16 +9,19 @@ ACCELERATORS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_p
 
 
 def keep_freed():
-    """Keep freed memory for the next allocation, on Linux with glibc.
+    """Configure malloc to keep freed memory for reuse (Linux with glibc).
 
-    XLA on CPU allocates its temporaries, hundreds of megabytes, in every step. glibc maps and
-    unmaps them each time, and the system zeroes them page by page: a quarter of a train step of
-    Ti/16. Call it before JAX is imported: it has no effect on existing threads. The process never
-    shrinks again. With an accelerator the temporaries are on the device, and malloc's defaults are
-    better for the host's threads.
+    In every step, XLA on CPU allocates hundreds of megabytes of temporary buffers. By default,
+    glibc maps and unmaps them each time, and the kernel zeroes their pages, which takes a quarter
+    of a training step of Ti/16. With these settings, the process never returns memory to the
+    system.
+
+    Call this function before importing JAX: it has no effect on existing threads. It does nothing
+    if an accelerator may be used, because the temporary buffers are then on the device, and
+    malloc's defaults are better for the threads of the host.
 
     Returns:
-      Whether freed memory is kept.
+      Whether the settings were applied.
     """
     if os.environ.get("JAX_PLATFORMS", "") != "cpu" and any(map(find_spec, ACCELERATORS)):
         return False
@@ -26,5 +29,5 @@ def keep_freed():
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return False
-    # No mmap, nothing returned to the system, and one arena for all threads.
+    # Disable mmap, never trim the heap, and use one arena for all threads.
     return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_ARENA_MAX, 1)])

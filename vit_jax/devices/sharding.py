@@ -1,8 +1,9 @@
-"""The mesh of devices, and which array lies where on it.
+"""Device mesh and sharding rules.
 
-Axes of the mesh: `data` holds copies of the model, `fsdp` splits parameters and batch, `tensor`
-splits heads and hidden units. Parameters find their place by path; optimizer state and moving
-averages have the paths of their parameters at the end of their own, and follow them.
+The batch is sharded over the mesh axes `data` and `fsdp`. Parameters are replicated over `data`,
+and sharded over `fsdp` and `tensor`, where `tensor` splits attention heads, hidden units and
+classes. The sharding of an array is determined by its path. The paths of optimizer state and moving
+averages end in the paths of their parameters, so that they are sharded alike.
 """
 
 import re
@@ -14,8 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from vit_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-# Path -> the axis (from the end) that the tensor axis of the mesh splits: heads, hidden units and
-# classes (Megatron-LM, arXiv:1909.08053, section 3).
+# (pattern of a path, array axis sharded over `tensor`): attention heads, hidden units and classes
+# (Megatron-LM, arXiv:1909.08053, section 3).
 TENSOR_RULES = (
     (r"attn/qkv/(kernel|bias)$", -1),
     (r"attn/proj/kernel$", -2),
@@ -26,75 +27,108 @@ TENSOR_RULES = (
     (r"(^|/)last_layer/(kernel|scale)$", -1),
     (r"(^|/)center$", -1),
 )
-SMALLEST = 4096  # elements; splitting smaller arrays costs more in messages than it saves
+MIN_FSDP_ELEMENTS = 4096  # for smaller arrays, communication costs more than sharding saves
 
 
 def make_mesh(config, devices=None):
-    """config.mesh -> a mesh of these devices (None: all). An axis of -1 takes what is left."""
+    """Create a device mesh.
+
+    Args:
+      config: sizes of the mesh axes, such as `config.mesh`; -1: the remaining devices.
+      devices: devices of the mesh; None: all.
+
+    Returns:
+      A mesh with the axes `AXES`.
+
+    Raises:
+      UserError: if the sizes do not match the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
-    shape, count = [config[axis] for axis in AXES], len(devices)
+    shape = [config[axis] for axis in AXES]
+    count = len(devices)
     if -1 in shape:
         rest = int(np.prod([n for n in shape if n != -1]))
         shape[shape.index(-1)] = max(count // rest, 1)
-    if int(np.prod(shape)) != count:
-        sizes = " x ".join(f"{axis} {n}" for axis, n in zip(AXES, shape, strict=True))
-        raise UserError(f"the mesh is {sizes}, but there are {count} devices; set mesh.data=-1")
+    required = int(np.prod(shape))
+    if required != count:
+        sizes = " x ".join(f"mesh.{axis}={n}" for axis, n in zip(AXES, shape, strict=True))
+        raise UserError(
+            f"{sizes} needs {required} devices, but there are {count} devices; set mesh.data=-1"
+        )
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def local_mesh():
-    """A mesh of all devices, over which a batch is split and parameters are replicated."""
+    """Create a mesh of all devices with sharded batches and replicated parameters."""
     return make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
 
 
 def batch_sharding(mesh: Mesh):
-    """Axis 0 of every array of a batch is split over `data` and `fsdp`."""
+    """Return the sharding of a batch: axis 0 over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def constrain_batch(x):
-    """x with its first axis split as the batch is, and whole otherwise; as it is where no mesh of
-    ours is set. Without it XLA may move activations where parameters are split, not parameters."""
+    """Constrain activations to the sharding of the batch, if a mesh with our axes is set.
+
+    Without this constraint, XLA may reshard the activations instead of gathering parameters.
+    """
     if not {"data", "fsdp"} <= set(jax.sharding.get_abstract_mesh().axis_names):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh):
+    """Return the sharding of a replicated array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def check_batch_size(name, size, mesh):
-    """UserError unless `size` images divide over the devices."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if size % ways:
+    """Check that a batch can be sharded over the mesh.
+
+    Args:
+      name: name of the batch size, for the error message.
+      size: number of images in a batch.
+      mesh: a mesh of `make_mesh`.
+
+    Raises:
+      UserError: if `size` is not divisible by the number of shards.
+    """
+    num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if size % num_shards:
         raise UserError(
-            f"{name} {size} does not divide over {ways} devices (mesh.data x mesh.fsdp); "
-            f"take a multiple of {ways}"
+            f"{name} {size} must be divisible by mesh.data x mesh.fsdp = {num_shards} devices; "
+            f"use a multiple of {num_shards}"
         )
 
 
 def state_shardings(state, mesh: Mesh):
-    """A tree of shapes -> the same tree of shardings."""
+    """Return the shardings of a training state, a tree of arrays or ShapeDtypeStructs."""
 
-    def place(path, leaf):
+    def leaf_sharding(path, leaf):
         return NamedSharding(mesh, spec(path_name(path), leaf.shape, mesh))
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, state)
 
 
 def spec(path, shape, mesh):
-    """The PartitionSpec of one array: `tensor` by the rules, `fsdp` on the longest axis left.
+    """Return the PartitionSpec of an array.
 
-    An axis that a mesh axis does not divide stays whole. The layer axis of blocks is never split:
-    a scan reads one layer at a time.
+    `tensor` shards the axis given by `TENSOR_RULES`, and `fsdp` the longest remaining axis. An axis
+    is not sharded if its size is not divisible by that of the mesh axis. The layer axis of blocks
+    is never sharded, because a scan reads one layer at a time.
+
+    Args:
+      path: path of the array, such as "params/blocks/attn/qkv/kernel".
+      shape: shape of the array.
+      mesh: a mesh of `make_mesh`.
     """
     axes = [None] * len(shape)
     for pattern, axis in TENSOR_RULES:
         if mesh.shape["tensor"] > 1 and re.search(pattern, path) and len(shape) >= -axis:
             if shape[axis] % mesh.shape["tensor"] == 0:
                 axes[axis] = "tensor"
-    if mesh.shape["fsdp"] > 1 and int(np.prod(shape)) >= SMALLEST:
+    if mesh.shape["fsdp"] > 1 and int(np.prod(shape)) >= MIN_FSDP_ELEMENTS:
         first = 1 if re.search(r"(^|/)blocks/", path) else 0
         free = [i for i in range(first, len(shape)) if axes[i] is None]
         free = [i for i in free if shape[i] % mesh.shape["fsdp"] == 0]
@@ -104,12 +138,12 @@ def spec(path, shape, mesh):
 
 
 def path_name(path):
-    """A tree path as "blocks/attn/qkv/kernel"."""
+    """Format a tree path as "blocks/attn/qkv/kernel"."""
     return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
 
 
 def abstract_state(make_state, mesh):
-    """make_state() -> TrainState, as ShapeDtypeStructs with the shardings of the mesh."""
+    """Return the result of make_state() as ShapeDtypeStructs with the shardings of the mesh."""
     state = jax.eval_shape(make_state)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

@@ -1,12 +1,15 @@
-"""FAMILY: parameters to metrics. A member has one of two functions.
+"""Evaluators: compute metrics from parameters. Each evaluator is a module of this package.
 
-`make(model, config, split, mesh) -> evaluate`, with evaluate(params) -> {"acc1": 0.98, ...}, scores
-outputs batch by batch; split is a key of config.data: train, val or test.
-`read_out(bank, queries, **keys) -> {...}` learns classes from frozen features: those of the
-training split, and of the split to score, each {"pooled" [n, d], "label" [n]}; keys: the member's.
+An evaluator has one of two functions:
 
-The keys and checks of a member stand beside it in `MEMBER_keys.py`, its keys in the group of its
-name. Importing this package imports no JAX.
+* `make(model, config, split, mesh) -> evaluate` computes metrics from the model's outputs, batch by
+  batch. `split` is "train", "val" or "test", and `evaluate(params)` returns {"acc1": 0.98, ...}.
+* `read_out(bank, queries, **keys) -> metrics` classifies frozen features. `bank` has the features
+  of the training split, `queries` those of the split to evaluate, each as {"pooled" [n, d],
+  "label" [n]}. `keys` are the config keys of the evaluator.
+
+The module `NAME_keys.py` holds the config keys and checks of the evaluator NAME; the keys are in
+the config group NAME. Importing this package does not import JAX.
 """
 
 from vit_jax.schema import lazy

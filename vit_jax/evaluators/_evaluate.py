@@ -1,4 +1,4 @@
-"""All evaluators of a run on one split, and what they are made of."""
+"""Run evaluators on a dataset split."""
 
 import functools
 from itertools import islice
@@ -14,9 +14,23 @@ from vit_jax.schema import member
 
 
 def make(names, model, config, split, mesh):
-    """-> evaluate(params) -> the metrics of all these members. The features of a split are computed
-    once for all of them. Both raise UserError."""
-    evaluations, readouts = [], []
+    """Combine evaluators. Features are computed once and shared by all readouts.
+
+    Args:
+      names: modules of vit_jax/evaluators.
+      model: a `models.Model`.
+      config: the config of the run.
+      split: "train", "val" or "test".
+      mesh: the mesh to shard batches over.
+
+    Returns:
+      `evaluate(params)`, which returns the metrics of all evaluators in one dict.
+
+    Raises:
+      UserError: if an evaluator does not apply to the model or split. `evaluate` raises it too.
+    """
+    evaluations = []
+    readouts = []
     for name in names:
         module = member("evaluators", name)
         if hasattr(module, "make"):
@@ -28,27 +42,31 @@ def make(names, model, config, split, mesh):
 
     def evaluate(params):
         scores = {}
-        for part in evaluations:
-            scores |= part(params)
+        for evaluation in evaluations:
+            scores |= evaluation(params)
         return scores
 
     return evaluate
 
 
 def read_split(config, split, mesh, batch_size=None):
-    """Read the batches of a split, as `batch.eval_batches` makes them.
+    """Read a dataset split in evaluation batches.
 
     Args:
-      config: whose data are read.
-      split: a key of config.data: train, val or test.
-      mesh: what the batches are sharded over.
-      batch_size: images per batch; None: that of the config.
+      config: the config that specifies the dataset.
+      split: "train", "val" or "test".
+      mesh: the mesh to shard batches over.
+      batch_size: images per batch; None: the config's.
 
     Returns:
-      The source, the batch size, and read(), an iterator over the batches on the devices.
+      source: the images and labels of the split.
+      size: the batch size.
+      read: function that returns an iterator over the batches of `batch.eval_batches`, on the
+        devices.
 
     Raises:
-      UserError: for a split that is missing, or a batch that does not divide over the mesh.
+      UserError: if the split does not exist, or the batch size is not divisible by the number of
+        devices that share a batch.
     """
     size = batch_size or config.eval_batch_size or config.batch_size
     sharding.check_batch_size("eval_batch_size", size, mesh)
@@ -71,21 +89,26 @@ def read_split(config, split, mesh, batch_size=None):
 
 
 def features(model, config, split, mesh, names=("pooled",), *, max_images=None, batch_size=None):
-    """Outputs of a model for each image of a split.
+    """Compute outputs of a model for every image of a split.
 
     Args:
-      model: `models.Model`.
-      config: whose data are read.
-      split: a key of config.data.
-      mesh: what the batches are sharded over.
-      names: outputs of the model with the batch on axis 0; those that it lacks are left out.
-      max_images: only the first images of the split; None: all.
-      batch_size: images per forward pass, over all devices; None: that of the config.
+      model: a `models.Model`.
+      config: the config that specifies the dataset.
+      split: "train", "val" or "test".
+      mesh: the mesh to shard batches over.
+      names: outputs of the model with the batch on axis 0. Outputs that the model does not have are
+        skipped.
+      max_images: use only the first N images of the split; None: all.
+      batch_size: images per forward pass over all devices; None: the config's.
 
     Returns:
-      extract(params) -> {"label": int32 [n], "pooled": float32 [n, d], ...}, numpy. Every process
-      gets all images: one process in the order of the split; with several the order is another
-      one, the same for each output.
+      `extract(params)`, which returns {"label": int32 [n], "pooled": float32 [n, d], ...} as numpy
+      arrays. Every process gets the outputs of all images. With one process they are in the order
+      of the split; with several the order differs, but is the same for all outputs.
+
+    Raises:
+      UserError: if the split does not exist, or the batch size is not divisible by the number of
+        devices that share a batch.
     """
     source, size, read = read_split(config, split, mesh, batch_size)
     count = min(max_images or len(source), len(source))
@@ -93,25 +116,26 @@ def features(model, config, split, mesh, names=("pooled",), *, max_images=None, 
 
     def apply(params, rows):
         images = augment.normalize(rows["image"], config.data.mean, config.data.std)
-        found = model.apply(params, images)
-        found = {name: found[name].astype(jnp.float32) for name in names if name in found}
-        return found | {"label": rows["label"]}
+        out = model.apply(params, images)
+        out = {name: out[name].astype(jnp.float32) for name in names if name in out}
+        return out | {"label": rows["label"]}
 
     run = forward.compile(apply, mesh)
 
     def extract(params):
-        read_images = min(num_batches * size, len(source))
-        arrays = forward.collect(run, params, islice(read(), num_batches), read_images)
+        num_images = min(num_batches * size, len(source))
+        arrays = forward.collect(run, params, islice(read(), num_batches), num_images)
         return {name: array[:count] for name, array in arrays.items()}
 
     return extract
 
 
 def _read_out(readouts, model, config, split, mesh):
+    """Return `evaluate(params)`, which applies all readouts to the features of a split."""
     if split == "train":
         raise UserError(
-            "knn and linear_probe learn from the training split, so that they would see the "
-            "answers there; score val or test"
+            "knn and linear_probe are fit to the training split and cannot be evaluated on it; use "
+            "val or test"
         )
     extract_bank = features(model, config, "train", mesh)
     extract_queries = features(model, config, split, mesh)
@@ -121,7 +145,7 @@ def _read_out(readouts, model, config, split, mesh):
         scores = {"images": len(queries["label"])}
         for read_out in readouts:
             scores |= read_out(bank, queries)
-        # All processes compute the same; the last bit must be the same too, as training acts on it.
+        # Processes may differ in the last bit, but the choice of the best checkpoint must agree.
         return {k: x.item() for k, x in multihost_utils.broadcast_one_to_all(scores).items()}
 
     return evaluate

@@ -1,4 +1,4 @@
-"""The checks of `evaluators/accuracy.py`, which has no keys."""
+"""Config checks of `evaluators/accuracy.py`, which has no keys."""
 
 from vit_jax.errors import UserError
 
@@ -8,9 +8,9 @@ def defaults():
 
 
 def check(config):
-    """Raise UserError for a model without a classifier."""
+    """Raise UserError if the model has no classifier."""
     if config.model.num_classes == 0:
         raise UserError(
-            "config.evaluators = ('accuracy',) needs a classifier, but config.model.num_classes is "
-            "0; set it to ('knn',) or ('knn', 'linear_probe')"
+            "config.evaluators = ('accuracy',) requires a classifier, but config.model.num_classes "
+            "is 0; use ('knn',) or ('knn', 'linear_probe')"
         )

@@ -1,7 +1,7 @@
-"""Weighted k-nearest-neighbor readout of frozen features (arXiv:1805.01978, section 3.4).
+"""Weighted k-nearest-neighbor classifier on frozen features (arXiv:1805.01978, section 3.4).
 
-As DINO is measured (arXiv:2104.14294, section 3.2): the k training images with the most similar
-features, by the cosine s, vote for their classes with the weight exp(s / T).
+This is the k-NN evaluation of DINO (arXiv:2104.14294, section 3.2): the k training images with the
+highest cosine similarity s vote for their class with weight exp(s / T).
 """
 
 import functools
@@ -12,23 +12,26 @@ import numpy as np
 
 from vit_jax.errors import UserError
 
-BLOCK = (1024, 8192)  # queries and training images compared at a time: 32 MiB
+BLOCK = (1024, 8192)  # queries x training images per block of similarities: 32 MiB
 
 
 def read_out(bank, queries, *, k, temperature):
-    """Classify by the nearest training images.
+    """Compute the k-NN accuracy.
 
     Args:
-      bank, queries: {"pooled" [n, d], "label" [n]} of the training split and the one to score.
-      k: numbers of neighbors that vote. Where there are fewer training images, all of them vote.
+      bank: {"pooled" [m, d], "label" [m]} of the training split.
+      queries: {"pooled" [n, d], "label" [n]} of the split to evaluate.
+      k: numbers of neighbors to evaluate. If there are fewer training images, all of them vote.
       temperature: T in the weight exp(s / T) of a vote.
 
     Returns:
-      {"knn10", ...}, for each k the fraction of the queries that is classified correctly.
+      {"knn10": accuracy, ...}, the fraction of correctly classified queries for each k.
     """
     train, features = (normalize(x["pooled"]) for x in (bank, queries))
-    similarities, at = nearest(train, features, min(max(k), len(train)))
-    labels, num_classes, scores = bank["label"][at], bank["label"].max() + 1, {}
+    similarities, indices = nearest(train, features, min(max(k), len(train)))
+    labels = bank["label"][indices]
+    num_classes = bank["label"].max() + 1
+    scores = {}
     for count in k:
         predicted = predict(similarities[:, :count], labels[:, :count], temperature, num_classes)
         scores[f"knn{count}"] = float(np.mean(predicted == queries["label"]))
@@ -38,65 +41,86 @@ def read_out(bank, queries, *, k, temperature):
 def knn_predict(
     train_features, train_labels, features, k, temperature, num_classes, *, block=BLOCK
 ):
-    """The classes that the k nearest of m training images vote for, int [n].
+    """Classify features by a weighted vote of their k nearest training features.
 
-    train_features [m, d] and features [n, d] are L2-normalized; train_labels [m], below
-    num_classes; all numpy or jax arrays. With fewer than k training images all of them vote.
-    block: as of `nearest`. Raises UserError for arguments that do not fit together.
+    Args:
+      train_features: L2-normalized [m, d], a numpy or jax array.
+      train_labels: int [m], from 0 to num_classes - 1.
+      features: L2-normalized [n, d].
+      k: number of neighbors that vote; all m if k is larger.
+      temperature: T in the weight exp(s / T) of a vote.
+      num_classes: number of classes.
+      block: rows of features and of train_features compared at a time.
+
+    Returns:
+      The predicted classes, int [n]; -1 where a feature is NaN.
+
+    Raises:
+      UserError: if shapes do not match or a value is out of range.
     """
     train_features = np.asarray(train_features)
     features = np.asarray(features)
     labels = np.asarray(train_labels)
     if len(labels) != len(train_features) or train_features.shape[1:] != features.shape[1:]:
         raise UserError(
-            f"k-NN of features {list(features.shape)} among features {list(train_features.shape)} "
-            f"with labels {list(labels.shape)}: these shapes do not fit together"
+            f"k-NN: shapes do not match: features {list(features.shape)}, train_features "
+            f"{list(train_features.shape)}, train_labels {list(labels.shape)}"
         )
     if not len(labels) or not len(features) or k < 1 or not temperature > 0:
         raise UserError(
-            f"k-NN of {len(features)} images among {len(labels)} with k={k}, "
-            f"temperature={temperature}: each must be above 0"
+            f"k-NN: {len(features)} features, {len(labels)} training features, k={k} and "
+            f"temperature={temperature} must all be above 0"
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(
-            f"k-NN: labels are {labels.min()} to {labels.max()}, but there are {num_classes} "
-            "classes"
+            f"k-NN: train_labels range from {labels.min()} to {labels.max()}, expected 0 to "
+            f"{num_classes - 1}"
         )
-    similarities, at = nearest(train_features, features, min(k, len(labels)), block=block)
-    return predict(similarities, labels[at], temperature, num_classes, rows=block[0])
+    similarities, indices = nearest(train_features, features, min(k, len(labels)), block=block)
+    return predict(similarities, labels[indices], temperature, num_classes, rows=block[0])
 
 
 def nearest(train_features, features, k, *, block=BLOCK):
-    """The k most similar rows of train_features [m, d], k <= m, for each of features [n, d].
+    """Find the k most similar training features for each feature.
 
-    -> similarities float32 [n, k], falling, and indices [n, k]; the lower index of equals first.
-    Computed on one device, whose memory holds train_features and a few tables of the size of a
-    block: rows of features, rows of train_features.
+    Runs on one device. Its memory must hold train_features and a few blocks of similarities.
+
+    Args:
+      train_features: [m, d].
+      features: [n, d].
+      k: number of neighbors, at most m.
+      block: rows of features and of train_features compared at a time.
+
+    Returns:
+      similarities: dot products in descending order, float32 [n, k].
+      indices: rows of train_features, int32 [n, k]. Ties are in the order of the rows.
     """
-    bank, parts = jax.device_put(np.asarray(train_features, np.float32)), []
+    bank = jax.device_put(np.asarray(train_features, np.float32))
+    parts = []
     for start in range(0, len(features), block[0]):
         rows = np.asarray(features[start : start + block[0]], np.float32)
         parts.append(jax.device_get(_nearest(bank, rows, k, block[1])))
-    similarities, at = zip(*parts, strict=True)
-    return np.concatenate(similarities), np.concatenate(at)
+    similarities, indices = zip(*parts, strict=True)
+    return np.concatenate(similarities), np.concatenate(indices)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _nearest(bank, queries, k, columns):
-    """Merge the best k so far with those of the next block of columns."""
-    count, size = len(bank), min(columns, len(bank))
+    """Scan over blocks of the bank, merging the top k of each block into the top k so far."""
+    count = len(bank)
+    size = min(columns, count)
 
     def merge(best, begin):
-        start = jnp.minimum(begin, count - size)  # the last block overlaps the one before it
+        start = jnp.minimum(begin, count - size)  # the last block overlaps the previous one
         block = jax.lax.dynamic_slice_in_dim(bank, start, size)
-        # Not in an accelerator's short floats: neighbors are close to each other.
-        found = jnp.einsum("nd,md->nm", queries, block, precision="highest")
-        found = jnp.where(start + jnp.arange(size) < begin, -jnp.inf, found)
-        found, at = jax.lax.top_k(found, min(k, size))
-        found = jnp.concatenate([best[0], found], axis=1)
+        # Full float32: the default precision of accelerators cannot rank close neighbors.
+        values = jnp.einsum("nd,md->nm", queries, block, precision="highest")
+        values = jnp.where(start + jnp.arange(size) < begin, -jnp.inf, values)
+        values, at = jax.lax.top_k(values, min(k, size))
+        values = jnp.concatenate([best[0], values], axis=1)
         indices = jnp.concatenate([best[1], start + at], axis=1)
-        found, at = jax.lax.top_k(found, k)
-        return (found, jnp.take_along_axis(indices, at, axis=1)), None
+        values, at = jax.lax.top_k(values, k)
+        return (values, jnp.take_along_axis(indices, at, axis=1)), None
 
     shape = (len(queries), k)
     best = (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32))
@@ -104,9 +128,17 @@ def _nearest(bank, queries, k, columns):
 
 
 def predict(similarities, labels, temperature, num_classes, *, rows=BLOCK[0]):
-    """The class with the most votes, int [n]; the lowest of equals; -1 where a feature is NaN."""
+    """Return the class with the most votes, int [n]; the lowest class on ties; -1 for NaN.
+
+    Args:
+      similarities: similarities of the k neighbors in descending order, float32 [n, k].
+      labels: labels of the k neighbors, int [n, k].
+      temperature: T in the weight exp(s / T) of a vote.
+      num_classes: number of classes.
+      rows: rows processed at a time, which bounds the size of the vote table.
+    """
     predicted = []
-    for start in range(0, len(labels), rows):  # one table of votes per part
+    for start in range(0, len(labels), rows):
         part = slice(start, start + rows)
         votes = count_votes(similarities[part], labels[part], temperature, num_classes)
         predicted.append(np.where(np.isnan(votes).any(1), -1, votes.argmax(1)))
@@ -114,9 +146,10 @@ def predict(similarities, labels, temperature, num_classes, *, rows=BLOCK[0]):
 
 
 def count_votes(similarities, labels, temperature, num_classes):
-    """Sums over each class of exp((s - s_1) / T), float64 [n, classes], of neighbors [n, k].
+    """Sum the weights exp((s - s_1) / T) of each class, float64 [n, classes].
 
-    s_1 is the largest similarity: without it, which changes no order, small T would overflow.
+    Subtracting s_1, the largest similarity of a row, keeps the order of the classes and prevents
+    overflow at small T. See `predict` for the arguments.
     """
     s = similarities.astype(np.float64)
     weights = np.exp((s - s[:, :1]) / temperature)
@@ -126,6 +159,6 @@ def count_votes(similarities, labels, temperature, num_classes):
 
 
 def normalize(features):
-    """features [n, d], each of length 1."""
+    """L2-normalize features [n, d]."""
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     return features / np.maximum(norms, 1e-12)

@@ -1,4 +1,4 @@
-"""The keys of `evaluators/knn.py`, in the group `knn`; the defaults are DINO's."""
+"""Config keys of `evaluators/knn.py`, in the group `knn`, with DINO's defaults."""
 
 import re
 
@@ -9,17 +9,17 @@ from vit_jax.schema import Key
 def defaults():
     return {
         "k": Key(
-            (10, 20), "numbers of nearest neighbors that vote: metrics knn10 and knn20", least=1
+            (10, 20), "numbers of nearest neighbors; the metrics are knn10 and knn20", least=1
         ),
         "temperature": Key(0.07, "T in the weight exp(cosine / T) of a vote", above=0),
     }
 
 
 def check(config):
-    """Raise UserError if the best checkpoint is chosen by a k that is not evaluated."""
-    found = re.fullmatch(r"eval/val/knn(\d+)", config.best_metric)
-    if found and int(found[1]) not in config.knn.k:
+    """Raise UserError if best_metric uses a k that is not evaluated."""
+    match = re.fullmatch(r"eval/val/knn(\d+)", config.best_metric)
+    if match and int(match[1]) not in config.knn.k:
         raise UserError(
-            f"config.best_metric = {config.best_metric!r} is not evaluated: config.knn.k = "
+            f"config.best_metric = {config.best_metric!r} is not evaluated; config.knn.k is "
             f"{config.knn.k}"
         )

@@ -1,9 +1,9 @@
-"""Linear readout: a classifier of frozen features, learned on those of the training split.
+"""Linear probe: train a linear classifier on frozen features of the training split.
 
-Small sets: scikit-learn's logistic regression, solved to its end. Large ones: SGD on the device
-with DINO's settings (arXiv:2104.14294, section 3.2). Other than there, an image has one feature,
-the pooled one of its evaluation view: there are no random crops. What is reported is the last
-epoch, not the best one on the split that is scored.
+Small datasets use scikit-learn's logistic regression, run to convergence. Large ones use SGD on the
+device with DINO's settings (arXiv:2104.14294, section 3.2). Unlike DINO, each image has a single
+pooled feature, that of its evaluation view without random crops, and the reported accuracy is that
+of the last epoch, not of the best epoch on the evaluated split.
 """
 
 import jax
@@ -13,28 +13,29 @@ import optax
 
 from vit_jax.errors import UserError
 
-INIT_STD = 0.01  # of the classifier's weights, as in DINO's eval_linear
+INIT_STD = 0.01  # standard deviation of the initial weights, as in DINO's eval_linear
 
 
 def read_out(bank, queries, *, max_exact, **options):
-    """Train a linear classifier on frozen features.
+    """Train a linear classifier on frozen features and compute its accuracy.
 
     Args:
-      bank, queries: {"pooled" [n, d], "label" [n]} of the training split and the one to score.
-      max_exact: training images up to which logistic regression is solved exactly.
-      **options: those of `sgd`, used for more images.
+      bank: {"pooled" [m, d], "label" [m]} of the training split.
+      queries: {"pooled" [n, d], "label" [n]} of the split to evaluate.
+      max_exact: maximum number of training images for logistic regression; SGD is used above it.
+      **options: options of `sgd`.
 
     Returns:
-      {"linear_acc1"}, the fraction of the queries that is classified correctly.
+      {"linear_acc1": accuracy}, the fraction of correctly classified queries.
 
     Raises:
-      UserError: if all training images are of one class.
+      UserError: if all training images have the same class.
     """
     train, labels, features = bank["pooled"], bank["label"], queries["pooled"]
     if len(np.unique(labels)) < 2:
-        raise UserError("linear_probe: all training images are of one class; it needs two or more")
+        raise UserError("linear_probe requires training images of two or more classes")
     if not (np.isfinite(train).all() and np.isfinite(features).all()):
-        return {"linear_acc1": 0.0}  # a model that gives NaN is never right
+        return {"linear_acc1": 0.0}  # NaN counts as wrong, as in the other evaluators
     scale = standardizer(train)
     arrays = (scale(train), labels, scale(features))
     exact = len(train) <= max_exact
@@ -43,47 +44,71 @@ def read_out(bank, queries, *, max_exact, **options):
 
 
 def standardizer(train):
-    """train [n, d] -> scale(features), by which each of the d has mean 0 and deviation 1 there.
+    """Return `scale(features)`, which standardizes each dimension by its mean and std in `train`.
 
-    MAE's probe does likewise (arXiv:2111.06377, appendix A.1): the classifiers to be had are the
-    same, but then one penalty and one learning rate suit features of any scale.
+    MAE's linear probe does the same (arXiv:2111.06377, appendix A.1). The set of possible
+    classifiers does not change, but the same penalty and learning rate suit features of any scale.
+
+    Args:
+      train: training features [n, d].
     """
-    mean, std = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-    # What varies no more than float32 rounds is noise; it is not blown up.
+    mean = train.mean(0, dtype=np.float64)
+    std = train.std(0, dtype=np.float64)
+    # A floor at the rounding error of float32, so that rounding noise is not amplified.
     std = np.maximum(std, 1e-5 * np.sqrt(np.mean(mean**2 + std**2)) + 1e-30)
     mean, std = mean.astype(np.float32), std.astype(np.float32)
     return lambda features: (features - mean) / std
 
 
 def logistic_regression(train, labels, features):
-    """-> predicted labels of features [m, d], from train [n, d] and labels [n].
+    """Fit logistic regression and predict labels.
 
-    The least of cross-entropy, summed over images, plus |weights|^2 / 2: scikit-learn's C = 1.
+    Minimizes the cross-entropy summed over images plus |weights|^2 / 2, scikit-learn's C = 1.
+
+    Args:
+      train: training features [m, d].
+      labels: training labels, int [m].
+      features: features to classify [n, d].
+
+    Returns:
+      Predicted labels, int [n].
     """
     from sklearn.linear_model import LogisticRegression
 
-    # In float64: the line search of L-BFGS stalls on float32's rounding.
+    # float64, because rounding errors in float32 stall the line search of L-BFGS.
     fitted = LogisticRegression(max_iter=1000).fit(train.astype(np.float64), labels)
     return fitted.predict(features.astype(np.float64))
 
 
 def sgd(train, labels, features, *, epochs, batch_size, lr, momentum):
-    """Predict labels, as `logistic_regression`, with a classifier trained by SGD.
+    """Train a linear classifier by SGD and predict labels.
 
-    lr is the peak learning rate for 256 images per step; it follows a half cosine, updated once per
-    epoch. Every epoch has a new order and leaves out the images that do not fill a batch.
+    Each epoch shuffles the images and drops those that do not fill a batch. The learning rate
+    follows a half cosine, updated once per epoch.
+
+    Args:
+      train: training features [m, d].
+      labels: training labels, int [m].
+      features: features to classify [n, d].
+      epochs: number of epochs.
+      batch_size: images per step; at most m are used.
+      lr: peak learning rate for a batch of 256, scaled linearly with the batch size.
+      momentum: momentum of SGD.
+
+    Returns:
+      Predicted labels, int [n].
     """
     size = min(batch_size, len(train))
     steps = len(train) // size
     peak = lr * size / 256
 
-    def rate(step):
+    def schedule(step):
         return peak * (1 + jnp.cos(jnp.pi * (step // steps) / epochs)) / 2
 
-    tx = optax.sgd(rate, momentum=momentum)
+    tx = optax.sgd(schedule, momentum=momentum)
 
     @jax.jit
-    def epoch(state, key, train, labels):
+    def train_epoch(state, key, train, labels):
         def loss(params, rows):
             logits = train[rows] @ params["kernel"] + params["bias"]
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]).mean()
@@ -96,12 +121,13 @@ def sgd(train, labels, features, *, epochs, batch_size, lr, momentum):
         order = jax.random.permutation(key, len(train))[: steps * size]
         return jax.lax.scan(step, state, order.reshape(steps, size))[0]
 
-    first, *keys = jax.random.split(jax.random.key(0), 1 + epochs)
-    kernel = INIT_STD * jax.random.normal(first, (train.shape[1], labels.max() + 1))
+    init_key, *epoch_keys = jax.random.split(jax.random.key(0), 1 + epochs)
+    kernel = INIT_STD * jax.random.normal(init_key, (train.shape[1], labels.max() + 1))
     params = {"kernel": kernel, "bias": jnp.zeros(kernel.shape[1])}
     state = (params, tx.init(params))
-    train, labels = jax.device_put(train), jax.device_put(labels)
-    for key in keys:
-        state = epoch(state, key, train, labels)
+    train = jax.device_put(train)
+    labels = jax.device_put(labels)
+    for key in epoch_keys:
+        state = train_epoch(state, key, train, labels)
     params = jax.device_get(state[0])
     return (features @ params["kernel"] + params["bias"]).argmax(1)

@@ -1,6 +1,6 @@
-"""The keys of `evaluators/linear_probe.py`, in the group `linear_probe`.
+"""Config keys of `evaluators/linear_probe.py`, in the group `linear_probe`.
 
-The defaults of SGD are those of DINO's eval_linear, which has no weight decay.
+The SGD defaults are those of DINO's eval_linear, which does not use weight decay.
 """
 
 from vit_jax.schema import Key
@@ -10,11 +10,11 @@ def defaults():
     return {
         "max_exact": Key(
             60_000,
-            "training images up to which logistic regression is solved exactly; more: SGD",
+            "maximum number of training images for logistic regression; SGD is used above it",
             least=0,
         ),
-        "epochs": Key(100, "SGD: epochs", least=1),
+        "epochs": Key(100, "SGD: number of epochs", least=1),
         "batch_size": Key(1024, "SGD: images per step", least=1),
-        "lr": Key(0.001, "SGD: peak learning rate for 256 images per step", least=0),
+        "lr": Key(0.001, "SGD: peak learning rate for a batch of 256", least=0),
         "momentum": Key(0.9, "SGD: momentum", least=0, below=1),
     }

@@ -1,4 +1,4 @@
-"""What models look at: images, and beside them attention maps, and features as colors."""
+"""Grids of images with attention maps, Grad-CAM maps and patch features beside them."""
 
 import textwrap
 
@@ -10,126 +10,153 @@ from matplotlib.figure import Figure
 from vit_jax.analysis.attention import head_map, mass_mask
 from vit_jax.figures.catalog import ENGLISH
 from vit_jax.figures.overlay import COLORS, OUTLINE, outline, overlay, spotlight
-from vit_jax.figures.style import finish, letters, picture, short
+from vit_jax.figures.style import finish, show_image, text_width, truncate
 
 KEEP = 0.6  # share of the attention inside the outline, as in figure 1 of arXiv:2104.14294
-# Inches: the least and greatest side of an image; the width of the figure, if it can be that.
-MIN_CELL, MAX_CELL, WIDTH = 1.3, 2.2, 9
-GAP, BETWEEN = 0.1, 0.3  # beside an image, and between models
-MIN_WIDTH = 4.6  # of a model, for its name and note
-LINE, HEAD, FOOT = 0.2, 0.6, 0.16  # of text below an image; above all; a line more of a text
-LETTERS_PER_INCH = 15  # of small type
-PARTS = ("gradcam", "rollout")  # what may be among the maps of a model and is explained
+# Lengths in inches.
+MIN_CELL = 1.3  # side of an image
+MAX_CELL = 2.2
+WIDTH = 9  # preferred width of the figure; MIN_CELL and MAX_CELL take precedence
+CELL_GAP = 0.1  # between the images of a model
+MODEL_GAP = 0.3  # between models
+MIN_MODEL_WIDTH = 4.6  # room for the name and the note of a model
+LABEL_HEIGHT = 0.2  # text below an image
+HEADER_HEIGHT = 0.6  # titles above the first row
+LINE_HEIGHT = 0.16  # each line of a note or of the legend
+CHARS_PER_INCH = 15  # Latin letters in the font size of the notes
+METHODS = ("gradcam", "rollout")  # keys of a model that select the phrases `explain_METHOD`
 
 
 def attention_grid(images, models, *, titles=None, style="map", keep=KEEP, phrases=ENGLISH):
-    """Draw a row per image: the image, then for each model its maps and colors.
+    """Draw one row per image: the image, then the maps and the features of each model.
 
-    Each map has its own scale, and its maximum is written below it. A patch is a square: nothing is
-    smoothed.
+    Each map has its own color scale, and its maximum is printed below it. Maps are drawn without
+    interpolation, one square per patch.
 
     Args:
-      images: uint8 [h, w, 1 or 3] each.
-      models: dicts with "name", of the weights; "note", lines such as layer and resolution;
-        "columns" {title: maps [b, rows, columns]}; optionally "labels", text left of each row,
-        "colors" [b, rows, columns, 3] in [0, 1], "views", its images where they differ from
-        `images`, and "rollout" or "gradcam", whether there are such maps. `panel` makes them.
+      images: sequence of uint8 [h, w, 1 or 3].
+      models: list of dicts, for example from `panel`, with the keys
+        "name": name of the model;
+        "note": text below the name, such as the layer and the resolution;
+        "columns": {title: maps [b, rows, columns]};
+        "labels" (optional): text left of each row;
+        "colors" (optional): features as RGB [b, rows, columns, 3] in [0, 1];
+        "views" (optional): the model's images, if they differ from `images`;
+        "rollout", "gradcam" (optional): whether the columns contain such maps.
       titles: text below each image.
-      style: "map" alone, "overlay" over the image, or "mask", the image darkened outside the
-        fewest patches that hold the share `keep`, which the other styles outline.
-      keep: see `style`.
-      phrases: the labels, a `Catalog` of "figures".
+      style: "map" draws the map alone; "overlay" draws it over the image; "mask" darkens the image
+        outside the smallest set of patches that holds the share `keep` of the map. The first two
+        styles outline that set instead.
+      keep: share of the map's sum inside the mask or the outline.
+      phrases: `Catalog` of the section "figures".
 
     Returns:
-      matplotlib Figure.
+      A matplotlib `Figure`.
     """
     titles = titles or [""] * len(images)
     counts = [len(model["columns"]) + ("colors" in model) for model in models]
     cell = float(np.clip(WIDTH / (1 + sum(counts)), MIN_CELL, MAX_CELL))
-    widths = [max(count * (cell + GAP), MIN_WIDTH) for count in counts]  # of the models, inches
-    start = cell + GAP + BETWEEN
-    lefts = [start + sum(widths[:i]) + i * BETWEEN for i in range(len(models))]
-    width = GAP + lefts[-1] + widths[-1]
-    legend = _wrap(_legend(models, style, keep, phrases), width - start)
+    widths = [max(count * (cell + CELL_GAP), MIN_MODEL_WIDTH) for count in counts]
+    start = cell + CELL_GAP + MODEL_GAP
+    lefts = [start + sum(widths[:i]) + i * MODEL_GAP for i in range(len(models))]
+    width = CELL_GAP + lefts[-1] + widths[-1]
+    legend = _wrap(_legend_text(models, style, keep, phrases), width - start)
     notes = [_wrap(model["note"], inches) for model, inches in zip(models, widths, strict=True)]
-    head = HEAD + FOOT * max(map(len, notes))
-    height = head + len(images) * (cell + LINE) + FOOT * (len(legend) + 2)
+    header = HEADER_HEIGHT + LINE_HEIGHT * max(map(len, notes))
+    row_height = cell + LABEL_HEIGHT
+    height = header + len(images) * row_height + LINE_HEIGHT * (len(legend) + 2)
     figure = Figure(figsize=(width, height))
 
-    def place(x, row):
-        left, bottom = GAP + x, height - head - cell - row * (cell + LINE)
+    def add_axes(x, row):
+        left = CELL_GAP + x
+        bottom = height - header - cell - row * row_height
         return figure.add_axes((left / width, bottom / height, cell / width, cell / height))
 
     for row, (image, title) in enumerate(zip(images, titles, strict=True)):
-        axis = place(0, row)
-        picture(axis, image, interpolation=None)
-        axis.set_xlabel(short(title, cell * LETTERS_PER_INCH), fontsize=8, labelpad=2)
-        axis.set_title("" if row else phrases("image"), fontsize=9, pad=3)
+        ax = add_axes(0, row)
+        show_image(ax, image, interpolation=None)
+        ax.set_xlabel(truncate(title, cell * CHARS_PER_INCH), fontsize=8, labelpad=2)
+        ax.set_title("" if row else phrases("image"), fontsize=9, pad=3)
         for i, model in enumerate(models):
-            axes = [place(lefts[i] + j * (cell + GAP), row) for j in range(counts[i])]
-            _draw(axes, model, row, model.get("views", images)[row], style, keep, phrases)
+            axes = [add_axes(lefts[i] + j * (cell + CELL_GAP), row) for j in range(counts[i])]
+            _draw_row(axes, model, row, model.get("views", images)[row], style, keep, phrases)
             if row == 0:
-                _label(axes, model, notes[i], widths[i], phrases)
-    _explain(figure, legend, start + GAP, cell, style, phrases)
+                _draw_header(axes, model, notes[i], widths[i], phrases)
+    _draw_legend(figure, legend, start + CELL_GAP, cell, style, phrases)
     return finish(figure)
 
 
-def drawing(names, images, seen, heads, which, rows=None, *, phrases=ENGLISH, **options):
-    """`attention_grid` of what `attention_maps.extract` returned for each of some models.
+def drawing(names, images, extracted, heads, which, rows=None, *, phrases=ENGLISH, **options):
+    """Draw the results of `attention_maps.extract` for one or more models.
 
     Args:
-      names, images: of all the images.
-      seen: the results of `see`.
-      heads, rows: as in `panel`.
+      names: names of all images.
+      images: all images, uint8 [h, w, 1 or 3] each.
+      extracted: results of `attention_maps.extract`, one per model.
+      heads: as in `panel`.
       which: indices of the images to draw.
-      phrases, options: of `attention_grid`.
+      rows: as in `panel`.
+      phrases: `Catalog` of the section "figures".
+      **options: passed to `attention_grid`.
+
+    Returns:
+      A matplotlib `Figure`.
     """
     repeated = [i for i in which for _ in (rows or [0])]
-    models = [panel(one, heads, list(which), rows, phrases=phrases) for one in seen]
+    models = [panel(result, heads, list(which), rows, phrases=phrases) for result in extracted]
     titles = [names[i] for i in repeated]
     return attention_grid(
         [images[i] for i in repeated], models, titles=titles, phrases=phrases, **options
     )
 
 
-def panel(seen, heads, images, rows=None, *, phrases=ENGLISH):
-    """One of the `models` of `attention_grid`, of what `attention_maps.extract` returned.
+def panel(extracted, heads, images, rows=None, *, phrases=ENGLISH):
+    """Convert the result of `attention_maps.extract` to an entry of `models` in `attention_grid`.
 
     Args:
-      seen: the result of `see`.
-      heads: numbers, "mean", "max", "rollout".
-      images: indices of those to draw.
-      rows: positions in `seen.layers`: each image has a row per layer and a column per head. None:
-        each image has one row, with its layers and heads side by side, and the features.
-      phrases: the labels, a `Catalog` of "figures".
+      extracted: result of `attention_maps.extract`.
+      heads: list of head indices, "mean", "max" or "rollout".
+      images: indices of the images to draw.
+      rows: indices into `extracted.layers`: each image gets one row per layer and one column per
+        head. None: each image gets one row, with all layers and heads side by side, followed by
+        the features.
+      phrases: `Catalog` of the section "figures".
+
+    Returns:
+      A dict, see `attention_grid`.
     """
-    layers = [phrases("layer_of", layer=layer, depth=seen.depth) for layer in seen.layers]
-    drawn = {head_title(head, seen, phrases): drawn_map(seen, head)[images] for head in heads}
-    note = phrases("attention_of", whose=whose(seen, phrases))
-    found = {"name": seen.name, "rollout": "rollout" in heads, "columns": {}}
+    depth = extracted.depth
+    layers = [phrases("layer_of", layer=layer, depth=depth) for layer in extracted.layers]
+    titled = {
+        head_title(head, extracted, phrases): select_maps(extracted, head)[images] for head in heads
+    }
+    note = phrases("attention_of", whose=whose(extracted, phrases))
+    model = {"name": extracted.name, "rollout": "rollout" in heads, "columns": {}}
     if rows is not None:
-        for title, maps in drawn.items():
-            found["columns"][title] = maps[:, rows].reshape(-1, *maps.shape[2:])
-        found["labels"] = [layers[row] for _ in images for row in rows]
+        for title, maps in titled.items():
+            model["columns"][title] = maps[:, rows].reshape(-1, *maps.shape[2:])
+        model["labels"] = [layers[row] for _ in images for row in rows]
     else:
-        found["colors"] = seen.colors[images]
+        model["colors"] = extracted.colors[images]
         for i, layer in enumerate(layers):
-            for title, maps in drawn.items():
-                one = layer if len(heads) == 1 else f"{layer}, {title}"
-                found["columns"][one if len(layers) > 1 else title] = maps[:, i]
-        common = layers[0] if len(layers) == 1 else next(iter(drawn))
-        note += f", {common}" if 1 in (len(layers), len(heads)) else ""
-    return found | {"note": f"{note}\n{geometry(seen, phrases)}"}
+            for title, maps in titled.items():
+                layer_and_head = layer if len(heads) == 1 else f"{layer}, {title}"
+                model["columns"][layer_and_head if len(layers) > 1 else title] = maps[:, i]
+        if len(layers) == 1:
+            note += f", {layers[0]}"
+        elif len(heads) == 1:
+            note += f", {next(iter(titled))}"
+    return model | {"note": f"{note}\n{geometry(extracted, phrases)}"}
 
 
-def drawn_map(seen, head):
-    """[images, layers, rows, columns] of what `attention_maps.extract` returned."""
-    return seen.rollout if head == "rollout" else head_map(seen.maps, head)
+def select_maps(extracted, head):
+    """Return the maps [b, layers, rows, columns] of a head index, "mean", "max" or "rollout"."""
+    return extracted.rollout if head == "rollout" else head_map(extracted.maps, head)
 
 
-def head_title(head, seen, phrases=ENGLISH):
-    """The title of the map of a head: a number, "mean", "max" or "rollout"."""
-    count = seen.maps.shape[2]
+def head_title(head, extracted, phrases=ENGLISH):
+    """Return the column title of a head index, "mean", "max" or "rollout"."""
+    count = extracted.maps.shape[2]
     if head == "rollout":
         return phrases("rollout")
     if head in ("mean", "max"):
@@ -137,61 +164,65 @@ def head_title(head, seen, phrases=ENGLISH):
     return phrases("head", head=head)
 
 
-def whose(seen, phrases=ENGLISH):
-    """The token whose attention `attention_maps.extract` returned."""
-    return "[CLS]" if seen.prefix else phrases("average_patch")
+def whose(extracted, phrases=ENGLISH):
+    """Return the name of the query of the attention maps: [CLS] or the average patch."""
+    return "[CLS]" if extracted.prefix else phrases("average_patch")
 
 
-def geometry(seen, phrases=ENGLISH):
-    """A line with the resolution, the patches, and what uniform attention would be."""
-    rows, columns = seen.maps.shape[-2:]
-    text = phrases("geometry", image=seen.image, rows=rows, columns=columns, patch=seen.patch)
-    if seen.trained_grid != rows:
-        text += phrases("resized", grid=seen.trained_grid)
-    return text + phrases("even_share", share=100 / (rows * columns + seen.prefix))
+def geometry(extracted, phrases=ENGLISH):
+    """Describe the image size, the patch grid and the share of a patch in uniform attention."""
+    rows, columns = extracted.maps.shape[-2:]
+    sizes = dict(image=extracted.image, rows=rows, columns=columns, patch=extracted.patch)
+    text = phrases("geometry", **sizes)
+    if extracted.trained_grid != rows:
+        text += phrases("resized", grid=extracted.trained_grid)
+    return text + phrases("even_share", share=100 / (rows * columns + extracted.prefix))
 
 
-def _draw(axes, model, row, image, style, keep, phrases):
-    """One image of one model: its maps, and the colors."""
-    for axis, maps in zip(axes, model["columns"].values(), strict=False):
+def _draw_row(axes, model, row, image, style, keep, phrases):
+    """Draw the maps and features of one model for one image."""
+    for ax, maps in zip(axes, model["columns"].values(), strict=False):
         values = np.asarray(maps[row], np.float64)
-        top, (rows, columns) = values.max(), values.shape
+        maximum = values.max()
+        rows, columns = values.shape
         mask = mass_mask(values, keep)
-        place = dict(extent=(-0.5, columns - 0.5, rows - 0.5, -0.5))
+        extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
         if style == "map":
-            picture(axis, values, cmap=COLORS, vmin=0, vmax=top or 1, **place)
+            show_image(ax, values, cmap=COLORS, vmin=0, vmax=maximum or 1, extent=extent)
         elif style == "overlay":
-            picture(axis, overlay(image, values), **place)
+            show_image(ax, overlay(image, values), extent=extent)
         else:
-            picture(axis, spotlight(image, mask), **place)
+            show_image(ax, spotlight(image, mask), extent=extent)
         if style != "mask":
-            thin = dict(colors=OUTLINE, linewidths=np.clip(10 / rows, 0.4, 1.4), clip_on=False)
-            axis.add_collection(LineCollection(outline(mask), **thin))
-        axis.set_xlabel(phrases("maximum", share=100 * top), fontsize=7, labelpad=2, color="0.3")
+            line = dict(colors=OUTLINE, linewidths=np.clip(10 / rows, 0.4, 1.4), clip_on=False)
+            ax.add_collection(LineCollection(outline(mask), **line))
+        ax.set_xlabel(phrases("maximum", share=100 * maximum), fontsize=7, labelpad=2, color="0.3")
     if "colors" in model:
-        picture(axes[-1], model["colors"][row])
+        show_image(axes[-1], model["colors"][row])
     if "labels" in model:
         axes[0].set_ylabel(model["labels"][row], fontsize=9, labelpad=3)
 
 
-def _label(axes, model, note, width, phrases):
-    """Above the first row: which weights, and what each column is."""
-    for axis, name in zip(axes, [*model["columns"], phrases("features")], strict=False):
-        axis.set_title(name, fontsize=9, pad=3)
-    place = dict(xytext=(0, 20), textcoords="offset points", xycoords="axes fraction")
-    axes[0].annotate("\n".join(note), (0, 1), **place, fontsize=8, linespacing=1.3)
-    name = short(model["name"], width * LETTERS_PER_INCH * 0.75)
-    place["xytext"] = (0, 22 + 72 * FOOT * len(note))
-    axes[0].annotate(name, (0, 1), **place, fontsize=10, fontweight="bold")
+def _draw_header(axes, model, note, width, phrases):
+    """Write the model's name, its note and the column titles above the first row."""
+    for ax, name in zip(axes, [*model["columns"], phrases("features")], strict=False):
+        ax.set_title(name, fontsize=9, pad=3)
+    offset = dict(xytext=(0, 20), textcoords="offset points", xycoords="axes fraction")
+    axes[0].annotate("\n".join(note), (0, 1), **offset, fontsize=8, linespacing=1.3)
+    name = truncate(model["name"], width * CHARS_PER_INCH * 0.75)  # a larger font than the note's
+    offset["xytext"] = (0, 22 + 72 * LINE_HEIGHT * len(note))
+    axes[0].annotate(name, (0, 1), **offset, fontsize=10, fontweight="bold")
 
 
-def _legend(models, style, keep, phrases):
-    """How to read the figure."""
+def _legend_text(models, style, keep, phrases):
+    """Return the explanation of the maps, the outline and the features."""
     lines = []
     if not all(model.get("gradcam") for model in models):
         lines.append(phrases("explain_overlay" if style == "overlay" else "explain_map"))
     lines += [
-        phrases(f"explain_{part}") for part in PARTS if any(model.get(part) for model in models)
+        phrases(f"explain_{method}")
+        for method in METHODS
+        if any(model.get(method) for model in models)
     ]
     lines.append(phrases("explain_lit" if style == "mask" else "explain_outline", share=keep))
     if any("colors" in model for model in models):
@@ -199,24 +230,24 @@ def _legend(models, style, keep, phrases):
     return "\n".join(lines)
 
 
-def _explain(figure, lines, left, cell, style, phrases):
-    """Below the last row: the color scale, and how to read the rest."""
+def _draw_legend(figure, lines, left, cell, style, phrases):
+    """Draw the color bar and the explanation below the last row."""
     width, height = figure.get_size_inches()
-    top = FOOT * (len(lines) + 0.3)
+    top = LINE_HEIGHT * (len(lines) + 0.3)
     if style != "mask":
-        axis = figure.add_axes((GAP / width, top / height, cell / width, 0.12 / height))
-        figure.colorbar(ScalarMappable(cmap=COLORS), cax=axis, orientation="horizontal", ticks=[])
-        place = dict(xycoords="axes fraction", va="top", fontsize=8)
-        axis.annotate("0", (0, -0.3), **place)
-        axis.annotate(phrases("scale_maximum"), (1, -0.3), **place, ha="right")
-    place = dict(va="top", fontsize=8, color="0.2", linespacing=1.4)
-    figure.text(left / width, (top + FOOT) / height, "\n".join(lines), **place)
+        ax = figure.add_axes((CELL_GAP / width, top / height, cell / width, 0.12 / height))
+        figure.colorbar(ScalarMappable(cmap=COLORS), cax=ax, orientation="horizontal", ticks=[])
+        font = dict(xycoords="axes fraction", va="top", fontsize=8)
+        ax.annotate("0", (0, -0.3), **font)
+        ax.annotate(phrases("scale_maximum"), (1, -0.3), **font, ha="right")
+    font = dict(va="top", fontsize=8, color="0.2", linespacing=1.4)
+    figure.text(left / width, (top + LINE_HEIGHT) / height, "\n".join(lines), **font)
 
 
 def _wrap(text, inches):
-    """Lines of small type that fit in so many inches."""
-    found = []
+    """Wrap text to lines that fit into this width."""
+    lines = []
     for line in text.splitlines():
-        most = inches * LETTERS_PER_INCH * len(line) / letters(line)
-        found += textwrap.wrap(line, max(1, int(most)))
-    return found
+        max_chars = inches * CHARS_PER_INCH * len(line) / text_width(line)
+        lines += textwrap.wrap(line, max(1, int(max_chars)))
+    return lines

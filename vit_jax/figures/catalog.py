@@ -1,4 +1,4 @@
-"""Text for people, one TOML file per language: what figures, the report and the demo phrases."""
+"""Translated text of the figures, the report and the demo: one TOML file per language."""
 
 import tomllib
 from functools import cache
@@ -8,10 +8,11 @@ LANGUAGES = ("en", "ko")
 
 
 class Catalog:
-    """The phrases of one section in one language.
+    """The phrases of one section of a language file.
 
-    `phrases("layer", i=3)` formats the phrase `layer` with these values. Raises KeyError for a
-    phrase or a value that is missing.
+    `phrases("layer", layer=3)` looks up the phrase `layer` and formats it with these values. It
+    raises `KeyError` if the phrase does not exist or one of its values is missing.
+    `"layer" in phrases` tests whether a phrase exists.
     """
 
     def __init__(self, section, language="en"):
@@ -27,7 +28,7 @@ class Catalog:
 
 @cache
 def read(language):
-    """{section: {phrase: format string}} of a language."""
+    """Load the phrases of a language, {section: {phrase: format string}}."""
     text = resources.files(__package__).joinpath(f"{language}.toml").read_text("utf-8")
     return tomllib.loads(text)
 

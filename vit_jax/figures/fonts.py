@@ -1,4 +1,4 @@
-"""Fonts for names in any script: matplotlib's own has no Hangul, kana or Chinese characters."""
+"""Fonts for names in any script: DejaVu Sans has no Hangul, kana or Chinese characters."""
 
 import functools
 import re
@@ -12,30 +12,30 @@ CJK = re.compile(r"NotoSansCJK|NotoSansKR|Nanum|malgun|AppleSDGothic|msyh|Hiragi
 REMEDY = "install one, such as Noto Sans CJK (Debian: fonts-noto-cjk)"
 
 
-def fit(figure):
-    """The same figure, with texts that matplotlib's font lacks in the CJK fonts of this machine.
+def set_fonts(figure):
+    """Add installed CJK fonts to a figure whose text needs them, and return the figure.
 
-    Characters that no font has are drawn as boxes, and a note on stderr lists them.
+    Characters that no font has are drawn as boxes and listed in a note on stderr.
     """
     texts = figure.findobj(Text)
-    _, own = load(font_manager.findfont("DejaVu Sans"))
-    lacking = {x for text in texts for x in text.get_text() if x.isprintable()} - own
+    _, default = load_font(font_manager.findfont("DejaVu Sans"))
+    missing = {x for text in texts for x in text.get_text() if x.isprintable()} - default
     families = ["DejaVu Sans"]
-    for path in files() if lacking else ():
-        family, characters = load(path)
+    for path in files() if missing else ():
+        family, characters = load_font(path)
         families.append(family)
-        lacking -= characters
+        missing -= characters
     for text in texts:
         text.set_fontfamily(families)
-    if lacking:
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # once is enough
-        print(f"note: no font here has {''.join(sorted(lacking))}; {REMEDY}", file=sys.stderr)
+    if missing:
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the note replaces it
+        print(f"note: no installed font has {''.join(sorted(missing))}; {REMEDY}", file=sys.stderr)
     return figure
 
 
 @functools.cache
-def load(path):
-    """Make a font known to matplotlib, which lists fonts once. -> its family and characters"""
+def load_font(path):
+    """Register a font file with matplotlib, and return its family and its characters."""
     font_manager.fontManager.addfont(path)
     font = font_manager.get_font(path)
     return font.family_name, set(map(chr, font.get_charmap()))
@@ -43,5 +43,5 @@ def load(path):
 
 @functools.cache
 def files():
-    """The font files of this machine with CJK characters."""
+    """List the installed font files with CJK characters."""
     return sorted(path for path in font_manager.findSystemFonts() if CJK.search(path))

@@ -1,7 +1,6 @@
-"""A map of patches laid over its picture, and pictures one after another as an animation.
+"""Overlays of patch maps on images, masked images, and animations.
 
-Pictures are uint8 [h, w, 1 or 3]; maps are [rows, columns], each value a rectangle of pixels:
-nothing is smoothed.
+Images are uint8 [h, w, 1 or 3]. Maps are [rows, columns] and are enlarged without interpolation.
 """
 
 import io
@@ -10,39 +9,57 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
-COLORS = "magma"  # even to the eye, also without color
-OUTLINE = "#00D5FF"  # none of the colors of a map
-STRENGTH = (0.45, 0.85)  # of a map's colors at 0 and at its maximum; the rest is the picture
-DIMMED = 0.15  # of the picture's brightness outside a mask
+COLORS = "magma"  # perceptually uniform, also in grayscale
+OUTLINE = "#00D5FF"  # does not occur in COLORS
+STRENGTH = (0.45, 0.85)  # opacity of the colors at 0 and at the map's maximum
+DIMMED = 0.15  # brightness outside a mask
 
 
 def overlay(image, values, *, strength=STRENGTH, colors=COLORS):
-    """The picture in gray beneath the map in color -> float [h, w, 3] in [0, 1].
+    """Draw a map in color over the image in gray.
 
-    values: from 0; the largest has the last color of matplotlib's map `colors`. strength: how
-    much of the color there is at 0 and at the largest value, from 0 to 1.
+    Args:
+      image: uint8 [h, w, 1 or 3].
+      values: non-negative map [rows, columns]; its maximum gets the last color.
+      strength: opacity of the colors at 0 and at the maximum, in [0, 1].
+      colors: name of a matplotlib colormap.
+
+    Returns:
+      float [h, w, 3] in [0, 1].
     """
     values = np.asarray(values, np.float64)
     values = stretch(values / (values.max() or 1), image.shape)
-    painted, weight = colormaps[colors](values)[..., :3], np.interp(values, (0, 1), strength)
+    colored = colormaps[colors](values)[..., :3]
+    opacity = np.interp(values, (0, 1), strength)
     gray = image @ (np.array([0.299, 0.587, 0.114]) if image.shape[-1] == 3 else np.ones(1)) / 255
-    return ((1 - weight) * gray)[..., None] + weight[..., None] * painted
+    return ((1 - opacity) * gray)[..., None] + opacity[..., None] * colored
 
 
 def spotlight(image, mask):
-    """The picture, dark outside the mask bool [rows, columns] -> float [h, w, 3] in [0, 1]."""
-    light = np.where(stretch(mask, image.shape), 1, DIMMED)[..., None]
-    return np.broadcast_to(image / 255 * light, (*image.shape[:2], 3))
+    """Darken an image outside a mask.
+
+    Args:
+      image: uint8 [h, w, 1 or 3].
+      mask: bool [rows, columns].
+
+    Returns:
+      float [h, w, 3] in [0, 1].
+    """
+    brightness = np.where(stretch(mask, image.shape), 1, DIMMED)[..., None]
+    return np.broadcast_to(image / 255 * brightness, (*image.shape[:2], 3))
 
 
 def stretch(values, shape):
-    """[rows, columns, ...] -> [h, w, ...], the nearest value for each pixel."""
+    """Resize [rows, columns, ...] to `shape` (h, w, ...) by nearest neighbor."""
     ys, xs = (np.arange(n) * k // n for n, k in zip(shape, values.shape, strict=False))
     return values[ys][:, xs]
 
 
 def outline(mask):
-    """The border of a mask [h, w] as line segments in imshow's coordinates, [[(x, y), (x, y)]]."""
+    """Return the border of a mask [h, w] as line segments [(x, y), (x, y)].
+
+    The coordinates are those of `imshow`: pixel (row, column) is centered at (x=column, y=row).
+    """
     padded = np.pad(np.asarray(mask, int), 1)
     ys, xs = np.nonzero(np.diff(padded, axis=0)[:, 1:-1])
     lines = [[(x - 0.5, y - 0.5), (x + 0.5, y - 0.5)] for y, x in zip(ys, xs, strict=True)]
@@ -51,24 +68,33 @@ def outline(mask):
 
 
 def animate(path, figures, *, fps, dpi=100):
-    """Writes figures of one size, an iterable, as the frames of a GIF or APNG that repeats.
+    """Write figures as the frames of a looping GIF or APNG.
 
-    path: a .gif, .apng or .png. fps: frames a second. Two equal frames in a row become one.
+    Identical consecutive frames are merged into one.
+
+    Args:
+      path: `pathlib.Path` that ends in .gif, .apng or .png.
+      figures: iterable of matplotlib figures of the same size.
+      fps: frames per second.
+      dpi: pixels per inch.
     """
-    frames = [_draw(figure, dpi) for figure in figures]
+    frames = [_render(figure, dpi) for figure in figures]
     if path.suffix == ".gif":
-        frames = [_reduce(frame) for frame in frames]
-    first, *others = frames
-    first.save(path, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+        frames = [_quantize(frame) for frame in frames]
+    first, *rest = frames
+    first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
 
 
-def _draw(figure, dpi):
+def _render(figure, dpi):
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=dpi)
     return Image.open(file).convert("RGB")
 
 
-def _reduce(frame):
-    """256 colors of its own, dithered; Pillow's default takes a hundred times as long."""
-    colors = frame.quantize(method=Image.Quantize.FASTOCTREE)
-    return frame.quantize(palette=colors, dither=Image.Dither.FLOYDSTEINBERG)
+def _quantize(frame):
+    """Reduce a frame to an adaptive palette of 256 colors, with dithering.
+
+    FASTOCTREE is 100 times as fast as Pillow's default method.
+    """
+    palette = frame.quantize(method=Image.Quantize.FASTOCTREE)
+    return frame.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)

@@ -1,4 +1,4 @@
-"""Sizes of models side by side, and what they are worth: accuracy against parameters and FLOPs."""
+"""Model sizes: parameters as bars, and accuracy against parameters and FLOPs."""
 
 from statistics import fmean as mean
 
@@ -6,75 +6,80 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from vit_jax.figures.catalog import ENGLISH
-from vit_jax.figures.style import BLUE, ORANGE, finish, plain
+from vit_jax.figures.style import BLUE, ORANGE, despine, finish
 
-FAMILIES = {False: ("ViT", BLUE, "o"), True: ("ResNet", ORANGE, "s")}
+FAMILIES = {
+    False: ("ViT", BLUE, "o"),
+    True: ("ResNet", ORANGE, "s"),
+}  # {is_cnn: (name, color, marker)}
 
 
 def bars(rows, title="", *, phrases=ENGLISH):
-    """Draw a bar per model, its length the number of parameters on a logarithmic axis.
+    """Draw the number of parameters of each model as a bar on a logarithmic axis.
 
     Args:
-      rows: dicts with "model", "layers", "width", "heads" (None: a CNN), "parameters" (a count)
-        and "top1" (a list of percentages, one per seed; may be empty), optionally "published" (a
-        percentage) and "this" (the model's name: it is marked as the model at hand).
-      title: above the figure.
-      phrases: the labels, a `Catalog` of "figures".
+      rows: dicts with "model", "layers", "width", "heads" (None for a CNN), "parameters" (a count)
+        and "top1" (percentages, one per seed; may be empty), optionally "published" (a percentage)
+        and "this" (name of the model to be marked as "this: NAME").
+      title: title of the figure.
+      phrases: `Catalog` of the section "figures".
 
     Returns:
-      matplotlib Figure.
+      A matplotlib `Figure`.
     """
     figure = Figure(figsize=(8, 0.9 + 0.42 * len(rows)), layout="constrained")
-    axis = figure.subplots()
-    least = min(row["parameters"] for row in rows) / 4
+    ax = figure.subplots()
+    low = min(row["parameters"] for row in rows) / 4
+    high = max(row["parameters"] for row in rows)
     for y, row in enumerate(rows):
         _, color, _ = FAMILIES[row["heads"] is None]
-        axis.barh(y, row["parameters"] - least, left=least, color=color, height=0.62)
-        words = phrases("layers_and_width", layers=row["layers"], width=row["width"])
-        words += phrases("and_heads", heads=row["heads"]) if row["heads"] else ""
-        words += f"  |  {count(row['parameters'])}"
+        ax.barh(y, row["parameters"] - low, left=low, color=color, height=0.62)
+        text = phrases("layers_and_width", layers=row["layers"], width=row["width"])
+        text += phrases("and_heads", heads=row["heads"]) if row["heads"] else ""
+        text += f"  |  {count(row['parameters'])}"
         if row["top1"]:
-            words += f"  |  {mean(row['top1']):.1f} %"
+            text += f"  |  {mean(row['top1']):.1f} %"
         elif row.get("published") is not None:
-            words += "  |  " + phrases("published", top1=row["published"])
-        axis.text(row["parameters"] * 1.08, y, words, va="center", fontsize=8.5)
-    axis.set_yticks(range(len(rows)), [_name(row, phrases) for row in rows])
-    axis.invert_yaxis()
-    _count_along(axis)
-    most = max(row["parameters"] for row in rows)
-    axis.set_xlim(least, most * (most / least) ** 1.1)  # room for the words
-    axis.set_xlabel(phrases("parameters"))
-    plain(axis, grid=False)
+            text += "  |  " + phrases("published", top1=row["published"])
+        ax.text(row["parameters"] * 1.08, y, text, va="center", fontsize=8.5)
+    ax.set_yticks(range(len(rows)), [_name(row, phrases) for row in rows])
+    ax.invert_yaxis()
+    _set_log_axis(ax)
+    ax.set_xlim(low, high * (high / low) ** 1.1)  # room for the text
+    ax.set_xlabel(phrases("parameters"))
+    despine(ax, grid=False)
     return finish(figure, title)
 
 
 def accuracy(rows, title="", *, phrases=ENGLISH):
-    """Draw top-1 accuracy against parameters and against FLOPs, a line per family.
+    """Draw top-1 accuracy against parameters and against FLOPs, one line per model family.
 
-    A bar through a point goes from the worst to the best seed; hollow points are published numbers.
+    Points are means over seeds, with error bars from the worst to the best seed. Hollow markers are
+    published accuracies.
 
     Args:
-      rows: as for `bars`, and "flops" (a count) and "published" (a percentage or None).
-      title: above the figure.
-      phrases: the labels, a `Catalog` of "figures".
+      rows: as for `bars`, with "flops" (a count) and "published" (a percentage or None).
+      title: title of the figure.
+      phrases: `Catalog` of the section "figures".
 
     Returns:
-      matplotlib Figure.
+      A matplotlib `Figure`.
     """
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for axis, key in zip(panels, ("parameters", "flops"), strict=True):
-        for cnn in FAMILIES:
-            _draw_family(axis, key, cnn, [r for r in rows if (r["heads"] is None) == cnn], phrases)
+    for ax, key in zip(panels, ("parameters", "flops"), strict=True):
+        for is_cnn in FAMILIES:
+            family = [row for row in rows if (row["heads"] is None) == is_cnn]
+            _draw_family(ax, key, is_cnn, family, phrases)
         for row in rows:
             y = mean(row["top1"]) if row["top1"] else row["published"]
             if y is not None:
-                at = dict(xytext=(5, -11), textcoords="offset points", fontsize=8, color="0.3")
-                axis.annotate(_name(row, phrases), (row[key], y), **at)
-        _count_along(axis)
-        axis.set_xlabel(phrases(key))
-        axis.margins(x=0.14)
-        plain(axis)
+                font = dict(xytext=(5, -11), textcoords="offset points", fontsize=8, color="0.3")
+                ax.annotate(_name(row, phrases), (row[key], y), **font)
+        _set_log_axis(ax)
+        ax.set_xlabel(phrases(key))
+        ax.margins(x=0.14)
+        despine(ax)
     panels[0].set_ylabel(phrases("top1"))
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
@@ -85,34 +90,37 @@ def _name(row, phrases):
     return phrases("this", name=row["this"]) if "this" in row else row["model"]
 
 
-def _draw_family(axis, key, cnn, rows, phrases):
-    name, color, marker = FAMILIES[cnn]
-    ours = sorted((row for row in rows if row["top1"]), key=lambda row: row[key])
-    if ours:
-        ys = [mean(row["top1"]) for row in ours]
-        low = [y - min(row["top1"]) for y, row in zip(ys, ours, strict=True)]
-        high = [max(row["top1"]) - y for y, row in zip(ys, ours, strict=True)]
+def _draw_family(ax, key, is_cnn, rows, phrases):
+    """Draw the measured and the published accuracies of a model family."""
+    name, color, marker = FAMILIES[is_cnn]
+    measured = sorted((row for row in rows if row["top1"]), key=lambda row: row[key])
+    if measured:
+        xs = [row[key] for row in measured]
+        ys = [mean(row["top1"]) for row in measured]
+        lower = [y - min(row["top1"]) for y, row in zip(ys, measured, strict=True)]
+        upper = [max(row["top1"]) - y for y, row in zip(ys, measured, strict=True)]
         style = dict(color=color, marker=marker, capsize=3, label=name)
-        axis.errorbar([row[key] for row in ours], ys, yerr=[low, high], **style)
-    theirs = [row for row in rows if row["published"] is not None]
-    if theirs:
-        points = [row[key] for row in theirs], [row["published"] for row in theirs]
+        ax.errorbar(xs, ys, yerr=[lower, upper], **style)
+    published = [row for row in rows if row["published"] is not None]
+    if published:
+        points = [row[key] for row in published], [row["published"] for row in published]
         hollow = dict(markerfacecolor="none", linestyle="none", color=color, marker=marker)
-        axis.plot(*points, **hollow, label=phrases("published_family", name=name))
+        ax.plot(*points, **hollow, label=phrases("published_family", name=name))
 
 
-def _count_along(axis):
-    axis.set_xscale("log")
-    decades = axis.dataLim.intervalx
-    few = decades[1] < 100 * max(decades[0], 1e-9)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count(x)))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+def _set_log_axis(ax):
+    """Make the x axis logarithmic, with 1-2-5 ticks if the data spans less than two decades."""
+    ax.set_xscale("log")
+    low, high = ax.dataLim.intervalx
+    narrow = high < 100 * max(low, 1e-9)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count(x)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def count(number):
-    """5717416 -> "5.72 M"."""
+    """Format a count with three significant digits and a unit: 5717416 -> "5.72 M"."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= 0.9995 * size:  # what is rounded up to 1000 of a unit is 1 of the next
+        if number >= 0.9995 * size:  # 999,500 is formatted as "1 M", not "1e+03 k"
             return f"{number / size:.3g} {unit}"
     return f"{number:.3g}"

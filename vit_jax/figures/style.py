@@ -1,62 +1,60 @@
-"""What the figures share: colors, axes without clutter, images, and texts cut to their place."""
+"""Shared style of the figures: colors, axes, images and truncated labels."""
 
 import unicodedata
 
 from matplotlib.ticker import MaxNLocator
 
-from vit_jax.figures.fonts import fit
+from vit_jax.figures.fonts import set_fonts
 
-# Okabe and Ito's colors, which color-blind people tell apart.
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-WIDE_LETTER = 1.75  # width of a Hangul or Chinese character, in letters
+# The color-blind safe palette of Okabe and Ito.
+BLUE = "#0072B2"
+ORANGE = "#D55E00"
+GREEN = "#009E73"
+PURPLE = "#CC79A7"
+WIDE_CHAR_WIDTH = 1.75  # width of a Hangul or Chinese character, in Latin letters
 
 
 def finish(figure, title=""):
-    """The figure with its title, its texts in fonts that have their characters."""
+    """Add the title, set fonts that cover all characters, and return the figure."""
     if title:
         figure.suptitle(title, fontsize=11)
-    return fit(figure)
+    return set_fonts(figure)
 
 
-def plain(axis, grid=True):
-    """Leave out the frame at the top and the right; draw a pale grid behind the data."""
-    axis.spines[["top", "right"]].set_visible(False)
+def despine(ax, grid=True):
+    """Remove the top and right spines and, optionally, draw a light grid behind the data."""
+    ax.spines[["top", "right"]].set_visible(False)
     if grid:
-        axis.grid(color="0.9", linewidth=0.8)
-        axis.set_axisbelow(True)
+        ax.grid(color="0.9", linewidth=0.8)
+        ax.set_axisbelow(True)
 
 
-def count_along(axis, nbins="auto"):
-    """Whole numbers at the ticks of the x axis."""
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=nbins))
-    axis.xaxis.set_major_formatter("{x:,.0f}")
+def integer_ticks(ax, nbins="auto"):
+    """Place the ticks of the x axis at integers."""
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=nbins))
+    ax.xaxis.set_major_formatter("{x:,.0f}")
 
 
-def picture(axis, image, **style):
-    """Show an image, uint8 [h, w, 1 or 3], or a map [h, w], pixel by pixel, in a thin frame."""
+def show_image(ax, image, **style):
+    """Show an image, uint8 [h, w, 1 or 3], or a map [h, w] without interpolation and ticks."""
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]
         style = dict(cmap="gray", vmin=0, vmax=255) | style
-    frame(axis)
-    return axis.imshow(image, **dict(interpolation="none") | style)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set(linewidth=0.5, color="0.5")
+    return ax.imshow(image, **dict(interpolation="none") | style)
 
 
-def frame(axis):
-    """A thin frame without ticks."""
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.spines[:].set(linewidth=0.5, color="0.5")
+def text_width(text):
+    """Estimate the width of a text in Latin letters."""
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + (WIDE_CHAR_WIDTH - 1) * wide
 
 
-def letters(text):
-    """Width of a text in Latin letters, about."""
-    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
-    return len(text) + (WIDE_LETTER - 1) * wide
-
-
-def short(text, most, keep_end=True):
-    """At most so many characters, keeping the end or the beginning."""
-    most = int(most)
-    if len(text) <= most:
+def truncate(text, max_chars, keep_end=True):
+    """Shorten a text to `max_chars` characters with "…" in place of its start or its end."""
+    max_chars = int(max_chars)
+    if len(text) <= max_chars:
         return text
-    return "…" + text[1 - most :] if keep_end else text[: most - 1] + "…"
+    return "…" + text[1 - max_chars :] if keep_end else text[: max_chars - 1] + "…"

@@ -1,21 +1,24 @@
-"""Attention maps as text, for a terminal."""
+"""Attention maps as text for the terminal."""
 
 import unicodedata
 
 from vit_jax.analysis import attention
-from vit_jax.figures.attention import drawn_map, geometry, head_title, whose
+from vit_jax.figures.attention import geometry, head_title, select_maps, whose
 from vit_jax.figures.catalog import ENGLISH
 
 
-def text(names, models, heads, wide=100, *, phrases=ENGLISH):
-    """Attention maps as lines of text, and at the end what the characters mean.
+def text(names, models, heads, width=100, *, phrases=ENGLISH):
+    """Format attention maps as lines of text, followed by a legend of the characters.
 
     Args:
-      names: of the images.
-      models: results of `attention_maps.extract` for the same images.
+      names: names of the images.
+      models: results of `attention_maps.extract` for the same images, one per model.
       heads: as in `attention.panel`.
-      wide: characters per line, which hold as many maps as they can.
-      phrases: the labels, a `Catalog` of "figures".
+      width: maximum characters per line; maps are placed side by side if they fit.
+      phrases: `Catalog` of the section "figures".
+
+    Returns:
+      The text, without a trailing newline.
     """
     lines = []
     for i, name in enumerate(names):
@@ -31,24 +34,34 @@ def text(names, models, heads, wide=100, *, phrases=ENGLISH):
                 ]
                 for j, layer in enumerate(model.layers)
                 for head in heads
-                for values in [drawn_map(model, head)[i, j]]
+                for values in [select_maps(model, head)[i, j]]
             ]
-            lines += side_by_side(blocks, wide)
+            lines += side_by_side(blocks, width)
     high, middle, _ = attention.SHADES.values()
     return "\n".join([*lines, phrases("shades", high=high, middle=middle)])
 
 
-def side_by_side(blocks, wide):
-    """Blocks of equally many lines each, in rows of at most so many characters -> lines"""
-    width = max(cells(line) for block in blocks for line in block) + 2
-    several, lines = max(1, (wide + 2) // width), []
-    for start in range(0, len(blocks), several):
-        rows = zip(*blocks[start : start + several], strict=True)
-        padded = (("".join(x + " " * (width - cells(x)) for x in row)).rstrip() for row in rows)
-        lines += [*padded, ""]
+def side_by_side(blocks, width):
+    """Arrange text blocks with the same number of lines side by side.
+
+    Args:
+      blocks: lists of lines.
+      width: maximum characters per line.
+
+    Returns:
+      List of lines.
+    """
+    block_width = max(display_width(line) for block in blocks for line in block) + 2
+    per_row = max(1, (width + 2) // block_width)
+    lines = []
+    for start in range(0, len(blocks), per_row):
+        for row in zip(*blocks[start : start + per_row], strict=True):
+            padded = (line + " " * (block_width - display_width(line)) for line in row)
+            lines.append("".join(padded).rstrip())
+        lines.append("")
     return lines
 
 
-def cells(text):
-    """Columns of a terminal that a text takes: two for a Hangul or Chinese character."""
-    return len(text) + sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+def display_width(text):
+    """Return the terminal columns of a text; a Hangul or Chinese character takes two."""
+    return len(text) + sum(unicodedata.east_asian_width(char) in "WF" for char in text)

@@ -1,1 +1,1 @@
-"""The parts of a Vision Transformer. Kernels with gradients of their own are in `kernels`."""
+"""Layers of the Vision Transformer. `kernels` has the functions with custom gradients."""

@@ -12,21 +12,21 @@ def attend(q, k, v, *, kernel, maps=False):
     """Scaled dot-product attention, softmax(q k^T / sqrt(e)) v (arXiv:1706.03762, equation 1).
 
     Args:
-      q, k, v: [b, n, h, e].
+      q, k, v: queries, keys and values [b, n, heads, e].
       kernel: "matmul", "xla" or "cudnn".
-      maps: whether to return the softmax.
+      maps: whether to return the attention maps; they are always computed by "matmul".
 
     Returns:
-      [b, q, h, e], and the softmax [b, h, q, m] or None.
+      The output [b, q, heads, e]; and the softmax [b, heads, q, m], or None if not maps.
     """
     if kernel in ("xla", "cudnn") and not maps:
         return jax.nn.dot_product_attention(q, k, v, implementation=kernel), None
-    # Heads first: the two batched products are 1.2 to 1.4 times as fast on CPU.
+    # With the head axis before the tokens, both products are 1.2 to 1.4 times faster on CPU.
     q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # b h n e
     if not maps:
         return kernels.softmax_product(q, k, v).swapaxes(1, 2), None
     scores = jnp.einsum("bhqe,bhme->bhqm", q, k)
-    probabilities = jax.nn.softmax(scores.astype(kernels.wide(q.dtype)), axis=-1)
+    probabilities = jax.nn.softmax(scores.astype(kernels.accumulation_dtype(q.dtype)), axis=-1)
     out = jnp.einsum("bhqm,bhme->bhqe", probabilities.astype(v.dtype), v)
     return out.swapaxes(1, 2), probabilities
 
@@ -42,13 +42,24 @@ class Attention(nnx.Module):
         self.kernel = config.attn
 
     def __call__(self, x, shapes, maps):
-        """x [t, d]; shapes: (b, v, n) per group. -> [t, d], maps [b*v, h, q, m] per group."""
+        """Apply attention within each view.
+
+        Args:
+          x: tokens of all groups, as `encoder.flatten` returns them [t, d].
+          shapes: (b, v, n) of each group.
+          maps: whether to return the attention maps.
+
+        Returns:
+          Tokens [t, d]; and attention maps [b * v, heads, q, m] of each group, or None if not maps.
+        """
         t, d = x.shape
         kernel = self.kernel
         if kernel == "auto":
             kernel = kernels.automatic(jax.default_backend())["attn"]
-        qkv = self.qkv(x).reshape(shapes[0][0], -1, 3, d)  # b (tokens of an image) 3 d
-        outs, probabilities, start = [], [], 0
+        qkv = self.qkv(x).reshape(shapes[0][0], -1, 3, d)  # b (tokens per image) 3 d
+        outs = []
+        probabilities = []
+        start = 0
         for b, v, n in shapes:
             part = qkv[:, start : start + v * n].reshape(b * v, n, 3, self.num_heads, -1)
             q, k, values = (part[:, :, i] for i in range(3))

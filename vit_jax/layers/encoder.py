@@ -1,12 +1,12 @@
 """The Transformer encoder: blocks of attention and MLP (arXiv:2010.11929, equations 2 and 3).
 
-The encoder takes one or several groups of tokens of different lengths, each b v n d: v views of
-each image, n tokens per view. Multi-crop training has one group per crop size. Dense layers run
-over all tokens at once, flat [t, d]; attention runs within each view. The flat tokens of an image
-are contiguous, so that a batch stays sharded over devices.
+The input is one or more groups of tokens [b, v, n, d], with v views per image and n tokens per
+view. Multi-crop training has one group per crop size. Dense layers run over the tokens of all
+groups at once, as an array [t, d]; attention runs within each view. The tokens of an image are
+contiguous in this array, so that the batch stays sharded over devices.
 
-Blocks are always stored stacked: every leaf of `blocks` has a leading layer axis. Running them by
-`lax.scan` or unrolled differs in speed alone.
+The parameters of the blocks are stacked: every leaf of `blocks` has a leading layer axis. Running
+the blocks with `lax.scan` or unrolled gives the same result and differs only in speed.
 """
 
 import jax
@@ -16,7 +16,7 @@ from flax import nnx
 from vit_jax.devices import sharding
 from vit_jax.layers import kernels
 from vit_jax.layers.attention import Attention
-from vit_jax.layers.drop_path import Noise
+from vit_jax.layers.drop_path import Dropout
 from vit_jax.layers.mlp import Mlp
 from vit_jax.layers.norms import LayerNorm
 
@@ -27,7 +27,7 @@ REMAT_POLICIES = {
 
 
 class LayerScale(nnx.Module):
-    """A learned gain per channel of a residual branch (CaiT, arXiv:2103.17239, equation 4)."""
+    """Learned scale per channel of a residual branch (CaiT, arXiv:2103.17239, equation 4)."""
 
     def __init__(self, config):
         self.gamma = nnx.Param(jnp.full(config.width, config.layer_scale_init, jnp.float32))
@@ -38,7 +38,7 @@ class LayerScale(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One encoder block: pre-norm, x + f(norm(x)), or post-norm, norm(x + f(x))."""
+    """Encoder block with pre-norm, x + f(norm(x)), or post-norm, norm(x + f(x))."""
 
     def __init__(self, config, *, rngs):
         self.norm1 = LayerNorm(config.width, dtype=config.dtype)
@@ -46,24 +46,34 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(config.width, dtype=config.dtype)
         self.mlp = Mlp(config, rngs=rngs)
         self.post = config.norm == "post"
-        scaled = config.layer_scale_init is not None
-        self.ls1 = LayerScale(config) if scaled else None
-        self.ls2 = LayerScale(config) if scaled else None
+        use_layer_scale = config.layer_scale_init is not None
+        self.ls1 = LayerScale(config) if use_layer_scale else None
+        self.ls2 = LayerScale(config) if use_layer_scale else None
 
-    def __call__(self, x, shapes, *, maps, noise):
-        """x [t, d] -> [t, d], attention maps of each group or None."""
+    def __call__(self, x, shapes, *, maps, dropout):
+        """Apply the block.
+
+        Args:
+          x: tokens of all groups [t, d].
+          shapes: (b, v, n) of each group.
+          maps: whether to return the attention maps.
+          dropout: `Dropout` of this block.
+
+        Returns:
+          Tokens [t, d]; and attention maps [b * v, heads, q, m] of each group, or None if not maps.
+        """
 
         def attention(x):
             x, probabilities = self.attn(x, shapes, maps)
-            x = noise.drop(x, 0)
+            x = dropout.drop(x, 0)
             x = x if self.ls1 is None else self.ls1(x)
-            return noise.drop_path(x, 1), probabilities
+            return dropout.drop_path(x, 1), probabilities
 
         def mlp(x):
-            x = self.mlp(x, lambda x: noise.drop(x, 2))
-            x = noise.drop(x, 3)
+            x = self.mlp(x, lambda x: dropout.drop(x, 2))
+            x = dropout.drop(x, 3)
             x = x if self.ls2 is None else self.ls2(x)
-            return noise.drop_path(x, 4)
+            return dropout.drop_path(x, 4)
 
         if self.post:
             branch, probabilities = attention(x)
@@ -75,7 +85,7 @@ class Block(nnx.Module):
 
 
 def make_blocks(config, *, rngs):
-    """The blocks of a `ViTConfig` as one module, every leaf with a leading layer axis."""
+    """Create the blocks of a `ViTConfig` as one module with a leading layer axis in every leaf."""
 
     @nnx.split_rngs(splits=config.depth)
     @nnx.vmap(in_axes=0, out_axes=0)
@@ -86,34 +96,37 @@ def make_blocks(config, *, rngs):
 
 
 def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False):
-    """Run groups of tokens through stacked blocks.
+    """Run the encoder blocks on groups of tokens.
 
     Args:
       config: `ViTConfig` of the blocks.
-      blocks: as `make_blocks` makes them.
-      groups: arrays [b, v, n, d] of any v and n.
-      keys: one key per image [b], which turns dropout and drop path on.
-      attention, outputs: whether to return maps and the outputs of each block.
+      blocks: stacked blocks, as returned by `make_blocks`.
+      groups: list of tokens [b, v, n, d]; v and n may differ between groups.
+      keys: one random key per image [b] for dropout and drop path; None: neither is applied.
+      attention: whether to return the attention maps of each block.
+      outputs: whether to return the output of each block.
 
     Returns:
-      The groups, and {"attention": [l, b*v, h, q, m] per group, "blocks": [l, b*v, n, d] per
-      group}, each only if asked for.
+      The list of tokens [b, v, n, d] after the last block; and a dict with "attention", a list of
+      maps [l, b * v, heads, q, m], and "blocks", a list of outputs [l, b * v, n, d], as requested.
+      The lists have one array per group.
     """
     shapes = tuple(g.shape[:3] for g in groups)
     graph, stacked = nnx.split(blocks)
     stacked = nnx.to_pure_dict(stacked)
-    depth, drop_path = config.depth, config.drop_path
-    # Linear in depth, 0 in the first block (arXiv:1603.09382, equation 4; timm, DeiT).
+    depth = config.depth
+    drop_path = config.drop_path
+    # Linear in depth, with 0 in the first block as in timm and DeiT (arXiv:1603.09382, equation 4).
     rates = jnp.linspace(0.0, drop_path, depth) if drop_path else jnp.zeros(depth)
 
     def run(x, layer):
         params, index, rate = layer
         x = sharding.constrain_batch(x)
-        noise = Noise()
+        dropout = Dropout()
         if keys is not None:
             layer_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-            noise = Noise(layer_keys, shapes, config.dropout, rate if drop_path else 0.0)
-        x, maps = nnx.merge(graph, params)(x, shapes, maps=attention, noise=noise)
+            dropout = Dropout(layer_keys, shapes, config.dropout, rate if drop_path else 0.0)
+        x, maps = nnx.merge(graph, params)(x, shapes, maps=attention, dropout=dropout)
         return x, (maps, x if outputs else None)
 
     scan = config.scan
@@ -123,7 +136,8 @@ def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False)
     if config.remat != "none":
         policy = REMAT_POLICIES[config.remat]
         run = jax.checkpoint(run, policy=policy, prevent_cse=not scanned)
-    x, layers = flatten(groups), (stacked, jnp.arange(depth), rates)
+    x = flatten(groups)
+    layers = (stacked, jnp.arange(depth), rates)
     if scanned:
         x, (maps, xs) = jax.lax.scan(run, x, layers)
     else:
@@ -140,9 +154,9 @@ def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False)
 
 
 def unstack(stacked, depth):
-    """One tree with leaves [l, ...] -> l trees.
+    """Split a tree with leaves [l, ...] into a list of l trees with leaves [...].
 
-    By a split, whose transpose is one concatenation: the backward pass of indexing would add up l
+    The transpose of a split is one concatenation, whereas the backward pass of indexing would sum l
     arrays of the full size.
     """
     leaves, structure = jax.tree.flatten(stacked)
@@ -151,16 +165,18 @@ def unstack(stacked, depth):
 
 
 def flatten(groups):
-    """Arrays b v n d -> [t, d], all tokens of one image together."""
+    """Flatten groups [b, v, n, d] into tokens [t, d], with the tokens of an image contiguous."""
     b, d = groups[0].shape[0], groups[0].shape[-1]
     rows = [g.reshape(b, -1, d) for g in groups]
     return (rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)).reshape(-1, d)
 
 
 def unflatten(x, shapes):
-    """The inverse of `flatten`: [t, d] -> arrays b v n d."""
+    """Invert `flatten`: split tokens [t, d] into groups [b, v, n, d] of the given (b, v, n)."""
     b, d = shapes[0][0], x.shape[-1]
-    x, groups, start = x.reshape(b, -1, d), [], 0
+    x = x.reshape(b, -1, d)
+    groups = []
+    start = 0
     for _, v, n in shapes:
         groups.append(x[:, start : start + v * n].reshape(b, v, n, d))
         start += v * n

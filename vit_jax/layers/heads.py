@@ -1,7 +1,4 @@
-"""Pooling of tokens to one vector per image, and DINO's projection head.
-
-The classifier is a `mlp.Linear`.
-"""
+"""Pooling layers and DINO's projection head. The classifier is a `mlp.Linear`."""
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +11,26 @@ from vit_jax.layers.norms import LayerNorm
 
 
 def pool_tokens(tokens, how, prefix):
-    """b n d -> b d by "cls" (token 0) or "gap" (mean of the patches, without `prefix` tokens)."""
+    """Pool tokens [b, n, d] into one vector per image [b, d].
+
+    Args:
+      tokens: tokens [b, n, d].
+      how: "cls", the first token; or "gap", the mean over the patches.
+      prefix: number of tokens before the patches.
+    """
     return tokens[:, 0] if how == "cls" else tokens[:, prefix:].mean(axis=1)
 
 
 class AttentionPool(nnx.Module):
-    """Multi-head attention pooling (MAP): a learned query reads all tokens, then an MLP.
+    """Multi-head attention pooling (MAP): attention with one learned query, then an MLP.
 
-    Set Transformer's PMA (arXiv:1810.00825) as in arXiv:2106.04560; the names are timm's.
+    This is the PMA of Set Transformer (arXiv:1810.00825), as used in arXiv:2106.04560. Parameters
+    have timm's names.
     """
 
     def __init__(self, config, *, rngs):
-        width, init = config.width, INITS[config.init]
+        width = config.width
+        init = INITS[config.init]
         make = dict(init=init, dtype=config.dtype, rngs=rngs)
         self.latent = nnx.Param(init(rngs.params(), (1, 1, width), jnp.float32))
         self.q = Linear(width, width, **make)
@@ -36,7 +41,7 @@ class AttentionPool(nnx.Module):
         self.num_heads = config.num_heads
 
     def __call__(self, tokens):
-        """b n d -> b d."""
+        """Pool tokens [b, n, d] into one vector per image [b, d]."""
         b, n, d = tokens.shape
         q = self.q(self.latent[...]).reshape(1, 1, self.num_heads, -1).repeat(b, axis=0)
         kv = self.kv(tokens).reshape(b, n, 2, self.num_heads, -1)
@@ -46,9 +51,18 @@ class AttentionPool(nnx.Module):
 
 
 class DinoHead(nnx.Module):
-    """Features to prototypes: an MLP of three layers, then weight-normed on the unit sphere.
+    """DINO's projection head (arXiv:2104.14294, appendix C).
 
-    arXiv:2104.14294, appendix C. norm_last_layer: prototypes of norm 1, else the norms are learned.
+    A three-layer MLP, L2 normalization, and a weight-normalized linear layer to the prototypes.
+
+    Args:
+      width: width of the input features.
+      hidden_dim: hidden units of the MLP.
+      bottleneck_dim: outputs of the MLP.
+      out_dim: number of prototypes.
+      norm_last_layer: whether to fix the norm of each prototype at 1; otherwise it is learned.
+      dtype: dtype of activations.
+      rngs: random number generators for initialization.
     """
 
     def __init__(self, width, *, hidden_dim, bottleneck_dim, out_dim, norm_last_layer, dtype, rngs):
@@ -61,24 +75,25 @@ class DinoHead(nnx.Module):
         )
 
     def __call__(self, x):
-        """... d -> ... k, float32."""
+        """Project features [..., d] to logits [..., k], float32."""
         x = self.fc2(kernels.gelu(self.fc1(x)))
         x = self.fc3(kernels.gelu(x)).astype(jnp.float32)
-        # As torch's `normalize`: a vector shorter than 1e-12 stays as it is.
+        # As in torch.nn.functional.normalize, the norm is clamped to at least 1e-12.
         return self.last_layer(
             x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
         )
 
 
 class Prototypes(nnx.Module):
-    """x v / |v| * g, with g = 1 or learned: weight normalization (arXiv:1602.07868, equation 2).
+    """Weight-normalized linear layer, x v / |v| * g (arXiv:1602.07868, equation 2).
 
-    The norms scale the output's columns instead of the kernel, the largest array of the model: a
-    training step of the head is 25 times as fast on CPU.
+    The gain g is learned if `learn_norm`, otherwise 1. The output columns are normalized instead of
+    the kernel, the largest array of the model, which makes a training step of the head 25 times
+    faster on CPU.
     """
 
     def __init__(self, width, count, *, learn_norm, dtype, rngs):
-        bound = width**-0.5  # torch's Linear; the reference does not initialize this one layer
+        bound = width**-0.5  # torch.nn.Linear's default, as in the reference
         shape = (width, count)
         self.kernel = nnx.Param(
             jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)

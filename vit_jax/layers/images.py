@@ -1,4 +1,4 @@
-"""What a model asks of its images."""
+"""Input validation of models."""
 
 import jax.numpy as jnp
 
@@ -6,17 +6,25 @@ from vit_jax.errors import UserError
 
 
 def check_images(images, channels, patch=1):
-    """Raise UserError unless images are normalized floats [b, h, w, channels] that divide into
-    patches."""
+    """Check that a model accepts these images.
+
+    Args:
+      images: an array; expected are floats [b, h, w, channels].
+      channels: number of channels that the model expects.
+      patch: side of a patch in pixels, which must divide the height and width.
+
+    Raises:
+      UserError: if the dtype or the shape is wrong.
+    """
     shape = list(images.shape)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(
-            f"images are {images.dtype}; pass normalized floats, such as "
+            f"images have dtype {images.dtype}; pass normalized floats, such as "
             "vit_jax.augment.normalize(images, mean, std), or use inference.load(...).run(images)"
         )
     if len(shape) == 3:
         raise UserError(
-            f"images have shape {shape} without a batch axis; pass images[None], which is "
+            f"images have shape {shape}, without a batch axis; pass images[None], of shape "
             "[batch, height, width, channels]"
         )
     if len(shape) != 4:
@@ -25,9 +33,12 @@ def check_images(images, channels, patch=1):
     if c != channels:
         hint = ""
         if shape[1] == channels:
-            hint = "; they look like channels first: transpose them by (0, 2, 3, 1)"
-        raise UserError(f"images have shape {shape}, but the model takes {channels} channels{hint}")
+            hint = "; they seem to be channels-first: transpose them with axes (0, 2, 3, 1)"
+        raise UserError(
+            f"images have shape {shape}, but the model expects {channels} channels{hint}"
+        )
     if h % patch or w % patch:
         raise UserError(
-            f"images of {h}x{w} pixels do not divide into patches of {patch}x{patch} pixels"
+            f"images of {h}x{w} pixels cannot be split into patches of {patch}x{patch} pixels; "
+            f"height and width must be divisible by {patch}"
         )

@@ -1,9 +1,9 @@
-"""The encoder's inner functions, with custom gradients that are faster on CPU.
+"""Kernels of the encoder, with custom gradients that are faster on CPU.
 
-`tests/layers/test_kernels.py` compares values and gradients with JAX's own. The custom gradients
-save memory traffic: those of JAX keep and re-read intermediate arrays, these keep the inputs and a
-number or two per token. A train step of Ti/16 on CPU is 1.15 times as fast
-(experiments/benchmarks). Reverse mode only: jax.jvp and jax.hessian are not supported.
+The custom gradients reduce memory traffic: JAX's gradients store and reread intermediate arrays,
+while these store the inputs and one or two numbers per token. They make a training step of Ti/16
+1.15 times faster on CPU (experiments/benchmarks). Values and gradients are tested against JAX's.
+Only reverse-mode differentiation is supported, not jax.jvp or jax.hessian.
 """
 
 from functools import partial
@@ -13,15 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def wide(dtype):
-    """The dtype of accumulation: float32, or float64 for float64."""
+def accumulation_dtype(dtype):
+    """Return the dtype in which to accumulate: float64 for float64, otherwise float32."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def automatic(platform, depth=1):
-    """The values of "auto" in config.model on a platform: "cpu", "gpu" or "tpu".
+    """Return the values that "auto" options of `ViTConfig` resolve to.
 
-    On CPU a scan makes steps slower, and pays only where unrolled blocks compile for long.
+    On CPU, `lax.scan` makes training steps slower; it is used for deep models only, whose unrolled
+    blocks take long to compile.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu".
+      depth: number of blocks.
+
+    Returns:
+      A dict with the values of "scan" and "attn".
     """
     cpu = platform == "cpu"
     return {"scan": "off" if cpu and depth <= 12 else "on", "attn": "matmul" if cpu else "xla"}
@@ -29,7 +37,7 @@ def automatic(platform, depth=1):
 
 @jax.custom_vjp
 def dense(x, kernel):
-    """[t, d] @ [d, *features] -> [t, *features]."""
+    """Multiply x [t, d] by a kernel [d, *features]; returns [t, *features]."""
     return jax.lax.dot_general(x, kernel, (((1,), (0,)), ((), ())))
 
 
@@ -38,7 +46,7 @@ def _dense_forward(x, kernel):
 
 
 def _dense_backward(residuals, g):
-    # Contracted in the layout that the kernel has; jax's rule makes the transpose and copies it.
+    # Contract the kernel in its layout; JAX's rule transposes it, which makes a copy.
     x, kernel = residuals
     features = tuple(range(1, g.ndim))
     dx = jax.lax.dot_general(g, kernel, ((features, features), ((), ())))
@@ -50,7 +58,7 @@ dense.defvjp(_dense_forward, _dense_backward)
 
 @jax.custom_vjp
 def gelu(x):
-    """x Phi(x), exact (arXiv:1606.08415), elementwise."""
+    """Exact GELU, x * Phi(x) (arXiv:1606.08415)."""
     return x * _normal_cdf(x)
 
 
@@ -72,13 +80,13 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 @jax.custom_vjp
 def softmax_product(q, k, v):
-    """softmax(q k^T) v, all b h n e, q scaled already."""
+    """Compute softmax(q k^T) v for q, k, v [b, heads, n, e], with q already scaled."""
     return _softmax_product_forward(q, k, v)[0]
 
 
 def _softmax_product_forward(q, k, v):
-    # The softmax accumulates in float32 for any dtype of activations: 8 bits are too few.
-    scores = jnp.einsum("bhqe,bhme->bhqm", q, k).astype(wide(q.dtype))
+    # Accumulate in float32: the 8 bits of precision of bfloat16 are not enough.
+    scores = jnp.einsum("bhqe,bhme->bhqm", q, k).astype(accumulation_dtype(q.dtype))
     e = jnp.exp(scores - scores.max(-1, keepdims=True))
     total = e.sum(-1, keepdims=True)
     e = e.astype(v.dtype)
@@ -87,7 +95,7 @@ def _softmax_product_forward(q, k, v):
 
 
 def _softmax_product_backward(residuals, g):
-    # The softmax is never divided out: its sums divide the narrow b h q e, not the b h q m.
+    # The softmax sums divide the gradient [b, heads, q, e] instead of the larger [b, heads, q, m].
     q, k, v, e, total, out = residuals
     g = (g / total).astype(g.dtype)
     dv = jnp.einsum("bhqm,bhqe->bhme", e, g)
@@ -99,18 +107,18 @@ softmax_product.defvjp(_softmax_product_forward, _softmax_product_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def normalize(x, scale, bias, eps):
-    """LayerNorm (arXiv:1607.06450): over the last axis, mean 0, variance 1, * scale + bias."""
-    return _normalize_forward(x, scale, bias, eps)[0]
+def layer_norm(x, scale, bias, eps):
+    """LayerNorm over the last axis (arXiv:1607.06450)."""
+    return _layer_norm_forward(x, scale, bias, eps)[0]
 
 
-def _normalize_forward(x, scale, bias, eps):
+def _layer_norm_forward(x, scale, bias, eps):
     mean = x.mean(-1, keepdims=True)
     r = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + eps)
     return (x - mean) * (r * scale) + bias, (x, mean, r, scale)
 
 
-def _normalize_backward(_, residuals, g):
+def _layer_norm_backward(_, residuals, g):
     x, mean, r, scale = residuals
     y, gs = (x - mean) * r, g * scale
     dx = r * (gs - gs.mean(-1, keepdims=True) - y * (gs * y).mean(-1, keepdims=True))
@@ -118,4 +126,4 @@ def _normalize_backward(_, residuals, g):
     return dx, (g * y).sum(rows), g.sum(rows)
 
 
-normalize.defvjp(_normalize_forward, _normalize_backward)
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)

@@ -1,4 +1,4 @@
-"""Linear layers, their initialization, and the MLP of a block."""
+"""Linear layers, their initializers, and the MLP of an encoder block."""
 
 from functools import partial
 
@@ -11,19 +11,28 @@ from vit_jax.layers import kernels
 
 
 def xavier(key, shape, dtype=jnp.float32):
-    """Xavier uniform initialization; in [d, 3, d] the kernels of q, k and v are separate."""
+    """Initialize with Xavier uniform values; q, k and v of [d, 3, d] count as separate kernels."""
     bound = (6 / (shape[0] + shape[-1])) ** 0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-# Kernels of linear layers as in DeiT and timm, and as in big_vision and MAE. 0.02 suits the widths
-# of Ti and more: a narrow model learns much faster from Xavier.
+# Kernel initializers: "deit" as in DeiT and timm, "big_vision" as in big_vision and MAE. A standard
+# deviation of 0.02 suits widths of Ti and above; narrower models train much faster with Xavier.
 INITS = {"deit": nnx.initializers.normal(0.02), "big_vision": xavier}
 ACTIVATIONS = {"gelu": kernels.gelu, "gelu_tanh": partial(nnx.gelu, approximate=True)}
 
 
 class Linear(nnx.Module):
-    """... d -> ... *features, with an optional bias. Parameters in float32, product in `dtype`."""
+    """Linear layer, [..., d] to [..., *features].
+
+    Args:
+      width: input features d.
+      *features: output features, one or more axes.
+      bias: whether to add a bias.
+      init: initializer of the kernel.
+      dtype: dtype of the product; parameters are float32.
+      rngs: random number generators for initialization.
+    """
 
     def __init__(self, width, *features, bias=True, init, dtype, rngs):
         self.kernel = nnx.Param(init(rngs.params(), (width, *features), jnp.float32))
@@ -34,14 +43,14 @@ class Linear(nnx.Module):
         lead = x.shape[:-1]
         kernel = self.kernel[...].astype(self.dtype)
         y = kernels.dense(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel)
-        y = checkpoint_name(y, "dense")  # for remat: a custom_vjp hides its products
+        y = checkpoint_name(y, "dense")  # for remat policies, which cannot see into a custom_vjp
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype)
         return y.reshape(*lead, *kernel.shape[1:])
 
 
 class Mlp(nnx.Module):
-    """Two linear layers with a GELU between them, and dropout after each."""
+    """MLP of an encoder block: linear, GELU, dropout, linear."""
 
     def __init__(self, config, *, rngs):
         make = dict(init=INITS[config.init], dtype=config.dtype, rngs=rngs)
@@ -50,4 +59,5 @@ class Mlp(nnx.Module):
         self.act = config.act
 
     def __call__(self, x, drop=lambda x: x):
+        """Apply the MLP to x [..., d]; `drop` is applied to the hidden units."""
         return self.fc2(drop(ACTIVATIONS[self.act](self.fc1(x))))

@@ -1,4 +1,4 @@
-"""LayerNorm."""
+"""Normalization layers."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -7,12 +7,17 @@ from vit_jax.layers import kernels
 
 
 class LayerNorm(nnx.Module):
-    """LayerNorm over the last axis, accumulated in float32. eps is 1e-6 up to DINOv2."""
+    """LayerNorm over the last axis, computed in float32 (float64 for float64).
+
+    The default eps is that of ViT, DeiT, DINO and DINOv2.
+    """
 
     def __init__(self, width, *, eps=1e-6, dtype):
-        self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
-        self.eps, self.dtype = eps, dtype
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+        self.eps = eps
+        self.dtype = dtype
 
     def __call__(self, x):
-        x = x.astype(kernels.wide(self.dtype))
-        return kernels.normalize(x, self.scale[...], self.bias[...], self.eps).astype(self.dtype)
+        x = x.astype(kernels.accumulation_dtype(self.dtype))
+        return kernels.layer_norm(x, self.scale[...], self.bias[...], self.eps).astype(self.dtype)

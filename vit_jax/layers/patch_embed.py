@@ -1,7 +1,7 @@
-"""Images to tokens: patch embedding and position embedding.
+"""Patch embedding and position embedding (arXiv:2010.11929, equation 1).
 
-An image of h x w pixels becomes n = (h / p) (w / p) tokens, one per patch of p x p pixels, row by
-row (arXiv:2010.11929, equation 1).
+An image of h x w pixels becomes n = (h / p) (w / p) tokens, one per patch of p x p pixels, in
+row-major order.
 """
 
 import functools
@@ -13,10 +13,12 @@ from flax import nnx
 
 
 class PatchEmbed(nnx.Module):
-    """Patch embedding b h w c -> b n d, as a convolution with stride p or as unfold + linear.
+    """Patch embedding, [b, h, w, c] to [b, n, d].
 
-    Both use the same kernel [p, p, c, d] and are the same function. Initialized as PyTorch's
-    Conv2d, which DeiT keeps: uniform within 1 / sqrt(p * p * c).
+    It is computed as a convolution with stride p (`how="conv"`) or as unfold and a linear layer
+    (`how="linear"`). Both are the same function with the same kernel [p, p, c, d]. The
+    initialization is the default of PyTorch's Conv2d, as in DeiT: uniform in
+    +-1 / sqrt(p * p * c).
     """
 
     def __init__(self, patch, channels, width, *, how, dtype, rngs):
@@ -26,10 +28,12 @@ class PatchEmbed(nnx.Module):
         self.kernel = nnx.Param(jax.random.uniform(key, shape, jnp.float32, -bound, bound))
         key = rngs.params()
         self.bias = nnx.Param(jax.random.uniform(key, (width,), jnp.float32, -bound, bound))
-        self.how, self.dtype = how, dtype
+        self.how = how
+        self.dtype = dtype
 
     def __call__(self, images):
-        kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
+        kernel = self.kernel[...].astype(self.dtype)
+        bias = self.bias[...].astype(self.dtype)
         p, _, c, d = kernel.shape
         b = images.shape[0]
         images = images.astype(self.dtype)
@@ -43,16 +47,23 @@ class PatchEmbed(nnx.Module):
 
 
 def unfold(images, p):
-    """b h w c -> b n (p*p*c): each row is one patch, its pixels row by row."""
+    """Rearrange images [b, h, w, c] into patches [b, n, p * p * c], both in row-major order."""
     b, h, w, c = images.shape
     x = images.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3)
     return x.reshape(b, (h // p) * (w // p), p * p * c)
 
 
 def sincos2d(grid, width):
-    """Fixed positions [1, h*w, d]: sines and cosines of x, then of y.
+    """Return fixed 2-D sin-cos positions: sin x, cos x, sin y, cos y.
 
-    Section 2 of "Better plain ViT baselines" (arXiv:2205.01580), which takes them from MoCo v3.
+    From MoCo v3, as in "Better plain ViT baselines" (arXiv:2205.01580, section 2).
+
+    Args:
+      grid: rows and columns of patches (h, w).
+      width: width of a token d, divisible by 4.
+
+    Returns:
+      Positions [1, h * w, d], float32.
     """
     h, w = grid
     y, x = np.mgrid[:h, :w]
@@ -62,8 +73,8 @@ def sincos2d(grid, width):
     return jnp.asarray(table[None], jnp.float32)
 
 
-# The rules by which reference code resizes positions: parameter a of the cubic kernel,
-# antialiasing, and what is added to the new side before its rows are placed.
+# How reference implementations resize positions: parameter a of the cubic kernel, antialiasing, and
+# an offset added to the new grid size when the scale factor is computed.
 RESIZE = {
     "timm": (-0.5, True, 0.0),  # `resample_abs_pos_embed`; DINOv2 with registers
     "dino": (-0.75, False, 0.1),  # `interpolate_pos_encoding`; DINOv2 without registers
@@ -71,10 +82,19 @@ RESIZE = {
 
 
 def resize_positions(table, old_grid, new_grid, prefix, rule="timm"):
-    """Resize learned positions [1, prefix + h*w, d] to another grid; the prefix rows stay.
+    """Resize learned positions to another grid by bicubic interpolation.
 
-    Bicubic, by a rule of RESIZE, which belongs to the weights. Each side is a fixed matrix, applied
-    in full float32.
+    The interpolation along each side is a constant matrix, applied at the highest precision.
+
+    Args:
+      table: learned positions [1, prefix + h * w, d].
+      old_grid: rows and columns of `table` (h, w).
+      new_grid: rows and columns to resize to.
+      prefix: number of leading positions to keep unchanged, such as that of [CLS].
+      rule: a key of `RESIZE`; use the one that the weights were trained with.
+
+    Returns:
+      Positions [1, prefix + new rows * new columns, d].
     """
     if tuple(old_grid) == tuple(new_grid):
         return table
@@ -90,10 +110,10 @@ def resize_positions(table, old_grid, new_grid, prefix, rule="timm"):
 
 @functools.cache
 def cubic_matrix(old, new, rule):
-    """Bicubic interpolation along one side as a matrix [new, old], float64; each row adds up to 1.
+    """Return the matrix [new, old] of bicubic interpolation along one side, float64.
 
-    Pixels are squares: row i is centered at (i + 1/2) old / new - 1/2. Beyond the edge, "dino"
-    repeats the edge and "timm" has nothing.
+    Each row sums to 1. Row i is centered at (i + 1/2) old / new - 1/2 (half-pixel centers). Beyond
+    the edge, "dino" repeats the edge value and "timm" has zero weight.
     """
     a, antialias, extra = RESIZE[rule]
     center = (np.arange(new)[:, None] + 0.5) * old / (new + extra) - 0.5
@@ -107,7 +127,7 @@ def cubic_matrix(old, new, rule):
 
 
 def cubic(x, a):
-    """The cubic convolution kernel: 1 at 0, 0 at the other whole numbers and beyond 2."""
+    """Evaluate the cubic convolution kernel: 1 at 0, 0 at other integers and for |x| > 2."""
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = a * (((x - 5) * x + 8) * x - 4)

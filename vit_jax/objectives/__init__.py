@@ -1,6 +1,7 @@
-"""FAMILY: what is minimized. A member has `make(model, config, steps_per_epoch) -> Objective`.
+"""FAMILY: training objectives.
 
-Its keys and checks stand beside it in `MEMBER_keys.py`. Importing this package imports no JAX.
+A member NAME.py defines `make(model, config, steps_per_epoch) -> Objective`. Its config keys and
+checks are in NAME_keys.py. Importing this package imports no JAX.
 """
 
 from vit_jax.schema import lazy

@@ -1,4 +1,4 @@
-"""The contract of an objective, and what any objective may be wrapped in."""
+"""The interface of an objective, and wrappers for any objective."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,29 +11,53 @@ from vit_jax.optim import stop_gradients
 
 
 class Objective(NamedTuple):
-    """An objective as pure functions, in the order in which training calls them, and its metadata.
+    """An objective as pure functions, and its metadata.
 
-    extra is state that is not trained by gradients: a teacher, a moving average, statistics.
-    aux is {"metrics": scalars to log, "carry": means over the batch that `update` needs}.
+    `extra` is state that is not trained by gradient descent, such as a teacher, a moving average or
+    running statistics. `aux` is {"metrics": scalars to log, "carry": means over the batch for
+    `update`}.
+
+    Attributes:
+      init: rng -> params, extra.
+      loss: params, extra, batch, rng, step -> loss, aux.
+      update: extra, params after the optimizer step, aux, step -> extra.
+      weights: params, extra -> the weights for evaluation, prediction and export.
+      views: batch, rng -> {name: images [b, v, h, w, c]}, the augmented and normalized input of the
+        model.
+      flops: () -> FLOPs of a training step per image.
+      raw: params, extra -> the trained weights without averaging, for --raw.
+      alarm: metrics of a step, {name: float} -> a warning, or None.
+      health: metrics to monitor during training, {name: label in the figure}.
+      drawing: name of the function in `figures.diagrams` that draws the objective from the config
+        of the model and that of the run; "": none.
     """
 
-    init: Callable  # rng -> params, extra
-    loss: Callable  # params, extra, batch, rng, step -> loss, aux
-    update: Callable  # extra, params (after the optimizer), aux, step -> extra
-    weights: Callable  # params, extra -> the params that evaluators, predict and features use
-    views: Callable  # batch, rng -> {name: normalized [b, v, h, w, c]}, what the model is given
-    flops: Callable  # () -> FLOPs of a training step per image
-    raw: Callable = lambda params, _: params  # the trained parameters, for --raw
-    alarm: Callable = lambda _: None  # a step's metrics, floats -> a warning or None
-    health: dict = {}  # metrics that show whether training is healthy -> their labels in a figure
-    drawing: str = ""  # function of figures.diagrams(model's config, config) that draws it
+    init: Callable
+    loss: Callable
+    update: Callable
+    weights: Callable
+    views: Callable
+    flops: Callable
+    raw: Callable = lambda params, _: params
+    alarm: Callable = lambda _: None
+    health: dict = {}
+    drawing: str = ""
 
 
 def make(model, config, steps_per_epoch):
-    """The objective config.objective.name. steps_per_epoch, which may be fractional, converts
-    durations in epochs to steps."""
+    """Create the objective `config.objective.name`.
+
+    Args:
+      model: a `models.Model`.
+      config: the config of the run.
+      steps_per_epoch: optimizer steps per pass over the training split; may be fractional.
+
+    Returns:
+      An `Objective`.
+    """
     module = schema.member("objectives", config.objective.name)
-    objective, only = module.make(model, config, steps_per_epoch), config.optim.only
+    objective = module.make(model, config, steps_per_epoch)
+    only = config.optim.only
     if not only:
         return objective
     return objective._replace(
@@ -42,15 +66,22 @@ def make(model, config, steps_per_epoch):
 
 
 def with_ema(objective, decay):
-    """Keep the exponential moving average of the weights and use it wherever weights are used.
+    """Track an exponential moving average (EMA) of the weights, and evaluate with it.
 
-    average <- decay * average + (1 - decay) * weights after every optimizer step, from the initial
-    weights on, running statistics among them (as timm's ModelEma).
+    After every optimizer step, ema = decay * ema + (1 - decay) * weights. The average is
+    initialized with the initial weights and includes running statistics, as timm's ModelEma.
+
+    Args:
+      objective: the `Objective` to wrap.
+      decay: decay of the average.
+
+    Returns:
+      An `Objective`.
     """
 
     def init(rng):
         params, extra = objective.init(rng)
-        # Copies: the state is donated, so no two of its leaves may share a buffer.
+        # Copied, because the leaves of a donated state must not share buffers.
         ema = jax.tree.map(jnp.copy, objective.raw(params, extra))
         return params, {"ema": ema, "inner": extra}
 

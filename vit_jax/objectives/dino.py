@@ -1,12 +1,12 @@
-"""Self-distillation with no labels (DINO, arXiv:2104.14294), as facebookresearch/dino trains it.
+"""DINO, self-distillation with no labels (arXiv:2104.14294), as in facebookresearch/dino.
 
-The student sees all views of an image, the teacher the two global ones. For each view, the student
-is trained to predict the teacher's output for another view. The teacher is the student's moving
-average. Its outputs are centered, which prevents collapse to one prototype, and sharpened, which
-prevents collapse to the uniform distribution; with only one of them training collapses (section
-5.3).
+The student gets all views of an image, the teacher only the two global views. From each view, the
+student is trained to predict the teacher's outputs for the other views. The teacher is an
+exponential moving average of the student. Its outputs are centered, which prevents collapse to one
+prototype, and sharpened, which prevents collapse to the uniform distribution. With only one of the
+two, training collapses (section 5.3).
 
-Axes: v views of the student, g of the teacher (the first of the v), b images, k prototypes.
+Axes: b images, v views of the student, g views of the teacher (the first g of the v), k prototypes.
 """
 
 import dataclasses
@@ -24,24 +24,33 @@ from vit_jax.objectives import Objective
 from vit_jax.schedules import cosine_schedule
 from vit_jax.vit import image_keys
 
-GLOBAL = 2  # views that the teacher sees
-# Thresholds of `alarm`, as shares of log(k), the maximum entropy.
-TOO_EVEN = 0.999
-TOO_NARROW = 0.05
+NUM_GLOBAL_VIEWS = 2
+# Thresholds of `alarm`, as fractions of log(k), the maximum entropy.
+MAX_TEACHER_ENTROPY = 0.999
+MIN_MEAN_ENTROPY = 0.05
 HEALTH = {
-    "teacher_entropy": "teacher's entropy, share of log k",
-    "mean_entropy": "entropy of the mean, share of log k",
-    "kl": "KL(teacher, student), nats",
+    "teacher_entropy": "teacher entropy / log k",
+    "mean_entropy": "entropy of the mean output / log k",
+    "kl": "KL(teacher, student) in nats",
     "center_norm": "norm of the center",
-    "feature_std": "spread of features",
+    "feature_std": "standard deviation of features",
 }
 
 
 def make(model, config, steps_per_epoch):
-    """The objective for a model without classifier.
+    """Create the DINO objective.
 
-    Batches have "global" uint8 [b, 2, s, s, c] and, with local crops, "local" uint8
-    [b, v - 2, s, s, c], as augment.multi_crop makes them.
+    `extra` holds the teacher's parameters and the center [k] of its outputs.
+
+    Args:
+      model: a `models.Model` of a ViT without a classifier.
+      config: the config of the run.
+      steps_per_epoch: optimizer steps per pass over the training split; may be fractional.
+
+    Returns:
+      An `Objective` for the batches of `augment.multi_crop`: "global", uint8 [b, 2, h, w, c];
+      "local", uint8 [b, v - 2, h, w, c], if there are local crops; and "row", the index of each
+      image in the batch [b].
     """
     c = config.objective
     head = pure(
@@ -64,9 +73,9 @@ def make(model, config, steps_per_epoch):
     momentum = cosine_schedule(c.momentum, steps(config.total_steps, steps_per_epoch), end=1.0)
 
     def init(rng):
-        backbone, projection = jax.random.split(rng)
-        params = {"backbone": model.init(backbone), "head": head.init(projection)}
-        # Copies: the state is donated, so no two of its leaves may share a buffer.
+        backbone_rng, head_rng = jax.random.split(rng)
+        params = {"backbone": model.init(backbone_rng), "head": head.init(head_rng)}
+        # Copied, because the leaves of a donated state must not share buffers.
         teacher = jax.tree.map(jnp.copy, params)
         return params, {"teacher": teacher, "center": jnp.zeros(c.out_dim)}
 
@@ -79,9 +88,9 @@ def make(model, config, steps_per_epoch):
         return dict(zip(("global", "local"), groups, strict=False))
 
     def loss(params, extra, batch, rng, step):
-        groups, noise = make_views(batch, rng, config)
+        groups, dropout_keys = make_views(batch, rng, config)
         features, teacher = jax.lax.stop_gradient(project(extra["teacher"], groups[:1]))
-        _, student = project(params, groups, train=True, rng=noise)
+        _, student = project(params, groups, train=True, rng=dropout_keys)
         temp = temperature(step)
         targets = teacher_targets(teacher, extra["center"], temp)
         value = cross_entropy(student, targets, c.student_temp)
@@ -92,7 +101,7 @@ def make(model, config, steps_per_epoch):
     def update(extra, params, aux, step):
         m = momentum(step)
         teacher = jax.tree.map(lambda t, s: m * t + (1 - m) * s, extra["teacher"], params)
-        center = _average(extra["center"], aux["carry"]["center"], c.center_momentum)
+        center = _ema(extra["center"], aux["carry"]["center"], c.center_momentum)
         return {"teacher": teacher, "center": center}
 
     return Objective(
@@ -110,38 +119,63 @@ def make(model, config, steps_per_epoch):
 
 
 def step_flops(vit, head, augment):
-    """FLOPs of a training step per image.
+    """Count the FLOPs of a training step per image.
 
-    The student sees all views, forward and backward (3 forward passes); the teacher sees the global
-    ones.
+    The student's forward and backward pass over all views costs three forward passes; the teacher
+    adds one forward pass over the global views.
+
+    Args:
+      vit: `ViTConfig` of the backbone.
+      head: `models.Model` of the projection head.
+      augment: the group `config.augment`.
     """
-    kernels = jax.tree.leaves(jax.eval_shape(head.init, jax.random.key(0)))
-    top = 2 * sum(x.size for x in kernels if x.ndim == 2)
-    small = dataclasses.replace(vit, image=augment.local_size)
-    local = 3 * augment.local_views * (count_flops(small) + top)
-    return (3 + 1) * GLOBAL * (count_flops(vit) + top) + local
+    leaves = jax.tree.leaves(jax.eval_shape(head.init, jax.random.key(0)))
+    head_flops = 2 * sum(x.size for x in leaves if x.ndim == 2)
+    local_vit = dataclasses.replace(vit, image=augment.local_size)
+    local = 3 * augment.local_views * (count_flops(local_vit) + head_flops)
+    return (3 + 1) * NUM_GLOBAL_VIEWS * (count_flops(vit) + head_flops) + local
 
 
 def make_views(batch, rng, config):
-    """The augmentation on the device: colors. -> [global, local] normalized [b, v, h, w, c], and
-    keys [b] for dropout in the model."""
-    color, noise = jax.random.split(rng)
+    """Apply the device augmentations: flip, color, blur, solarization and normalization.
+
+    Args:
+      batch: "global" and "local", uint8 [b, v, h, w, c], and "row" [b].
+      rng: random key.
+      config: the config of the run.
+
+    Returns:
+      A list of the normalized global and, if any, local views [b, v, h, w, c]; and keys for dropout
+      [b].
+    """
+    color_rng, dropout_rng = jax.random.split(rng)
     groups = []
     for i, name in enumerate(name for name in ("global", "local") if name in batch):
         images = batch[name]
-        kinds = tuple(range(GLOBAL)) if name == "global" else (GLOBAL,) * images.shape[1]
-        keys = image_keys(jax.random.fold_in(color, i), batch["row"])
+        kinds = tuple(range(NUM_GLOBAL_VIEWS))
+        if name == "local":
+            kinds = (NUM_GLOBAL_VIEWS,) * images.shape[1]
+        keys = image_keys(jax.random.fold_in(color_rng, i), batch["row"])
         images = augment.photometric(images, keys, config.augment, kinds)
         groups.append(augment.normalize(images, config.data.mean, config.data.std))
-    return groups, image_keys(noise, batch["row"])
+    return groups, image_keys(dropout_rng, batch["row"])
 
 
 def dino_loss(student_logits, teacher_logits, center, student_temp, teacher_temp):
-    """Mean over the batch and all pairs of a teacher's and another view of the student of
-    H(teacher, student): equation 3 and algorithm 1 of arXiv:2104.14294. -> scalar
+    """Compute the DINO loss (arXiv:2104.14294, equation 3 and algorithm 1).
 
-    student_logits [v, b, k], of which the first g are the teacher's views; teacher_logits
-    [g, b, k]; center [k]. No gradient reaches the teacher.
+    The cross-entropy of teacher and student is averaged over the batch and over all pairs of a
+    teacher view and a different student view.
+
+    Args:
+      student_logits: [v, b, k]; the first g views are those of the teacher.
+      teacher_logits: [g, b, k]; gradients are stopped.
+      center: center of the teacher's outputs [k].
+      student_temp: temperature of the student.
+      teacher_temp: temperature of the teacher.
+
+    Returns:
+      The loss, a scalar.
     """
     teacher = jax.lax.stop_gradient(teacher_logits).swapaxes(0, 1)
     targets = teacher_targets(teacher, center, teacher_temp)
@@ -149,93 +183,137 @@ def dino_loss(student_logits, teacher_logits, center, student_temp, teacher_temp
 
 
 def teacher_targets(logits, center, temp):
-    """Centered and sharpened: softmax((logits - center) / temp), float32."""
+    """Center and sharpen the teacher's logits: softmax((logits - center) / temp), float32."""
     return jax.nn.softmax((logits.astype(jnp.float32) - center) / temp, axis=-1)
 
 
 def cross_entropy(student, targets, temp):
-    """student b v k, targets b g k -> the mean of -sum(targets * log softmax(student / temp)) over
-    images and pairs of different views, the teacher's being the first of the student's.
+    """Compute -sum(targets * log softmax(student / temp)), averaged over images and pairs of views.
 
-    As log-sum-exp minus a product with the targets summed over the teacher's views: what is k wide
-    is read once for each view, and no array is made for each pair.
+    A pair is a teacher view and a different student view. The loss is computed as log-sum-exp minus
+    a product with the targets summed over the teacher views, so that each array [b, k] is read once
+    per view and no array is allocated per pair.
+
+    Args:
+      student: logits of the student [b, v, k]; the first g views are those of the teacher.
+      targets: probabilities of the teacher [b, g, k].
+      temp: temperature of the student.
+
+    Returns:
+      The loss, a scalar.
     """
     b, v, _ = student.shape
     g = targets.shape[1]
     student = student.astype(jnp.float32) / temp
-    partners = g - (jnp.arange(v) < g)  # of each view of the student
-    own = jnp.einsum("bgk,bgk->", student[:, :g], targets)
-    others = jnp.einsum("bvk,bk->", student, targets.sum(1)) - own
-    total = (jax.nn.logsumexp(student, axis=-1) * partners).sum() - others
+    num_pairs = g - (jnp.arange(v) < g)  # per student view
+    same_view = jnp.einsum("bgk,bgk->", student[:, :g], targets)
+    product = jnp.einsum("bvk,bk->", student, targets.sum(1)) - same_view
+    total = (jax.nn.logsumexp(student, axis=-1) * num_pairs).sum() - product
     return total / (b * (g * v - g))
 
 
 def update_center(center, teacher_logits, momentum):
-    """momentum * center + (1 - momentum) * mean of teacher_logits [g, b, k]: equation 4."""
-    return _average(center, teacher_logits.mean((0, 1)), momentum)
+    """Update the center [k] with the mean of teacher_logits [g, b, k] (equation 4)."""
+    return _ema(center, teacher_logits.mean((0, 1)), momentum)
 
 
-def _average(old, new, momentum):
+def _ema(old, new, momentum):
     return old * momentum + new * (1 - momentum)
 
 
 def temperature_schedule(start, end, warmup, steps_per_epoch):
-    """-> schedule(step): linear from start to end over `warmup` steps, then end. It moves once an
-    epoch, and is at its end in the last epoch of the warm-up, as numpy.linspace gives it."""
+    """Create the schedule of the teacher temperature: a linear warmup, then constant.
+
+    As in the reference, the value changes once per epoch, in the steps of
+    numpy.linspace(start, end, epochs): it reaches `end` in the last epoch of the warmup.
+
+    Args:
+      start: temperature at step 0.
+      end: temperature after the warmup.
+      warmup: duration of the warmup in steps, rounded to whole epochs.
+      steps_per_epoch: optimizer steps per epoch.
+
+    Returns:
+      schedule(step).
+    """
     epochs = round(warmup / steps_per_epoch)
 
     def schedule(step):
         epoch = jnp.floor(step / steps_per_epoch + 1e-6)
-        share = jnp.minimum(epoch / max(epochs - 1, 1), 1.0)
-        share = jnp.where(epoch < epochs, share, 1.0)
-        return start + (end - start) * share
+        progress = jnp.minimum(epoch / max(epochs - 1, 1), 1.0)
+        progress = jnp.where(epoch < epochs, progress, 1.0)
+        return start + (end - start) * progress
 
     return schedule
 
 
 def health(features, targets, loss, center):
-    """Metrics that reveal a collapse. Entropies are shares of log(k).
+    """Compute metrics that indicate collapse.
 
-    features [b, g, d] and targets [b, g, k] of the teacher; center [k] before this step.
+    Args:
+      features: features of the teacher [b, g, d].
+      targets: probabilities of the teacher [b, g, k].
+      loss: the DINO loss.
+      center: center of the teacher's outputs before this step [k].
+
+    Returns:
+      A dict of scalars: the mean entropy of the targets and the entropy of their mean, as fractions
+      of log(k); KL(teacher, student) in nats; the norm of the center; and the standard deviation of
+      the features.
     """
-    entropy, most = entropy_of(targets), math.log(targets.shape[-1])
+    teacher_entropy = entropy(targets)
+    max_entropy = math.log(targets.shape[-1])
     return {
-        "teacher_entropy": entropy / most,
-        "mean_entropy": entropy_of(targets.mean((0, 1))) / most,
-        "kl": loss - entropy,
+        "teacher_entropy": teacher_entropy / max_entropy,
+        "mean_entropy": entropy(targets.mean((0, 1))) / max_entropy,
+        "kl": loss - teacher_entropy,
         "center_norm": jnp.linalg.norm(center),
-        "feature_std": spread(features),
+        "feature_std": feature_std(features),
     }
 
 
-def entropy_of(distributions):
-    """Mean entropy over all but the last axis, in nats."""
+def entropy(distributions):
+    """Return the entropy over the last axis, averaged over all other axes, in nats."""
     return jax.scipy.special.entr(distributions).sum(-1).mean()
 
 
-def spread(features):
-    """Standard deviation over images of features [b, g, d] on the unit sphere, times sqrt(d): 1 if
-    they are spread evenly, 0 if all are equal (arXiv:2011.10566, section 4.1)."""
+def feature_std(features):
+    """Return the standard deviation of L2-normalized features over the batch, times sqrt(d).
+
+    It is 1 for features distributed uniformly on the sphere and 0 if all are equal
+    (arXiv:2011.10566, section 4.1).
+
+    Args:
+      features: [b, g, d]; the first view is used.
+    """
     norm = jnp.linalg.norm(features.astype(jnp.float32), axis=-1, keepdims=True)
     unit = features / jnp.maximum(norm, 1e-12)
     return unit[:, 0].std(axis=0).mean() * features.shape[-1] ** 0.5
 
 
 def alarm(metrics):
-    """Detect both kinds of collapse in a step's metrics. -> a line with the keys to change, or None
+    """Detect both modes of collapse (figure 7 of the paper).
 
-    To one prototype: the mean of the teacher's distributions has almost no entropy. To the uniform
-    distribution: each of them has maximum entropy (figure 7 of the paper: without centering, and
-    without sharpening).
+    In collapse to one prototype (without centering), the mean of the teacher's distributions has
+    almost no entropy. In collapse to the uniform distribution (without sharpening), each of them
+    has maximum entropy.
+
+    Args:
+      metrics: metrics of a step, {name: float}.
+
+    Returns:
+      A warning that names the keys to change, or None.
     """
-    if metrics["mean_entropy"] < TOO_NARROW:
+    if metrics["mean_entropy"] < MIN_MEAN_ENTROPY:
         return (
-            "collapse: all images go to the same prototype; lower objective.center_momentum, raise "
-            "objective.teacher_temp or lower optim.lr, and start anew"
+            "collapse: the teacher assigns all images to one prototype; lower "
+            "objective.center_momentum, raise objective.teacher_temp or lower optim.lr, and "
+            "restart training"
         )
-    if metrics["teacher_entropy"] > TOO_EVEN:
+    if metrics["teacher_entropy"] > MAX_TEACHER_ENTROPY:
         return (
-            "collapse: all prototypes are alike for all images; lower objective.teacher_temp and "
-            "objective.warmup_teacher_temp, well below objective.student_temp, and start anew"
+            "collapse: the teacher's outputs are uniform for all images; lower "
+            "objective.teacher_temp and objective.warmup_teacher_temp, well below "
+            "objective.student_temp, and restart training"
         )
     return None

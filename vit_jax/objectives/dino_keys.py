@@ -1,4 +1,4 @@
-"""The keys of `objectives/dino.py`; the defaults are the reference's (arXiv:2104.14294)."""
+"""Config keys of `objectives/dino.py`, with the reference's defaults (arXiv:2104.14294)."""
 
 from vit_jax import variants
 from vit_jax.errors import UserError
@@ -6,22 +6,27 @@ from vit_jax.schema import Key, duration, probability
 
 
 def defaults():
+    """Return the keys of the group `objective`."""
     return {
-        "out_dim": Key(65536, "prototypes: outputs of the projection head", least=1),
+        "out_dim": Key(65536, "outputs of the projection head (number of prototypes)", least=1),
         "hidden_dim": Key(2048, "hidden units of the head's MLP", least=1),
         "bottleneck_dim": Key(256, "outputs of the head's MLP", least=1),
-        "norm_last_layer": Key(True, "fix the prototypes' norms at 1; False: they are learned"),
+        "norm_last_layer": Key(True, "fix the norm of each prototype at 1; False: learned norms"),
         "student_temp": Key(0.1, "temperature of the student", least=1e-6),
         "teacher_temp": Key(0.04, "temperature of the teacher after the warmup", least=1e-6),
         "warmup_teacher_temp": Key(0.04, "temperature of the teacher at step 0", least=1e-6),
-        "teacher_temp_warmup": duration("0", "duration of the linear rise, in whole epochs"),
-        "momentum": probability(0.996, "of the teacher; rises to 1 along a half cosine"),
-        "center_momentum": probability(0.9, "of the center of the teacher's outputs"),
+        "teacher_temp_warmup": duration(
+            "0", "linear warmup of the teacher temperature, rounded to whole epochs"
+        ),
+        "momentum": probability(
+            0.996, "EMA decay of the teacher at step 0; increases to 1 on a cosine schedule"
+        ),
+        "center_momentum": probability(0.9, "EMA decay of the center of the teacher's outputs"),
     }
 
 
 def check(config):
-    """Raise UserError for a model with a classifier, a ResNet, or a single view of an image."""
+    """Raise UserError for a single view per image, a model with a classifier, or a ResNet."""
     if config.augment.crop != "multi":
         raise UserError(
             "config.objective.name = 'dino' needs config.augment.crop = 'multi'; see "

@@ -1,4 +1,4 @@
-"""Classification: cross-entropy with labels, smoothed and mixed."""
+"""Supervised classification: cross-entropy with label smoothing, mixup and CutMix."""
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +11,27 @@ from vit_jax.objectives import Objective, with_ema
 from vit_jax.vit import image_keys
 
 
-def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every step
-    """The objective for a model with logits. Batches have "image" uint8 [b, h, w, c], "label" [b].
+def make(model, config, steps_per_epoch):  # noqa: ARG001  has no schedules
+    """Create the supervised objective.
 
-    extra: BatchNorm running statistics, with momentum 0.1 as in PyTorch; {} without batch norms.
+    `extra` holds BatchNorm running statistics, with momentum 0.1 as in PyTorch, or {} if there are
+    none.
+
+    Args:
+      model: a `models.Model` with a classifier.
+      config: the config of the run.
+      steps_per_epoch: unused.
+
+    Returns:
+      An `Objective` for batches with "image", uint8 [b, h, w, c]; "label", int [b]; and "row", the
+      index of each image in the batch [b].
     """
     c = config.objective
 
     def init(rng):
         return model.init(rng), model.stats()
 
-    def loss(params, extra, batch, rng, step):  # noqa: ARG001  the same at every step
+    def loss(params, extra, batch, rng, step):  # noqa: ARG001  has no schedules
         weights = merge_trees(params, extra)
         image = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
         num_classes = jax.eval_shape(model.apply, weights, image)["logits"].shape[-1]
@@ -32,7 +42,7 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every ste
         acc1 = jnp.mean(logits.argmax(-1) == targets.argmax(-1))
         return cross_entropy(logits, targets), {"metrics": {"acc1": acc1}, "carry": stats}
 
-    def update(extra, params, aux, step):  # noqa: ARG001  the same at every step
+    def update(extra, params, aux, step):  # noqa: ARG001  has no schedules
         return jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, extra, aux["carry"])
 
     def views(batch, rng):
@@ -46,27 +56,32 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  the same at every ste
         update,
         weights=merge_trees,
         views=views,
-        flops=lambda: 3 * count_flops(model.module.config),  # backward: twice the forward pass
+        flops=lambda: 3 * count_flops(model.module.config),  # backward pass: twice the forward
         raw=merge_trees,
     )
     return with_ema(objective, c.ema) if c.ema else objective
 
 
 def make_views(batch, rng, config):
-    """The augmentation on the device: colors, erasing, then mixing.
+    """Apply the device augmentations: flip, color, normalization, erasing, mixup and CutMix.
 
-    batch: image, row and target [b, k]. -> normalized images [b, h, w, c], keys [b] for dropout in
-    the model, and the targets, mixed as the images are.
+    Args:
+      batch: "image", uint8 [b, h, w, c]; "target" [b, k]; and "row" [b].
+      rng: random key.
+      config: the config of the run.
+
+    Returns:
+      Normalized images [b, h, w, c]; keys for dropout [b]; and mixed targets [b, k].
     """
     a = config.augment
-    colors, erases, mixed, noise = jax.random.split(rng, 4)
-    keys = image_keys(colors, batch["row"])
+    color_rng, erase_rng, mix_rng, dropout_rng = jax.random.split(rng, 4)
+    keys = image_keys(color_rng, batch["row"])
     images = augment.photometric(batch["image"][:, None], keys, a, kinds=(0,))[:, 0]
     images = augment.normalize(images, config.data.mean, config.data.std)
     if a.erase:
-        images = augment.erase(images, image_keys(erases, batch["row"]), a.erase)
+        images = augment.erase(images, image_keys(erase_rng, batch["row"]), a.erase)
     images, targets = mixing.mix_batch(
-        mixed,
+        mix_rng,
         images,
         batch["target"],
         mixup=a.mixup,
@@ -74,13 +89,18 @@ def make_views(batch, rng, config):
         prob=a.mix_prob,
         switch=a.mix_switch,
     )
-    return images, image_keys(noise, batch["row"]), targets
+    return images, image_keys(dropout_rng, batch["row"]), targets
 
 
 def cross_entropy(logits, targets):
-    """Mean over the batch of -sum(targets * log softmax(logits)).
+    """Cross-entropy -sum(targets * log softmax(logits)), averaged over the batch.
 
-    logits [b, k]; targets [b, k], distributions (soft targets), or integer labels [b]. -> scalar
+    Args:
+      logits: [b, k].
+      targets: integer labels [b], or soft targets (distributions) [b, k].
+
+    Returns:
+      The loss, a scalar.
     """
     if jnp.ndim(targets) == jnp.ndim(logits) - 1:
         return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
@@ -88,6 +108,9 @@ def cross_entropy(logits, targets):
 
 
 def smooth(targets, smoothing):
-    """Label smoothing (arXiv:1512.00567, section 7): a share of each target [b, k] is spread evenly
-    over all classes, the true one included."""
+    """Apply label smoothing to targets [b, k] (arXiv:1512.00567, section 7).
+
+    A fraction `smoothing` of each target is distributed uniformly over all classes, including the
+    true class.
+    """
     return targets * (1 - smoothing) + smoothing / targets.shape[-1]

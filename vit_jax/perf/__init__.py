@@ -1,1 +1,1 @@
-"""What benchmark and compile_check share: workloads, timing, compiled programs, device specs."""
+"""Performance measurement: workloads, interleaved timing, compiled programs, device specs."""

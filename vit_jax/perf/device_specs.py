@@ -1,4 +1,4 @@
-"""Memory and peak FLOP/s of devices; the devices of a TPU slice that is not here."""
+"""Memory and peak FLOP/s of devices, and TPU topologies for ahead-of-time compilation."""
 
 import os
 from typing import NamedTuple
@@ -7,14 +7,14 @@ from vit_jax.errors import UserError
 
 
 class Chip(NamedTuple):
-    """Specifications of a JAX device: a chip, or one of the two cores of a v2, v3 or TPU7x."""
+    """Specifications of a JAX device: a chip, or one of the two cores of a v2, v3 or TPU7x chip."""
 
-    memory: float  # GiB that a program may use
+    memory: float  # GiB available to a program
     peak: float  # TFLOP/s in bfloat16
 
 
 # memory: the "available HBM" in the errors of libtpu 0.0.42 for a program that is too large; on a
-# v5e 0.25 GiB below the total. peak: cloud.google.com/tpu/docs/v5e and so on, key specifications.
+# v5e, 0.25 GiB less than the total. peak: key specifications at cloud.google.com/tpu/docs/v5e etc.
 CHIPS = {
     "TPU v2": Chip(7.48, 22.5),
     "TPU v3": Chip(15.48, 61.5),
@@ -27,12 +27,12 @@ CHIPS = {
 
 
 def chip_of(device):
-    """The `Chip` of a JAX device; None if it is not in the table."""
+    """Return the `Chip` of a JAX device, or None if it is not in the table."""
     return CHIPS.get(device.device_kind)
 
 
 def memory(devices):
-    """Bytes per device that a program may use."""
+    """Return the bytes per device that are available to a program."""
     if chip := chip_of(devices[0]):
         return int(chip.memory * 2**30)
     stats = devices[0].memory_stats() or {}
@@ -41,7 +41,14 @@ def memory(devices):
 
 
 def topology(name):
-    """The devices of a slice such as "v5e:2x4", to compile for. Raises UserError."""
+    """Return the devices of a TPU topology, for ahead-of-time compilation without a TPU.
+
+    Args:
+      name: TYPE:SHAPE in chips, such as "v5e:2x4".
+
+    Raises:
+      UserError: if libtpu does not know the topology.
+    """
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
@@ -52,8 +59,8 @@ def topology(name):
     try:
         return topologies.get_topology_desc(name, "tpu", **options).devices
     except (JaxRuntimeError, ValueError) as error:
-        why = " ".join(str(error).split()).split(" and does not match regex")[0]
+        cause = " ".join(str(error).split()).split(" and does not match regex")[0]
         raise UserError(
-            f"--topology={name}: {why}; pass TYPE:SHAPE in chips, such as v5e:2x4, v5e:16x16, "
+            f"--topology={name}: {cause}; pass TYPE:SHAPE in chips, such as v5e:2x4, v5e:16x16, "
             "v6e:4x4, v5p:2x2x2, v4:2x2x4 or v3:4x4"
         ) from None

@@ -9,39 +9,42 @@ def interleaved(sides, pairs, seconds):
     """Time the forward passes of two models, interleaved.
 
     Args:
-      sides: {name: (model, images)}; the images of each model are one batch, of the same size.
-      pairs: turns of each model.
-      seconds: duration of a turn, about.
+      sides: {name: (model, images)}, with an `inference.LoadedModel` and a batch of images
+        uint8 [b, h, w, c]; b is the same for both models.
+      pairs: number of timed runs of each model.
+      seconds: approximate duration of a run.
 
     Returns:
-      A dict: "pairs" of images/s; "ratio", second / first; for each name "images_per_s" and
-      "images_per_cpu_s", each {"median", "min", "max"}; "batch" and "device".
+      A dict with "pairs" of images/s; "ratio", second model / first model; "images_per_s" and
+      "images_per_cpu_s" for each name, all as {"median", "min", "max"}; "batch" and "device".
     """
 
-    def step(model, images):
-        def read(weights, images):
+    def make_runner(model, images):
+        def forward(weights, images):
             out = model.model.apply(weights, images)
             return out.get("logits", out["pooled"])
 
-        read = jax.jit(read)
-        weights, images = jax.device_put(model.params), model.normalize(images)
+        forward = jax.jit(forward)
+        weights = jax.device_put(model.params)
+        images = model.normalize(images)
 
-        def run():
-            out = read(weights, images)
+        def step():
+            out = forward(weights, images)
             return out, out[0, 0]
 
-        return interleave.Ours(run)
+        return interleave.Ours(step)
 
     batch = len(next(iter(sides.values()))[1])
-    taken = interleave.measure(*(step(*side) for side in sides.values()), pairs, seconds)
-    both = [[turn["steps"] * batch / turn["seconds"] for turn in pair] for pair in taken]
-    speed = {"batch": batch, "device": jax.devices()[0].device_kind}
-    speed |= {"pairs": [[round(x, 2) for x in pair] for pair in both]}
-    speed["ratio"] = interleave.spread([b / a for a, b in both])
+    runners = [make_runner(*side) for side in sides.values()]
+    timings = interleave.measure(*runners, pairs, seconds)
+    rates = [[t["steps"] * batch / t["seconds"] for t in pair] for pair in timings]
+    result = {"batch": batch, "device": jax.devices()[0].device_kind}
+    result |= {"pairs": [[round(rate, 2) for rate in pair] for pair in rates]}
+    result["ratio"] = interleave.spread([second / first for first, second in rates])
     for i, name in enumerate(sides):
-        spent = [(pair[i]["cpu"][1] - pair[i]["cpu"][0]) / pair[i]["steps"] for pair in taken]
-        speed[name] = {
-            "images_per_s": interleave.spread([pair[i] for pair in both]),
-            "images_per_cpu_s": interleave.spread([batch / max(x, 1e-9) for x in spent]),
+        cpu = [(pair[i]["cpu"][1] - pair[i]["cpu"][0]) / pair[i]["steps"] for pair in timings]
+        result[name] = {
+            "images_per_s": interleave.spread([pair[i] for pair in rates]),
+            "images_per_cpu_s": interleave.spread([batch / max(x, 1e-9) for x in cpu]),
         }
-    return speed
+    return result

@@ -1,11 +1,11 @@
-"""Memory and collectives of a program compiled by XLA."""
+"""Memory use and collectives of programs compiled by XLA."""
 
 import functools
 import math
 import re
 from collections import defaultdict
 
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+BYTES_PER_UNIT = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute"
 COLLECTIVE = re.compile(rf" = (.*?) ({KINDS}|collective-broadcast)(-start|-done)?\(")
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\n((?:.*\n)*?)\}", re.MULTILINE)
@@ -14,12 +14,20 @@ ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 
 
 def memory(compiled):
-    """Bytes per device that a jax.stages.Compiled needs, by purpose."""
+    """Return the memory use of a compiled program.
+
+    Args:
+      compiled: a jax.stages.Compiled.
+
+    Returns:
+      Bytes per device: {"needed": total, "arguments", "outputs", "aliased", "temporaries",
+      "program"}.
+    """
     m = compiled.memory_analysis()
     parts = {
         "arguments": m.argument_size_in_bytes,
         "outputs": m.output_size_in_bytes,
-        "aliased": m.alias_size_in_bytes,  # outputs in the memory of donated arguments
+        "aliased": m.alias_size_in_bytes,  # outputs that reuse the memory of donated arguments
         "temporaries": m.temp_size_in_bytes,
         "program": m.generated_code_size_in_bytes,
     }
@@ -27,11 +35,14 @@ def memory(compiled):
 
 
 def out_of_memory(message):
-    """Read an error of the TPU compiler.
+    """Parse an out-of-memory error of the TPU compiler.
+
+    Args:
+      message: the error message.
 
     Returns:
-      Bytes of temporaries that the program needs, without its arguments, and bytes available; None
-      for any other error.
+      Bytes of temporaries that the program needs, excluding its arguments, and bytes available; or
+      None for any other error.
     """
     size = r"([\d.]+)([KMGT]?)"
     match = re.search(
@@ -39,63 +50,72 @@ def out_of_memory(message):
     )
     if "RESOURCE_EXHAUSTED" not in message or not match:
         return None
-    words = [word for word in match.groups() if word is not None]
-    return tuple(int(float(words[i]) * UNITS[words[i + 1]]) for i in (0, 2))
+    parts = [part for part in match.groups() if part is not None]
+    return tuple(int(float(parts[i]) * BYTES_PER_UNIT[parts[i + 1]]) for i in (0, 2))
 
 
 def collectives(text):
-    """{kind: {"ops", "runs", "bytes"}} of a program, as `compiled.as_text()` gives it.
+    """Count the collectives of a program.
 
-    ops: instructions in the program; runs: executions per call of the program, iterations of loops
-    included; bytes: of the results of these runs on one device. A loop counts once if the number of
-    its iterations is not in the text, and all branches of a conditional count.
+    If the text does not contain the trip count of a loop, the loop counts as one iteration. All
+    branches of a conditional count.
+
+    Args:
+      text: the optimized HLO, from `compiled.as_text()`.
+
+    Returns:
+      {kind: {"ops", "runs", "bytes"}}: the number of instructions in the program; of executions per
+      call of the program, including loop iterations; and the size of the results of these
+      executions on one device.
     """
-    found = list(COMPUTATION.finditer(text))
-    computations = {match[2]: match[3].splitlines() for match in found}
-    entry = next(match[2] for match in found if match[1])
-    callers = defaultdict(list)  # name -> (by whom, how often in a run of that)
+    matches = list(COMPUTATION.finditer(text))
+    computations = {match[2]: match[3].splitlines() for match in matches}
+    entry = next(match[2] for match in matches if match[1])
+    callers = defaultdict(list)  # callee: [(caller, calls per execution of the caller), ...]
     for name, lines in computations.items():
         for line in lines:
-            # An asynchronous call is named again at its end.
+            # async-update and async-done repeat the computation of their async-start.
             if " async-update(" in line or " async-done(" in line:
                 continue
-            turns = _turns(line, computations) if " while(" in line else 1
+            count = _trip_count(line, computations) if " while(" in line else 1
             for called in CALLED.findall(line):
-                for other in re.findall(r"[\w.-]+", called):
-                    callers[other].append((name, turns))
+                for callee in re.findall(r"[\w.-]+", called):
+                    callers[callee].append((name, count))
 
     @functools.cache
-    def runs(name):
-        return 1 if name == entry else sum(runs(by) * turns for by, turns in callers[name])
+    def executions(name):
+        if name == entry:
+            return 1
+        return sum(executions(caller) * count for caller, count in callers[name])
 
-    found = {}
+    totals = {}
     for name, lines in computations.items():
         for line in lines:
             match = COLLECTIVE.search(line)
-            if not match or match[3] == "-start":  # its -done has the result
+            if not match or match[3] == "-start":  # the -done instruction has the result
                 continue
-            total = found.setdefault(match[2], {"ops": 0, "runs": 0, "bytes": 0})
+            total = totals.setdefault(match[2], {"ops": 0, "runs": 0, "bytes": 0})
             total["ops"] += 1
-            total["runs"] += runs(name)
-            total["bytes"] += runs(name) * _bytes(match[1])
-    return dict(sorted(found.items()))
+            total["runs"] += executions(name)
+            total["bytes"] += executions(name) * _num_bytes(match[1])
+    return dict(sorted(totals.items()))
 
 
-def _turns(line, computations):
-    """Iterations of a loop: given by the compiler, or the number its counter is compared with."""
-    said = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-    if said:
-        return int(said[1])
+def _trip_count(line, computations):
+    """Return the trip count of a loop: the compiler's annotation, or the bound in its condition."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+    if known:
+        return int(known[1])
     condition = re.search(r"condition=%?([\w.-]+)", line)
     text = "\n".join(computations.get(condition[1], []))
     bounds = re.findall(r" = [su]\d+\[\]\S* constant\((\d+)\)", text)
     return int(bounds[0]) if len(bounds) == 1 and "direction=LT" in text else 1
 
 
-def _bytes(shape):
-    """The size of an array such as bf16[8,128]{1,0}, or of a tuple of arrays."""
+def _num_bytes(shape):
+    """Return the size in bytes of an array such as bf16[8,128]{1,0}, or of a tuple of arrays."""
     total = 0
-    for kind, sides in ARRAY.findall(shape):
-        bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
-        total += -(-math.prod(map(int, filter(None, sides.split(",")))) * bits // 8)
+    for dtype, dims in ARRAY.findall(shape):
+        bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+        total += -(-math.prod(map(int, filter(None, dims.split(",")))) * bits // 8)
     return total

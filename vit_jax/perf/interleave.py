@@ -1,7 +1,8 @@
 """Interleaved A/B timing, so that background load affects both programs equally.
 
-One is this process. The other is a peer: another library, in its own environment and process,
-which answers JSON lines (experiments/benchmarks/peer_*.py). While one runs, the other sleeps.
+One program runs in this process. The other is a peer: another library in a separate environment
+and process, controlled by JSON lines over stdin and stdout (experiments/benchmarks/peer_*.py).
+While one program runs, the other sleeps.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from vit_jax.perf import workloads
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = {"timm": (".venv-peer/bin/python", "experiments/benchmarks/peer_timm.py")}
-# Our options of a model -> timm's; "mlp_dim" and "pool" are translated too.
+# Our model options and their names in timm. `peer_job` also translates "mlp_dim" and "pool".
 PEER_OPTIONS = {
     "width": "embed_dim",
     "depth": "depth",
@@ -31,35 +32,57 @@ PEER_OPTIONS = {
     "drop_path": "drop_path_rate",
 }
 POOLS = {"cls": "token", "gap": "avg", "map": "map"}
-# The same function, or translated by hand.
-FREE_OPTIONS = {"mlp_dim", "pool", "scan", "remat", "attn", "patch_embed", "dtype", "pos_resize"}
+# Options that do not change the function, or that `peer_job` translates.
+IGNORED_OPTIONS = {"mlp_dim", "pool", "scan", "remat", "attn", "patch_embed", "dtype", "pos_resize"}
 
 
 class Ours:
-    """This process. step() -> (arrays, scalar) does the work, perhaps asynchronously."""
+    """A workload that runs in this process.
+
+    Args:
+      step: step() -> (arrays, scalar) runs one step and may return before it is finished.
+      name: name of the workload.
+    """
 
     def __init__(self, step, name="vit_jax"):
-        self.step, self.name, self.facts = step, name, {}
+        self.step = step
+        self.name = name
+        self.facts = {}
 
     def run(self, steps):
-        """-> {"seconds", "value": the last scalar, "cpu": CPU seconds before and after, ...}"""
+        """Time a number of steps.
+
+        Returns:
+          A dict: "seconds"; "value", the last scalar; "peak_rss_mb", peak memory of the process in
+          MiB; "cpu", CPU seconds of the process before and after the steps.
+        """
         import jax
 
-        cpu, start = time.process_time(), time.perf_counter()
+        cpu = time.process_time()
+        start = time.perf_counter()
         for _ in range(steps):
             out, value = self.step()
         jax.block_until_ready(out)
         seconds = time.perf_counter() - start
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
-        answer = {"seconds": seconds, "value": float(value), "peak_rss_mb": rss / 1024}
-        return answer | {"cpu": [cpu, time.process_time()]}
+        timing = {"seconds": seconds, "value": float(value), "peak_rss_mb": rss / 1024}
+        return timing | {"cpu": [cpu, time.process_time()]}
 
     def close(self):
-        """There is nothing to end."""
+        """Do nothing: there is no process to terminate."""
 
 
 class Peer:
-    """The other process, which runs `job`. Raises UserError if it is not installed or fails."""
+    """A workload that runs in a peer process.
+
+    Args:
+      name: a key of `PEERS`.
+      job: the workload, from `peer_job` or `input_job`.
+
+    Raises:
+      UserError: if the peer is not installed or fails, or its model has another number of
+        parameters.
+    """
 
     def __init__(self, name, job):
         python, script = (ROOT / path for path in PEERS[name])
@@ -72,34 +95,51 @@ class Peer:
         if self.facts["parameters"] != job["parameters"]:
             self.close()
             raise UserError(
-                f"{name}'s model has {self.facts['parameters']:,} parameters, ours "
-                f"{job['parameters']:,}: they are not the same model"
+                f"the model of {name} has {self.facts['parameters']:,} parameters, ours has "
+                f"{job['parameters']:,}; they must be the same model"
             )
 
     def ask(self, message):
+        """Send a JSON message and return the reply. Raises UserError if the peer fails."""
         try:
             print(json.dumps(message), file=self.process.stdin, flush=True)
             return json.loads(self.process.stdout.readline())
         except (BrokenPipeError, ValueError):
             raise UserError(f"{self.name} failed; see its output above") from None
 
-    def run(self, steps, **more):
-        return self.ask({"steps": steps} | more)
+    def run(self, steps, **options):
+        """Time a number of steps; returns the same dict as `Ours.run`."""
+        return self.ask({"steps": steps} | options)
 
     def close(self):
+        """Terminate the peer process."""
         self.process.terminate()
         self.process.wait()
 
 
 def peer_job(config, model, what, threads, backend):
-    """The job of a peer that runs our config: the model in its options, where it runs."""
+    """Describe a training or forward step for `Peer`.
+
+    Args:
+      config: the config to time.
+      model: the `ViTConfig` of its model.
+      what: "train_step", "dino_step" or "forward".
+      threads: number of CPU threads of the peer.
+      backend: name of the JAX backend; the peer runs on the same kind of device.
+
+    Returns:
+      A dict that can be written as JSON.
+
+    Raises:
+      UserError: if the peer does not support the backend or a model option.
+    """
     if backend not in ("cpu", "gpu"):
-        raise UserError(f"there is no peer to compare with on {backend}")
-    usual = variants.parse(config.model.variant)
+        raise UserError(f"--against: the peer does not support the {backend} backend")
+    default = variants.parse(config.model.variant)
     fields = [field.name for field in dataclasses.fields(model)]
-    changed = {name for name in fields if getattr(model, name) != getattr(usual, name)}
-    if odd := changed - PEER_OPTIONS.keys() - FREE_OPTIONS:
-        raise UserError(f"--against: the option '{min(odd)}' has no counterpart there")
+    changed = {name for name in fields if getattr(model, name) != getattr(default, name)}
+    if unsupported := changed - PEER_OPTIONS.keys() - IGNORED_OPTIONS:
+        raise UserError(f"--against: the peer does not support the option '{min(unsupported)}'")
     options = {theirs: getattr(model, ours) for ours, theirs in PEER_OPTIONS.items()}
     options |= {"mlp_ratio": model.mlp_dim / model.width, "global_pool": POOLS[model.pool]}
     return {
@@ -114,46 +154,67 @@ def peer_job(config, model, what, threads, backend):
 
 
 def input_job(config, folder):
-    """The job of a peer that reads the same files as our config, in batches of uint8."""
+    """Describe an input pipeline for `Peer`: the same files, in batches of uint8 images.
+
+    Args:
+      config: the config to time.
+      folder: the directory of the images.
+
+    Returns:
+      A dict that can be written as JSON.
+
+    Raises:
+      UserError: unless the images have three channels.
+    """
     if config.model.channels != 3:
-        raise UserError("--what=input --against: photographs are in color; leave channels out")
+        raise UserError("--what=input --against: the images are in color; remove channels=")
     job = {"what": "input", "config": config.to_dict(), "folder": folder}
     return job | {"parameters": 0, "threads": 1}
 
 
 def measure(ours, peer, pairs, seconds, steps=0):
-    """Time both sides alternately: ours, theirs, ours, ...
+    """Time two workloads alternately.
 
     Args:
-      ours, peer: `Ours` and `Peer`, or None for no peer.
-      pairs: turns of each.
-      seconds: duration of a turn, about.
-      steps: steps per turn; 0: as many as take `seconds`.
+      ours: an `Ours`.
+      peer: a `Peer` or `Ours`, or None to time only one workload.
+      pairs: number of timed runs of each workload.
+      seconds: approximate duration of a run.
+      steps: steps per run; 0: about `seconds` of steps.
 
     Returns:
-      A list of pairs, what `run` returned on each side, with "steps"; of single elements without a
-      peer.
+      A list of pairs: the results of `run` for both workloads, with "steps". Without a peer, each
+      pair has one element.
     """
     runners = [ours, peer] if peer else [ours]
     counts = []
     for runner in runners:
         runner.run(1)  # compiles
-        once = runner.run(1)["seconds"]
-        counts.append(steps or max(1, round(seconds / once)))
-    taken = []
+        step_seconds = runner.run(1)["seconds"]
+        counts.append(steps or max(1, round(seconds / step_seconds)))
+    timings = []
     for _ in range(pairs):
-        both = zip(runners, counts, strict=True)
-        taken.append([runner.run(count) | {"steps": count} for runner, count in both])
-    return taken
+        pair = zip(runners, counts, strict=True)
+        timings.append([runner.run(count) | {"steps": count} for runner, count in pair])
+    return timings
 
 
-def summarize(taken, batch_size, flops, peer=None):
-    """Summarize the pairs of `measure`: ours, "peer" and "ratio_against" with its spread.
+def summarize(timings, batch_size, flops, peer=None):
+    """Summarize the timings of `measure`.
 
-    flops: FLOPs of a step per image. The ratio is ours / theirs in images/s, median over the pairs.
+    Args:
+      timings: the list that `measure` returns.
+      batch_size: images per step.
+      flops: FLOPs of a step per image.
+      peer: the second workload, or None.
+
+    Returns:
+      A dict with the throughput of the first workload and "pairs" of images/s. With a peer also
+      "against", "peer", "ratio_against" (ours / theirs in images/s, median over the pairs) and
+      "ratio_spread".
     """
-    sides = [_side(side, batch_size, flops) for side in zip(*taken, strict=True)]
-    rates = [[round(s["steps"] * batch_size / s["seconds"], 4) for s in pair] for pair in taken]
+    sides = [_summarize_side(side, batch_size, flops) for side in zip(*timings, strict=True)]
+    rates = [[round(t["steps"] * batch_size / t["seconds"], 4) for t in pair] for pair in timings]
     result = sides[0] | {"pairs": rates}
     if peer:
         ratio = spread([ours / theirs for ours, theirs in rates])
@@ -162,22 +223,22 @@ def summarize(taken, batch_size, flops, peer=None):
     return result
 
 
-def _side(turns, batch_size, flops):
-    step_ms = spread([1e3 * t["seconds"] / t["steps"] for t in turns])
-    rate = spread([t["steps"] * batch_size / t["seconds"] for t in turns])
-    # CPU time that the threads of the waiting side use is not available to the other side.
-    idle = [b["cpu"][0] - a["cpu"][1] for a, b in zip(turns, turns[1:], strict=False)]
+def _summarize_side(timings, batch_size, flops):
+    step_ms = spread([1e3 * t["seconds"] / t["steps"] for t in timings])
+    rate = spread([t["steps"] * batch_size / t["seconds"] for t in timings])
+    # CPU time that the waiting process uses is not available to the process being timed.
+    idle = [b["cpu"][0] - a["cpu"][1] for a, b in zip(timings, timings[1:], strict=False)]
     return {
         "images_per_s": rate,
         "step_ms": step_ms,
         "flops_per_s": float(f"{rate['median'] * flops:.5g}"),
-        "peak_rss_mb": round(max(t["peak_rss_mb"] for t in turns)),
+        "peak_rss_mb": round(max(t["peak_rss_mb"] for t in timings)),
         "idle_cpu_s": round(max(idle, default=0.0), 3),
-        "steps": turns[0]["steps"],
+        "steps": timings[0]["steps"],
     }
 
 
 def spread(values):
-    """-> {"median", "min", "max"}, five digits each"""
-    numbers = {"median": statistics.median(values), "min": min(values), "max": max(values)}
-    return {name: float(f"{value:.5g}") for name, value in numbers.items()}
+    """Return {"median", "min", "max"} of the values, rounded to five significant digits."""
+    stats = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: float(f"{value:.5g}") for name, value in stats.items()}

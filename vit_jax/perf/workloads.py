@@ -1,7 +1,7 @@
-"""What the benchmark times: configs without augmentation, random batches, steps.
+"""Workloads of the benchmark: configs without augmentation, random batches, and steps.
 
-A workload is `step() -> (arrays, scalar)` on one device. JAX is imported where it is needed: the
-number of cores must be set before.
+A workload is a function `step() -> (arrays, scalar)` that runs on one device. JAX is imported
+inside the functions, because the number of cores must be set first.
 """
 
 import os
@@ -10,31 +10,31 @@ import vit_jax.config
 from vit_jax import flops, variants
 from vit_jax.errors import UserError
 
-STEPS_PER_EPOCH = 1000  # durations in epochs are counted with it; nothing else depends on it
+STEPS_PER_EPOCH = 1000  # converts durations in epochs to steps; does not affect the cost of a step
 
 
 def make_config(name=None, batch_size=None, dtype=None, recipe=None):
-    """A config to time: no random colors, synthetic images.
+    """Create a config to time, with synthetic images and without random color augmentation.
 
     Args:
-      name: of the model, with overrides; with a recipe also of keys of its objective, such as
-        "S/16,out_dim=4096"; None: the recipe's model.
-      batch_size: images per step; None: the recipe's.
-      dtype: of activations; None: the recipe's.
-      recipe: the config to begin with, such as that of configs/dino.py; None: the defaults.
+      name: model name with overrides, such as "S/16,depth=4"; with a recipe, overrides may also be
+        keys of its objective, such as "S/16,out_dim=4096". None: the model of the recipe.
+      batch_size: images per step; None: that of the recipe.
+      dtype: dtype of activations; None: that of the recipe.
+      recipe: the config to start from, such as that of configs/dino.py; None: the defaults.
 
     Returns:
       The config, and the `ViTConfig` or `ResNetConfig` of its model.
 
     Raises:
-      UserError: for an unknown name or option.
+      UserError: if the name or an option is unknown.
     """
     config = recipe or vit_jax.config.defaults()
     config.data.name = "synthetic"
     config.data.train = "train"
     if name:
         try:
-            _set_model(config, name, own_keys=recipe is not None)
+            _set_model(config, name, objective_keys=recipe is not None)
         except UserError as error:
             raise UserError(f"--model: {error}") from None
     config.model.dtype = dtype or config.model.dtype
@@ -51,7 +51,7 @@ def make_config(name=None, batch_size=None, dtype=None, recipe=None):
         patch = variants.from_config(config.model).patch
         a.local_size = max(round(config.model.image * 3 / 7 / patch), 1) * patch  # 96 of 224
     if config.optim.freeze_for != "0":
-        config.optim.freeze_for = "1"  # epochs after the first are timed, in which all layers train
+        config.optim.freeze_for = "1"  # one step: time the steps in which all layers are trained
     channels = config.model.channels
     if len(config.data.mean) != channels:
         config.data.mean = config.data.std = (0.5,) * channels
@@ -59,48 +59,72 @@ def make_config(name=None, batch_size=None, dtype=None, recipe=None):
     return config, variants.from_config(config.model)
 
 
-def _set_model(config, name, own_keys):
-    """Set the model by its name, and with own_keys the keys of the objective among its options."""
+def _set_model(config, name, objective_keys):
+    """Set the model from its name.
+
+    Args:
+      config: the config to change.
+      name: model name with overrides.
+      objective_keys: whether overrides may be keys of the objective.
+    """
     base, options = variants.split_name(name)
-    own = config.objective.keys() & options.keys() if own_keys else ()
-    config.objective.update({key: options.pop(key) for key in own})
+    keys = config.objective.keys() & options.keys() if objective_keys else ()
+    config.objective.update({key: options.pop(key) for key in keys})
     if unknown := options.keys() - config.model.keys():
         key = min(unknown)
         raise UserError(f"no option {key!r}; {vit_jax.config.suggest(key, config.model.keys())}")
-    with config.model.ignore_type():  # `from_config` checks them
+    with config.model.ignore_type():  # `from_config` checks the types
         config.model.update({"variant": base, "image": variants.parse(base).image} | options)
     variants.from_config(config.model)
 
 
 def input_config(name, batch_size, folder, threads):
-    """-> a config with DeiT's crops and RandAugment, at the model's image size, whose photographs
-    are written to `folder`, and the config of its model."""
+    """Write a dataset of JPEG files and create the config of DeiT's input pipeline for it.
+
+    Args:
+      name: model name with overrides, which sets the image size.
+      batch_size: images per batch.
+      folder: the directory to write the images to.
+      threads: threads of the input pipeline.
+
+    Returns:
+      The config, with random resized crops and RandAugment, and the `ViTConfig` or `ResNetConfig`
+      of its model.
+    """
     config, model = make_config(name, batch_size, "float32")
     write_photographs(os.path.join(folder, "train"))
     config.data.name = "folder"
     config.data.dir = str(folder)
     config.augment.randaugment = "rand-m9-mstd0.5-inc1"
-    # With one thread, read in this one: reading ahead would not count in a turn's time.
+    # With one thread, read synchronously: prefetching between timed runs would not be measured.
     config.data.threads = 0 if threads == 1 else threads
     return config, model
 
 
 def write_photographs(folder, count=128, names=32):
-    """`count` JPEGs of 500 x 375 or 375 x 500 pixels, each under `names` names (hard links).
+    """Write JPEG files of 500 x 375 or 375 x 500 pixels, in one subdirectory per class.
 
-    Parts of scikit-learn's two photographs at their own resolution, a quarter of them turned by
-    90 degrees, half of them mirrored, brightness times 0.7 to 1.3; quality 90, 4:2:0, 55 kB each.
-    The many names make a data set large enough for its shuffling to cost what it does in ImageNet.
+    The images are crops of the two sample photographs of scikit-learn at their original resolution.
+    A quarter of them are rotated by 90 degrees, half of them are flipped, and brightness is scaled
+    by 0.7 to 1.3. Quality 90, 4:2:0, 55 kB each. The hard links make the dataset large enough for
+    shuffling to cost as much as it does for ImageNet.
+
+    Args:
+      folder: the directory to write to.
+      count: number of distinct images.
+      names: number of file names (hard links) per image.
     """
     import numpy as np
     from PIL import Image, ImageEnhance
     from sklearn.datasets import load_sample_images
 
-    rng, sample = np.random.default_rng(0), load_sample_images()
+    rng = np.random.default_rng(0)
+    sample = load_sample_images()
     for i in range(count):
         label = i % len(sample.images)
-        place = os.path.join(folder, os.path.basename(sample.filenames[label]).split(".")[0])
-        os.makedirs(place, exist_ok=True)
+        class_name = os.path.basename(sample.filenames[label]).split(".")[0]
+        class_folder = os.path.join(folder, class_name)
+        os.makedirs(class_folder, exist_ok=True)
         photo = Image.fromarray(sample.images[label])
         if rng.random() < 0.25:
             photo = photo.transpose(Image.Transpose.ROTATE_90)
@@ -110,14 +134,14 @@ def write_photographs(folder, count=128, names=32):
         if rng.random() < 0.5:
             photo = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         photo = ImageEnhance.Brightness(photo).enhance(rng.uniform(0.7, 1.3))
-        path = os.path.join(place, f"{i:03}.jpg")
+        path = os.path.join(class_folder, f"{i:03}.jpg")
         photo.save(path, quality=90)
         for k in range(1, names):
-            os.link(path, os.path.join(place, f"{i:03}_{k:02}.jpg"))
+            os.link(path, os.path.join(class_folder, f"{i:03}_{k:02}.jpg"))
 
 
 def batch_shapes(config):
-    """A global batch as the training step gets it, in shapes and dtypes."""
+    """Return the global batch of the training step as {name: jax.ShapeDtypeStruct}."""
     import jax
     import numpy as np
 
@@ -135,7 +159,10 @@ def batch_shapes(config):
 
 
 def one_batch(config):
-    """A random batch: views uint8 [b, ..., h, w, c], labels int32 [b]; peer_*.py draw the same."""
+    """Draw a random batch: images uint8 [b, ..., h, w, c], labels int32 [b].
+
+    experiments/benchmarks/peer_*.py draw the same batch.
+    """
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -147,14 +174,14 @@ def one_batch(config):
 
 
 def make_objective(config, model):
-    """The objective of a config and of the `ViTConfig` or `ResNetConfig` of its model."""
+    """Create the objective of a config and of the `ViTConfig` or `ResNetConfig` of its model."""
     from vit_jax import models, objectives
 
     return objectives.make(models.build(model), config, STEPS_PER_EPOCH)
 
 
 def count_flops(what, config, model):
-    """FLOPs of a step per image; 0 for the input pipeline. -> int"""
+    """Return the FLOPs of a step per image as an int; 0 for the input pipeline."""
     if what == "input":
         return 0
     if what in ("forward", "attention"):
@@ -163,7 +190,7 @@ def count_flops(what, config, model):
 
 
 def count_params(config, model):
-    """Trainable parameters. -> int"""
+    """Return the number of trainable parameters."""
     import jax
 
     params, _ = jax.eval_shape(make_objective(config, model).init, jax.random.key(0))
@@ -171,7 +198,7 @@ def count_params(config, model):
 
 
 def prepare(config, model):
-    """-> TrainState, train_step(state, batch, rng), jitted: as train.py has them."""
+    """Create the initial TrainState and the jitted train_step(state, batch, rng) of train.py."""
     import jax
 
     from vit_jax import optim, step
@@ -183,7 +210,7 @@ def prepare(config, model):
 
 
 def build_train_step(config, model):
-    """-> step() -> (state, loss): what train.py does in a step."""
+    """Return step() -> (state, loss), the training step of train.py."""
     import jax
 
     state, train_step = prepare(config, model)
@@ -198,33 +225,43 @@ def build_train_step(config, model):
 
 
 def build_forward(config, model):
-    """-> step() -> (logits, their mean): normalize and classify."""
+    """Return step() -> (logits, mean logit): normalize and classify a batch of images."""
 
     def classify(module, images):
         logits = module(images)["logits"]
         return logits, logits.mean()
 
-    return _on_a_batch(classify, config, model)
+    return _forward_step(classify, config, model)
 
 
 def build_attention(config, model):
-    """-> step() -> (maps and features, one of them): what `tools.attend` draws by default."""
+    """Return step() -> (arrays, scalar), the attention maps that `tools.attend` draws by default.
+
+    Raises:
+      UserError: if the model is a CNN.
+    """
     from vit_jax.analysis import attention_maps
 
     if variants.is_cnn(config.model.variant):
-        raise UserError("--what=attention: a ResNet has none; name a ViT")
+        raise UserError("--what=attention: a ResNet has no attention; pass a ViT")
     layers = tuple(attention_maps.first_middle_last(model.depth))
     read = attention_maps.reader(model.grid, model.prefix, layers)
 
-    def look(module, images):
-        found = read(module, images)
-        return found, found["tokens"][0, 0, 0]
+    def read_maps(module, images):
+        arrays = read(module, images)
+        return arrays, arrays["tokens"][0, 0, 0]
 
-    return _on_a_batch(look, config, model)
+    return _forward_step(read_maps, config, model)
 
 
-def _on_a_batch(compute, config, model):
-    """-> step() -> compute(module, images): random weights, a random batch that is normalized."""
+def _forward_step(compute, config, model):
+    """Return step() -> compute(module, images), with random weights and a random batch of images.
+
+    Args:
+      compute: a function of the bound module and normalized images [b, h, w, c].
+      config: the config to time.
+      model: the `ViTConfig` or `ResNetConfig` of its model.
+    """
     import jax
 
     from vit_jax import augment, models
@@ -244,7 +281,7 @@ def _on_a_batch(compute, config, model):
 
 
 def build_input(config, _):
-    """-> step() -> (batch, a label): batches as train.py reads them, on the host alone."""
+    """Return step() -> (batch, label), the input pipeline of train.py on the host."""
     from vit_jax import batch, data
 
     batches = batch.from_config(data.make(config, config.data.train), config)

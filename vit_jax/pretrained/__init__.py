@@ -1,9 +1,13 @@
-"""FAMILY: weight layouts, each member a table of names.
+"""Load pretrained weights; each weight layout is a module of this package.
 
-A member module has `matches(tensors) -> bool`; `options(tensors) -> dict`, the options of
-`ViTConfig` that names and shapes determine; and `params(tensors, template) -> params`, the tensors
-in our layout. `tensors` is a flat dict of numpy arrays; only the shapes and paths of
-`template`, our parameter tree, are used.
+A layout module has three functions:
+
+* `matches(tensors) -> bool`: whether the tensors have this layout.
+* `options(tensors) -> dict`: the options of `ViTConfig` that names and shapes determine.
+* `params(tensors, template) -> params`: the tensors as parameters of our model.
+
+`tensors` is a flat dict of numpy arrays. `template` is our parameter tree; only its paths and
+shapes are used.
 """
 
 import json
@@ -20,55 +24,59 @@ from vit_jax.errors import UserError
 from vit_jax.schema import member, members
 from vit_jax.workdir import storage
 
-HELPERS = ("runs",)  # modules here that are no weight layout
-MAX_HEADER_BYTES = 16 << 20  # the header of 20,000 tensors is 2 MB
+HELPERS = ("runs",)  # modules of this package that are not weight layouts
+MAX_HEADER_BYTES = 16 << 20  # for comparison, the header of 20,000 tensors takes 2 MB
 
 
 def load(spec, name=None, **overrides):
-    """Load weights as a model: load("file.safetensors", "vit_small_patch16_224") -> vit.ViT.
+    """Load weights as a model: `load("file.safetensors", "vit_small_patch16_224")`.
 
     Args:
-      spec: a safetensors file or the workdir of a run.
-      name: of the model; None if the file determines everything but the number of heads, which is
-        then that of the published model of this width.
-      **overrides: options of `ViTConfig` that the file does not determine. The keys and shapes of
-        the file (depth, width, patch, classes, ...) take precedence over both.
+      spec: a safetensors file, or the workdir of a run.
+      name: name of the model. It may be None if the file determines everything but the number of
+        heads; the number of heads is then that of the published model of the same width.
+      **overrides: options of `ViTConfig` that the file does not determine. What the keys and shapes
+        in the file determine (depth, width, patch, classes, ...) takes precedence over `name` and
+        `overrides`.
+
+    Returns:
+      A `vit.ViT`, or the model of the run.
 
     Raises:
-      UserError: for a file without weights, or with weights of no known layout.
+      UserError: if the file has no weights, or weights in an unknown layout.
     """
-    from vit_jax import vit  # here, so that reading a file's names needs no model
+    from vit_jax import vit  # imported here, because reading a file requires no model
 
     if storage.is_directory(spec):
         from vit_jax.pretrained import runs
 
         return runs.load_model(spec)
     if variants.is_cnn(name or ""):
-        raise UserError(f"{spec}: weights of a {name} are read from runs alone; name a ViT")
+        raise UserError(f"{spec}: {name} weights can only be loaded from a run; name a ViT")
     tensors = read(spec)
     layouts = (member("pretrained", name) for name in members("pretrained"))
     layout = next((m for m in layouts if m.matches(tensors)), None)
     if layout is None:
-        some = ", ".join(sorted(tensors)[:3])
-        raise UserError(f"{spec} holds weights of no known layout; its keys begin {some}")
+        examples = ", ".join(sorted(tensors)[:3])
+        raise UserError(f"{spec}: unknown weight layout, with keys such as {examples}")
     try:
-        found = layout.options(tensors)
+        options = layout.options(tensors)
     except KeyError as error:
         raise UserError(f"{spec}: missing tensor {error}") from error
     except (ValueError, IndexError) as error:
-        raise UserError(f"{spec}: its tensors do not have the shapes of a ViT's") from error
+        raise UserError(f"{spec}: the tensor shapes do not match a ViT") from error
     if not name and "num_heads" not in overrides:
-        # Of published sizes alone: H, g and G do not have heads of 64.
+        # Looked up by width among the published sizes: the heads of H, g and G are not 64 wide.
         heads = {width: heads for width, _, heads, _ in variants.VARIANTS.values() if width >= 192}
-        if found["width"] not in heads:
+        if options["width"] not in heads:
             raise UserError(
-                f"{spec} does not tell the number of heads; name the model, as in "
+                f"{spec} does not determine the number of heads; pass the model name, such as "
                 "vit_tiny_patch16_224 or S/16,num_heads=3"
             )
-        overrides["num_heads"] = heads[found["width"]]
+        overrides["num_heads"] = heads[options["width"]]
     try:
-        config = variants.parse(name or "S/16", **overrides | found)
-        # Abstract: no time goes into random numbers that would be overwritten.
+        config = variants.parse(name or "S/16", **overrides | options)
+        # eval_shape skips the random initialization, which the weights would overwrite.
         model = nnx.eval_shape(lambda: vit.ViT(config, rngs=nnx.Rngs(params=0)))
         graph, template = nnx.split(model)
         return nnx.merge(graph, layout.params(tensors, nnx.to_pure_dict(template)))
@@ -77,33 +85,43 @@ def load(spec, name=None, **overrides):
 
 
 def preprocessing(model, name):
-    """How images are prepared for the weights of a file, a `vit.ViT`: {"mean", "std", "crop"}.
+    """Return the preprocessing that the weights of a file expect.
 
-    DeiT's, MAE's and DINO's see ImageNet's mean and deviation, AugReg's [-1, 1]; name may be None.
+    DeiT, MAE and DINO normalize with ImageNet's mean and standard deviation; AugReg scales images
+    to [-1, 1].
+
+    Args:
+      model: a `vit.ViT`.
+      name: name of the model, or None.
+
+    Returns:
+      {"mean", "std", "crop"}, attributes of `inference.LoadedModel`.
     """
-    facebook = re.match(r"deit|.*\.(mae|dino|fb|deit)", name or "")
-    facebook = facebook or model.config.pos_resize == "dino"
+    imagenet_stats = re.match(r"deit|.*\.(mae|dino|fb|deit)", name or "")
+    imagenet_stats = imagenet_stats or model.config.pos_resize == "dino"
     half = (0.5,) * model.config.channels
-    if facebook and model.config.channels == 3:
+    if imagenet_stats and model.config.channels == 3:
         return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "crop": 0.9}
     return {"mean": half, "std": half, "crop": 0.9}
 
 
 def init_params(spec, module, config):
-    """Pretrained weights for fine-tuning a model.
+    """Load pretrained weights for fine-tuning a model.
 
     Args:
-      spec: as of `load`.
-      module: a ViT or a ResNet; only its shapes are used. Positions are resized to its grid.
-      config: config.model, for options that a file does not determine.
+      spec: a weight file or workdir, as in `load`.
+      module: a ViT or a ResNet; only its shapes are used. Position embeddings are resized to its
+        grid.
+      config: `config.model`, for the options that a file does not determine.
 
     Returns:
-      A nested dict of numpy arrays, all or some of the module's weights; and the names of the
-      parts that keep their random initialization: a classifier for another number of classes, or
-      a last norm that is before the pooling in one model and after it in the other.
+      weights: a nested dict of numpy arrays, all or some of the module's weights.
+      fresh: sorted names of the parts that keep their random initialization: a head for another
+        number of classes, or a final norm that comes before pooling in one model and after it in
+        the other.
 
     Raises:
-      UserError: for any other difference.
+      UserError: if the models differ in anything else.
     """
     import jax
 
@@ -112,47 +130,53 @@ def init_params(spec, module, config):
 
     heads = {"num_heads": config.num_heads} if config.num_heads else {}
     source = load(storage.resolve(spec), config.variant, **heads)
-    found = jax.device_get(functional(source)[1])
-    wanted = nnx.to_pure_dict(nnx.state(module))
-    if "pos_embed" in found.keys() & wanted.keys():
-        old, new, table = source.config, module.config, found["pos_embed"]
-        prefix = table.shape[1] - math.prod(old.grid)  # rows that belong to no patch
-        if prefix == wanted["pos_embed"].shape[1] - math.prod(new.grid):
-            table = resize_positions(table, old.grid, new.grid, prefix, new.pos_resize)
-            found["pos_embed"] = np.asarray(table)
+    weights = jax.device_get(functional(source)[1])
+    template = nnx.to_pure_dict(nnx.state(module))
+    if "pos_embed" in weights.keys() & template.keys():
+        old_grid = source.config.grid
+        new_grid = module.config.grid
+        table = weights["pos_embed"]
+        prefix = table.shape[1] - math.prod(old_grid)  # rows of prefix tokens such as [CLS]
+        if prefix == template["pos_embed"].shape[1] - math.prod(new_grid):
+            table = resize_positions(table, old_grid, new_grid, prefix, module.config.pos_resize)
+            weights["pos_embed"] = np.asarray(table)
     theirs, ours = (
         {path: leaf.shape for path, leaf in traverse_util.flatten_dict(params).items()}
-        for params in (found, wanted)
+        for params in (weights, template)
     )
     differ = sorted(p for p in ours.keys() | theirs.keys() if ours.get(p) != theirs.get(p))
     fresh = {path[0] for path in differ} & {"norm", "fc_norm", "head"}
     for path in differ:
         if path[0] not in fresh:
             raise UserError(
-                f"config.model_init = '{spec}' does not fit config.model: {'/'.join(path)} has "
+                f"config.model_init = '{spec}' does not match config.model: {'/'.join(path)} has "
                 f"shape {theirs.get(path, 'none')}, expected {ours.get(path, 'none')}"
             )
-    return {k: v for k, v in found.items() if k not in fresh}, sorted(fresh & wanted.keys())
+    return {k: v for k, v in weights.items() if k not in fresh}, sorted(fresh & template.keys())
 
 
 def read(path):
-    """The tensors of a safetensors file, a flat dict of numpy arrays in float32."""
+    """Read a safetensors file into a flat dict of numpy arrays, with floats as float32.
+
+    Raises:
+      UserError: if there is no such file, or it is not a valid safetensors file.
+    """
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no weights at {path}; pass a .safetensors file or the workdir of a run")
+        raise UserError(f"no file at {path}; pass a .safetensors file or the workdir of a run")
     if path.suffix != ".safetensors":
-        raise UserError(f"{path.name}: weights are read from .safetensors files; convert it first")
+        raise UserError(f"{path.name} is not a .safetensors file; convert the weights first")
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if not 0 < header <= min(MAX_HEADER_BYTES, path.stat().st_size):
-        raise UserError(f"{path} is no safetensors file, or it was cut off; fetch it again")
+        raise UserError(f"{path} is truncated or not a safetensors file; download it again")
     try:
         with safe_open(path, framework="numpy") as file:
             return {key: _float32(file, key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is no safetensors file, or it was cut off: {error}") from error
+        raise UserError(f"{path} is truncated or not a safetensors file: {error}") from error
 
 
 def _float32(file, key):

@@ -1,7 +1,7 @@
-"""timm's VisionTransformer, which DeiT and many others share.
+"""Weight layout of timm's VisionTransformer, which DeiT and many others share.
 
-Our names follow timm's, so that the table is short: a linear weight is transposed, the blocks
-are stacked, and qkv [3*d, d] becomes [d, 3, d].
+Our parameter names follow timm's. Linear weights are transposed, blocks are stacked along a new
+axis 0, and qkv [3*d, d] becomes [d, 3, d].
 """
 
 import math
@@ -10,23 +10,24 @@ import re
 import jax
 import numpy as np
 
-PARTS = {"patch_embed": "patch_embed.proj", "kernel": "weight", "scale": "weight"}
+TIMM_NAMES = {"patch_embed": "patch_embed.proj", "kernel": "weight", "scale": "weight"}
 
 
-def named_as_timm(tensors):
-    """DeiT III calls `ls1.gamma` of a block `gamma_1`. -> the tensors by timm's names"""
+def use_timm_names(tensors):
+    """Rename the LayerScale gains of DeiT III, `gamma_1`, to timm's names, `ls1.gamma`."""
     return {re.sub(r"\bgamma_([12])$", r"ls\1.gamma", name): x for name, x in tensors.items()}
 
 
 def matches(tensors):
+    """Return whether the tensors have this layout."""
     return {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= tensors.keys()
 
 
 def options(tensors):
-    """The options of `ViTConfig` that names and shapes determine."""
+    """Return the options of `ViTConfig` that names and shapes determine."""
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
     blocks = [int(m[1]) for key in tensors if (m := re.match(r"blocks\.(\d+)\.", key))]
-    found = dict(
+    result = dict(
         width=width,
         depth=max(blocks) + 1,
         mlp_dim=tensors["blocks.0.mlp.fc1.weight"].shape[0],
@@ -37,28 +38,39 @@ def options(tensors):
         qkv_bias="blocks.0.attn.qkv.bias" in tensors,
         fc_norm="fc_norm.weight" in tensors,
     )
-    if "blocks.0.ls1.gamma" in named_as_timm(tensors):
-        found["layer_scale_init"] = 1.0  # of weights that are replaced
+    if "blocks.0.ls1.gamma" in use_timm_names(tensors):
+        result["layer_scale_init"] = 1.0  # enables LayerScale; the loaded gains replace it
     if "pos_embed" in tensors:
         rows = tensors["pos_embed"].shape[1]
-        found["no_embed_class"] = bool(found["class_token"] and math.isqrt(rows) ** 2 == rows)
-        patches = rows - (found["class_token"] and not found["no_embed_class"])
-        found["image"] = math.isqrt(patches) * patch
+        result["no_embed_class"] = bool(result["class_token"] and math.isqrt(rows) ** 2 == rows)
+        patches = rows - (result["class_token"] and not result["no_embed_class"])
+        result["image"] = math.isqrt(patches) * patch
     if "attn_pool.latent" in tensors:
-        found["pool"] = "map"
-    elif found["fc_norm"] or not found["class_token"]:
-        found["pool"] = "gap"
-    return found
+        result["pool"] = "map"
+    elif result["fc_norm"] or not result["class_token"]:
+        result["pool"] = "gap"
+    return result
 
 
 def key(path):
-    """Our path, such as ("blocks", 3, "attn", "qkv", "kernel"), in timm's words."""
-    return ".".join(PARTS.get(part, str(part)) for part in path)
+    """Return timm's name for our path, such as ("blocks", 3, "attn", "qkv", "kernel")."""
+    return ".".join(TIMM_NAMES.get(part, str(part)) for part in path)
 
 
 def params(tensors, template):
-    """timm's tensors as our parameters. Every tensor must find its place, and every place one."""
-    tensors = named_as_timm(tensors)
+    """Convert timm's tensors to our parameters.
+
+    Args:
+      tensors: a flat dict of numpy arrays, by timm's names.
+      template: our parameter tree; only its paths and shapes are used.
+
+    Returns:
+      A tree of arrays like `template`.
+
+    Raises:
+      ValueError: if a tensor is missing, unexpected or of the wrong shape.
+    """
+    tensors = use_timm_names(tensors)
     unused = set(tensors)
 
     def take(path, shape):
@@ -69,28 +81,39 @@ def params(tensors, template):
         try:
             return from_torch(tensors[name], path, shape)
         except ValueError:
-            found = list(tensors[name].shape)
-            raise ValueError(f"tensor '{name}' has shape {found}, which does not fit") from None
+            actual = list(tensors[name].shape)
+            raise ValueError(
+                f"tensor '{name}' has shape {actual}, which does not match the model"
+            ) from None
 
-    def place(path, leaf):
+    def convert(path, leaf):
         path = tuple(part.key for part in path)
         if path[0] == "blocks":
             layers = [take(("blocks", i, *path[1:]), leaf.shape[1:]) for i in range(leaf.shape[0])]
             return jax.numpy.asarray(np.stack(layers))
         return jax.numpy.asarray(take(path, leaf.shape))
 
-    placed = jax.tree_util.tree_map_with_path(place, template)
+    converted = jax.tree_util.tree_map_with_path(convert, template)
     if unused:
         raise ValueError(f"unexpected tensor '{sorted(unused)[0]}' in the weight file")
-    return placed
+    return converted
 
 
 def from_torch(tensor, path, shape):
-    """One tensor in our layout. Raises ValueError if it does not have the elements for it."""
+    """Convert one tensor from PyTorch's layout to ours.
+
+    Args:
+      tensor: numpy array, such as a linear weight [out, in].
+      path: our path of the parameter.
+      shape: shape in our layout.
+
+    Raises:
+      ValueError: if the tensor cannot be converted to this shape.
+    """
     if path == ("patch_embed", "kernel"):
         tensor = tensor.transpose(2, 3, 1, 0)  # d c p p -> p p c d
     elif path[-1] == "kernel":
-        tensor = np.moveaxis(tensor.reshape(*shape[1:], shape[0]), -1, 0)  # (features) d -> d ...
+        tensor = np.moveaxis(tensor.reshape(*shape[1:], shape[0]), -1, 0)  # (...) d -> d ...
     elif path[-1] == "bias":
         tensor = tensor.reshape(shape)
     if tensor.shape != tuple(shape):

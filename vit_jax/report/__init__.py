@@ -1,1 +1,1 @@
-"""The report of a run as one HTML file; `vit_jax.tools.report` is its command."""
+"""HTML reports of runs and weight files. `vit_jax.tools.report` is the command."""

@@ -1,6 +1,6 @@
-"""Sections about images: where a model looks in them, how far it sees, what its tokens hold.
+"""Sections with figures of images: attention, Grad-CAM, effective receptive fields, features.
 
-seen: a `Inspection`.
+Arguments named `phrases` are `words.Phrases`; `inspection` is an `Inspection`.
 """
 
 import math
@@ -11,120 +11,133 @@ import numpy as np
 from vit_jax.analysis import attention, attention_maps, weight_stats
 from vit_jax.figures import internals, receptive_field
 from vit_jax.figures.attention import KEEP, drawing
-from vit_jax.report.inspection import spaced
+from vit_jax.report.inspection import spaced_layers
 from vit_jax.report.page import figure, section, text
 from vit_jax.report.words import phrase
 
-LAYERS = 4  # whose features are drawn as colors
-ACROSS, MAX_HEADS = 6, 12  # heads beside each other, and in all
+MAX_FEATURE_LAYERS = 4  # layers whose features are drawn as colors
+HEADS_PER_FIGURE = 6
+MAX_HEADS = 12  # heads drawn in total
 
 
-def sections(phrases, seen):
-    """The sections about the images, of a ViT or of a CNN."""
-    return (
-        [gradcam(phrases, seen)]
-        if seen.model.is_cnn
-        else [looks(phrases, seen), tokens(phrases, seen)]
-    )
+def sections(phrases, inspection):
+    """Return the image sections of a ViT or a CNN."""
+    if inspection.model.is_cnn:
+        return [gradcam(phrases, inspection)]
+    return [attention_section(phrases, inspection), token_features(phrases, inspection)]
 
 
-def looks(phrases, seen):
-    """A ViT's attention over the images, how far every head looks, effective receptive fields."""
-    model, layer = seen.model, seen.model.depth
-    blocks = attention_maps.first_middle_last(layer)
-    found = attention_maps.extract(model.replace(name=model.short), seen.views, blocks, True)
-    heads = model.num_heads
-    masks = [attention.mass_mask(x[:, -1], KEEP) for x in (found.maps.mean(2), found.rollout)]
+def attention_section(phrases, inspection):
+    """Attention maps, attention distances and effective receptive fields of a ViT."""
+    model, views, names = inspection.model, inspection.views, inspection.names
+    layer, heads = model.depth, model.num_heads
+    layers = attention_maps.first_middle_last(layer)
+    extracted = attention_maps.extract(model.replace(name=model.short), views, layers, True)
+    masks = [
+        attention.mass_mask(x[:, -1], KEEP) for x in (extracted.maps.mean(2), extracted.rollout)
+    ]
     share, rolled = (mask.mean() for mask in masks)
-    draw = partial(drawing, seen.names, seen.views, [found], which=range(len(seen.names)))
+    draw = partial(drawing, names, views, [extracted], which=range(len(names)))
     whose = phrase("cls" if model.prefix else "patches")
-    values = dict(layers=", ".join(map(str, blocks)), layer=layer, heads=heads, keep=KEEP)
-    caption = phrases("seeing", whose=whose, count=len(seen.names), share=share, **values)
-    every = partial(draw, ["mean"], style="overlay")
-    parts = [figure(phrases, "attention-maps", every, caption)]
+    values = dict(layers=", ".join(map(str, layers)), layer=layer, heads=heads, keep=KEEP)
+    caption = phrases("seeing", whose=whose, count=len(names), share=share, **values)
+    overview = partial(draw, ["mean"], style="overlay")
+    blocks = [figure(phrases, "attention-maps", overview, caption)]
     shown = min(heads, MAX_HEADS)
-    for i, first in enumerate(range(0, shown, ACROSS)):
-        last = min(first + ACROSS, shown) - 1
-        which = [*range(first, last + 1), *(["rollout"] if last == shown - 1 else [])]
+    for i, first in enumerate(range(0, shown, HEADS_PER_FIGURE)):
+        last = min(first + HEADS_PER_FIGURE, shown) - 1
+        columns = [*range(first, last + 1), *(["rollout"] if last == shown - 1 else [])]
         caption = phrases("by_head", first=first, last=last, heads=heads, layer=layer)
-        one = partial(draw, which, rows=[-1], style="overlay")
-        parts.append(figure(phrases, f"attention-heads-{i + 1}", one, caption))
+        by_head = partial(draw, columns, rows=[-1], style="overlay")
+        blocks.append(figure(phrases, f"attention-heads-{i + 1}", by_head, caption))
     caption = phrases("masked", keep=KEEP, share=share, rolled=rolled, layer=layer)
     caption += phrases("rolled", layer=layer)
-    which = ["mean", *range(min(heads, 3) if heads > 1 else 0), "rollout"]
-    lit = partial(draw, which, rows=[-1], style="mask")
-    parts.append(figure(phrases, "attention-mask", lit, caption))
-    return section("attention", *parts, distance(phrases, seen), reach(phrases, seen))
+    columns = ["mean", *range(min(heads, 3) if heads > 1 else 0), "rollout"]
+    masked = partial(draw, columns, rows=[-1], style="mask")
+    blocks.append(figure(phrases, "attention-mask", masked, caption))
+    blocks.append(attention_distance(phrases, inspection))
+    blocks.append(effective_fields(phrases, inspection))
+    return section("attention", *blocks)
 
 
-def distance(phrases, seen):
-    """How far every head of a ViT looks, and how narrowly."""
-    layers = seen.model.depth
-    distances = np.reshape([row["distance"] for row in seen.heads], (layers, -1))
-    entropies = np.reshape([row["entropy_bits"] for row in seen.heads], (layers, -1))
-    even, most = seen.heads[0]["even_distance"], math.log2(math.prod(seen.model.grid))
+def attention_distance(phrases, inspection):
+    """Attention distance and entropy of every head of a ViT."""
+    layers = inspection.model.depth
+    distances = np.reshape([row["distance"] for row in inspection.heads], (layers, -1))
+    entropies = np.reshape([row["entropy_bits"] for row in inspection.heads], (layers, -1))
+    even = inspection.heads[0]["even_distance"]
+    most = math.log2(math.prod(inspection.model.grid))
     values = dict(first=distances[0].mean(), last=distances[-1].mean(), layer=layers, even=even)
     values |= dict(low=entropies.min(), high=entropies.max(), most=most)
-    caption = phrases("distance", heads=seen.model.num_heads, count=len(seen.names), **values)
+    heads, count = inspection.model.num_heads, len(inspection.names)
+    caption = phrases("distance", heads=heads, count=count, **values)
     draw = partial(internals.heads, distances, entropies, even, most)
     return figure(phrases, "attention-distance", draw, caption)
 
 
-def reach(phrases, seen):
-    """The effective receptive fields."""
-    draw = partial(receptive_field.fields, [fields_of(seen)])
-    values = dict(count=seen.images, draws=seen.draws, image=seen.model.image)
-    caption = phrases("reach", **values, **ends(seen))
-    caption += phrases("dashed") if seen.model.is_cnn else ""
+def effective_fields(phrases, inspection):
+    """Effective receptive fields by layer."""
+    draw = partial(receptive_field.fields, [field_maps(inspection)])
+    count, draws = inspection.num_images, inspection.num_draws
+    values = dict(count=count, draws=draws, image=inspection.model.image)
+    caption = phrases("reach", **values, **field_sizes(inspection))
+    if inspection.model.is_cnn:
+        caption += phrases("dashed")
     return figure(phrases, "effective-fields", draw, caption)
 
 
-def fields_of(seen):
-    """What `figures.receptive_field.fields` draws of a model."""
-    rows, gradients = seen.fields
-    return seen.model.short, gradients, {row["layer"]: row.get("inside") for row in rows}
+def field_maps(inspection):
+    """Return the entry of a model for `figures.receptive_field.fields`."""
+    rows, gradients = inspection.fields
+    return inspection.model.short, gradients, {row["layer"]: row.get("inside") for row in rows}
 
 
-def ends(seen):
-    """Sides of the first and the last effective field, for a phrase."""
-    sides = [row["side95"] for row in seen.fields[0] if "side95" in row]
+def field_sizes(inspection):
+    """Return the sides of the first and the last effective field, as values of a phrase."""
+    sides = [row["side95"] for row in inspection.fields[0] if "side95" in row]
     return dict(first=sides[0], last=sides[-1])
 
 
-def gradcam(phrases, seen):
-    """Where a CNN looks: Grad-CAM of every stage."""
-    _, maps = seen.saliency
+def gradcam(phrases, inspection):
+    """Grad-CAM of every stage of a CNN."""
+    _, maps = inspection.saliency
     if not maps:
         return section("gradcam", text(phrases("no_classifier")))
-    caption = phrases("explained", stages=len(maps), count=len(seen.names))
-    return section("gradcam", figure(phrases, "gradcam-maps", draw_looks([seen]), caption))
+    caption = phrases("explained", stages=len(maps), count=len(inspection.names))
+    draw = saliency_drawing([inspection])
+    return section("gradcam", figure(phrases, "gradcam-maps", draw, caption))
 
 
-def draw_looks(several):
-    """A function of `phrases` that draws the `saliency_grid` of several models; None without maps."""
-    several = [seen for seen in several if seen.saliency[1]]
+def saliency_drawing(inspections):
+    """Return a function that draws the saliency maps of models side by side.
+
+    Returns:
+      A function of `phrases` that returns a `saliency_grid`; None if no model has maps.
+    """
+    inspections = [inspection for inspection in inspections if inspection.saliency[1]]
 
     def draw(phrases):
         panels = []
-        for seen in several:
-            says, maps = seen.saliency
-            names = None if says is None else [seen.model.class_names[i] for i in says]
-            panel = dict(name=seen.model.short, maps=maps, says=names, views=seen.views)
-            if not seen.model.is_cnn:
-                panel["whose"] = "[CLS]" if seen.model.prefix else phrases("average_patch")
+        for inspection in inspections:
+            model = inspection.model
+            classes, maps = inspection.saliency
+            names = None if classes is None else [model.class_names[i] for i in classes]
+            panel = dict(name=model.short, maps=maps, says=names, views=inspection.views)
+            if not model.is_cnn:
+                panel["whose"] = "[CLS]" if model.prefix else phrases("average_patch")
             panels.append(panel)
-        return receptive_field.saliency_grid(
-            several[0].views, several[0].titles, panels, phrases=phrases
-        )
+        first = inspections[0]
+        return receptive_field.saliency_grid(first.views, first.titles, panels, phrases=phrases)
 
-    return draw if several else None
+    return draw if inspections else None
 
 
-def tokens(phrases, seen):
-    """Similarity of the patches with what is read out, and their features as colors."""
-    model, layers = seen.model, spaced(seen.model.depth, LAYERS)
+def token_features(phrases, inspection):
+    """Similarity of the patch tokens to the pooled token, and their features as colors."""
+    model, views = inspection.model, inspection.views
+    layers = spaced_layers(model.depth, MAX_FEATURE_LAYERS)
     prefix, grid = model.prefix, model.grid
-    arrays = model.run(seen.views, blocks=True, batch_size=len(seen.views))
+    arrays = model.run(views, blocks=True, batch_size=len(views))
     similarity = weight_stats.pooled_similarity(arrays["tokens"], grid, prefix)
     colors = {
         layer: attention.pca(arrays["blocks"][layer - 1][:, prefix:]).reshape(-1, *grid, 3)
@@ -132,11 +145,11 @@ def tokens(phrases, seen):
     }
 
     def draw(phrases):
-        named = {phrases("layer", layer=layer): x for layer, x in colors.items()}
+        titled = {phrases("layer", layer=layer): x for layer, x in colors.items()}
         reader = "[CLS]" if prefix else phrases("patch_mean")
-        return internals.tokens(seen.views, similarity, named, reader, phrases=phrases)
+        return internals.tokens(views, similarity, titled, reader, phrases=phrases)
 
     values = dict(low=similarity.min(), high=similarity.max(), layers=model.depth)
     whose = phrase("cls_token" if prefix else "mean_token")
-    caption = phrases("similar", whose=whose, count=len(seen.names), **values)
+    caption = phrases("similar", whose=whose, count=len(inspection.names), **values)
     return section("tokens", figure(phrases, "token-features", draw, caption))

@@ -1,4 +1,4 @@
-"""Figures and images as text inside a page: nothing is fetched, and colors follow the page's."""
+"""Embed figures and images in the page, so that it loads nothing and figures use its colors."""
 
 import base64
 import io
@@ -12,35 +12,43 @@ from PIL import Image
 from vit_jax.figures.catalog import LANGUAGES, Catalog
 
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-SMALL = 64  # px: up to this side images are no photographs
-MAX_PICTURE, MAX_BITMAP = 224, 480  # px: sides of an image in the page, in a figure
-MAX_COLORS = 256  # of a map; photographs have more
-GRAY = r"(fill|stroke): #(?!ffffff)([0-9a-f]{2})\2\2"  # white is left: it sets things off
-# Lines of the same style in a row, such as the segments of an outline.
-ALIKE = r'<path d="[^"]*"([^>]*)/>(?:<path d="[^"]*"\1/>)+'
+MAX_SMALL_SIDE = 64  # px: images up to this size are always stored as PNG
+MAX_IMAGE_SIDE = 224  # px, of a photo in the page
+MAX_BITMAP_SIDE = 480  # px, of a photo in a figure
+MAX_MAP_COLORS = 256  # images with more colors are photos
+# White is kept: it separates elements that overlap.
+GRAY_STYLE = r"(fill|stroke): #(?!ffffff)([0-9a-f]{2})\2\2"
+# Consecutive paths of the same style, such as the segments of an outline.
+PATHS_OF_ONE_STYLE = r'<path d="[^"]*"([^>]*)/>(?:<path d="[^"]*"\1/>)+'
 
 
 def svg(draw, name, langs=LANGUAGES):
-    """A figure as <svg>, drawn once per language; images are embedded once.
+    """Return a figure as inline SVG, one <svg> per language; bitmaps are embedded only once.
 
-    Grays become the page's color of text, the lighter the more transparent; the background is
-    transparent; letters are the page's. The title is left out: the caption says more.
+    Grays become the text color of the page with an opacity (lighter grays are more transparent),
+    the background is transparent, and text uses the font of the page. The title is removed because
+    the page has a caption.
 
     Args:
-      draw: function of phrases, a `Catalog` of "figures", -> a matplotlib Figure or SVG text.
-      name: of the figure in its page; ids differ between names and languages.
-      langs: the languages.
+      draw: function of `phrases`, a `Catalog` of "figures", that returns a matplotlib Figure or SVG
+        text.
+      name: id of the figure; ids of elements differ between names and languages.
+      langs: languages.
     """
-    bitmaps, texts = {}, []
+    bitmaps = {}
+    texts = []
     for lang in langs:
-        settings = {"svg.fonttype": "none", "svg.hashsalt": f"{name}-{lang}"}
-        settings["image.interpolation"] = "none"  # embedded as it is, not at the size of its place
-        # Notes on missing fonts are left out: a browser has its own fonts.
+        settings = {
+            "svg.fonttype": "none",
+            "svg.hashsalt": f"{name}-{lang}",
+            "image.interpolation": "none",  # embed bitmaps at their original resolution
+        }
+        # Suppress warnings about missing fonts: the browser uses its own.
         with rc_context(settings), redirect_stderr(io.StringIO()):
             drawn = draw(phrases=Catalog("figures", lang))
-            text = drawn if isinstance(drawn, str) else _text(drawn)
+            text = drawn if isinstance(drawn, str) else _svg_text(drawn)
         text = re.sub(r"<title>.*?</title>", "", text)
-        text = re.sub(r"<image ([^>]*)/>", lambda m: _use(m[1], name, bitmaps), text)
+        text = re.sub(r"<image ([^>]*)/>", lambda m: _share_bitmap(m[1], name, bitmaps), text)
         texts.append(text.replace("<svg", f'<svg lang="{lang}"', 1))
     if bitmaps:
         images = "".join(bitmaps.values())
@@ -49,28 +57,30 @@ def svg(draw, name, langs=LANGUAGES):
     return "".join(texts)
 
 
-def picture(image):
-    """uint8 [h, w, 1 or 3], or float in [0, 1] -> a data: address."""
+def data_url(image):
+    """Encode an image, uint8 [h, w, 1 or 3] or float in [0, 1], as a data URL."""
     if np.issubdtype(image.dtype, np.floating):
         image = np.round(image.clip(0, 1) * 255).astype(np.uint8)
-    return _encode(Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image), MAX_PICTURE)
+    image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    return _encode(image, MAX_IMAGE_SIDE)
 
 
-def _encode(image, most):
-    """A data: address: PNG of a map, JPEG of a photograph with sides of at most so many pixels."""
+def _encode(image, max_side):
+    """Encode a photo as JPEG, with sides up to max_side pixels, and any other image as PNG."""
     file = io.BytesIO()
     is_opaque = image.convert("RGBA").getextrema()[3][0] == 255
-    is_photograph = max(image.size) > SMALL and image.getcolors(MAX_COLORS) is None and is_opaque
-    kind = "jpeg" if is_photograph else "png"
-    if is_photograph:
+    has_many_colors = image.getcolors(MAX_MAP_COLORS) is None
+    is_photo = max(image.size) > MAX_SMALL_SIDE and has_many_colors and is_opaque
+    kind = "jpeg" if is_photo else "png"
+    if is_photo:
         image = image.convert("RGB")
-        image.thumbnail((most, most))
+        image.thumbnail((max_side, max_side))
     image.save(file, kind, quality=85, optimize=True)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _text(figure):
-    """A matplotlib Figure as short SVG text in the page's color and font."""
+def _svg_text(figure):
+    """Return a matplotlib Figure as compact SVG text in the color and font of the page."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, dpi=120, metadata=NO_METADATA)
     _, _, text = file.getvalue().partition("<svg")
@@ -78,30 +88,31 @@ def _text(figure):
     text = re.sub(r"font-family: [^;\"]*;? ?|(?<=<g) id=\"[^\"]*\"", "", text)
     text = re.sub(r"<[^>]+>", lambda m: re.sub(r"(\.\d{3})\d+", r"\1", m[0]), text)
     text = re.sub(r">\s+<", "><", text.replace(" \n", " "))
-    text = re.sub(ALIKE, _join, text)
-    return re.sub(GRAY, _ink, text)
+    text = re.sub(PATHS_OF_ONE_STYLE, _merge_paths, text)
+    return re.sub(GRAY_STYLE, _gray_to_opacity, text)
 
 
-def _join(match):
-    """One path in place of several that look alike."""
+def _merge_paths(match):
+    """Merge consecutive paths of the same style into one."""
     lines = "".join(re.findall(r' d="([^"]*)"', match[0]))
     return f'<path d="{lines}"{match[1]}/>'
 
 
-def _ink(match):
-    """The page's color of text in place of a gray."""
+def _gray_to_opacity(match):
+    """Replace a gray by the text color of the page with an opacity."""
     return f"{match[1]}: currentColor; {match[1]}-opacity: {round(1 - int(match[2], 16) / 255, 2)}"
 
 
-def _use(attributes, name, bitmaps):
-    """A reference in place of an <image>, which is added to the bitmaps unless it is there."""
-    found = dict(re.findall(r'([\w:]+)="([^"]*)"', attributes))
-    size = f'width="{found["width"]}" height="{found["height"]}"'
-    key = found["xlink:href"], size
+def _share_bitmap(attributes, name, bitmaps):
+    """Replace an <image> by a reference; add the image to `bitmaps` if it is new."""
+    attributes = dict(re.findall(r'([\w:]+)="([^"]*)"', attributes))
+    size = f'width="{attributes["width"]}" height="{attributes["height"]}"'
+    key = attributes["xlink:href"], size
     if key not in bitmaps:
         image = Image.open(io.BytesIO(base64.b64decode(key[0].partition(",")[2])))
         shape = f'id="{name}-bitmap-{len(bitmaps)}" {size} preserveAspectRatio="none"'
-        bitmaps[key] = f'<image {shape} href="{_encode(image, MAX_BITMAP)}"/>'
+        bitmaps[key] = f'<image {shape} href="{_encode(image, MAX_BITMAP_SIDE)}"/>'
     number = list(bitmaps).index(key)
-    place = "".join(f' {k}="{found[k]}"' for k in ("x", "y", "transform", "opacity") if k in found)
-    return f'<use href="#{name}-bitmap-{number}"{place}/>'
+    kept = [k for k in ("x", "y", "transform", "opacity") if k in attributes]
+    kept = "".join(f' {k}="{attributes[k]}"' for k in kept)
+    return f'<use href="#{name}-bitmap-{number}"{kept}/>'

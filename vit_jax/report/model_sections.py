@@ -1,4 +1,7 @@
-"""Sections about a model: its parts and sizes, its weights, its predictions on a split."""
+"""Sections about a model: architecture and size, weights, predictions on a split.
+
+Arguments named `phrases` are `words.Phrases`; `model` is an `inference.LoadedModel`.
+"""
 
 from functools import partial
 
@@ -10,54 +13,61 @@ from vit_jax.errors import UserError
 from vit_jax.figures import diagrams, internals
 from vit_jax.figures.sizes import bars, count
 from vit_jax.report import image_sections, inline, run_sections, scores
-from vit_jax.report.inspection import pick
+from vit_jax.report.inspection import load_image
 from vit_jax.report.page import cards, figure, section, table, text
 from vit_jax.report.words import phrase
 
-EXAMPLES, MISTAKES, TOP = 8, 12, 5  # images of the split, mistakes; classes of each
-MAX_CLASSES, PAIRS = 20, 10  # of a confusion matrix as a table; pairs of classes
+NUM_EXAMPLES = 8  # images of the split shown with their predictions
+MAX_ERRORS = 12  # wrong predictions shown
+TOP_K = 5  # classes shown per image
+MAX_TABLE_CLASSES = 20  # up to this many, the confusion matrix is a table
+MAX_CONFUSED_PAIRS = 10
 
 
-def parts(phrases, model):
-    """The whole as a drawing, its size beside published ones, and its parts as drawings."""
-    config, total = model.module.config, model.parameters
+def architecture(phrases, model):
+    """Stages of the model, its size compared with published models, and diagrams of its parts."""
+    config = model.module.config
     rows, _ = stages.from_config(config)
-    caption = phrases("whole", name=model.variant, count=total, flops=count(model.flops))
+    values = dict(name=model.variant, count=model.parameters)
+    caption = phrases("whole", flops=count(model.flops), **values)
     blocks = [figure(phrases, "whole", partial(diagrams.whole, rows, model.variant), caption)]
     tested = [100 * row[key] for split, key, row in run_sections.scores(model) if split == "test"]
     rows = weight_stats.beside_published(model.variant, config, tested[0] if tested else None)
-    caption = phrases("sizes", name=model.variant, count=total)
-    blocks.append(figure(phrases, "size-bars", partial(bars, rows), caption))
-    return section("model", *blocks, *drawings(phrases, model))
+    blocks.append(figure(phrases, "size-bars", partial(bars, rows), phrases("sizes", **values)))
+    return section("model", *blocks, *diagram_figures(phrases, model))
 
 
-def drawings(phrases, model):
-    """The parts of a ViT and the objective of a run, each to be unfolded."""
-    config, found = model.module.config, []
+def diagram_figures(phrases, model):
+    """Folded diagrams of the parts of a ViT and of the run's objective."""
+    config = model.module.config
+    rows = []
     if not model.is_cnn:
         _, patches, _, n = diagrams.grid_of(config)
         width, heads = config.width, config.num_heads
         kind = phrase("learned" if config.pos_embed == "learned" else "fixed")
-        found = [
+        rows = [
             ("self", diagrams.self_attention, phrases("self", n=n)),
             ("heads", diagrams.multi_head, phrases("heads", heads=heads, dim=width // heads)),
             ("patch", diagrams.patch_embedding, phrases("patch", n=patches, p=config.patch)),
             ("where", diagrams.positions, phrases("where", n=patches, width=width, kind=kind)),
         ]
-    if model.config is not None and (name := run_sections.objective_of(model).drawing):
+    if model.config is not None and (name := run_sections.make_objective(model).drawing):
         draw = partial(getattr(diagrams, name), config=model.config)
-        own = f"drawing_{name}" if f"drawing_{name}" in phrases else "drawing"
-        found.append((name, draw, phrases(own, **model.config.objective)))
+        key = f"drawing_{name}" if f"drawing_{name}" in phrases else "drawing"
+        rows.append((name, draw, phrases(key, **model.config.objective)))
     return [
-        figure(phrases, f"drawing-{name}", partial(draw, config), words, fold=words)
-        for name, draw, words in found
+        figure(phrases, f"drawing-{name}", partial(draw, config), caption, fold=caption)
+        for name, draw, caption in rows
     ]
 
 
-def weights(phrases, model, seen):
-    """The first layer's filters; of a ViT the positions, of a CNN the receptive fields.
+def weights(phrases, model, inspection):
+    """First-layer filters; position embeddings of a ViT, receptive fields of a CNN.
 
-    seen: a `Inspection`; None where there are no images.
+    Args:
+      phrases: see above.
+      model: see above.
+      inspection: an `Inspection`; None without images.
     """
     first = model.module.stem if model.is_cnn else model.module.patch_embed
     kernel = np.asarray(first.kernel[...])
@@ -68,8 +78,8 @@ def weights(phrases, model, seen):
     draw = partial(internals.filters, components, shares)
     filters = figure(phrases, "filter-components", draw, caption)
     if model.is_cnn:
-        reach = image_sections.reach(phrases, seen) if seen else None
-        return section("filters-fields", filters, _fields(phrases, model, seen), reach)
+        maps = image_sections.effective_fields(phrases, inspection) if inspection else None
+        return section("filters-fields", filters, _field_table(phrases, model, inspection), maps)
     similarity = weight_stats.position_similarity(weight_stats.positions(model.module))
     near, far = weight_stats.neighbor_similarity(similarity)
     h, w = similarity.shape[:2]
@@ -79,74 +89,85 @@ def weights(phrases, model, seen):
     return section("weights", filters, figure(phrases, "position-similarity", draw, caption))
 
 
-def _fields(phrases, model, seen):
-    rows = seen.fields[0] if seen else effective_fields.layers_of_cnn(model)
+def _field_table(phrases, model, inspection):
+    rows = inspection.fields[0] if inspection else effective_fields.layers_of_cnn(model)
     rows = [row for row in rows if "/" not in row["layer"]]
     columns = {"layer": "{layer}", "field": "{field}", "stride": "{jump}"}
     caption = phrases("fields", first=rows[0]["field"], last=rows[-1]["field"], image=model.image)
     if "side95" in rows[0]:
         columns |= {"effective": "{side95:.1f}", "filled": "{share95:.0%}"}
         caption += phrases("side_is")
-    cells = [[form.format(**row) for form in columns.values()] for row in rows]
+    cells = [[template.format(**row) for template in columns.values()] for row in rows]
     return table("receptive-fields", [phrases(name) for name in columns], cells, caption)
 
 
-def answers(phrases, model, split, max_images):
-    """Predictions and mistakes on a split, the confusion matrix, every class's accuracy."""
+def predictions(phrases, model, split, max_images):
+    """Predictions and errors on a split, confusion matrix and per-class accuracy."""
     try:
         source = data.make(model.config, model.config.data[split])
-        labels, shares, neighbors = scores.of_split(model, split, max_images)
+        labels, probabilities, k = scores.evaluate_split(model, split, max_images)
     except UserError as error:
         return section("answers", text(phrases("left_out", why=str(error))))
-    predicted, names = shares.argmax(1), model.class_names
-    right = predicted == labels
-    words = phrases("scored", count=len(labels), of=len(source), acc=right.mean())
-    words += phrases("by_knn", k=neighbors) if neighbors else ""
+    predicted = probabilities.argmax(1)
+    correct = predicted == labels
+    names = model.class_names
+    summary = phrases("scored", count=len(labels), of=len(source), acc=correct.mean())
+    if k:
+        summary += phrases("by_knn", k=k)
 
     def card(i):
-        name, image, _ = pick(source, split, i)
-        order = (-shares[i]).argsort(kind="stable")[:TOP]
-        own = int(labels[i])
-        top = [(names[k], float(shares[i, k]), k == own) for k in order]
-        found = {"src": inline.picture(model.view(image)), "alt": name, "name": name}
-        return found | {"true": names[own], "right": bool(right[i]), "bars": top}
+        name, image, _ = load_image(source, split, i)
+        order = (-probabilities[i]).argsort(kind="stable")[:TOP_K]
+        true = int(labels[i])
+        return {
+            "src": inline.data_url(model.view(image)),
+            "alt": name,
+            "name": name,
+            "true": names[true],
+            "right": bool(correct[i]),
+            "bars": [(names[j], float(probabilities[i, j]), j == true) for j in order],
+        }
 
-    some = [card(i) for i in range(min(EXAMPLES, len(labels)))]
-    wrong = [card(i) for i in scores.mistakes(labels, shares, MISTAKES)]
-    blocks = [text(words), cards("predictions", some, phrases("some", count=len(some)))]
-    if wrong:
-        caption = phrases("mistakes", count=len(wrong), wrong=int((~right).sum()))
-        blocks.append(cards("mistakes", wrong, caption))
+    examples = [card(i) for i in range(min(NUM_EXAMPLES, len(labels)))]
+    errors = [card(i) for i in scores.confident_errors(labels, probabilities, MAX_ERRORS)]
+    blocks = [text(summary), cards("predictions", examples, phrases("some", count=len(examples)))]
+    if errors:
+        caption = phrases("mistakes", count=len(errors), wrong=int((~correct).sum()))
+        blocks.append(cards("mistakes", errors, caption))
     else:
         blocks.append(text(phrases("no_mistakes")))
-    return section("answers", *blocks, *classes(phrases, labels, predicted, names))
+    return section("answers", *blocks, *class_tables(phrases, labels, predicted, names))
 
 
-def classes(phrases, labels, predicted, names):
-    """The confusion matrix, the pairs that are confused most, and the accuracy of every class."""
+def class_tables(phrases, labels, predicted, names):
+    """Yield the confusion matrix, the most confused pairs of classes and per-class accuracy."""
     matrix = scores.confusion(labels, predicted, len(names))
     caption = phrases("confusion", count=len(labels), right=int(np.trace(matrix)))
-    if len(names) > MAX_CLASSES:
+    if len(names) > MAX_TABLE_CLASSES:
         yield figure(phrases, "confusion", partial(internals.confusion, matrix), caption)
     else:
-        rows = [[name, *_cells(i, matrix[i])] for i, name in enumerate(names)]
+        rows = [[name, *_confusion_cells(i, matrix[i])] for i, name in enumerate(names)]
         yield table("confusion", ["", *names], rows, caption, classes="matrix")
-    pairs = [[names[i], names[j], f"{n:,}"] for i, j, n in scores.confused(matrix, PAIRS)]
+    pairs = scores.confused_pairs(matrix, MAX_CONFUSED_PAIRS)
+    rows = [[names[i], names[j], f"{n:,}"] for i, j, n in pairs]
     head = [phrases("true"), phrases("predicted"), phrases("images")]
-    yield table("pairs", head, pairs, phrases("confused"))
+    yield table("pairs", head, rows, phrases("confused"))
     counts = matrix.sum(1)
-    found = [(matrix[i, i] / counts[i], names[i], counts[i]) for i in np.nonzero(counts)[0]]
-    found.sort(key=lambda row: row[0])
-    rows = [[name, _cell(f"{x:.1%}", x, False), f"{n:,}"] for x, name, n in found]
-    caption = phrases("per_class", low=found[0][0], high=found[-1][0], count=len(found))
-    kind = "fold" if len(found) > MAX_CLASSES else "caption"
+    accuracies = [(matrix[i, i] / counts[i], names[i], counts[i]) for i in np.nonzero(counts)[0]]
+    accuracies.sort(key=lambda row: row[0])
+    rows = [[name, _cell(f"{x:.1%}", x, False), f"{n:,}"] for x, name, n in accuracies]
+    low, high = accuracies[0][0], accuracies[-1][0]
+    caption = phrases("per_class", low=low, high=high, count=len(accuracies))
+    kind = "fold" if len(accuracies) > MAX_TABLE_CLASSES else "caption"
     head = [phrases("true"), phrases("accuracy"), phrases("images")]
     yield table("per-class", head, rows, classes="bars", **{kind: caption})
 
 
-def _cells(i, row):
-    """The cells of a row of the confusion matrix. Of mistakes the color follows the square root of
-    their share: few of many can be seen."""
+def _confusion_cells(i, row):
+    """Return the cells of a row of the confusion matrix.
+
+    The color of an error scales with the square root of its share, so that rare errors are visible.
+    """
     shares = row / max(row.sum(), 1)
     return [
         _cell(int(n) or "·", x if i == j else x**0.5, i == j)
@@ -154,5 +175,5 @@ def _cells(i, row):
     ]
 
 
-def _cell(text, share, own):
-    return {"text": text, "share": f"{share:.3f}", "own": own}
+def _cell(text, share, is_true):
+    return {"text": text, "share": f"{share:.3f}", "is_true": is_true}

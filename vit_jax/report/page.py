@@ -1,7 +1,7 @@
-"""Blocks of a page, and the page as one HTML file that needs no other.
+"""Blocks of the page, and rendering to one self-contained HTML file.
 
-A section is a dict with an id, which is also the phrase of its title, and its blocks; a block is a
-dict of a kind that the template knows. What is not Markup is escaped.
+A section is a dict of an id, which is also the name of the phrase for its title, and blocks. A
+block is a dict whose "kind" selects its markup in page.html. Text that is not Markup is escaped.
 """
 
 from importlib import resources
@@ -13,44 +13,77 @@ from vit_jax.report import inline
 
 
 def section(name, *blocks):
-    """A section of those blocks that are not None; None without any."""
+    """Return a section of the blocks that are not None; None if there are none."""
     blocks = [{"caption": None, "fold": None} | block for block in blocks if block]
     return {"id": name, "blocks": blocks} if blocks else None
 
 
-def text(words):
-    return {"kind": "text", "text": words}
+def text(content):
+    """Return a paragraph."""
+    return {"kind": "text", "text": content}
 
 
 def figure(phrases, name, draw, caption, fold=None):
-    """A figure in the languages of the page.
+    """Return a figure in the languages of the page.
 
-    draw: as in `inline.svg`. caption: made from numbers; also what is read out in its place. fold:
-    words to click on to see it.
+    Args:
+      phrases: `words.Phrases`.
+      name: id of the figure.
+      draw: function that draws it; see `inline.svg`.
+      caption: text below the figure, also its label for screen readers.
+      fold: summary text; the figure is hidden until the reader opens it. None: always visible.
     """
     svg = Markup(inline.svg(draw, name, phrases.langs))
     return {"kind": "figure", "id": name, "svg": svg, "caption": caption, "fold": fold}
 
 
 def table(name, head, rows, caption=None, fold=None, classes=""):
-    """rows: lists of cells that begin with the title of the row. None without rows."""
-    found = {"kind": "table", "id": name, "head": head, "rows": rows, "classes": classes}
-    return found | {"caption": caption, "fold": fold} if rows else None
+    """Return a table; None if it has no rows.
+
+    Args:
+      name: id of the table.
+      head: column titles.
+      rows: lists of cells; the first cell is the row title. A cell is text or a dict with "text",
+        "share" (length or opacity of its color, 0 to 1) and "is_true".
+      caption: text above the table.
+      fold: as in `figure`.
+      classes: CSS classes.
+    """
+    block = {"kind": "table", "id": name, "head": head, "rows": rows, "classes": classes}
+    return block | {"caption": caption, "fold": fold} if rows else None
 
 
-def pictures(name, rows, caption):
-    """rows: lists of (data: address, text below, alt)."""
-    return {"kind": "pictures", "id": name, "rows": rows, "caption": caption}
+def image_rows(name, rows, caption):
+    """Return rows of images; each image is (data URL, text below it, alt text)."""
+    return {"kind": "images", "id": name, "rows": rows, "caption": caption}
 
 
-def cards(name, found, caption):
-    """found: dicts with "src", "alt", "name", "true" (or None), "right" and "bars", which are
-    (class, share, whether it is the true one)."""
-    return {"kind": "cards", "id": name, "cards": found, "caption": caption}
+def cards(name, cards, caption):
+    """Return one card per image with its prediction.
+
+    Args:
+      name: id of the block.
+      cards: dicts with "src" (data URL), "alt", "name", "true" (name of the true class), "right"
+        (whether the prediction is correct) and "bars": (class, probability, whether it is the true
+        class).
+      caption: text above the cards.
+    """
+    return {"kind": "cards", "id": name, "cards": cards, "caption": caption}
 
 
 def render(phrases, title, subtitle, facts, sections):
-    """-> HTML. facts: (number as text, what it is). sections: None among them are left out."""
+    """Render the page.
+
+    Args:
+      phrases: `words.Phrases`.
+      title: title of the page.
+      subtitle: text below the title.
+      facts: (value, label) pairs for the header.
+      sections: sections; None entries are skipped.
+
+    Returns:
+      HTML, a string.
+    """
     environment = Environment(
         loader=PackageLoader("vit_jax.report", ""),
         autoescape=True,

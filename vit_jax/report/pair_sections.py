@@ -1,4 +1,8 @@
-"""The section about two models: what they score and cost, where they look, how far they see."""
+"""The comparison of two models: scores and costs, saliency maps, receptive fields.
+
+Arguments named `phrases` are `words.Phrases`; `models` are two `inference.LoadedModel`s, and
+`inspections` are their `Inspection`s for the same images.
+"""
 
 from functools import partial
 
@@ -11,23 +15,27 @@ from vit_jax.report import image_sections, run_sections
 from vit_jax.report.page import figure, section, table, text
 from vit_jax.report.words import phrase
 
-PAIRS, SECONDS = 5, 0.4  # interleaved timings of each model; about how long one takes
-MAX_BATCH, MAX_FLOPS = 64, 4e10  # of a forward pass that is timed
+TIMED_PAIRS = 5  # interleaved timings of each model
+TIMING_SECONDS = 0.4  # approximate duration of one timing
+MAX_BATCH_SIZE = 64
+MAX_BATCH_FLOPS = 4e10  # per timed forward pass, about one second
 
 
-def side_by_side(phrases, models, seen):
-    """models: two. seen: an `Inspection` of each, of the same images; [] without images."""
-    blocks = [costs(phrases, models)]
-    if seen:
-        blocks += [looks(phrases, seen), fields(phrases, seen), distances(phrases, seen)]
+def comparison(phrases, models, inspections):
+    """Compare two models; inspections is [] without images."""
+    blocks = [cost_table(phrases, models)]
+    if inspections:
+        blocks.append(saliency(phrases, inspections))
+        blocks.append(effective_fields(phrases, inspections))
+        blocks.append(spatial_extent(phrases, inspections))
     return section("against", *blocks)
 
 
-def costs(phrases, models):
-    """What each scores and costs, as a table."""
-    speed = timings(models)
+def cost_table(phrases, models):
+    """Table of scores, sizes and speeds."""
+    speed = time_forward(models)
     rows = {
-        "tested_on": [_test(model) for model in models],
+        "tested_on": [_test_score(model) for model in models],
         "parameters": [f"{model.parameters:,}" for model in models],
         "flops": [count(model.flops) for model in models],
         "image_side": [f"{model.image} × {model.image}" for model in models],
@@ -42,17 +50,17 @@ def costs(phrases, models):
     return table("against-table", ["", *(model.name for model in models)], rows, caption)
 
 
-def timings(models):
-    """Interleaved timing of the two, by number, with batches that take about a second at most."""
-    size = int(np.clip(MAX_FLOPS // max(model.flops for model in models), 1, MAX_BATCH))
+def time_forward(models):
+    """Time the forward passes of both models, interleaved; see `forward_speed.interleaved`."""
+    size = int(np.clip(MAX_BATCH_FLOPS // max(model.flops for model in models), 1, MAX_BATCH_SIZE))
     sides = {
         i: (model, np.zeros((size, model.image, model.image, model.channels), np.uint8))
         for i, model in enumerate(models)
     }
-    return forward_speed.interleaved(sides, PAIRS, SECONDS)
+    return forward_speed.interleaved(sides, TIMED_PAIRS, TIMING_SECONDS)
 
 
-def _test(model):
+def _test_score(model):
     for split, key, row in run_sections.scores(model):
         if split == "test":
             return f"{row[key]:.2%} ({key.rpartition('/')[2]})"
@@ -63,31 +71,37 @@ def _rate(value):
     return "—" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def looks(phrases, seen):
-    """Attention or Grad-CAM of either, on the same images."""
-    draw = image_sections.draw_looks(seen)
+def saliency(phrases, inspections):
+    """Attention maps or Grad-CAM of both models for the same images."""
+    draw = image_sections.saliency_drawing(inspections)
     if draw is None:
         return text(phrases("no_classifier"))
-    ways = [phrase("gradcam_of" if one.model.is_cnn else "attention_of") for one in seen]
-    names = dict(name=seen[0].model.short, other=seen[1].model.short)
-    values = dict(count=len(seen[0].names), how=ways[0], else_how=ways[1])
+    methods = [phrase("gradcam_of" if x.model.is_cnn else "attention_of") for x in inspections]
+    names = dict(name=inspections[0].model.short, other=inspections[1].model.short)
+    values = dict(count=len(inspections[0].names), how=methods[0], else_how=methods[1])
     return figure(phrases, "against-looks", draw, phrases("both_look", **values, **names))
 
 
-def fields(phrases, seen):
-    """The effective receptive fields of either."""
+def effective_fields(phrases, inspections):
+    """Effective receptive fields of both models."""
     caption = phrases("both_reach")
-    for one in seen:
-        sides = dict(image=one.model.image, name=one.model.short)
-        caption += phrases("ends_at", **sides, **image_sections.ends(one))
-    draw = partial(receptive_field.fields, [image_sections.fields_of(one) for one in seen])
-    return figure(phrases, "against-fields", draw, caption)
+    for inspection in inspections:
+        model = inspection.model
+        sizes = image_sections.field_sizes(inspection)
+        caption += phrases("ends_at", image=model.image, name=model.short, **sizes)
+    maps = [image_sections.field_maps(inspection) for inspection in inspections]
+    return figure(phrases, "against-fields", partial(receptive_field.fields, maps), caption)
 
 
-def distances(phrases, seen):
-    """How far either sees, layer by layer."""
-    sides = [{"side": one.model.image, "rows": one.fields[0]} for one in seen]
-    for side, one in zip(sides, seen, strict=True):
-        side["heads"] = None if one.model.is_cnn else one.heads
-    caption = phrases("both_far", a=seen[0].model.image, b=seen[1].model.image)
-    return figure(phrases, "against-distances", partial(receptive_field.distances, sides), caption)
+def spatial_extent(phrases, inspections):
+    """Receptive field sizes and attention distances of both models, layer by layer."""
+    panels = [
+        {
+            "side": inspection.model.image,
+            "rows": inspection.fields[0],
+            "heads": None if inspection.model.is_cnn else inspection.heads,
+        }
+        for inspection in inspections
+    ]
+    caption = phrases("both_far", a=panels[0]["side"], b=panels[1]["side"])
+    return figure(phrases, "against-distances", partial(receptive_field.distances, panels), caption)

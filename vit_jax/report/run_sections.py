@@ -1,4 +1,7 @@
-"""Sections about a run: what ran, how training went, what the model was given."""
+"""Sections about a run: configuration, environment, training curves, first batch.
+
+Arguments named `phrases` are `words.Phrases`; `model` is an `inference.LoadedModel` of a run.
+"""
 
 from functools import partial
 
@@ -12,93 +15,100 @@ from vit_jax.figures import curves
 from vit_jax.figures.catalog import Catalog
 from vit_jax.figures.sizes import count
 from vit_jax.report import inline
-from vit_jax.report.page import figure, pictures, section, table, text
+from vit_jax.report.page import figure, image_rows, section, table, text
 
-IMAGES, ROWS = 24, 6  # of the first batch: with one view per image, with a row of views for each
-MAX_CLASSES = 20  # whose names are listed
+MAX_IMAGES = 24  # shown of the first batch, if an image has one view
+MAX_VIEW_ROWS = 6  # images shown of the first batch, if an image has several views
+MAX_CLASS_NAMES = 20  # listed in the environment table
 
 
-def objective_of(model):
-    """The `Objective` of a run."""
+def make_objective(model):
+    """Create the `Objective` of a run."""
     return objectives.make(model.model, model.config, model.record["steps_per_epoch"])
 
 
 def facts(phrases, model):
-    """The numbers at the head of the page: (text, what it is)."""
-    found, rows = [], model.metrics
+    """Return the key figures in the header of the page as (value, label) pairs."""
+    pairs = []
+    rows = model.metrics
     for split, key, row in scores(model):
-        found.append((f"{row[key]:.2%}", phrases(split, metric=key.rpartition("/")[2])))
-    found += [
-        (count(model.parameters), phrases("parameters")),
-        (count(model.flops), phrases("flops")),
-    ]
+        pairs.append((f"{row[key]:.2%}", phrases(split, metric=key.rpartition("/")[2])))
+    pairs.append((count(model.parameters), phrases("parameters")))
+    pairs.append((count(model.flops), phrases("flops")))
     if rows:
         step = rows[-1]["step"]
-        found.append((f"{step:,}", phrases("steps")))
-        found.append((f"{step / model.record['steps_per_epoch']:.3g}", phrases("epochs")))
+        pairs.append((f"{step:,}", phrases("steps")))
+        pairs.append((f"{step / model.record['steps_per_epoch']:.3g}", phrases("epochs")))
     if (value := median(rows, "perf/images_per_s")) is not None:
-        found.append((f"{value:,.0f}", phrases("speed")))
+        pairs.append((f"{value:,.0f}", phrases("speed")))
     if (value := median(rows, "perf/data_wait_frac")) is not None:
-        found.append((f"{value:.0%}", phrases("wait")))
+        pairs.append((f"{value:.0%}", phrases("wait")))
     if model.record:
-        found.append((devices(model.record), phrases("device")))
-    return found
+        pairs.append((devices(model.record), phrases("device")))
+    return pairs
 
 
 def scores(model):
-    """(split, key, row) of the test score and of the best one on val, as far as they are there."""
+    """Return (split, key, row) of the test score and of the best val score, where available."""
     metric = model.config.best_metric if model.config else ""
     test = metric.replace("/val/", "/test/")
-    tested, validated = having(model.metrics, test), having(model.metrics, metric)
-    found = [("test", test, row) for row in tested[-1:]]
+    tested = rows_with(model.metrics, test)
+    validated = rows_with(model.metrics, metric)
+    triples = [("test", test, row) for row in tested[-1:]]
     if validated:
-        found.append(("val", metric, max(validated, key=lambda row: row[metric])))
-    return found
+        triples.append(("val", metric, max(validated, key=lambda row: row[metric])))
+    return triples
 
 
-def having(rows, key):
-    """The rows that have a value for this key."""
+def rows_with(rows, key):
+    """Return the rows with a value for the key."""
     return [row for row in rows if row.get(key) is not None]
 
 
 def median(rows, key):
-    """Of the rows that have this key, or None."""
-    values = [row[key] for row in having(rows, key)]
+    """Return the median over the rows with a value for the key; None if there are none."""
+    values = [row[key] for row in rows_with(rows, key)]
     return float(np.median(values)) if values else None
 
 
 def devices(record):
+    """Return the devices of run.json, such as "8 × TPU v5 lite"."""
     kinds = dict.fromkeys(record["devices"])
     return ", ".join(f"{record['devices'].count(kind)} × {kind}" for kind in kinds)
 
 
 def setup(phrases, model):
-    """The config, what differs from the defaults first; the environment."""
-    usual = config.defaults()
-    usual.update(objective=config.objective(model.config.objective.name))
-    usual.objective.name = config.defaults().objective.name
-    usual, values = (
-        {key: str(x) or '""' for key, x in config.flat(c).items()} for c in (usual, model.config)
+    """Configuration, with the keys that differ from the defaults first, and environment."""
+    defaults = config.defaults()
+    defaults.update(objective=config.objective(model.config.objective.name))
+    defaults.objective.name = config.defaults().objective.name
+    defaults, values = (
+        {key: str(x) or '""' for key, x in config.flat(c).items()} for c in (defaults, model.config)
     )
-    changed = {key: value for key, value in values.items() if usual.get(key) != value}
-    rows = [[key, usual.get(key, "—"), value] for key, value in changed.items()]
-    head, words = (
-        [phrases("key"), phrases("default"), phrases("here")],
-        phrases("diff", count=len(rows)),
-    )
-    changes = table("config-changes", head, rows, words, classes="code")
-    head, words = [phrases("key"), phrases("value")], phrases("full", count=len(values))
-    everything = table("config", head, list(values.items()), fold=words, classes="code")
+    changed = {key: value for key, value in values.items() if defaults.get(key) != value}
+    rows = [[key, defaults.get(key, "—"), value] for key, value in changed.items()]
+    head = [phrases("key"), phrases("default"), phrases("here")]
+    caption = phrases("diff", count=len(rows))
+    changes = table("config-changes", head, rows, caption, classes="code")
+    head = [phrases("key"), phrases("value")]
+    summary = phrases("full", count=len(values))
+    everything = table("config", head, list(values.items()), fold=summary, classes="code")
     return section("setup", changes, everything, environment(phrases, model.record))
 
 
 def environment(phrases, record):
-    """A table from run.json."""
-    code, split = phrases("unknown"), record["data"]
-    if found := record["code"]:
-        code = phrases("changed", **found) if found["changed"] else found["revision"]
-    names = split["class_names"]
-    shown = ", ".join(names[:MAX_CLASSES]) + (", …" if len(names) > MAX_CLASSES else "")
+    """Table of the environment of the run.
+
+    Args:
+      phrases: see above.
+      record: contents of run.json.
+    """
+    code = phrases("unknown")
+    if git := record["code"]:
+        code = phrases("changed", **git) if git["changed"] else git["revision"]
+    dataset = record["data"]
+    names = dataset["class_names"]
+    shown = ", ".join(names[:MAX_CLASS_NAMES]) + (", …" if len(names) > MAX_CLASS_NAMES else "")
     rows = {
         "command": " ".join(record["command"]),
         "code": code,
@@ -107,54 +117,54 @@ def environment(phrases, record):
         "device": f"{record['platform']}: {devices(record)}",
         "processes": record["processes"],
         "mesh": ", ".join(f"{axis} {size}" for axis, size in record["mesh"].items()),
-        "classes": f"{split['num_classes']:,}: {shown}",
-        "train_images": f"{split['train_images']:,}",
+        "classes": f"{dataset['num_classes']:,}: {shown}",
+        "train_images": f"{dataset['train_images']:,}",
     }
     rows = [[phrases(name), value] for name, value in rows.items()]
     return table("environment", [phrases("what"), phrases("value")], rows, phrases("environment"))
 
 
-def course(phrases, model):
-    """Curves, with the steps from which the run was resumed, and its starts."""
-    rows, starts = model.metrics, model.record["starts"]
+def training(phrases, model):
+    """Training curves, with the steps at which training resumed, and the starts of the run."""
+    rows = model.metrics
+    starts = model.record["starts"]
     resumed = sorted({start["step"] for start in starts} - {0})
     try:
-        drawn = figure(phrases, "curves", partial(curves.curves, rows, restarts=resumed), None)
-    except ValueError:  # there is nothing to draw
+        plot = figure(phrases, "curves", partial(curves.curves, rows, restarts=resumed), None)
+    except ValueError:  # nothing to draw
         return section("course", text(phrases("no_rows")))
-    losses = [row["train/loss"] for row in having(rows, "train/loss")]
+    losses = [row["train/loss"] for row in rows_with(rows, "train/loss")]
     caption = phrases("no_loss", last=rows[-1]["step"])
     if losses:
         caption = phrases("curves", last=rows[-1]["step"], first=losses[0], final=losses[-1])
     for split, key, row in reversed(scores(model)):
         values = dict(score=row[key], metric=key.partition("/")[2], step=row["step"])
         caption += phrases("val_score" if split == "val" else "test_score", **values)
+    plot["caption"] = caption
     steps = ", ".join(f"{step:,}" for step in resumed)
-    said = phrases("started", count=len(starts), steps=steps) if resumed else phrases("once")
-    listed = [[start["time"], f"{start['step']:,}"] for start in starts]
-    drawn["caption"] = caption
-    return section(
-        "course", drawn, table("starts", [phrases("time"), phrases("from")], listed, said)
-    )
+    caption = phrases("started", count=len(starts), steps=steps) if resumed else phrases("once")
+    head = [phrases("time"), phrases("from")]
+    rows = [[start["time"], f"{start['step']:,}"] for start in starts]
+    return section("course", plot, table("starts", head, rows, caption))
 
 
-def health(phrases, model):
-    """The metrics that the objective names for it; None without."""
-    labels = objective_of(model).health
-    found = {name: having(model.metrics, f"train/{name}") for name in labels}
-    found = {name: rows[-1][f"train/{name}"] for name, rows in found.items() if rows}
-    if not found:
+def diagnostics(phrases, model):
+    """Curves of the objective's health metrics; None if none were logged."""
+    labels = make_objective(model).health
+    logged = {name: rows_with(model.metrics, f"train/{name}") for name in labels}
+    latest = {name: rows[-1][f"train/{name}"] for name, rows in logged.items() if rows}
+    if not latest:
         return None
 
     def label(name, phrases):
         return phrases(f"health_{name}") if f"health_{name}" in phrases else labels[name]
 
     def draw(phrases):
-        return curves.metrics(model.metrics, {f"train/{x}": label(x, phrases) for x in found})
+        return curves.metrics(model.metrics, {f"train/{x}": label(x, phrases) for x in latest})
 
     def values(lang):
         phrases = Catalog("figures", lang)
-        return "; ".join(f"{label(name, phrases)}: {x:.3g}" for name, x in found.items())
+        return "; ".join(f"{label(name, phrases)}: {x:.3g}" for name, x in latest.items())
 
     caption = phrases("healthy", step=model.metrics[-1]["step"], values=values)
     if (advice := f"healthy_{model.config.objective.name}") in phrases:
@@ -162,8 +172,8 @@ def health(phrases, model):
     return section("health", figure(phrases, "health-curves", draw, caption))
 
 
-def given(phrases, model):
-    """A batch as the model sees it."""
+def input_batch(phrases, model):
+    """Images of the first training batch."""
     try:
         groups, labels = first_batch(model)
     except UserError as error:
@@ -176,29 +186,29 @@ def given(phrases, model):
         for row, views, label in zip(rows, images, labels, strict=True):
             for i, view in enumerate(views):
                 name = f"{group} {i + 1}"
-                source = inline.picture(visible(view, settings.mean, settings.std))
+                source = inline.data_url(denormalize(view, settings.mean, settings.std))
                 row.append((source, name if row else names[label], f"{name}: {names[label]}"))
     if len(rows[0]) > 1:
         caption += phrases("views")
     else:
         rows = [[row[0] for row in rows]]
-    return section("input", pictures("batch", rows, caption))
+    return section("input", image_rows("batch", rows, caption))
 
 
 def first_batch(model):
-    """Images of the first batch of training as the model is given them.
+    """Return images of the first training batch as the model receives them.
 
-    Mixing takes its partners from these images alone.
+    Mixup and CutMix draw partners only from these images.
 
     Returns:
       {name of a group of views: normalized float32 [n, v, h, w, c]}, and labels [n].
 
     Raises:
-      UserError: if the data are missing.
+      UserError: if the dataset is missing.
     """
     c = model.config
     source = data.make(c, c.data.train)
-    size = min(IMAGES, len(source), c.batch_size)
+    size = min(MAX_IMAGES, len(source), c.batch_size)
     options = dict(seed=c.seed, batch_size=size, repeats=c.augment.repeats, threads=1)
     batches = batch.train_batches(source, augment.transforms(c)[0], **options)
     try:
@@ -207,14 +217,15 @@ def first_batch(model):
         batches.close()
     rows["row"] = jnp.arange(size)
     _, rng = jax.random.split(jax.random.key(c.seed))
-    make_views, rng = objective_of(model).views, jax.random.fold_in(rng, 0)
+    rng = jax.random.fold_in(rng, 0)
+    make_views = make_objective(model).views
     shapes = jax.eval_shape(make_views, rows, rng).values()
-    keep = size if sum(x.shape[1] for x in shapes) == 1 else ROWS
+    keep = size if sum(x.shape[1] for x in shapes) == 1 else MAX_VIEW_ROWS
     rows = {name: x[:keep] for name, x in rows.items()}
     groups = jax.jit(make_views)(rows, rng)
     return {name: np.asarray(x) for name, x in groups.items()}, np.asarray(rows["label"])
 
 
-def visible(images, mean, std):
-    """Normalized images -> floats in [0, 1]."""
+def denormalize(images, mean, std):
+    """Undo the normalization of images; returns floats in [0, 1]."""
     return np.clip(images * np.asarray(std, np.float32) + np.asarray(mean, np.float32), 0, 1)

@@ -1,4 +1,4 @@
-"""What a model predicts on a split, image by image, and what it gets wrong."""
+"""Predictions of a model on a dataset split, and its errors."""
 
 import jax
 import numpy as np
@@ -6,32 +6,34 @@ import numpy as np
 from vit_jax.evaluators import knn
 
 
-def of_split(model, split, max_images):
-    """Labels [n] and predicted shares [n, k] of the first images of a split.
+def evaluate_split(model, split, max_images):
+    """Predict the first images of a split.
 
-    Without a classifier the nearest of the first training images vote.
+    A model without a classification head is evaluated with k-NN on the first training images.
 
     Args:
       model: `inference.LoadedModel` of a run.
-      split: a key of config.data.
-      max_images: how many of its images are predicted.
+      split: key of config.data.
+      max_images: number of images to evaluate, and of training images for k-NN.
 
     Returns:
-      labels, shares, and the number of neighbors that vote, or 0.
+      Labels [n], probabilities (for k-NN shares of the votes) [n, k], and the number of neighbors
+      (0 with a classification head).
 
     Raises:
-      UserError: if the data are missing.
+      UserError: if the dataset is missing.
     """
-    found = _outputs(model, split, max_images)
-    if "logits" in found:
-        return found["label"], np.asarray(jax.nn.softmax(found["logits"])), 0
-    bank, config = _outputs(model, "train", max_images), model.config.knn
-    features = [knn.normalize(x["pooled"]) for x in (bank, found)]
+    outputs = _outputs(model, split, max_images)
+    if "logits" in outputs:
+        return outputs["label"], np.asarray(jax.nn.softmax(outputs["logits"])), 0
+    bank = _outputs(model, "train", max_images)
+    config = model.config.knn
+    features = [knn.normalize(x["pooled"]) for x in (bank, outputs)]
     k = max(config.k)
-    similarities, at = knn.nearest(*features, min(k, len(features[0])))
-    labels = bank["label"][at]
+    similarities, indices = knn.nearest(*features, min(k, len(features[0])))
+    labels = bank["label"][indices]
     votes = knn.count_votes(similarities, labels, config.temperature, len(model.class_names))
-    return found["label"], votes / votes.sum(1, keepdims=True), k
+    return outputs["label"], votes / votes.sum(1, keepdims=True), k
 
 
 def _outputs(model, split, max_images):
@@ -40,20 +42,20 @@ def _outputs(model, split, max_images):
 
 
 def confusion(labels, predicted, classes):
-    """Counts [true, predicted] of labels [n] and predictions [n]."""
+    """Count images by [true, predicted] class, from labels [n] and predictions [n]."""
     counts = np.bincount(labels * classes + predicted, minlength=classes**2)
     return counts.reshape(classes, classes)
 
 
-def mistakes(labels, shares, count):
-    """Rows of the wrong predictions, the most confident first; at most so many."""
-    wrong = np.nonzero(shares.argmax(1) != labels)[0]
-    return wrong[np.argsort(-shares[wrong].max(1), kind="stable")][:count]
+def confident_errors(labels, probabilities, max_count):
+    """Return the indices of up to max_count wrong predictions, most confident first."""
+    wrong = np.nonzero(probabilities.argmax(1) != labels)[0]
+    return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:max_count]
 
 
-def confused(matrix, count):
-    """[(true, predicted, images), ...]: the pairs of classes that are confused most often."""
-    off = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
-    order = np.argsort(-off, axis=None, kind="stable")[:count]
-    pairs = [(*divmod(int(i), len(matrix)), int(off.flat[i])) for i in order]
+def confused_pairs(matrix, max_count):
+    """Return the most frequent confusions as [(true, predicted, images), ...]."""
+    errors = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
+    order = np.argsort(-errors, axis=None, kind="stable")[:max_count]
+    pairs = [(*divmod(int(i), len(matrix)), int(errors.flat[i])) for i in order]
     return [pair for pair in pairs if pair[2]]

@@ -1,15 +1,16 @@
-"""Phrases of the report in the languages of its page."""
+"""Phrases of the report in every language of the page."""
 
 from markupsafe import Markup
 
 from vit_jax.figures.catalog import LANGUAGES, read
 
 
-class Words:
-    """phrases("steps") -> Markup, a <span lang=...> per language; style.css shows one of them.
+class Phrases:
+    """Format phrases as Markup, with one <span lang=...> per language.
 
-    Values are formatted as the phrase says and escaped. A function among them is called with the
-    language, such as `phrase` returns.
+    `phrases("steps")` returns the spans; style.css shows the selected language. Values are
+    formatted as the phrase specifies, and escaped. A callable value is called with the language
+    first; see `phrase`.
     """
 
     def __init__(self, langs=LANGUAGES):
@@ -18,8 +19,8 @@ class Words:
     def __call__(self, name, /, **values):
         spans = Markup("")
         for lang in self.langs:
-            own = {key: x(lang) if callable(x) else x for key, x in values.items()}
-            text = phrase(name)(lang).format(**own)
+            localized = {key: x(lang) if callable(x) else x for key, x in values.items()}
+            text = phrase(name)(lang).format(**localized)
             spans += Markup('<span lang="{}">{}</span>').format(lang, text)
         return spans
 
@@ -28,7 +29,7 @@ class Words:
 
 
 def phrase(name):
-    """A phrase as a value in another one."""
+    """Return a function language -> phrase, to use as a value in another phrase."""
 
     def text(lang):
         return Markup(read(lang)["report"][name])

@@ -1,13 +1,17 @@
-"""Draw the attention of any layers and heads of a Vision Transformer, and features as colors.
+"""Draw attention maps of a Vision Transformer, for any layers and heads.
 
-python -m vit_jax.tools.attend --workdir=runs/dino --output=seen.png test:0 test:1 cat.jpg
+python -m vit_jax.tools.attend --workdir=runs/dino --output=attention.png test:0 test:1 cat.jpg
 python -m vit_jax.tools.attend --weights=FILE.safetensors --model=vit_small_patch8_224.dino \\
     --image=480 --layers=last --heads=all --style=mask --output=heads.png cat.jpg
 python -m vit_jax.tools.attend --workdir=runs/dino --terminal --animate=layers.gif test:0
 
-Draws the attention of the class token or, without one, the mean over the patches. Layers are side
-by side or, with several heads, one below the other. A directory stands for the images in it. The
-arrays are written beside a figure as .npz: maps [images, layers, heads, rows, columns], and more.
+IMAGE is a file, a directory of images or, with a run, a row of its dataset: test:0 is the first
+test image.
+
+A map shows the attention from the class token; for a model without one, the mean over all patches.
+Layers are drawn side by side, or one per row if there are several heads. Figures with one row per
+image also show the patch features, their first three principal components as colors. The arrays are
+saved next to the figure as .npz: maps [images, layers, heads, rows, columns], and others.
 """
 
 import re
@@ -21,10 +25,10 @@ from vit_jax import cli, variants
 from vit_jax.errors import UserError
 from vit_jax.tools import features, model_flags
 
-MAX_IMAGES = 16  # of a figure
-MAX_FRAMES = 500  # of an animation
-MAX_MAPS = 600  # of a figure, which is a square meter then
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")  # of the formats of `decode`
+MAX_FIGURE_IMAGES = 16
+MAX_ANIMATED_IMAGES = 500
+MAX_FIGURE_MAPS = 600  # a figure of 600 maps covers about one square meter
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")  # formats of `data.decode`
 STYLES = ("overlay", "map", "mask")
 
 
@@ -34,43 +38,49 @@ def define_flags():
     flags.DEFINE_list(
         "layers",
         None,
-        "numbers from 1, such as 1,6,12; last; all (default: first, middle and last; with "
-        "--against the last; with --animate of one image all)",
+        "layer numbers from 1, such as 1,6,12; last; or all (default: first, middle and last; with "
+        "--against: last; to animate a single image: all)",
     )
     flags.DEFINE_list(
         "heads",
         None,
-        "numbers from 0, such as 0,2,5; all; or over all heads mean, max, rollout, which goes "
-        "through all layers up to this one (default: mean, of a single layer the first three too)",
+        "head numbers from 0, such as 0,2,5; all; mean or max over all heads; or rollout, which "
+        "combines all layers up to the drawn one (default: mean; for a single layer also the first "
+        "three heads)",
     )
     flags.DEFINE_enum(
-        "style", "overlay", STYLES, "over the image; the map; the --keep of the image"
+        "style", "overlay", STYLES, "map over the image, map alone, or image masked by --keep"
     )
-    flags.DEFINE_float("keep", 0.6, "share of a map's sum inside an outline or a mask")
-    flags.DEFINE_integer("image", None, "side in pixels; positions are resized to it")
+    flags.DEFINE_float("keep", 0.6, "share of the attention inside the outline or mask")
+    flags.DEFINE_integer("image", None, "image size in pixels; position embeddings are resized")
     flags.DEFINE_string("output", None, "figure to write: .png, .pdf or .svg")
     flags.DEFINE_string(
-        "animate", None, "a frame per layer or, of several images, per image: .gif, .apng or .png"
+        "animate",
+        None,
+        "animation to write: .gif, .apng or .png; one frame per layer, or per image if there are "
+        "several images",
     )
-    flags.DEFINE_float("fps", None, "of --animate: frames per second (2 of layers, 10 of images)")
+    flags.DEFINE_float(
+        "fps", None, "frames per second of --animate (default: 2 for layers, 10 for images)"
+    )
     flags.DEFINE_bool("terminal", False, "print the maps as text")
 
 
-def main(flags, words):
-    words = list_images(words)
+def main(flags, args):
+    names = list_images(args)
     configs = model_flags.check_flags(flags)
     for config in filter(None, configs):
         if variants.is_cnn(config.model.variant):
-            raise UserError(f"a {config.model.variant} has no attention; name the run of a ViT")
-    check(len(words), **cli.arguments(check, flags))
+            raise UserError(f"{config.model.variant} has no attention maps; pass a ViT")
+    check(len(names), **cli.arguments(check, flags))
     models = model_flags.load(flags)
     if flags.image is not None:
         models = [model.replace(image=flags.image) for model in models]
-    pictures, errors = model_flags.open_images(words, models)
+    pictures, errors = model_flags.open_images(names, models)
     if pictures:
         for model in models:
-            if said := model_flags.preprocessing(model):
-                print(f"{model.name}{said}")
+            if preprocessing := model_flags.preprocessing(model):
+                print(f"{model.name}{preprocessing}")
         attend(models, pictures, **cli.arguments(attend, flags))
     return 2 if errors else 0
 
@@ -88,28 +98,29 @@ def attend(
     fps=None,
     terminal=False,
 ):
-    """Draw attention maps, and write the arrays beside the figure.
+    """Draw attention maps and save the arrays next to the figure.
 
     Args:
-      models: one `inference.LoadedModel` or two, of ViTs.
-      pictures: `data.pictures.Picture`s, of any size.
-      layers: numbers from 1, "last" or "all"; None: first, middle and last, or the last of two
-        models, or all for the animation of one image.
-      heads: numbers from 0, "all", "mean", "max" or "rollout"; None: the mean and, of a single
-        layer, the first three.
+      models: one or two ViTs, each an `inference.LoadedModel`.
+      pictures: images of any size, each a `data.pictures.Picture`.
+      layers: a list of numbers from 1, "last" or "all". None: first, middle and last; for two
+        models the last; for the animation of a single image all.
+      heads: a list of numbers from 0, "all", "mean", "max" or "rollout". None: the mean; for a
+        single layer also the first three heads.
       style: "overlay", "map" or "mask".
-      keep: share of a map's sum inside an outline or a mask.
-      output: .png, .pdf or .svg to write.
-      animate: .gif, .apng or .png to write, a frame per layer or, of several images, per image.
-      fps: frames per second.
+      keep: share of the attention inside the outline or mask.
+      output: .png, .pdf or .svg file to write.
+      animate: .gif, .apng or .png file to write, with one frame per layer, or per image if there
+        are several images.
+      fps: frames per second; None: 2 for layers, 10 for images.
       terminal: whether to print the maps as text.
 
     Returns:
-      {"maps" [images, layers, heads, rows, columns], "images", "mask", "colors", ...}, numpy; those
-      of a second model begin with "against_".
+      A dict of numpy arrays: "maps" [images, layers, heads, rows, columns], "images", "mask",
+      "colors" and others. Names for the second model have the prefix "against_".
 
     Raises:
-      UserError: for layers or heads that do not exist, or images of a size that does not fit.
+      UserError: for unknown layers or heads, an invalid output or an unsuitable image size.
     """
     from vit_jax.analysis import attention_maps
 
@@ -117,141 +128,183 @@ def attend(
         len(pictures), output=output, animate=animate, terminal=terminal, keep=keep, fps=fps
     )
     if any(model.is_cnn for model in models):
-        raise UserError("a ResNet has no attention; name a ViT")
-    by_frame = bool(animate) and len(pictures) == 1  # a frame per layer
-    default = ["all"] if by_frame else ["last"] if len(models) > 1 else None
+        raise UserError("a ResNet has no attention maps; pass a ViT")
+    frame_per_layer = bool(animate) and len(pictures) == 1
+    default = ["all"] if frame_per_layer else ["last"] if len(models) > 1 else None
     layers = [pick_layers(layers or default, model.depth) for model in models]
-    most = max(map(len, layers))
-    heads = pick_heads(heads, min(model.num_heads for model in models), most)
-    by_layer = len(heads) > 1 and most > 1  # layers below each other
-    check_size(len(pictures) if output else 1, layers, heads, by_layer or by_frame)
+    num_layers = max(map(len, layers))
+    heads = pick_heads(heads, min(model.num_heads for model in models), num_layers)
+    row_per_layer = len(heads) > 1 and num_layers > 1
+    check_size(len(pictures) if output else 1, layers, heads, row_per_layer or frame_per_layer)
     names = [picture.name for picture in pictures]
     views = [[model.view(picture.image) for picture in pictures] for model in models]
-    rolled = "rollout" in heads
-    seen = [attention_maps.extract(*one, rolled) for one in zip(models, views, layers, strict=True)]
+    extracted = [
+        attention_maps.extract(model, images, numbers, with_rollout="rollout" in heads)
+        for model, images, numbers in zip(models, views, layers, strict=True)
+    ]
     if terminal:
         from vit_jax.figures import terminal as text
 
-        print(text.text(names, seen, heads, shutil.get_terminal_size((100, 24)).columns))
-    arrays = collect(names, views[0], seen, keep)
+        print(text.text(names, extracted, heads, shutil.get_terminal_size((100, 24)).columns))
+    arrays = collect(names, views[0], extracted, keep)
     if output or animate:
         from vit_jax.figures import overlay
         from vit_jax.figures.attention import drawing
 
-        draw = partial(drawing, names, views[0], seen, heads, style=style, keep=keep)
-        rows = list(range(most)) if by_layer else None
+        draw = partial(drawing, names, views[0], extracted, heads, style=style, keep=keep)
+        rows = list(range(num_layers)) if row_per_layer else None
     if output:
         draw(range(len(names)), rows).savefig(output, dpi=150)
         save(output, arrays)
     if animate:
         frames = (draw([i], rows) for i in range(len(names)))
-        if by_frame:
-            frames = (draw([0], [layer]) for layer in range(most))
-        overlay.animate(animate, frames, fps=fps or (2 if by_frame else 10))
+        if frame_per_layer:
+            frames = (draw([0], [layer]) for layer in range(num_layers))
+        overlay.animate(animate, frames, fps=fps or (2 if frame_per_layer else 10))
         save(animate, arrays)
     return arrays
 
 
-def list_images(words):
-    """Images as they are, and for each directory the image files in it, 2.png before 10.png."""
+def list_images(args):
+    """Replace each directory by the image files in it, in natural order: 2.png before 10.png.
 
-    def natural(path):
+    Raises:
+      UserError: if a directory has no image files.
+    """
+
+    def natural_key(path):
         return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", path)]
 
-    found = []
-    for word in words:
-        if not Path(word).is_dir():
-            found.append(word)
+    names = []
+    for arg in args:
+        if not Path(arg).is_dir():
+            names.append(arg)
             continue
-        inside = [str(p) for p in Path(word).iterdir() if p.suffix.lower() in SUFFIXES]
-        if not inside:
-            raise UserError(f"{word} holds no image: {', '.join(SUFFIXES)}")
-        found += sorted(inside, key=natural)
-    return found
+        files = [str(p) for p in Path(arg).iterdir() if p.suffix.lower() in SUFFIXES]
+        if not files:
+            raise UserError(f"no images in {arg}; supported formats are {', '.join(SUFFIXES)}")
+        names += sorted(files, key=natural_key)
+    return names
 
 
 def check(count, *, output, animate, terminal, keep, fps):
-    """The paths of the figure and the animation, or None; their directories are made.
+    """Check the flags and create the directories of the output files.
 
-    count: of the images. Raises UserError.
+    Args:
+      count: number of images.
+      output, animate, terminal, keep, fps: as in `attend`.
+
+    Returns:
+      The paths of the figure and of the animation, each a Path or None.
+
+    Raises:
+      UserError: if a value is out of range or there is nothing to do.
     """
     if not (output or animate or terminal):
         raise UserError("pass --output=FILE.png, --animate=FILE.gif or --terminal")
-    most = MAX_IMAGES if output or terminal else MAX_FRAMES
-    if not 0 < count <= most:
+    max_count = MAX_FIGURE_IMAGES if output or terminal else MAX_ANIMATED_IMAGES
+    if not 0 < count <= max_count:
         raise UserError(
-            f"name 1 to {most} images, not {count}: files, directories or rows of data (test:0)"
+            f"got {count} images; pass 1 to {max_count}: files, directories or, with a run, rows "
+            "such as test:0"
         )
     if not 0 < keep <= 1:
         raise UserError(f"--keep={keep} must be above 0 and at most 1")
     if fps is not None and not 0.1 <= fps <= 50:
         raise UserError(f"--fps={fps} must be from 0.1 to 50")
-    film = Path(animate).expanduser() if animate else None
-    if film:
-        if film.suffix not in (".gif", ".apng", ".png"):
-            raise UserError(f"--animate={film} must be a .gif, .apng or .png")
-        cli.figure_path("animate", film.with_suffix(".png"))  # makes the directory
+    animation = Path(animate).expanduser() if animate else None
+    if animation:
+        if animation.suffix not in (".gif", ".apng", ".png"):
+            raise UserError(f"--animate={animation} must be a .gif, .apng or .png file")
+        cli.figure_path("animate", animation.with_suffix(".png"))  # creates the directory
     figure = cli.figure_path("output", output) if output else None
-    if figure and figure == film:
-        raise UserError(f"--animate and --output are both {film}")
-    return figure, film
+    if figure and figure == animation:
+        raise UserError(f"--animate and --output are both {animation}; use different files")
+    return figure, animation
 
 
-def pick_layers(words, depth):
-    """Layers as numbers from 1. Raises UserError."""
+def pick_layers(values, depth):
+    """Return the selected layers as numbers from 1.
+
+    Args:
+      values: a list of numbers, "last" or "all"; None: first, middle and last.
+      depth: number of layers of the model.
+
+    Raises:
+      UserError: for an unknown layer.
+    """
     from vit_jax.analysis import attention_maps
 
-    if words is None:
+    if values is None:
         return attention_maps.first_middle_last(depth)
     numbers = range(1, depth + 1)
-    return pick("layers", words, numbers, {"all": numbers, "last": [depth]})
+    return pick("layers", values, numbers, {"all": numbers, "last": [depth]})
 
 
-def pick_heads(words, count, layers):
-    """Heads as numbers from 0, "mean", "max" and "rollout". Raises UserError.
+def pick_heads(values, num_heads, num_layers):
+    """Return the selected heads as numbers from 0, "mean", "max" or "rollout".
 
-    count: heads that every model has. layers: how many layers are drawn.
+    Args:
+      values: a list of numbers, "all", "mean", "max" or "rollout"; None: the mean; for a single
+        layer also the first three heads.
+      num_heads: number of heads that all models have.
+      num_layers: number of layers to draw.
+
+    Raises:
+      UserError: for an unknown head.
     """
-    if words is None:
-        return ["mean", *range(min(3, count))] if layers == 1 and count > 1 else ["mean"]
-    named = {"all": range(count)} | {word: [word] for word in ("mean", "max", "rollout")}
-    return pick("heads", words, range(count), named)
+    if values is None:
+        single = num_layers == 1 and num_heads > 1
+        return ["mean", *range(min(3, num_heads))] if single else ["mean"]
+    named = {"all": range(num_heads)} | {name: [name] for name in ("mean", "max", "rollout")}
+    return pick("heads", values, range(num_heads), named)
 
 
-def pick(flag, words, numbers, named):
-    """Words, each a number or a name for several -> values, each once. Raises UserError."""
-    known = {str(number): [number] for number in numbers} | named
+def pick(flag, values, numbers, named):
+    """Look up each value among the numbers and names; return the selection without duplicates."""
+    choices = {str(number): [number] for number in numbers} | named
     try:
-        return list(dict.fromkeys(x for word in words for x in known[str(word)]))
+        return list(dict.fromkeys(x for value in values for x in choices[str(value)]))
     except KeyError:
         raise UserError(
-            f"--{flag}={','.join(map(str, words))} must be numbers from {numbers[0]} to "
-            f"{numbers[-1]}, {', '.join(named)}"
+            f"--{flag}={','.join(map(str, values))} must be numbers from {numbers[0]} to "
+            f"{numbers[-1]}, or {', '.join(named)}"
         ) from None
 
 
-def check_size(images, layers, heads, by_layer):
-    """Raise UserError if the figure would be too large."""
+def check_size(num_images, layers, heads, aligned):
+    """Check the number of maps in the figure.
+
+    Args:
+      num_images: number of images.
+      layers: the layers of each model.
+      heads: the selected heads.
+      aligned: whether the models share one row or frame per layer.
+
+    Raises:
+      UserError: if the figure would be too large, or the layers of two models cannot be aligned.
+    """
     counts = [len(numbers) for numbers in layers]
-    if by_layer and len(set(counts)) > 1:
-        raise UserError("the two have different numbers of layers; name them: --layers=1,2,3")
-    if images * sum(counts) * len(heads) > MAX_MAPS:
+    if aligned and len(set(counts)) > 1:
+        raise UserError("the models have different depths; select layers, as in --layers=1,2,3")
+    num_maps = num_images * sum(counts) * len(heads)
+    if num_maps > MAX_FIGURE_MAPS:
         raise UserError(
-            f"these are {images * sum(counts) * len(heads)} maps, more than {MAX_MAPS}; name "
+            f"the figure would have {num_maps} maps, but the maximum is {MAX_FIGURE_MAPS}; select "
             "fewer images, --layers or --heads"
         )
 
 
-def collect(names, views, seen, keep):
-    """The arrays that are drawn."""
+def collect(names, views, extracted, keep):
+    """Collect the drawn arrays of all models in one dict."""
     import numpy as np
 
     from vit_jax.analysis.attention import mass_mask
     from vit_jax.figures.attention import geometry, whose
 
     arrays = {"names": np.array(names), "images": np.stack(views)}
-    for prefix, model in zip(("", "against_"), seen, strict=False):
-        found = {
+    for prefix, model in zip(("", "against_"), extracted, strict=False):
+        model_arrays = {
             "maps": model.maps,
             "layers": model.layers,
             "heads": range(model.maps.shape[2]),
@@ -260,13 +313,13 @@ def collect(names, views, seen, keep):
             "note": f"{model.name}: attention of {whose(model)}; {geometry(model)}",
         }
         if model.rollout is not None:
-            found["rollout"] = model.rollout
-        arrays |= {prefix + name: np.asarray(array) for name, array in found.items()}
+            model_arrays["rollout"] = model.rollout
+        arrays |= {prefix + name: np.asarray(array) for name, array in model_arrays.items()}
     return arrays
 
 
 def save(path, arrays):
-    """Write the arrays beside a figure; print what was written."""
+    """Write the arrays next to a figure and print the paths of both files."""
     features.write(path.with_suffix(".npz"), arrays)
     print(f"{path}\n{path.with_suffix('.npz')}")
 

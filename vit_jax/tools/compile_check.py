@@ -1,13 +1,14 @@
-"""Check whether a recipe fits in device memory, also for a TPU slice that is not here.
+"""Check whether a recipe fits in device memory, for local devices or any TPU slice.
 
 python -m vit_jax.tools.compile_check --config=configs/deit.py:S --topology=v5e:2x4
 
-Compiles the training step of vit_jax.train and prints its memory per device, FLOPs, collectives and
-the largest batch that fits. Nothing is run, and ImageNet is not read. Compiling takes a minute or
-two on one core.
+Compiles the training step of vit_jax.train without running it, and prints its memory per device,
+FLOPs, collectives and the largest batch size that fits. ImageNet is not required. Each compilation
+takes one to two minutes on one CPU core.
 
---topology is TYPE:SHAPE in chips, as v5e:2x4, v6e:4x4, v5p:2x2x2; without it, the devices of this
-machine. It needs `make install EXTRA=tpu`, or pip install "jax[tpu]", but no TPU.
+--topology is TYPE:SHAPE in chips, such as v5e:2x4, v6e:4x4 or v5p:2x2x2; the default is the devices
+of this machine. Compiling for a TPU slice requires `make install EXTRA=tpu` or
+`pip install "jax[tpu]"`, but no TPU.
 """
 
 import importlib.util
@@ -26,80 +27,88 @@ from vit_jax.errors import UserError
 from vit_jax.perf import device_specs, hlo, workloads
 
 GIB = 2**30
-# The environment that libtpu needs to compile without a TPU; set before JAX is imported.
-NO_TPU = {
+# Environment for libtpu to compile without a TPU; it must be set before JAX is imported.
+LIBTPU_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # for every topology; it warns without
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several checks may run at once
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # for all topologies; avoids a warning
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # allows concurrent checks
 }
-# Images and classes of training splits that need not be read.
-KNOWN = {"imagenet2012": (1_281_167, 1000), "mnist": (60_000, 10), "fashion_mnist": (60_000, 10)}
+# Training images and classes of datasets that are replaced by synthetic ones.
+KNOWN_DATASETS = {
+    "imagenet2012": (1_281_167, 1000),
+    "mnist": (60_000, 10),
+    "fashion_mnist": (60_000, 10),
+}
 
 
 def define_flags():
     cli.define_config()
     flags.DEFINE_string("topology", None, "TPU slice to compile for, such as v5e:2x4")
-    flags.DEFINE_bool("search", True, "search for the largest batch that fits")
-    flags.DEFINE_bool("json", False, "print one JSON object as the last line, and no table")
+    flags.DEFINE_bool("search", True, "search for the largest batch size that fits")
+    flags.DEFINE_bool("json", False, "print one JSON object as the last line instead of a table")
 
 
 def main(flags):
-    """Print a table, or with --json an object; its memory is in bytes per device."""
+    """Print a table, or with --json an object with memory in bytes per device."""
     if flags.json:
         print(json.dumps(compile_check(**cli.arguments(compile_check, flags))))
     else:
-        compile_check(**cli.arguments(compile_check, flags), say=partial(print, flush=True))
+        compile_check(**cli.arguments(compile_check, flags), log=partial(print, flush=True))
 
 
-def compile_check(config, *, topology=None, search=True, say=lambda _: None):
+def compile_check(config, *, topology=None, search=True, log=lambda _: None):
     """Compile the training step of a config without running it.
 
     Args:
       config: a checked config.
       topology: TPU slice to compile for, such as "v5e:2x4"; None: the devices of this machine.
-      search: whether to search for the largest batch that fits, by compiling other sizes.
-      say: called with each part of the report as soon as it is known.
+      search: whether to compile other batch sizes to find the largest one that fits.
+      log: function that prints a part of the report as soon as it is available.
 
     Returns:
-      A dict: "fits", "memory" in bytes per device, "collectives", "flops" and more.
+      A dict with "fits", "memory" in bytes per device, "collectives", "flops" and others.
 
     Raises:
-      UserError: if the config does not go with the devices, or the TPU compiler is missing.
+      UserError: if the config does not match the devices, or the TPU compiler is not installed.
     """
     if topology and importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            '--topology needs the TPU compiler: make install EXTRA=tpu, or pip install "jax[tpu]"'
+            "--topology requires the TPU compiler; run make install EXTRA=tpu, or "
+            'pip install "jax[tpu]"'
         )
-    os.environ.update(NO_TPU if topology else {})
+    os.environ.update(LIBTPU_ENVIRONMENT if topology else {})
     import jax
 
     devices = device_specs.topology(topology) if topology else jax.devices()
     config = settle(config, devices[0].platform)
     result = compile_step(config, devices)
-    say(table(result, topology))
+    log(table(result, topology))
 
     def attempt(batch_size):
         config.batch_size = batch_size
-        found = compile_step(config, devices)
-        say(f"  {f'at {batch_size:,}':20}{verdict(found)}")
-        return found
+        attempted = compile_step(config, devices)
+        log(f"  {f'batch {batch_size:,}':20}{verdict(attempted)}")
+        return attempted
 
     if search:
         tried = find_largest(result, attempt)
         result["largest_batch"] = max((r["batch_size"] for r in tried if r["fits"]), default=None)
         keys = ("batch_size", "fits", "memory", "seconds")
         result["tried"] = [{key: r[key] for key in keys} for r in tried]
-        say(f"  {'largest batch':20}{result['largest_batch'] or 'none fits'}")
+        log(f"  {'largest batch':20}{result['largest_batch'] or 'none fits'}")
     names = ("jax", "jaxlib", "flax", "libtpu")
     versions = {d.name: d.version for d in metadata.distributions() if d.name in names}
     return {"topology": topology} | result | {"versions": versions}
 
 
 def settle(config, platform):
-    """A copy of the config with "auto" resolved for the platform, and with synthetic images in
-    place of a dataset of known size."""
+    """Return a copy of the config with "auto" resolved for the platform.
+
+    Known datasets are replaced by synthetic ones with equal numbers of images and classes, so that
+    the files are not required.
+    """
     from vit_jax.layers.kernels import automatic
 
     config = config.copy_and_resolve_references().unlock()
@@ -108,21 +117,26 @@ def settle(config, platform):
         if config.model[key] == "auto":
             config.model[key] = value
     name = {"tfds": config.data.dataset, "ilsvrc": "imagenet2012"}.get(config.data.name)
-    if name in KNOWN:
+    if name in KNOWN_DATASETS:
         config.data.name = "synthetic"
-        config.data.synthetic.images, config.data.synthetic.classes = KNOWN[name]
+        config.data.synthetic.images, config.data.synthetic.classes = KNOWN_DATASETS[name]
     return config
 
 
 def compile_step(config, devices):
     """Compile the training step of a config for the devices.
 
+    Args:
+      config: the config, without "auto" values.
+      devices: JAX devices, which need not be attached.
+
     Returns:
-      A dict: memory, FLOPs and collectives, and whether it fits. "state" is in bytes per device;
-      "least_ms" is the time of the FLOPs at the devices' peak, recomputation by remat included.
+      A dict with memory, FLOPs, collectives and whether the step fits. "state" is in bytes per
+      device. "least_ms" is the time of the FLOPs, including recomputation by remat, at the devices'
+      peak.
 
     Raises:
-      UserError: if the config does not go with the devices.
+      UserError: if the config does not match the devices.
     """
     import jax
 
@@ -132,7 +146,7 @@ def compile_step(config, devices):
     lowered = run.lower(workloads.batch_shapes(config))
     chip = device_specs.chip_of(devices[0])
     flops = config.batch_size * run.objective.flops()
-    done = flops * (4 / 3 if config.model.remat == "full" else 1)
+    executed_flops = flops * (4 / 3 if config.model.remat == "full" else 1)
     state = jax.tree.leaves(run.abstract)
     result = {
         "model": config.model.variant,
@@ -145,57 +159,60 @@ def compile_step(config, devices):
         "parameters": run.parameters,
         "state": sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in state),
         "flops": flops,
-        "least_ms": 1e3 * done / (chip.peak * 1e12 * len(devices)) if chip else None,
+        "least_ms": 1e3 * executed_flops / (chip.peak * 1e12 * len(devices)) if chip else None,
         "collectives": None,
         "limit": device_specs.memory(devices),
     }
-    began = time.perf_counter()
-    cached = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
+    start = time.perf_counter()
+    cache_enabled = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)  # to measure the compile time
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        lacking = hlo.out_of_memory(str(error))
-        if not lacking:
+        out_of_memory = hlo.out_of_memory(str(error))
+        if not out_of_memory:
             raise
-        temporaries, result["limit"] = lacking
+        temporaries, result["limit"] = out_of_memory
         result["memory"] = {"needed": temporaries + result["state"]}
     else:
         result["memory"] = hlo.memory(compiled)
         result["collectives"] = hlo.collectives(compiled.as_text())
     finally:
-        jax.config.update("jax_enable_compilation_cache", cached)
-    # An error means that it does not fit, although the state is counted only roughly then.
+        jax.config.update("jax_enable_compilation_cache", cache_enabled)
+    # After an out-of-memory error "needed" is an estimate; the step does not fit in any case.
     fits = result["collectives"] is not None and result["memory"]["needed"] <= result["limit"]
-    return result | {"fits": fits, "seconds": round(time.perf_counter() - began, 1)}
+    return result | {"fits": fits, "seconds": round(time.perf_counter() - start, 1)}
 
 
 def find_largest(first, attempt):
-    """Find the largest batch that fits, to within 25 %.
+    """Find the largest batch size that fits, to within 25%.
 
-    The sizes tried are multiples of the smallest batch that divides over the devices and the
-    micro-batches, 14 to 25 % apart, up to the number of images. The next size is interpolated
-    linearly between two results, at first between one and the state alone (batch 0); after some
-    tries, it is the middle one.
+    The candidates are multiples of the smallest batch size that is divisible by the number of
+    data-parallel devices and micro-batches. They are 14% to 25% apart and at most the number of
+    images. The next candidate is found by linear interpolation between two results, where batch
+    size 0 needs only the memory of the state. From the fourth result on, it is found by bisection.
 
     Args:
-      first: the result for the recipe's batch.
-      attempt: function of a batch size -> its result.
+      first: the result of `compile_step` for the recipe's batch size.
+      attempt: function that takes a batch size and returns the result of `compile_step`.
 
     Returns:
-      All results, in the order of compiling.
+      All results, in the order of compilation.
     """
     unit = first["mesh"]["data"] * first["mesh"]["fsdp"] * first["accum_steps"]
-    sizes, k = [], 1
+    sizes = []
+    k = 1
     while unit * k <= first["images"]:
         sizes.append(unit * k)
         k += max(1, 2 ** (k.bit_length() - 3))
-    needed, results, limit = {0: first["state"]}, [first], first["limit"]
+    needed = {0: first["state"]}
+    results = [first]
+    limit = first["limit"]
     while True:
         needed[results[-1]["batch_size"]] = results[-1]["memory"]["needed"]
         *_, before, fit = [0] + sorted({0} | {r["batch_size"] for r in results if r["fits"]})
         fail = min((r["batch_size"] for r in results if not r["fits"]), default=None)
-        low = bisect_right(sizes, fit)  # the first that is larger than what fits
+        low = bisect_right(sizes, fit)  # the first candidate above the largest that fits
         high = len(sizes) if fail is None else bisect_left(sizes, fail)
         if low >= high:
             return results
@@ -207,35 +224,35 @@ def find_largest(first, attempt):
 
 
 def table(r, topology):
-    """One result as text."""
+    """Format a result as text."""
     mesh = " x ".join(f"{axis} {count}" for axis, count in r["mesh"].items())
-    where = f"{math.prod(r['mesh'].values())} x {r['device']}"
+    devices = f"{math.prod(r['mesh'].values())} x {r['device']}"
     if topology:
-        where += f" ({topology})"
-    title = f"{r['model']}, batch {r['batch_size']:,}, {r['dtype']}, on {where}, mesh {mesh}"
+        devices += f" ({topology})"
+    title = f"{r['model']}, batch {r['batch_size']:,}, {r['dtype']}, on {devices}, mesh {mesh}"
     options = "accumulation {accum_steps}, remat {remat}, scan {scan}, attention {attn}"
     rows = {"options": options.format(**r), "memory": verdict(r)}
     parts = [f"{key} {size(n)}" for key, n in r["memory"].items() if key != "needed"]
     if parts:
-        rows["made of"] = ", ".join(parts)
+        rows["memory parts"] = ", ".join(parts)
     rows["compute"] = f"{r['flops'] / 1e12:,.3g} TFLOPs per step"
     if r["least_ms"]:
-        rows["compute"] += f": at least {r['least_ms']:,.1f} ms, at the chips' peak"
-    for kind, sent in (r["collectives"] or {}).items():
-        rows[kind] = f"{sent['runs']:,} per step, {size(sent['bytes'])} of results per device"
+        rows["compute"] += f", at least {r['least_ms']:,.1f} ms at peak FLOP/s"
+    for kind, count in (r["collectives"] or {}).items():
+        rows[kind] = f"{count['runs']:,} per step, {size(count['bytes'])} of results per device"
     return "\n".join([title, *(f"  {name:20}{text}" for name, text in rows.items())])
 
 
 def verdict(r):
-    """Whether a result fits, in words."""
-    words = "fits" if r["fits"] else "does not fit"
-    least = "at least " if r["collectives"] is None else ""
-    needed = f"{least}{size(r['memory']['needed'])} of {size(r['limit'])} per device"
-    return f"{words}: {needed}; compiled in {r['seconds']:.0f} s"
+    """Describe whether a result fits."""
+    outcome = "fits" if r["fits"] else "does not fit"
+    bound = "at least " if r["collectives"] is None else ""
+    needed = f"{bound}{size(r['memory']['needed'])} of {size(r['limit'])} per device"
+    return f"{outcome}: {needed}; compiled in {r['seconds']:.0f} s"
 
 
 def size(count):
-    """A number of bytes in words."""
+    """Format a number of bytes."""
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
 
 

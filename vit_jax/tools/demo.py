@@ -1,13 +1,16 @@
-"""A page in the browser: drop or paste a picture and look inside a model.
+"""Serve a web page that shows a model's predictions and attention maps for any image.
 
 python -m vit_jax.tools.demo --workdir=runs/digits
 python -m vit_jax.tools.demo --workdir=runs/supervised --against=runs/dino --lang=ko
 python -m vit_jax.tools.demo --weights=FILE.safetensors --model=vit_small_patch16_224
 
-Shows the most probable classes and the attention of every layer and head of a Vision Transformer,
-or Grad-CAM of a ResNet. Needs gradio: make install EXTRA=demo. The page loads nothing from other
-sites. It is open to this machine alone; another --host needs --auth_file or VIT_JAX_DEMO_AUTH. The
-server speaks plain HTTP: put it behind a proxy with TLS before you open it to a network.
+Drop or paste an image to see the most probable classes and the attention maps of any layer and head
+of a Vision Transformer, or Grad-CAM for a ResNet. Requires gradio: make install EXTRA=demo. The
+page loads nothing from other sites.
+
+By default the page is only accessible from this machine. Any other --host requires passwords in
+--auth_file or in the environment variable VIT_JAX_DEMO_AUTH. The server uses plain HTTP; put it
+behind a TLS proxy before exposing it to a network.
 """
 
 import importlib.util
@@ -24,8 +27,10 @@ def define_flags():
     model_flags.define_flags()
     flags.DEFINE_enum("lang", "en", ["en", "ko"], "language of the page")
     flags.DEFINE_string("host", "127.0.0.1", "address to listen on")
-    flags.DEFINE_integer("port", 7860, "0: any free one", lower_bound=0, upper_bound=65535)
-    flags.DEFINE_string("auth_file", None, "text file with user:password per line, to log in")
+    flags.DEFINE_integer(
+        "port", 7860, "port to listen on; 0: any free port", lower_bound=0, upper_bound=65535
+    )
+    flags.DEFINE_string("auth_file", None, "text file with one user:password per line")
 
 
 def main(flags):
@@ -37,18 +42,18 @@ def main(flags):
 
 
 def demo(model, against=None, *, lang="en", host="127.0.0.1", port=7860, auth=None):
-    """Serve the page until the process is interrupted.
+    """Serve the page until the process is interrupted; print its address.
 
     Args:
-      model: `inference.LoadedModel`.
-      against: a second one, side by side.
+      model: an `inference.LoadedModel`.
+      against: a second model, shown side by side; None: only one.
       lang: language of the page, "en" or "ko".
       host: address to listen on.
-      port: 0: any free one. The address is printed.
-      auth: [(user, password)] to log in with; needed unless the host is a loopback address.
+      port: port to listen on; 0: any free port.
+      auth: a list of (user, password); required unless the host is a loopback address.
 
     Raises:
-      UserError: if the host needs passwords, the port is taken, or gradio is not installed.
+      UserError: if the host requires passwords, the port is in use, or gradio is not installed.
     """
     port = check(host, port, auth)
 
@@ -59,10 +64,14 @@ def demo(model, against=None, *, lang="en", host="127.0.0.1", port=7860, auth=No
 
 
 def check(host, port, auth):
-    """Raise UserError for what would stop the server, before anything slow -> a free port."""
+    """Check that the server can start, before the model is loaded; return the port.
+
+    Raises:
+      UserError: as in `demo`.
+    """
     access.check_host(host, auth)
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("the page needs gradio, which is not installed: make install EXTRA=demo")
+        raise UserError("gradio is not installed; run make install EXTRA=demo")
     return access.free_port(host, port)
 
 

@@ -1,9 +1,10 @@
-"""Check that a long run can start: devices, data and disk, in a minute.
+"""Check devices, dataset and disk space before a long run.
 
 python -m vit_jax.tools.doctor --config=configs/deit.py:S --config.data.dir=DIR --workdir=runs/deit
 
-Reads --max_images images of each split, evenly spread: each must be an image with a known class.
-Problems are named, and end in exit code 2.
+Decodes and augments --max_images images of each split, evenly spaced, to find files that cannot be
+read; --max_images=0 reads all of them and also reports classes without images. The exit code is 2
+if there are problems.
 """
 
 import collections
@@ -19,14 +20,14 @@ from vit_jax import cli
 from vit_jax.errors import UserError
 from vit_jax.workdir import storage
 
-SIZES = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}  # images, where it is known
-MAX_COMPLAINTS = 10  # of a kind that are written out
+SPLIT_SIZES = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}  # images per split
+MAX_PRINTED_PROBLEMS = 10  # per check
 
 
 def define_flags():
     cli.define_config()
-    flags.DEFINE_string("workdir", None, "workdir of the run to come")
-    flags.DEFINE_integer("max_images", 1000, "images to read of each split; 0: all", lower_bound=0)
+    flags.DEFINE_string("workdir", None, "workdir of the planned run")
+    flags.DEFINE_integer("max_images", 1000, "images to read per split; 0: all", lower_bound=0)
 
 
 def main(flags):
@@ -34,33 +35,34 @@ def main(flags):
 
 
 def doctor(config, *, workdir=None, max_images=1000):
-    """Check the devices, data and disk of a run to come, and print what was found.
+    """Check devices, dataset and disk space for a planned run, and print the results.
 
     Args:
       config: a checked config.
-      workdir: of the run; None: the disk is not checked.
-      max_images: images to read of each split; 0: all.
+      workdir: workdir of the run; None: skip the check of the disk space.
+      max_images: images to read per split; 0: all.
 
     Returns:
-      The problems, a line each; [] if there are none.
+      A list of problems, one line each; [] if all checks passed.
     """
     print(f"python {sys.version.split()[0]}", flush=True)
     problems = []
     checks = ((check_devices,), (check_data, max_images), (check_disk, workdir))
     for check, *arguments in checks:
         try:
-            found = check(config, *arguments)
+            new_problems = check(config, *arguments)
         except UserError as error:
-            found = [str(error)]
-        for problem in found[:MAX_COMPLAINTS]:
+            new_problems = [str(error)]
+        for problem in new_problems[:MAX_PRINTED_PROBLEMS]:
             print(f"problem: {problem}")
-        problems += found
-    some = "problem" if len(problems) == 1 else "problems"
-    print(f"{len(problems)} {some} found" if problems else "all checks passed")
+        problems += new_problems
+    noun = "problem" if len(problems) == 1 else "problems"
+    print(f"{len(problems)} {noun} found" if problems else "all checks passed")
     return problems
 
 
 def check_devices(config):
+    """Check that the mesh fits the devices and divides the batch; return the problems."""
     import jax
 
     from vit_jax.devices import sharding
@@ -75,41 +77,48 @@ def check_devices(config):
 
 
 def check_data(config, max_images):
+    """Check all splits of the dataset; return the problems."""
     splits = dict.fromkeys((config.data.train, config.data.val, config.data.test))
     return [problem for name in splits for problem in check_split(config, name, max_images)]
 
 
 def check_split(config, name, max_images):
+    """Read images of a split and check its number of images and classes; return the problems."""
     from vit_jax import augment, data
 
     view, _ = augment.transforms(config)
     source = data.make(config, name)
     count = len(source)
-    number = min(max_images or count, count)
-    picked = [i * count // number for i in range(number)]
-    began = time.perf_counter()
+    num_read = min(max_images or count, count)
+    indices = [i * count // num_read for i in range(num_read)]
+    start = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(lambda i: read(source, view, i), picked))
-    speed = number / (time.perf_counter() - began)
-    labels = collections.Counter(label for label, _ in found if label is not None)
-    problems = [complaint for _, complaint in found if complaint]
+        results = list(pool.map(lambda i: read(source, view, i), indices))
+    speed = num_read / (time.perf_counter() - start)
+    labels = collections.Counter(label for label, _ in results if label is not None)
+    problems = [error for _, error in results if error]
     print(
-        f"{name}: {count:,} images of {source.num_classes} classes; read {number:,}, of "
+        f"{name}: {count:,} images, {source.num_classes} classes; read {num_read:,} images of "
         f"{len(labels)} classes, augmented at {speed:,.0f} images/s"
     )
-    if number == count and len(labels) < source.num_classes:
+    if num_read == count and len(labels) < source.num_classes:
         missing = sorted(set(range(source.num_classes)) - set(labels))
-        some = ", ".join(map(str, missing[:MAX_COMPLAINTS]))
-        problems.append(f"{name} has no image of {len(missing)} classes: {some}")
-    whole = {"tfds": config.data.dataset, "ilsvrc": "imagenet2012"}.get(config.data.name)
-    expected = SIZES.get(whole, {}).get(name, count)
+        examples = ", ".join(map(str, missing[:MAX_PRINTED_PROBLEMS]))
+        problems.append(f"{name} has no images of {len(missing)} classes: {examples}")
+    dataset = {"tfds": config.data.dataset, "ilsvrc": "imagenet2012"}.get(config.data.name)
+    expected = SPLIT_SIZES.get(dataset, {}).get(name, count)
     if count != expected:
-        problems.append(f"{name} has {count:,} images, {whole} has {expected:,}")
+        problems.append(f"{name} has {count:,} images, expected {expected:,} for {dataset}")
     return problems
 
 
 def read(source, view, i):
-    """-> the label of image i, None where it cannot be read; a complaint or None"""
+    """Read and augment image i.
+
+    Returns:
+      label: the label, or None if the image cannot be read.
+      error: the error message, or None.
+    """
     import numpy as np
 
     try:
@@ -121,32 +130,32 @@ def read(source, view, i):
 
 
 def check_disk(config, workdir):
-    """Room for the checkpoints: those kept, the best, and the one being written."""
+    """Check the disk space for the kept checkpoints, the best one and the one being written."""
     if not workdir:
         return []
     import jax
 
     from vit_jax import models, objectives, optim, step, variants
 
-    # One step per epoch: how long training takes does not change the size of its state.
+    # One step per epoch, because the number of steps does not affect the size of the state.
     objective = objectives.make(models.build(variants.from_config(config.model)), config, 1)
     tx, _ = optim.make(config, 1)
     state = jax.eval_shape(lambda: step.init_state(objective, tx, jax.random.key(0)))
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     needed = size * (config.keep_checkpoints + 2)
-    words = f"{config.model.variant}: {needed / 1e9:.2f} GB of checkpoints, "
+    summary = f"{config.model.variant}: {needed / 1e9:.2f} GB of checkpoints, "
     folder = storage.resolve(workdir)
     if storage.is_bucket(folder):
-        print(f"{words}in a bucket that answers")
+        print(f"{summary}in an accessible bucket")
         return []
     while not folder.exists():
         folder = folder.parent
     if not os.access(folder, os.W_OK) or not folder.is_dir():
-        raise UserError(f"--workdir={workdir}: {folder} cannot be written to")
+        raise UserError(f"--workdir={workdir}: {folder} is not writable")
     free = shutil.disk_usage(folder).free
-    words += f"{free / 1e9:.1f} GB free in {folder}"
-    print(words)
-    return [f"not enough space: {words}"] if free < needed else []
+    summary += f"{free / 1e9:.1f} GB free in {folder}"
+    print(summary)
+    return [f"not enough disk space: {summary}"] if free < needed else []
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
-"""Evaluate a run on one of its splits. Prints one JSON line.
+"""Evaluate a run on a split of its dataset and print the metrics as one line of JSON.
 
 python -m vit_jax.tools.evaluate --workdir=runs/digits --split=test
+python -m vit_jax.tools.evaluate --workdir=runs/dino --evaluator=knn
+
+By default, the best checkpoint is evaluated with the evaluators of the run's config. Accuracies are
+fractions from 0 to 1.
 """
 
 import json
@@ -15,40 +19,44 @@ from vit_jax.schema import members, one_of
 
 def define_flags():
     flags.DEFINE_string("workdir", None, "workdir of the run")
-    flags.DEFINE_string("weights", None, "the same as --workdir")
-    flags.DEFINE_string("evaluator", None, "module of vit_jax/evaluators (default: the run's own)")
-    flags.DEFINE_enum("split", "test", ["train", "val", "test"], "train, val or test")
+    flags.DEFINE_string("weights", None, "alias of --workdir")
+    flags.DEFINE_string(
+        "evaluator", None, "module of vit_jax/evaluators, such as knn (default: the config's)"
+    )
+    flags.DEFINE_enum("split", "test", ["train", "val", "test"], "split of the dataset")
     flags.DEFINE_string("checkpoint", "best", "best, latest or a step")
-    flags.DEFINE_bool("raw", False, "the trained weights, not their average or the teacher")
+    flags.DEFINE_bool(
+        "raw", False, "use the trained parameters instead of their EMA or the teacher"
+    )
 
 
 def main(flags):
     known = members("evaluators")
     if flags.evaluator not in (None, *known):
-        words = one_of(known, flags.evaluator)
-        raise UserError(f"--evaluator={flags.evaluator} must be {words}")
+        choices = one_of(known, flags.evaluator)
+        raise UserError(f"--evaluator={flags.evaluator} must be {choices}")
     if (flags.workdir is None) == (flags.weights is None):
         raise UserError("pass --workdir=DIR; see --help")
     workdir = flags.workdir or flags.weights
-    load_config(workdir)  # reports a wrong directory before JAX is imported
+    load_config(workdir)  # reports an invalid workdir before JAX is imported
     model = inference.load(workdir, checkpoint=flags.checkpoint, raw=flags.raw)
     scores = evaluate(model, flags.split, evaluator=flags.evaluator)
     print(json.dumps(scores | {"raw": flags.raw}))
 
 
 def evaluate(model, split="test", *, evaluator=None):
-    """Evaluate a run on all devices of this machine.
+    """Evaluate a run on all local devices.
 
     Args:
-      model: `inference.LoadedModel` of a run.
-      split: train, val or test.
-      evaluator: a module of vit_jax/evaluators; None: those of the run.
+      model: an `inference.LoadedModel` of a run.
+      split: "train", "val" or "test".
+      evaluator: a module of vit_jax/evaluators; None: the evaluators of the run's config.
 
     Returns:
-      {"workdir", "step", "split", "evaluators", ...} and the metrics.
+      A dict with "workdir", "step", "split", "evaluators" and the metrics.
 
     Raises:
-      UserError: if the split or the evaluator does not go with the run.
+      UserError: if the split or evaluator does not apply to the run.
     """
     import jax
 
@@ -59,8 +67,8 @@ def evaluate(model, split="test", *, evaluator=None):
     mesh = sharding.local_mesh()
     run = evaluators.make(names, model.model, model.config, split, mesh)
     scores = run(jax.device_put(model.params, sharding.replicated(mesh)))
-    head = {"workdir": model.workdir, "step": model.step, "split": split, "evaluators": names}
-    return head | scores
+    source = {"workdir": model.workdir, "step": model.step, "split": split, "evaluators": names}
+    return source | scores
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""The most probable classes of images.
+"""Classify images and print the most probable classes.
 
 python -m vit_jax.tools.predict --workdir=runs/digits test:0 test:1
 python -m vit_jax.tools.predict --weights=FILE.safetensors --model=vit_small_patch16_224 cat.jpg
+
+IMAGE is a file or, with a run, a row of its dataset: test:0 is the first test image. Images are
+resized, center-cropped and normalized as for evaluation. The preprocessing for a weight file
+depends on --model; --mean, --std and --crop override it.
 """
 
 import json
@@ -12,28 +16,30 @@ from vit_jax import cli
 from vit_jax.errors import UserError
 from vit_jax.tools import model_flags
 
-MAX_FIGURE = 48  # images
-BAR = 24  # characters of a bar at probability 1
+MAX_FIGURE_IMAGES = 48
+BAR_WIDTH = 24  # characters of a bar at probability 1
 
 
 def define_flags():
     model_flags.define_flags(against=False)
     model_flags.define_view_flags()
-    flags.DEFINE_integer("topk", 5, "classes per image", lower_bound=1)
+    flags.DEFINE_integer("topk", 5, "number of classes per image", lower_bound=1)
     flags.DEFINE_bool("json", False, "print one JSON object per image")
     flags.DEFINE_string("output", None, "figure to write: .png, .pdf or .svg")
 
 
-def main(flags, words):
-    if not words:
-        raise UserError("name one image or more: a file, or test:0 with --workdir")
+def main(flags, args):
+    if not args:
+        raise UserError("pass at least one image: a file or, with --workdir, a row such as test:0")
     model_flags.check_flags(flags)
     if flags.output:
-        if len(words) > MAX_FIGURE:
-            raise UserError(f"--output has room for {MAX_FIGURE} images, not {len(words)}")
+        if len(args) > MAX_FIGURE_IMAGES:
+            raise UserError(
+                f"--output supports at most {MAX_FIGURE_IMAGES} images; got {len(args)}"
+            )
         cli.figure_path("output", flags.output)
     (model,) = model_flags.load(flags)
-    pictures, errors = model_flags.open_images(words, [model])
+    pictures, errors = model_flags.open_images(args, [model])
     if pictures:
         tops = predict(model, [picture.image for picture in pictures], topk=flags.topk)
         if not flags.json:
@@ -49,12 +55,12 @@ def predict(model, images, *, topk=5):
     """Classify images.
 
     Args:
-      model: `inference.LoadedModel` with a classifier.
-      images: uint8 [h, w, c] each, of any size; they are prepared as at evaluation.
-      topk: classes per image.
+      model: an `inference.LoadedModel` with a classifier.
+      images: a list of uint8 [h, w, c] of any size, preprocessed here as for evaluation.
+      topk: number of classes per image.
 
     Returns:
-      For each image a list of (class number, probability), the most probable first.
+      A list per image of (class index, probability), in descending order of probability.
 
     Raises:
       UserError: if the model has no classifier.
@@ -63,7 +69,7 @@ def predict(model, images, *, topk=5):
     import numpy as np
 
     if not model.module.config.num_classes:
-        raise UserError(f"{model.name} has no classifier, so it cannot name classes")
+        raise UserError(f"{model.name} has no classifier")
     views = [model.view(image) for image in images]
     probabilities = np.asarray(jax.nn.softmax(model.run(views, batch_size=64)["logits"]))
     order = (-probabilities).argsort(axis=1, kind="stable")[:, :topk]
@@ -74,17 +80,17 @@ def predict(model, images, *, topk=5):
 
 
 def as_json(model, picture, top):
-    """A line of JSON."""
+    """Format a prediction as a line of JSON."""
     names = model.class_names
     rows = [{"class": i, "name": names[i], "probability": round(p, 6)} for i, p in top]
-    found = {"image": picture.name, "top": rows}
+    result = {"image": picture.name, "top": rows}
     if picture.label is not None:
-        found["label"] = picture.label
-    return json.dumps(found, ensure_ascii=False)
+        result["label"] = picture.label
+    return json.dumps(result, ensure_ascii=False)
 
 
 def as_table(model, picture, top):
-    """Lines of name, probability and bar; the true class is marked if it is known."""
+    """Format a prediction as a table of name, probability and bar; mark the true class if known."""
     names = model.class_names
     width = max(len(names[i]) for i, _ in top)
     title = picture.name
@@ -93,13 +99,13 @@ def as_table(model, picture, top):
     lines = ["", title]
     for i, p in top:
         mark = "<- correct" if i == picture.label else ""
-        bar = "█" * round(BAR * p) or "▏"
-        lines.append(f"  {names[i]:{width}}  {p:6.1%}  {bar:{BAR}} {mark}".rstrip())
+        bar = "█" * round(BAR_WIDTH * p) or "▏"
+        lines.append(f"  {names[i]:{width}}  {p:6.1%}  {bar:{BAR_WIDTH}} {mark}".rstrip())
     return "\n".join(lines)
 
 
 def draw(model, pictures, tops):
-    """Draw the images with their classes and, of a run, the curves. -> matplotlib Figure"""
+    """Return a matplotlib Figure of images, predictions and, for a run, the training curves."""
     from vit_jax.figures.predictions import predictions
 
     names = model.class_names

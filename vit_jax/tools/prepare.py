@@ -1,15 +1,20 @@
-"""Convert image files to a TFDS dataset: ArrayRecord, read at random, without TensorFlow.
+"""Convert images to a TFDS dataset in ArrayRecord format, without TensorFlow.
 
-  python -m vit_jax.tools.prepare --input=~/imagenet --name=my_imagenet
-  python -m vit_jax.tools.prepare --input=~/ilsvrc2012 --name=imagenet2012
-  python -m vit_jax.tools.prepare --input=~/fashion --name=fashion_mnist --version=3.0.1
+python -m vit_jax.tools.prepare --input=~/imagenet --name=my_imagenet
+python -m vit_jax.tools.prepare --input=~/ilsvrc2012 --name=imagenet2012
+python -m vit_jax.tools.prepare --input=~/fashion --name=fashion_mnist --version=3.0.1
 
---input is a directory of <split>/<class>/<image>, of ImageNet's archives
-(ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz), or of the four idx
-files of the MNIST family (train-images-idx3-ubyte, ..., t10k-labels-idx1-ubyte, also as .gz). Every
-image is decoded once to check it. JPEGs are kept byte for byte, other formats become PNG; a split
-called val becomes validation. Train on the result with --config.data.name=tfds
---config.data.dataset=NAME, and --config.data.dir=OUTPUT unless it is the default.
+--input is a directory with one of:
+
+* images as <split>/<class>/<image>
+* the archives of ImageNet: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
+  ILSVRC2012_devkit_t12.tar.gz
+* the four idx files of MNIST or a similar dataset: train-images-idx3-ubyte, ...,
+  t10k-labels-idx1-ubyte, optionally as .gz
+
+Every image is decoded once to check it. JPEG files are stored unchanged, other formats as PNG. A
+split named val is renamed to validation. To train on the dataset, pass --config.data.name=tfds
+--config.data.dataset=NAME and, unless --output is the default, --config.data.dir=OUTPUT.
 """
 
 import re
@@ -27,11 +32,11 @@ OUTPUT = "~/tensorflow_datasets"
 def define_flags():
     flags.DEFINE_string("input", None, "directory with the images", required=True)
     flags.DEFINE_string(
-        "name", None, "name of the dataset: lower-case letters, digits, _", required=True
+        "name", None, "name of the dataset: lowercase letters, digits and _", required=True
     )
-    flags.DEFINE_string("output", OUTPUT, "directory of all datasets")
+    flags.DEFINE_string("output", OUTPUT, "TFDS data directory, which holds all datasets")
     flags.DEFINE_string("version", "1.0.0", "version of the dataset")
-    flags.DEFINE_list("class_names", None, "idx: names of classes 0, 1, ..., comma-separated")
+    flags.DEFINE_list("class_names", None, "for idx files: comma-separated names of the classes")
 
 
 def main(flags):
@@ -45,29 +50,31 @@ def main(flags):
 
 
 def prepare(source, name, *, output=OUTPUT, version="1.0.0", class_names=None):
-    """Write the images in the directory `source` as the dataset `output`/`name`/`version`.
+    """Convert the images in a directory to the TFDS dataset `output`/`name`/`version`.
 
     Args:
-      source: directory of <split>/<class>/<image>, of ImageNet's archives, or of idx files.
-      name: the name of the dataset.
-      output: the directory of all datasets.
-      version: the version of the dataset, X.Y.Z.
-      class_names: names of the classes of idx files; None: their numbers.
+      source: directory with <split>/<class>/<image>, ImageNet's archives or idx files.
+      name: name of the dataset.
+      output: TFDS data directory, which holds all datasets.
+      version: version of the dataset, X.Y.Z.
+      class_names: names of the classes in idx files; None: their numbers.
 
     Raises:
-      UserError: for a name or directory that cannot be used.
-      DecodeError: for an image that cannot be decoded. Nothing is left of the dataset then.
+      UserError: if the name or a directory is invalid.
+      DecodeError: if an image cannot be decoded. The incomplete dataset is removed.
     """
     source = Path(source).expanduser()
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise UserError(f"--name={name} must be lower-case letters, digits and _, a letter first")
+        raise UserError(
+            f"--name={name} must be a lowercase letter, then lowercase letters, digits, _"
+        )
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
-        raise UserError(f"--version={version} must look like 1.0.0")
+        raise UserError(f"--version={version} must have the form 1.0.0")
     if not source.is_dir():
         raise UserError(f"--input={source} is not a directory")
     target = Path(output).expanduser() / name / version
     if target.exists():
-        raise UserError(f"{target} exists; remove it, or pass another --version")
+        raise UserError(f"{target} already exists; remove it or pass another --version")
 
     from vit_jax.data import folder, idx, ilsvrc, tfds
     from vit_jax.data.sources import Files
@@ -77,17 +84,20 @@ def prepare(source, name, *, output=OUTPUT, version="1.0.0", class_names=None):
         kind = ilsvrc if ilsvrc.splits(source) else folder
         sources = {split: Files(*kind.scan(source, split)) for split in kind.splits(source)}
     if not sources:
-        raise UserError(f"{source} has neither <split>/<class>/<image> nor idx files")
+        raise UserError(
+            f"no images in --input={source}; expected <split>/<class>/<image>, ImageNet's archives "
+            "or idx files"
+        )
     if "val" in sources:
         sources["validation"] = sources.pop("val")
-    part = target.with_name(f"{version}.incomplete")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    temporary = target.with_name(f"{version}.incomplete")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        tfds.write(part, name, version, sources)
-        part.rename(target)
+        tfds.write(temporary, name, version, sources)
+        temporary.rename(target)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     counts = ", ".join(f"{split} {len(source):,}" for split, source in sources.items())
     classes = len(next(iter(sources.values())).class_names)
     print(f"wrote {target}: {counts} images, {classes} classes")

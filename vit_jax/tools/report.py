@@ -1,13 +1,16 @@
-"""A run, or the weights in a file, as one HTML page that needs no other file and no network.
+"""Write a self-contained HTML report of a run or of a weight file.
 
 python -m vit_jax.tools.report --workdir=runs/digits
 python -m vit_jax.tools.report --weights=FILE.safetensors --model=vit_small_patch16_224 \\
     --output=report.html cat.jpg
-python -m vit_jax.tools.report --workdir=runs/resnet14 --against=runs/micro --output=both.html
+python -m vit_jax.tools.report --workdir=runs/resnet14 --against=runs/micro --output=comparison.html
 
-The page of a run is DIR/report.html: config, environment, curves, a batch, what the model has
-learned, where it looks, what it predicts for the test images. That of a weight file is about the
-model alone. --against adds a section that compares it with another run or file.
+The report of a run has its config, environment, training curves, a training batch, learned weights,
+attention maps (Grad-CAM for a ResNet) and predictions for the test images. The report of a weight
+file describes the model only. --against adds a comparison with another run or weight file.
+
+IMAGE is a file or, with a run, a row of its dataset: test:0 is the first test image. By default,
+the report of a run shows the first images of the split.
 """
 
 from absl import flags
@@ -21,20 +24,22 @@ from vit_jax.workdir import storage
 
 def define_flags():
     model_flags.define_flags()
-    flags.DEFINE_string("output", None, ".html to write (default: DIR/report.html of a run)")
+    flags.DEFINE_string(
+        "output", None, ".html file to write (default: report.html in the workdir of the run)"
+    )
     flags.DEFINE_enum("lang", "both", [*LANGUAGES, "both"], "English, Korean or both")
-    flags.DEFINE_enum("split", "test", ["val", "test"], "whose images are predicted: val or test")
+    flags.DEFINE_enum("split", "test", ["val", "test"], "split to evaluate")
     flags.DEFINE_integer(
         "max_images", 10_000, "evaluate only the first N images of the split", lower_bound=1
     )
 
 
-def main(flags, words):
+def main(flags, args):
     model_flags.check_flags(flags)
-    path = place(flags.workdir or flags.weights, flags.output)
+    path = output_path(flags.workdir or flags.weights, flags.output)
     models = model_flags.load(flags)
-    pictures, _ = model_flags.open_images(words, models)
-    if words and not pictures:
+    pictures, _ = model_flags.open_images(args, models)
+    if args and not pictures:
         raise UserError("none of the images can be read")
     loaded = dict(zip(("model", "against"), models, strict=False))
     report(pictures=pictures, **cli.arguments(report, flags) | loaded)
@@ -52,27 +57,28 @@ def report(
     max_images=10_000,
     raw=False,
 ):
-    """Write a report.
+    """Write an HTML report of a model.
 
     Args:
-      model: `inference.LoadedModel` of a run or a weight file.
-      pictures: `data.pictures.Picture`s; (): the first images of the split.
-      against: a second `LoadedModel` to compare with.
-      output: .html to write; None: report.html in the workdir of the run.
+      model: an `inference.LoadedModel` of a run or weight file.
+      pictures: images to show, each a `data.pictures.Picture`; (): the first images of the split.
+      against: a second `LoadedModel` to compare with; None: no comparison.
+      output: .html file to write; None: report.html in the workdir of the run.
       lang: "en", "ko" or "both".
-      split: "val" or "test", whose images are predicted.
-      max_images: predict only the first images of the split.
-      raw: whether the page says that the weights are neither averages nor the teacher's.
+      split: split to evaluate, "val" or "test".
+      max_images: evaluate only the first N images of the split.
+      raw: whether the model has the trained parameters instead of their EMA or the teacher, which
+        the report then states.
 
     Returns:
-      The path of the page.
+      The path of the report.
 
     Raises:
-      UserError: for images that do not fit, and for a page that cannot be written.
+      UserError: if the images do not fit the model, or the output path is invalid.
     """
     from vit_jax.report.compose import compose
 
-    path = place(model.workdir or model.name, output)
+    path = output_path(model.workdir or model.name, output)
     models = [model] if against is None else [model, against]
     langs = LANGUAGES if lang == "both" else (lang,)
     options = dict(langs=langs, split=split, max_images=max_images, raw=raw)
@@ -80,15 +86,23 @@ def report(
     return path
 
 
-def place(weights, output):
-    """Where to write the page. Raises UserError."""
+def output_path(weights, output):
+    """Return the path of the report.
+
+    Args:
+      weights: workdir of a run, or a weight file.
+      output: .html file to write; None: report.html in the workdir of the run.
+
+    Raises:
+      UserError: if the path is invalid, or missing for a weight file.
+    """
     if output is None:
         if not storage.is_directory(weights):
-            raise UserError(f"{weights} is a file; pass --output=report.html")
+            raise UserError(f"{weights} is not a run; pass --output=report.html")
         return storage.resolve(weights) / "report.html"
     path = storage.resolve(output)
     if path.suffix != ".html" or not path.parent.is_dir():
-        raise UserError(f"--output={output} must be a .html file in a directory that exists")
+        raise UserError(f"--output={output} must be a .html file in an existing directory")
     return path
 
 

@@ -1,11 +1,11 @@
-"""The stages of a model with their shapes, parameters, FLOPs and memory. Allocates no weights.
+"""Print the stages of a model with output shapes and parameters, and its FLOPs and memory.
 
 python -m vit_jax.tools.summary --model=B/16
 python -m vit_jax.tools.summary --config=configs/dino.py:s16_300 --drawings=figures
 
---drawings writes the stages, attention, its heads, patch embedding, positions, with a DINO config
-also student and teacher, each as an SVG with this model's own shapes, and its size beside the
-published ones.
+No weights are allocated. --drawings writes SVG diagrams labeled with the shapes of the model: its
+stages, self-attention, multi-head attention, patch embedding, position embedding and, with a DINO
+config, student and teacher. It also writes a chart of the model's size next to the published sizes.
 """
 
 from dataclasses import replace
@@ -21,10 +21,12 @@ from vit_jax.flops import count_flops
 def define_flags():
     cli.define_config(required=False)
     flags.DEFINE_string(
-        "model", None, "a name, with overrides: B/16 or vit_base_patch16_224,depth=4"
+        "model", None, "model name, with overrides: B/16 or vit_base_patch16_224,depth=4"
     )
-    flags.DEFINE_integer("num_classes", None, "classes (default: the data's; 1000 for --model)")
-    flags.DEFINE_string("drawings", None, "folder to write SVG drawings of the model into")
+    flags.DEFINE_integer(
+        "num_classes", None, "number of classes (default: the dataset's; for --model: 1000)"
+    )
+    flags.DEFINE_string("drawings", None, "directory to write SVG diagrams to")
 
 
 def main(flags):
@@ -37,12 +39,15 @@ def main(flags):
 
 
 def model_of(name, config, num_classes=None):
-    """The name of a model, and its `ViTConfig` or `ResNetConfig`.
+    """Return the name of a model and its `ViTConfig` or `ResNetConfig`.
 
     Args:
-      name: with overrides; None: that of the config.
-      config: of a run, or None.
-      num_classes: None: those of the config's data, or 1000.
+      name: model name with overrides; used if there is no config.
+      config: config of a run, or None.
+      num_classes: number of classes; None: the config's or its dataset's, or 1000 for a name.
+
+    Raises:
+      UserError: if the name is unknown, or the number of classes cannot be determined.
     """
     if config is None:
         return name, variants.parse(name, num_classes=num_classes)
@@ -52,7 +57,7 @@ def model_of(name, config, num_classes=None):
         try:
             num_classes = data.make(config, config.data.train).num_classes
         except UserError as error:
-            hint = "Or pass the number of classes: --num_classes=1000"
+            hint = "or pass the number of classes, as in --num_classes=1000"
             raise UserError(f"{error}\n{hint}") from None
     model = variants.from_config(config.model, num_classes)
     if num_classes is not None:
@@ -61,67 +66,72 @@ def model_of(name, config, num_classes=None):
 
 
 def summary(name, config):
-    """The stages of the model of a `ViTConfig` or `ResNetConfig` as a table, with its FLOPs."""
+    """Format the stages, FLOPs and memory of a model as text.
+
+    Args:
+      name: name of the model.
+      config: its `ViTConfig` or `ResNetConfig`.
+    """
     from vit_jax.analysis import stages
     from vit_jax.figures.diagrams import stage_title
 
     rows, total = stages.from_config(config)
     rows = [(stage_title(stage), *rest) for stage, *rest in rows]
     rows += [("total", "", total)]
-    wide = max(len(stage) for stage, _, _ in rows) + 2
+    width = max(len(stage) for stage, _, _ in rows) + 2
     if isinstance(config, variants.ResNetConfig):
         sizes = f"stages of {', '.join(map(str, config.layers))} {config.block} blocks"
     else:
         sizes = f"depth {config.depth}, {config.num_heads} heads"
-    lines = [f"{'stage':{wide}}{'shape per image':20}{'parameters':>14}"]
+    lines = [f"{'stage':{width}}{'shape per image':20}{'parameters':>14}"]
     for stage, shape, count in rows:
-        lines.append(f"{stage:{wide}}{shape:20}{f'{count:,}' if count else '':>14}".rstrip())
+        lines.append(f"{stage:{width}}{shape:20}{f'{count:,}' if count else '':>14}".rstrip())
     flops = count_flops(config)
     lines.append(
-        f"\n{flops / 1e9:.4g} GFLOPs per image forward ({flops / 2e9:.4g} GMACs: one multiply-add "
-        "is 2 FLOPs); a training step takes 3 times as many\n"
-        f"{4 * total / 1e6:,.4g} MB of weights in float32; AdamW's state takes twice that"
+        f"\n{flops / 1e9:.4g} GFLOPs per image for a forward pass ({flops / 2e9:.4g} GMACs; one "
+        "multiply-add is 2 FLOPs), 3 times that for a training step\n"
+        f"{4 * total / 1e6:,.4g} MB of weights in float32, twice that for the state of AdamW"
     )
     return "\n".join([f"{name}: width {config.width}, {sizes}", "", *lines])
 
 
 def draw(folder, name, model, config=None):
-    """Draw a model as SVG files in a directory, which is created.
+    """Write SVG diagrams of a model.
 
     Args:
-      folder: where to write.
-      name: of the model.
+      folder: directory to write to; it is created if necessary.
+      name: name of the model.
       model: its `ViTConfig` or `ResNetConfig`.
-      config: of a run, whose objective is drawn too.
+      config: config of a run, to also draw its objective; None: model only.
 
     Returns:
       The paths of the files.
 
     Raises:
-      UserError: if they cannot be written.
+      UserError: if the files cannot be written.
     """
     from vit_jax import models, objectives
     from vit_jax.analysis import stages, weight_stats
     from vit_jax.figures import diagrams, sizes
 
     folder = Path(folder).expanduser()
-    drawn = {"whole": diagrams.whole(stages.from_config(model)[0], name)}
+    drawings = {"whole": diagrams.whole(stages.from_config(model)[0], name)}
     if isinstance(model, variants.ViTConfig):
         parts = ("self_attention", "multi_head", "patch_embedding", "positions")
-        drawn |= {part: getattr(diagrams, part)(model) for part in parts}
+        drawings |= {part: getattr(diagrams, part)(model) for part in parts}
     if config is not None:
         objective = objectives.make(models.build(model), config, steps_per_epoch=1)
         if part := objective.drawing:
-            drawn[part] = getattr(diagrams, part)(model, config)
+            drawings[part] = getattr(diagrams, part)(model, config)
     bars = sizes.bars(weight_stats.beside_published(name.partition(",")[0], model))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for part, text in drawn.items():
+        for part, text in drawings.items():
             (folder / f"{part}.svg").write_text(text, encoding="utf-8")
         bars.savefig(folder / "sizes.svg")
     except OSError as error:
         raise UserError(f"--drawings={folder} cannot be written: {error.strerror}") from None
-    return [folder / f"{part}.svg" for part in (*drawn, "sizes")]
+    return [folder / f"{part}.svg" for part in (*drawings, "sizes")]
 
 
 if __name__ == "__main__":

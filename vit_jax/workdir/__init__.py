@@ -1,1 +1,1 @@
-"""What a workdir holds: checkpoints, metrics, log; on disk or in a bucket. Knows no config."""
+"""Contents of a workdir: checkpoints, metrics and log, on disk or in a bucket."""

@@ -1,7 +1,7 @@
-"""The training state on disk, with Orbax: saved in the background, latest and best kept.
+"""Checkpointing with Orbax. Saves asynchronously and keeps the latest and the best checkpoints.
 
-workdir/checkpoints/<step>/ has two items: `model` (params and extra), all that evaluation and
-prediction read, and `optimizer` (step and opt_state), which resuming needs too.
+workdir/checkpoints/<step>/ has two items: `model` (params and extra), which is sufficient for
+evaluation and inference, and `optimizer` (step and opt_state), which is also needed to resume.
 """
 
 import orbax.checkpoint as ocp
@@ -11,13 +11,14 @@ from vit_jax.workdir import storage
 
 
 class Checkpoints:
-    """The checkpoints of one workdir; a context manager.
+    """The checkpoints of a run. Use it as a context manager.
 
     Args:
       workdir: directory of the run.
-      keep: how many of the latest checkpoints stay, beside the best one.
-      metric: the metric of the best checkpoint; larger is better.
-      write: False to read those of a run that may be in progress, and to remove nothing.
+      keep: number of latest checkpoints to keep, in addition to the best one.
+      metric: name of the metric that determines the best checkpoint; larger is better.
+      write: False to read the checkpoints of a run that may still be training; the temporary
+        directories of unfinished checkpoints are then not removed.
     """
 
     def __init__(self, workdir, *, keep=2, metric="eval/val/acc1", write=True):
@@ -40,14 +41,14 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def save(self, step, state, metrics=()):
-        """Save a TrainState, unless that step is saved already.
+        """Save a TrainState asynchronously. Does nothing if there is a checkpoint of this step.
 
-        Returns as soon as the state is copied; it is on disk after `wait`, or the next save.
+        Returns once the state is copied. The checkpoint is on disk after `wait` or the next save.
 
         Args:
-          step: optimizer steps done.
-          state: `TrainState`.
-          metrics: the evaluation of this very state, as a dict; () where there was none.
+          step: number of completed optimizer steps.
+          state: the `TrainState`.
+          metrics: evaluation metrics of this state, as a dict; () if it was not evaluated.
         """
         if step in self.manager.all_steps():
             return
@@ -57,35 +58,48 @@ class Checkpoints:
         )
         metrics = metrics if self.metric in metrics else None
         if not self.manager.save(step, args=items, metrics=metrics, force=True):
-            raise RuntimeError(f"the checkpoint of step {step} was not taken")
+            raise RuntimeError(f"failed to save the checkpoint at step {step}")
 
     def latest(self):
-        """The latest step, or None."""
+        """Return the step of the latest checkpoint, or None."""
         return self.manager.latest_step()
 
     def best(self):
-        """(step, metric) of the best evaluated checkpoint, the later of equals; or None."""
+        """Return (step, metric) of the best checkpoint, the later one in a tie, or None."""
         step = self.manager.best_step()
         return None if step is None else (step, self.manager.metrics(step)[self.metric])
 
     def restore(self, abstract):
-        """The latest TrainState, placed as `abstract` says, of ShapeDtypeStructs with shardings."""
+        """Restore the latest TrainState.
+
+        Args:
+          abstract: a TrainState of ShapeDtypeStructs with the target shardings.
+        """
         step = self.latest()
         params, extra = self.restore_model(abstract.params, abstract.extra, step)
         optimizer = {"step": abstract.step, "opt_state": abstract.opt_state}
         items = ocp.args.Composite(optimizer=ocp.args.StandardRestore(optimizer))
-        found = self.manager.restore(step, args=items)["optimizer"]
-        return abstract._replace(params=params, extra=extra, **found)
+        restored = self.manager.restore(step, args=items)["optimizer"]
+        return abstract._replace(params=params, extra=extra, **restored)
 
     def restore_model(self, params, extra, step):
-        """(params, extra) alone, placed as the two trees of ShapeDtypeStructs say."""
+        """Restore the model of the checkpoint at `step`, without the optimizer state.
+
+        Args:
+          params: pytree of ShapeDtypeStructs with the target shardings.
+          extra: pytree of ShapeDtypeStructs with the target shardings.
+          step: step of the checkpoint.
+
+        Returns:
+          params, extra.
+        """
         model = {"params": params, "extra": extra}
         items = ocp.args.Composite(model=ocp.args.StandardRestore(model))
-        found = self.manager.restore(step, args=items)["model"]
-        return found["params"], found["extra"]
+        restored = self.manager.restore(step, args=items)["model"]
+        return restored["params"], restored["extra"]
 
     def wait(self):
-        """Return once everything that was saved is on disk. Raises what went wrong."""
+        """Wait until all checkpoints are on disk. Raises errors of the background save."""
         self.manager.wait_until_finished()
 
     def __enter__(self):

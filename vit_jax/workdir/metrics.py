@@ -1,8 +1,9 @@
-"""The rows of a run: metrics.jsonl, one JSON object per line, `step` first; not finite is null.
+"""Reader and writers of metrics.jsonl.
 
-On a disk lines are appended whole, and a reader skips a line that was torn by a crash or a full
-disk. An object in a bucket cannot be appended to: it is written again at each checkpoint and every
-minute.
+Each row is one JSON object per line, with the key `step` first. Non-finite values are null. On a
+disk, complete lines are appended, and readers skip incomplete lines left by a crash or a full disk.
+Objects in a bucket cannot be appended to, so metrics.jsonl is rewritten at every checkpoint and
+once per minute.
 """
 
 import errno
@@ -12,30 +13,33 @@ import time
 
 from vit_jax.workdir import storage
 
-FLUSH_SECONDS = 60  # between two writes of an object, checkpoints aside
+FLUSH_SECONDS = 60  # interval between writes to a bucket, in addition to those at checkpoints
 
 
-def rows_after(folder, start):
-    """A writer of rows, `File` or `Object`.
+def open_writer(folder, start):
+    """Open metrics.jsonl for a run that resumes from step `start`.
 
-    Rows past step `start`, of a part of the run that is done again, are moved to
-    metrics.discarded.jsonl; all rows where it is 0.
+    Rows after `start`, which will be written again, are moved to metrics.discarded.jsonl; all rows
+    if `start` is 0.
+
+    Returns:
+      A `FileWriter` on a disk, or a `BucketWriter` in a bucket.
     """
     path = folder / "metrics.jsonl"
     _discard(path, start)
-    return Object(path) if storage.is_bucket(path) else File(path)
+    return BucketWriter(path) if storage.is_bucket(path) else FileWriter(path)
 
 
-class File:
-    """metrics.jsonl on a disk: rows are there once written."""
+class FileWriter:
+    """Writer of metrics.jsonl on a disk. Rows are stored as they are written."""
 
-    due = False  # for a flush
+    due = False  # there is never anything to flush
 
     def __init__(self, path):
         self.file = open(path, "ab", buffering=0)
 
     def write(self, row):
-        """Write a whole line at once. On a full disk, remove the part that was written."""
+        """Append a row. If the disk is full, remove the partial line and raise OSError."""
         line = _line(row)
         size = os.fstat(self.file.fileno()).st_size
         if self.file.write(line) != len(line):
@@ -49,8 +53,8 @@ class File:
         self.file.close()
 
 
-class Object:
-    """metrics.jsonl in a bucket: rows are there after `flush`."""
+class BucketWriter:
+    """Writer of metrics.jsonl in a bucket. Rows are stored by `flush`."""
 
     def __init__(self, path):
         self.path = path
@@ -60,7 +64,7 @@ class Object:
 
     @property
     def due(self):
-        """Whether it is time for a flush."""
+        """Whether the rows should be flushed."""
         return time.monotonic() - self.flushed >= FLUSH_SECONDS
 
     def write(self, row):
@@ -77,12 +81,12 @@ class Object:
 
 
 def read_metrics(workdir):
-    """The rows of a run, as dicts; [] where there are none."""
+    """Read the metrics of a run as a list of dicts; [] if there are none."""
     return [row for _, row in _lines(storage.resolve(workdir) / "metrics.jsonl") if row]
 
 
 def _discard(path, start):
-    """Move the rows past step `start`, and torn ones, out of the way."""
+    """Move rows after step `start`, and incomplete lines, to metrics.discarded.jsonl."""
     keep, drop = [], []
     for line, row in _lines(path):
         kept = row is not None and start and row["step"] <= start
@@ -95,7 +99,7 @@ def _discard(path, start):
 
 
 def _lines(path):
-    """[(line, row or None where it is torn)]"""
+    """Return [(line, row)]; the row is None if the line is incomplete."""
     pairs = []
     for line in _read(path).splitlines():
         try:

@@ -1,7 +1,7 @@
-"""The directory of a run: a path of this machine, or an address in a bucket, gs://BUCKET/RUN.
+"""File access for workdirs on a local disk or in a Google Cloud Storage bucket, gs://BUCKET/RUN.
 
-A file in a bucket is written whole or not at all, and cannot be appended to. Buckets need the
-extra `gcs`, which is imported only for an address.
+Files in a bucket are written atomically and cannot be appended to. Buckets require the extra
+`gcs`, which is imported only when a bucket is used.
 """
 
 import errno
@@ -13,103 +13,110 @@ from pathlib import Path
 
 from vit_jax.errors import UserError
 
-INSTALL = "make install EXTRA=gcs, or: pip install gcsfs google-cloud-storage"
+INSTALL_HINT = "run make install EXTRA=gcs, or pip install gcsfs google-cloud-storage"
 ROLES = "roles/storage.objectUser and roles/storage.legacyBucketReader"
 
 
-def is_bucket(text):
-    """Whether text is gs://BUCKET/RUN, not a path. Raises UserError for other addresses."""
-    scheme, mark, rest = str(text).partition("://")
-    if mark and (scheme != "gs" or not all(rest.strip("/").partition("/"))):
-        raise UserError(f"{text} is neither a folder nor of the form gs://BUCKET/RUN")
-    return bool(mark)
+def is_bucket(path):
+    """Return whether a path has the form gs://BUCKET/RUN. Raises UserError for other URLs."""
+    scheme, separator, rest = str(path).partition("://")
+    if separator and (scheme != "gs" or not all(rest.strip("/").partition("/"))):
+        raise UserError(f"{path} is neither a local directory nor of the form gs://BUCKET/RUN")
+    return bool(separator)
 
 
-def resolve(text):
-    """The directory as an absolute `Path`, or as an `epath.Path` of a bucket that answers.
+def resolve(path):
+    """Convert a string to an absolute `Path`, or to an `epath.Path` if it is in a bucket.
+
+    Checks that the bucket is accessible.
 
     Raises:
-      UserError: for an address of another form, missing credentials, a missing bucket.
+      UserError: if the URL is invalid, credentials are missing, or the bucket is not accessible.
     """
-    if not is_bucket(text):
-        return Path(text).expanduser().absolute()
-    _reach(str(text).removeprefix("gs://").partition("/")[0])
+    if not is_bucket(path):
+        return Path(path).expanduser().absolute()
+    _check_access(str(path).removeprefix("gs://").partition("/")[0])
     from etils import epath
 
-    return epath.Path(text)
+    return epath.Path(path)
 
 
-def is_directory(text):
-    """Whether text is a directory or an address, not a file."""
-    return is_bucket(text) or Path(text).is_dir()
+def is_directory(path):
+    """Return whether a path is a local directory or in a bucket, and not a file."""
+    return is_bucket(path) or Path(path).is_dir()
 
 
 @functools.cache
-def _reach(bucket):
-    """Ask for the bucket, once, as Orbax will do. Raises UserError with the remedy."""
+def _check_access(bucket):
+    """Query the bucket once, as Orbax does later. Raises UserError with instructions."""
     try:
         import fsspec
-        import gcsfs  # noqa: F401  epath finds it by fsspec
+        import gcsfs  # noqa: F401  used by epath through fsspec
         from google.api_core.exceptions import GoogleAPIError
         from google.auth.exceptions import GoogleAuthError
         from google.cloud import storage
     except ImportError as error:
-        raise UserError(f"gs://{bucket} needs the package {error.name}: {INSTALL}") from None
-    os.environ.setdefault("EPATH_USE_TF", "false")  # fsspec, should TensorFlow be there too
-    # TensorStore and other processes write as well, so what was listed before may be old.
+        raise UserError(f"gs://{bucket} needs the package {error.name}; {INSTALL_HINT}") from None
+    os.environ.setdefault("EPATH_USE_TF", "false")  # use fsspec even if TensorFlow is installed
+    # TensorStore and other processes also write to the bucket, so cached listings may be stale.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
-    logging.getLogger("google.auth").setLevel(logging.ERROR)  # what we say is enough
+    logging.getLogger("google.auth").setLevel(logging.ERROR)  # the errors below are sufficient
     try:
         storage.Client().get_bucket(bucket, timeout=20, retry=None)
         return
     except GoogleAuthError as error:
-        wrong = (
-            f"no credentials ({_line(error).partition('. ')[0]}); gcloud auth application-default "
-            "login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
+        problem = (
+            f"no credentials ({_line(error).partition('. ')[0]}); run gcloud auth "
+            "application-default login, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
         )
-    except (GoogleAPIError, OSError) as error:  # OSError: the network, or an unknown project
-        wrong = f"it does not answer: {_line(error)[:200]}"
+    except (GoogleAPIError, OSError) as error:  # OSError: network failure or unknown project
+        problem = f"request failed: {_line(error)[:200]}"
         code = getattr(error, "code", None)
         if code == 404:
-            wrong = f"there is no such bucket; gcloud storage buckets create gs://{bucket}"
+            problem = (
+                "the bucket does not exist; create it with "
+                f"gcloud storage buckets create gs://{bucket}"
+            )
         elif code in (401, 403):
-            wrong = f"these credentials may not look at it; they need {ROLES}"
-    raise UserError(f"cannot use gs://{bucket}: {wrong}")
+            problem = f"permission denied; the credentials need {ROLES}"
+    raise UserError(f"cannot access gs://{bucket}: {problem}")
 
 
 def write_json(path, value):
+    """Write a value as JSON, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_text(path, text):
-    """Write a file atomically: a reader finds the old one or the whole new one."""
+    """Write a text file atomically: readers get either the old or the new contents."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path, data):
-    """Write a file atomically, as `write_text`."""
+    """Write a binary file atomically, like `write_text`."""
     if "://" in str(path):
         return _put(path, data)
-    part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
+    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
     try:
-        with open(part, "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(temporary, path)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _put(path, data):
-    """Write an object of a bucket."""
+    """Write an object in a bucket."""
     try:
         path.write_bytes(data)
     except OSError as error:
-        if not str(error).startswith("Forbidden"):  # gcsfs has no type for it
+        if not str(error).startswith("Forbidden"):  # gcsfs raises plain OSErrors
             raise
-        raise PermissionError(errno.EACCES, f"writing is forbidden ({ROLES})", str(path)) from error
+        raise PermissionError(errno.EACCES, f"access denied; needs {ROLES}", str(path)) from error
 
 
 def _line(error):
+    """Return the message of an exception on one line."""
     return " ".join(str(error).split())
