@@ -41,7 +41,7 @@ def get_config():
     c.model.dtype = "bfloat16"
 
     c.optim.name = "sgd"
-    c.optim.only = "head"
+    c.optim.trainable = "head"
     c.optim.lr = 1e-3
     c.optim.lr_batch = 256
     c.optim.momentum = 0.9

@@ -32,8 +32,8 @@ python -m vit_jax.train --config=configs/digits.py --workdir=runs/short \\
 
 Durations are strings: `1000`, `10k` or `1e3` optimizer steps, or `3ep` epochs of the training
 split. Keys marked with * may change when a run is resumed; all others are fixed by `config.json` in
-the workdir. An unknown key, a value of the wrong type or a value out of range ends the command
-within 0.2 s with exit code 2.
+the workdir. An unknown key, a value of the wrong type or a value out of range is reported
+before JAX is loaded, with exit code 2.
 
 """
 
@@ -62,7 +62,7 @@ def section(title, keys):
     """Return a heading and a table of {name: Key}."""
     rows = [f"## {title}\n", "| key | default | meaning |", "|---|---|---|"]
     for name, key in keys.items():
-        mark = " *" if key.free else ""
+        mark = " *" if key.resumable else ""
         rows.append(f"| `{name}`{mark} | {default(key)} | {meaning(key)} |")
     return "\n".join(rows) + "\n"
 

@@ -15,6 +15,8 @@ def on_page_markdown(markdown, *, page, config, **_):
         if path.startswith("docs/"):
             return match[0]
         kind = "tree" if os.path.isdir(path) else "blob"
-        return f"{match[1]}{config.extra['repository']}/{kind}/main/{path}{match[3] or ''}{match[4]}"
+        return (
+            f"{match[1]}{config.extra['repository']}/{kind}/main/{path}{match[3] or ''}{match[4]}"
+        )
 
     return LINK.sub(rewrite, markdown)

@@ -1,4 +1,4 @@
-"""Run the training command on a TPU slice, a SLURM cluster or this machine until it is done.
+"""Run the training command on a TPU slice, a SLURM cluster or this machine until it finishes.
 
 python -m experiments.launch --target=tpu-vm --name=deit-s --zone=us-west4-a --spot \\
     --accelerator=v5litepod-8 --config=configs/deit.py:S --workdir=gs://bucket/deit_s

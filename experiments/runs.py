@@ -278,7 +278,7 @@ def start(job):
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches only the caller, which then stops its jobs
             pass_fds=[lock.fileno()],  # the child holds the lock until training ends
-            env=os.environ | {distributed.VARIABLE: "off"},
+            env=os.environ | {distributed.ENV_VARIABLE: "off"},
         )
     if lock is not job.lock:
         lock.close()

@@ -45,7 +45,7 @@ FATAL_CODES = {UserError.exit_code, NO_SPACE}  # exit codes of a trial that end 
 def define_flags():
     cli.define_config()
     flags.DEFINE_string("output", None, "directory of the trials and the table", required=True)
-    flags.DEFINE_multi_string("draw", [], "KEY=LOW..HIGH (log-uniform) or KEY=VALUE,...: search")
+    flags.DEFINE_multi_string("draw", [], "search: KEY=LOW..HIGH (log-uniform) or KEY=VALUE,...")
     flags.DEFINE_integer("trials", 20, "number of trials in the study", lower_bound=1)
     flags.DEFINE_integer("jobs", 1, "number of trials to train at a time", lower_bound=1)
     flags.DEFINE_enum("prune", "none", list(PRUNERS), "Optuna pruner")
@@ -123,9 +123,9 @@ def open_study(flags, output, space):
         )
     except (ImportError, ValueError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
         raise UserError(f"cannot open the study: {cli.one_line(error)}") from None
-    # The other free keys do not affect a run's result, so processes of a study may differ in them.
-    free = {name for name, key in schema(flags.config.objective.name).items() if key.free}
-    ignored = free - FIXED_KEYS | space.keys()
+    # The other resumable keys do not affect a run's result and may differ between processes.
+    resumable = {name for name, key in schema(flags.config.objective.name).items() if key.resumable}
+    ignored = resumable - FIXED_KEYS | space.keys()
     config = {key: value for key, value in flat(flags.config).items() if key not in ignored}
     config |= {f"--draw={key}": values for key, values in space.items() if isinstance(values, list)}
     if differences := config_diff(study.user_attrs.get("config", config), config):
@@ -205,7 +205,7 @@ class Search:
             if complete.user_attrs.get("run", [None])[0] == values:
                 trial.set_user_attr("run", complete.user_attrs["run"])
                 return complete.value
-        self.codes[trial.number] = 1  # study.optimize drops exceptions of its last threads
+        self.codes[trial.number] = 1  # kept if this raises: study.optimize may drop the exception
         job = self.make_job(values, name)
         job.lock = self.locks[trial.number] = runs.acquire_lock(job)
         trial.set_user_attr("run", (values, name))

@@ -129,10 +129,10 @@ def test_every_key_rejects_wrong_types_and_out_of_range_values(name):
         invalid = [b"bytes", {}, None] if spec.default is not None else [b"bytes", {}]
         is_tuple = isinstance(spec.default, tuple)
         count = len(spec.default) if is_tuple else 1
-        for bound, beyond in ((spec.least, -1), (spec.most, 1)):
+        for bound, beyond in ((spec.minimum, -1), (spec.maximum, 1)):
             if np.isfinite(bound):
                 invalid.append(bound + beyond)
-        invalid += [bound for bound in (spec.above, spec.below) if np.isfinite(bound)]
+        invalid += [bound for bound in (spec.greater_than, spec.less_than) if np.isfinite(bound)]
         invalid += ["none_such"] if spec.choices or spec.family else []
         invalid += [(1.0,) * (count + 1)] if spec.length else []
         for value in invalid:
@@ -188,7 +188,7 @@ def test_load_config_of_an_older_run(tmp_path):
     loaded = configs.load_config(tmp_path)
     assert flat(loaded) == flat(old)
     check(loaded)
-    assert configs.fixed_diff(loaded, old) == []
+    assert configs.blocking_diff(loaded, old) == []
     old.total_steps = "7"
     old.optim.lr = 0.5
-    assert configs.fixed_diff(loaded, old) == ["optim.lr: 0.001 -> 0.5"]
+    assert configs.blocking_diff(loaded, old) == ["optim.lr: 0.001 -> 0.5"]

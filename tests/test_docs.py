@@ -244,7 +244,7 @@ def untrained_run(folder, config):
     with checkpoint.Checkpoints(folder, metric=config.best_metric) as saved:
         saved.save(0, run.init())
         saved.wait()
-    log.write_run_json(folder, mesh=run.mesh, **run.facts())
+    log.write_run_json(folder, mesh=run.mesh, **run.metadata())
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if PYTHON.search(read(name))])

@@ -434,7 +434,7 @@ def test_patches_can_be_masked_and_tokens_dropped():
     patches = model.patch_embed(images)
     np.testing.assert_array_equal(model.add_positions(patches, (4, 4)), tokens)
     full, outputs = model.encode(tokens, blocks=True)
-    np.testing.assert_allclose(model.read(full)[1], model(images)["pooled"], atol=1e-5)
+    np.testing.assert_allclose(model.pool(full)[1], model(images)["pooled"], atol=1e-5)
     np.testing.assert_allclose(outputs["blocks"][-1], full, atol=1e-6)
     subset, outputs = model.encode(tokens[:, :5], attention=True)
     assert subset.shape == (2, 5, 32) and outputs["attention"].shape[-2:] == (5, 5)

@@ -66,7 +66,7 @@ def train_batches(
         return _prefetch(batches, threads)
     if not flags.FLAGS.is_parsed():  # in a notebook: grain reads absl flags
         flags.FLAGS.mark_as_parsed()
-    # Each worker prepares one batch while another one is ready.
+    # Each worker buffers one batch and prepares the next.
     batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     return iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
 
@@ -122,7 +122,7 @@ def to_devices(batch, sharding):
 
 
 class _Repeated(grain.MapDataset):
-    """The first images of each epoch of `length` rows, each repeated `repeats` times in a row."""
+    """Repeat each row `repeats` times. An epoch of `length` rows uses only its first images."""
 
     def __init__(self, parent, length, repeats):
         super().__init__(parent)

@@ -36,41 +36,54 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Durations are strings: "1000", "10k" or "1e3" optimizer steps, "3ep" epochs of the training split.
 KEYS = {
-    "seed": Key(0, "random seed of initialization, data order and augmentation", least=0),
-    "batch_size": Key(1024, "images per optimizer step, summed over all devices", least=1),
-    "accum_steps": Key(1, "micro-batches per optimizer step (gradient accumulation)", least=1),
-    "total_steps": duration("300ep", "duration of training", above=0, free=True),
-    "log_every": duration("50", "interval between rows of training metrics", above=0, free=True),
-    "eval_every": duration("1ep", 'interval between evaluations; "0": only at the end', free=True),
-    "checkpoint_every": duration("1ep", "interval between checkpoints", above=0, free=True),
-    "keep_checkpoints": Key(2, "latest checkpoints to keep, besides the best", least=1, free=True),
+    "seed": Key(0, "random seed of initialization, data order and augmentation", minimum=0),
+    "batch_size": Key(1024, "images per optimizer step, summed over all devices", minimum=1),
+    "accum_steps": Key(1, "micro-batches per optimizer step (gradient accumulation)", minimum=1),
+    "total_steps": duration("300ep", "duration of training", greater_than=0, resumable=True),
+    "log_every": duration(
+        "50", "interval between rows of training metrics", greater_than=0, resumable=True
+    ),
+    "eval_every": duration(
+        "1ep", 'interval between evaluations; "0": only at the end', resumable=True
+    ),
+    "checkpoint_every": duration(
+        "1ep", "interval between checkpoints", greater_than=0, resumable=True
+    ),
+    "keep_checkpoints": Key(
+        2, "latest checkpoints to keep, besides the best", minimum=1, resumable=True
+    ),
     "best_metric": Key("eval/val/acc1", "metric of the best checkpoint; larger is better"),
     "evaluators": Key(
-        ("accuracy",), "evaluators: modules of vit_jax/evaluators", family="evaluators", free=True
+        ("accuracy",),
+        "evaluators: modules of vit_jax/evaluators",
+        family="evaluators",
+        resumable=True,
     ),
-    "eval_batch_size": Key(0, "images per evaluation batch; 0: batch_size", least=0, free=True),
+    "eval_batch_size": Key(
+        0, "images per evaluation batch; 0: batch_size", minimum=0, resumable=True
+    ),
     "model_init": Key("", 'pretrained weights: a workdir or a weight file; "": random init'),
     "compilation_cache": Key(
         "~/.cache/vit_jax/xla",
         'directory of the compilation cache, unless JAX_COMPILATION_CACHE_DIR is set; "": none',
-        free=True,
+        resumable=True,
     ),
     # data: which images are read
     "data.name": Key("tfds", "data source: a module of vit_jax/data", family="data"),
     "data.dataset": Key("", "tfds: name of the dataset, such as imagenet2012"),
     "data.dir": Key(
-        "", 'tfds: data_dir ("": ~/tensorflow_datasets); folder: the root directory', free=True
+        "", 'tfds: data_dir ("": ~/tensorflow_datasets); folder: the root directory', resumable=True
     ),
     "data.train": Key("train[:99%]", "training split: NAME, NAME[10:] or NAME[:99%]"),
     "data.val": Key("train[99%:]", "validation split, used to select the best checkpoint"),
     "data.test": Key("validation", "test split, evaluated once, at the end of training"),
-    "data.cache": Key(False, "keep decoded images in memory", free=True),
-    "data.workers": Key(0, "data loader processes; 0: use threads", least=0, free=True),
+    "data.cache": Key(False, "keep decoded images in memory", resumable=True),
+    "data.workers": Key(0, "data loader processes; 0: use threads", minimum=0, resumable=True),
     "data.threads": Key(
-        4, "data loader threads, if workers is 0 and in evaluation", least=0, free=True
+        4, "data loader threads, if workers is 0 and in evaluation", minimum=0, resumable=True
     ),
     "data.mean": Key(IMAGENET_MEAN, "per-channel mean of images in [0, 1], subtracted"),
-    "data.std": Key(IMAGENET_STD, "per-channel standard deviation to divide by", above=0),
+    "data.std": Key(IMAGENET_STD, "per-channel standard deviation to divide by", greater_than=0),
     # augment: on the host
     "augment.crop": choice(
         ("resized", "pad", "none", "multi"),
@@ -78,22 +91,24 @@ KEYS = {
     ),
     "augment.scale": area_range((0.08, 1.0), "resized, multi: range of crop area / image area"),
     "augment.ratio": Key(
-        (3 / 4, 4 / 3), "range of crop width / height", above=0, length=2, increasing=True
+        (3 / 4, 4 / 3), "range of crop width / height", greater_than=0, length=2, increasing=True
     ),
-    "augment.pad": Key(0, "pad: maximum shift, pixels", least=0),
-    "augment.rotate": Key(0.0, "random affine: maximum rotation, degrees", least=0),
+    "augment.pad": Key(0, "pad: maximum shift, pixels", minimum=0),
+    "augment.rotate": Key(0.0, "random affine: maximum rotation, degrees", minimum=0),
     "augment.shift": probability(0.0, "random affine: maximum shift / side of the image"),
-    "augment.zoom": Key(0.0, "random affine: scale in [1 - zoom, 1 + zoom]", least=0, below=1),
-    "augment.shear": Key(0.0, "random affine: maximum shear, degrees", least=0, below=90),
+    "augment.zoom": Key(
+        0.0, "random affine: scale in [1 - zoom, 1 + zoom]", minimum=0, less_than=1
+    ),
+    "augment.shear": Key(0.0, "random affine: maximum shear, degrees", minimum=0, less_than=90),
     "augment.repeats": Key(
         1,
         "augmented copies of each image per batch (repeated augmentation); an epoch covers "
         "1 / repeats of the images",
-        least=1,
+        minimum=1,
     ),
     "augment.randaugment": Key("", 'RandAugment policy, such as rand-m9-mstd0.5-inc1; "": off'),
-    "augment.local_views": Key(8, "multi: number of local crops per image", least=0),
-    "augment.local_size": Key(96, "multi: side of the local crops, pixels", least=1),
+    "augment.local_views": Key(8, "multi: number of local crops per image", minimum=0),
+    "augment.local_size": Key(96, "multi: side of the local crops, pixels", minimum=1),
     "augment.local_scale": area_range((0.05, 0.4), "multi: range of local crop area / image area"),
     # augment: on the device
     "augment.flip": probability(0.5, "probability of a horizontal flip"),
@@ -113,24 +128,28 @@ KEYS = {
         length=3,
     ),
     "augment.erase": probability(0.0, "probability of random erasing"),
-    "augment.mixup": Key(0.0, "mixup: alpha of Beta(alpha, alpha); 0: off", least=0),
-    "augment.cutmix": Key(0.0, "CutMix: alpha of Beta(alpha, alpha); 0: off", least=0),
+    "augment.mixup": Key(0.0, "mixup: alpha of Beta(alpha, alpha); 0: off", minimum=0),
+    "augment.cutmix": Key(0.0, "CutMix: alpha of Beta(alpha, alpha); 0: off", minimum=0),
     "augment.mix_prob": probability(1.0, "probability of applying mixup or CutMix to a batch"),
     "augment.mix_switch": probability(
         0.5, "probability of CutMix rather than mixup, if both are on"
     ),
-    "augment.eval_crop": Key(0.875, "evaluation: center crop / short side", above=0, most=1),
+    "augment.eval_crop": Key(
+        0.875, "evaluation: center crop / short side", greater_than=0, maximum=1
+    ),
     # optim: config -> optax
     "optim.name": choice(("adamw", "sgd"), "optimizer"),
-    "optim.lr": Key(1e-3, "peak learning rate; scaled if lr_batch is set", least=0),
-    "optim.lr_batch": Key(0, "linear scaling: peak = lr * batch_size / lr_batch; 0: off", least=0),
-    "optim.b1": Key(0.9, "adamw: decay rate of the first moment", least=0, below=1),
-    "optim.b2": Key(0.999, "adamw: decay rate of the second moment", least=0, below=1),
-    "optim.eps": Key(1e-8, "adamw: added to the square root of the second moment", least=0),
-    "optim.momentum": Key(0.9, "sgd: momentum", least=0, below=1),
-    "optim.weight_decay": Key(0.05, "weight decay", least=0),
+    "optim.lr": Key(1e-3, "peak learning rate; scaled if lr_batch is set", minimum=0),
+    "optim.lr_batch": Key(
+        0, "linear scaling: peak = lr * batch_size / lr_batch; 0: off", minimum=0
+    ),
+    "optim.b1": Key(0.9, "adamw: decay rate of the first moment", minimum=0, less_than=1),
+    "optim.b2": Key(0.999, "adamw: decay rate of the second moment", minimum=0, less_than=1),
+    "optim.eps": Key(1e-8, "adamw: added to the square root of the second moment", minimum=0),
+    "optim.momentum": Key(0.9, "sgd: momentum", minimum=0, less_than=1),
+    "optim.weight_decay": Key(0.05, "weight decay", minimum=0),
     "optim.weight_decay_end": Key(
-        None, "final value of a cosine schedule; None: constant", kind=float, least=0
+        None, "final value of a cosine schedule; None: constant", kind=float, minimum=0
     ),
     "optim.decay_rule": choice(
         ("timm", "deit", "dino", "kernel", "all"), "which parameters decay; see optim.decay_mask"
@@ -140,35 +159,46 @@ KEYS = {
         "multiply weight decay by the learning rate, or by schedule / peak (big_vision)",
     ),
     "optim.warmup": duration("5ep", "duration of the linear warmup"),
-    "optim.warmup_start": Key(0.0, "learning rate at the start of the warmup", least=0),
+    "optim.warmup_start": Key(0.0, "learning rate at the start of the warmup", minimum=0),
     "optim.warmup_prefix": Key(False, "start the cosine after the warmup, not at step 0"),
     "optim.warmup_reaches": Key(False, "reach the peak at the last step of the warmup (DINO)"),
-    "optim.end": Key(0.0, "final learning rate", least=0),
+    "optim.end": Key(0.0, "final learning rate", minimum=0),
     "optim.schedule_by": choice(
         ("step", "epoch"),
         "update the learning rate every step, or once per epoch, one epoch late (DeiT)",
     ),
-    "optim.clip": Key(0.0, "maximum norm of the gradient; 0: no clipping", least=0),
+    "optim.clip": Key(0.0, "maximum norm of the gradient; 0: no clipping", minimum=0),
     "optim.clip_by": choice(
         ("global", "tensor"), "clip by the global norm, or by the norm of each tensor (DINO)"
     ),
     "optim.freeze": Key("head/last_layer", "path of parameters frozen at the start of training"),
     "optim.freeze_for": duration("0", 'how long these parameters are frozen; "0": never'),
-    "optim.only": Key("", 'path of the only trainable parameters, such as head; "": train all'),
-    "optim.layer_decay": Key(1.0, "learning rate of a layer / that of the next", above=0, most=1),
+    "optim.trainable": Key(
+        "", 'path of the only trainable parameters, such as head; "": train all'
+    ),
+    "optim.layer_decay": Key(
+        1.0, "learning rate of a layer / that of the next", greater_than=0, maximum=1
+    ),
     # mesh: number of devices along each axis; -1: all remaining devices
-    "mesh.data": Key(-1, "data parallelism: replicas of the model", least=-1, free=True),
-    "mesh.fsdp": Key(1, "FSDP: shards of the parameters and the batch", least=-1, free=True),
-    "mesh.tensor": Key(1, "tensor parallelism: shards of heads and MLP units", least=-1, free=True),
+    "mesh.data": Key(-1, "data parallelism: replicas of the model", minimum=-1, resumable=True),
+    "mesh.fsdp": Key(1, "FSDP: shards of the parameters and the batch", minimum=-1, resumable=True),
+    "mesh.tensor": Key(
+        1, "tensor parallelism: shards of heads and MLP units", minimum=-1, resumable=True
+    ),
 }
 # Maximum of each number in the name of a RandAugment policy.
 RANDAUGMENT_LIMITS = {
     "rand": {"m": 10, "mstd": math.inf, "n": math.inf, "p": 1, "inc": 1},
     "big_vision": {"m": 30, "n": math.inf},
 }
-RENAMED_KEYS = {"augment.grey": "augment.gray"}  # old -> new, for the config.json of older runs
+# Old -> new names, for the config.json of older runs and for hints.
+RENAMED_KEYS = {"augment.grey": "augment.gray", "optim.only": "optim.trainable"}
 FALSE_VALUES = ("", "0", "f", "false", "n", "no", "off")  # of JAX's environment variables
-FREE_MODEL_KEYS = ("remat", "scan", "attn")  # change how the model is computed, not its outputs
+RESUMABLE_MODEL_KEYS = (
+    "remat",
+    "scan",
+    "attn",
+)  # change how the model is computed, not its outputs
 
 
 def schema(objective="supervised"):
@@ -186,11 +216,11 @@ def _model_keys():
     """Return the keys of the group `model`: the variant, and every option of `ViTConfig`."""
     keys = {"variant": Key("S/16", "SIZE/PATCH or a ResNet; vit_jax/variants.py lists the sizes")}
     for name, key in options(variants.ViTConfig).items():
-        if name in variants.SIZES:
+        if name in variants.SIZE_OPTIONS:
             key = replace(key, doc=f"{key.doc}; None: that of the variant")
         if name == "num_classes":
             key = replace(key, default=None, kind=int, doc=f"{key.doc}; None: that of the dataset")
-        keys[name] = replace(key, free=name in FREE_MODEL_KEYS)
+        keys[name] = replace(key, resumable=name in RESUMABLE_MODEL_KEYS)
     return {f"model.{name}": key for name, key in keys.items()}
 
 
@@ -356,6 +386,8 @@ def parse_randaugment(text):
 
 def suggest(key, keys):
     """Return a hint for an unknown key: the most similar key, or the file that lists all keys."""
+    if key in RENAMED_KEYS:
+        return f"it was renamed to {RENAMED_KEYS[key]!r}"
     leaves = {name.rpartition(".")[2] for name in keys}
     similar = get_close_matches(key.rpartition(".")[2], leaves, 1)
     candidates = [name for name in keys if name.rpartition(".")[2] in similar]
@@ -411,10 +443,10 @@ def config_diff(old, new):
     return [f"{key}: {a} -> {b}" for key, (a, b) in pairs.items() if a != b]
 
 
-def fixed_diff(old, new):
+def blocking_diff(old, new):
     """Return the differences of `config_diff` that prevent resuming the run of `old`."""
     keys = schema(new.objective.name)
-    free = {name for name, key in keys.items() if key.free}
+    free = {name for name, key in keys.items() if key.resumable}
     return [line for line in config_diff(old, new) if line.split(":")[0] not in free]
 
 

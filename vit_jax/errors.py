@@ -22,5 +22,5 @@ class Preempted(Exception):
     exit_code = 75
 
 
-NO_SPACE = 4  # exit code if a disk or a quota is full
+NO_SPACE = 4  # exit code if a disk is full or a quota is exceeded
 INTERRUPTED = 130  # exit code after a second Ctrl-C: 128 + SIGINT, as in shells

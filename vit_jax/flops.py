@@ -41,7 +41,7 @@ def count_flops(config):
 
     Matrix products and convolutions are counted, including the two products of attention. Norms,
     softmax and GELU are not (below 1 %). timm's "GMACs" are half of this value. A training step
-    costs three forward passes.
+    costs about three forward passes.
 
     Args:
       config: a `ViTConfig` or a `ResNetConfig`.
@@ -57,7 +57,7 @@ def count_flops(config):
 
     from vit_jax import models
 
-    # Scanned, so that one block is traced, and with an attention kernel of every platform.
+    # Scanned, so that only one block is traced, and with attention that every platform supports.
     model = models.build(replace(config, scan="on", attn="matmul", dtype="float32"))
     weights = jax.eval_shape(model.init, jax.random.key(0))
     shape = (1, config.image, config.image, config.channels)

@@ -84,7 +84,7 @@ def collect(run, params, batches, count):
     return arrays
 
 
-def split(images, batch_size):
+def batched(images, batch_size):
     """Yield batches {"image", "mask"} of an array of images [n, ...]; zeros pad the last batch."""
     size = min(batch_size, len(images))
     for start in range(0, len(images), size):

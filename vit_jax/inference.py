@@ -21,7 +21,7 @@ class LoadedModel:
 
     Attributes:
       name: name for titles, such as "runs/digits, step 393" or "FILE.safetensors, NAME".
-      short: name of the directory or file without its path.
+      short_name: name of the directory or file without its path.
       variant: name of the architecture, such as "nano/2" or "vit_small_patch16_224".
       model: the model as pure functions, a `models.Model`.
       params: the weights, a nested dict.
@@ -38,7 +38,7 @@ class LoadedModel:
     """
 
     name: str
-    short: str
+    short_name: str
     variant: str
     model: Any
     params: dict
@@ -179,7 +179,7 @@ class LoadedModel:
                 f"{self.image}, {self.image}, {self.channels}]; preprocess each image with view()"
             )
         run = self._program(compute or _forward_batch_first(attention, blocks))
-        batches = forward.split(images, batch_size)
+        batches = forward.batched(images, batch_size)
         outputs = forward.collect(run, self.params, batches, len(images))
         if compute is None:
             stacked = ("attention", "blocks")  # axis 0 of the model's output is the layer
@@ -209,7 +209,7 @@ class LoadedModel:
         from vit_jax import evaluators
         from vit_jax.devices import sharding
 
-        mesh = sharding.local_mesh()
+        mesh = sharding.data_parallel_mesh()
         options = dict(max_images=max_images, batch_size=batch_size)
         extract = evaluators.features(self.model, self.config, split, mesh, names, **options)
         return extract(jax.device_put(self.params, sharding.replicated(mesh)))
@@ -273,7 +273,7 @@ def load(spec, name=None, *, checkpoint="best", raw=False, class_names=None):
     module = pretrained.load(spec, name)
     file = Path(spec).name
     title = f"{file}, {name}" if name else file
-    options = dict(short=file, variant=name or "ViT", class_names=class_names)
+    options = dict(short_name=file, variant=name or "ViT", class_names=class_names)
     return from_module(module, title, **options, **pretrained.preprocessing(module, name))
 
 
@@ -306,7 +306,7 @@ def from_module(
     module,
     name,
     *,
-    short=None,
+    short_name=None,
     variant=None,
     image=None,
     mean=None,
@@ -314,14 +314,14 @@ def from_module(
     crop=1.0,
     class_names=None,
 ):
-    """Wrap a module with weights, such as `vit.create` returns, as a `LoadedModel`.
+    """Wrap a module with weights, such as one from `vit.create`, as a `LoadedModel`.
 
     The arguments besides `module` are attributes of `LoadedModel`.
 
     Args:
       module: a `ViT` or a `ResNet`.
       name: name for titles.
-      short: short name; None: `name`.
+      short_name: name without its path; None: `name`.
       variant: name of the architecture; None: `name`. Overrides after a comma are removed.
       image: image size in pixels; None: the config's.
       mean: mean per channel; None: 0.5.
@@ -347,7 +347,7 @@ def from_module(
     half = (0.5,) * config.channels
     return LoadedModel(
         name,
-        short or name,
+        short_name or name,
         (variant or name).partition(",")[0],
         model,
         params,

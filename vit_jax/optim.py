@@ -79,17 +79,19 @@ def make(config, steps_per_epoch):
     if c.layer_decay != 1:
         transforms.append(scale_by_layer(c.layer_decay))
     transforms += [optax.scale_by_learning_rate(schedule), freeze(c.freeze, freeze_for)]
-    if c.only:
-        transforms.append(optax.masked(optax.set_to_zero(), _mask("only", c.only, inside=False)))
+    if c.trainable:
+        transforms.append(
+            optax.masked(optax.set_to_zero(), _mask("trainable", c.trainable, inside=False))
+        )
     return optax.chain(*transforms), schedule
 
 
-def stop_gradients(params, only):
-    """Stop the gradients of all parameters that are not below the path `only`.
+def stop_gradients(params, trainable):
+    """Stop the gradients of all parameters that are not below the path `trainable`.
 
     Their part of the backward pass is then not computed.
     """
-    frozen = _mask("only", only, inside=False)(params)
+    frozen = _mask("trainable", trainable, inside=False)(params)
     return jax.tree.map(lambda f, p: jax.lax.stop_gradient(p) if f else p, frozen, params)
 
 

@@ -112,7 +112,7 @@ class ResNet(nnx.Module):
 
     def __init__(self, config, *, rngs):
         self.config = config
-        self.pools = len(config.layers) == 4
+        self.has_stem_pool = len(config.layers) == 4
         make = dict(dtype=config.dtype, rngs=rngs)
         plan = {path: conv[:4] for path, conv in variants.convolutions(config).items()}
         features = list(plan.values())[-1][3]
@@ -159,17 +159,17 @@ class ResNet(nnx.Module):
         maps = {}
         x, stats["stem"] = self.stem(images, train)
         x = maps["stem"] = nnx.relu(x)
-        if self.pools:
+        if self.has_stem_pool:
             x = maps["pool"] = nnx.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
         for stage in self.stages:
             stats[stage] = {}
             for name, block in getattr(self, stage).items():
                 x, stats[stage][name] = block(x, train)
             maps[stage] = x
-        out = {"tokens": x.reshape(x.shape[0], -1, x.shape[-1]), **self.read(x)}
+        out = {"tokens": x.reshape(x.shape[0], -1, x.shape[-1]), **self.pool(x)}
         return out | ({"stats": stats} if train else {}) | ({"maps": maps} if blocks else {})
 
-    def read(self, x):
+    def pool(self, x):
         """Pool the last feature map [b, h, w, c] into "pooled" [b, d] and "logits" [b, k]."""
         dtype = self.config.dtype
         pooled = x.astype(kernels.accumulation_dtype(dtype)).mean((1, 2)).astype(dtype)

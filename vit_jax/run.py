@@ -92,7 +92,7 @@ class Run:
         """Initialize the sharded TrainState, at random or from config.model_init.
 
         Args:
-          log: function of a line of text, called with a line about pretrained weights.
+          log: function called with a line of text about the pretrained weights, if there are any.
         """
         c = self.config
         weights = {}
@@ -111,7 +111,7 @@ class Run:
 
         Args:
           state: TrainState. It is donated: use the returned one afterwards.
-          rows: this process's rows of a global batch, as from `batches`.
+          rows: this process's rows of a global batch, as returned by `batches`.
 
         Returns:
           The new TrainState, and the metrics as a dict of scalars.
@@ -137,7 +137,7 @@ class Run:
             return self._step.lower(self.abstract, rows, self.train_rng)
 
     def lr(self, step):
-        """Return the learning rate of the update of `step`, counted from 0."""
+        """Return the learning rate of optimizer step `step`, counted from 0."""
         return float(self.schedule(step))
 
     def weights(self, state):
@@ -149,7 +149,7 @@ class Run:
 
         Args:
           split: "val" or "test".
-          weights: as from `weights`.
+          weights: as returned by `weights`.
 
         Returns:
           The metrics, {"eval/val/acc1": ...}.
@@ -161,7 +161,7 @@ class Run:
         scores = self._evaluate[split](weights)
         return {f"eval/{split}/{key}": x for key, x in scores.items()}
 
-    def facts(self):
+    def metadata(self):
         """Return the entries of run.json about the data and the model."""
         model = dataclasses.asdict(self.model.module.config)
         return {
@@ -194,7 +194,7 @@ class Run:
 
 
 def _overlay(tree, replacements):
-    """Replace the leaves of a nested dict that `replacements` has. It may have fewer leaves."""
+    """Replace leaves of a nested dict with those of `replacements`, which may have only some."""
     if not isinstance(tree, dict):
         return replacements
     return {k: _overlay(v, replacements[k]) if k in replacements else v for k, v in tree.items()}

@@ -38,30 +38,30 @@ class Key:
         default is None. The elements of a tuple have the type of the default's first element, or
         int if the default is empty.
       choices: the allowed values; (): any.
-      least: inclusive lower bound, of every element if the value is a tuple.
-      most: inclusive upper bound.
-      above: exclusive lower bound.
-      below: exclusive upper bound.
+      minimum: inclusive lower bound, of every element if the value is a tuple.
+      maximum: inclusive upper bound.
+      greater_than: exclusive lower bound.
+      less_than: exclusive upper bound.
       length: number of elements of a tuple; None: any.
       increasing: whether the elements of a tuple must be in ascending order.
       duration: whether the value is a duration, see `steps`.
       family: package whose members are the choices, such as "objectives".
-      free: whether a run can be resumed with a different value.
+      resumable: whether a run can be resumed with a different value.
     """
 
     default: Any
     doc: str
     kind: type | None = None
     choices: tuple = ()
-    least: float = -math.inf
-    most: float = math.inf
-    above: float = -math.inf
-    below: float = math.inf
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    greater_than: float = -math.inf
+    less_than: float = math.inf
     length: int | None = None
     increasing: bool = False
     duration: bool = False
     family: str = ""
-    free: bool = False
+    resumable: bool = False
 
     @property
     def value_type(self):
@@ -75,7 +75,7 @@ class Key:
         if not self._fits(value):
             example = f", such as {self.default}" if self.default not in (None, "", ()) else ""
             raise UserError(f"{name} must be {kind_name(self.value_type)}{example}; got {value!r}")
-        if self.duration and not steps(value, 1, f"{name}: ") and self.above >= 0:
+        if self.duration and not steps(value, 1, f"{name}: ") and self.greater_than >= 0:
             raise UserError(f"{name} = {value!r} must be longer than 0")
         elements = value if isinstance(value, tuple) else (value,)
         if self.length is not None and len(elements) != self.length:
@@ -92,8 +92,8 @@ class Key:
     @property
     def range(self):
         """Description of the bounds, such as "at least 0 and below 1"; "" without bounds."""
-        bounds = [(self.least, "at least"), (self.above, "above")]
-        bounds += [(self.most, "at most"), (self.below, "below")]
+        bounds = [(self.minimum, "at least"), (self.greater_than, "above")]
+        bounds += [(self.maximum, "at most"), (self.less_than, "below")]
         return " and ".join(f"{name} {x}" for x, name in bounds if math.isfinite(x))
 
     def _fits(self, value):
@@ -104,7 +104,7 @@ class Key:
         return _is_a(value, kind)
 
     def _in_range(self, x):
-        return self.least <= x <= self.most and self.above < x < self.below
+        return self.minimum <= x <= self.maximum and self.greater_than < x < self.less_than
 
 
 def _is_a(value, kind):
@@ -121,18 +121,18 @@ def kind_name(kind):
 
 
 def duration(default, doc, **options):
-    """Create a `Key` for a duration. Pass above=0 to disallow "0"."""
+    """Create a `Key` for a duration. Pass greater_than=0 to disallow "0"."""
     return Key(default, doc, duration=True, **options)
 
 
 def probability(default, doc, **options):
     """Create a `Key` for a number in [0, 1], or a tuple of such numbers."""
-    return Key(default, doc, least=0, most=1, **options)
+    return Key(default, doc, minimum=0, maximum=1, **options)
 
 
 def area_range(default, doc):
     """Create a `Key` for a range of area fractions, (lower, upper)."""
-    return Key(default, doc, above=0, most=1, length=2, increasing=True)
+    return Key(default, doc, greater_than=0, maximum=1, length=2, increasing=True)
 
 
 def choice(choices, doc, **options):
@@ -207,9 +207,9 @@ def members(family):
     """Return the sorted names of a family's members, without importing them.
 
     The members are all modules of the package except `_name`, `name_keys` and the modules listed in
-    the package's `HELPERS`. Directories added to the package's `__path__` are included.
+    the package's `NON_MEMBERS`. Directories added to the package's `__path__` are included.
     """
-    helpers = getattr(importlib.import_module(f"vit_jax.{family}"), "HELPERS", ())
+    helpers = getattr(importlib.import_module(f"vit_jax.{family}"), "NON_MEMBERS", ())
     names = (n for n in _modules(family) if n[0] != "_" and not n.endswith("_keys"))
     return tuple(sorted(n for n in names if n not in helpers))
 

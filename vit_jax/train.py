@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from vit_jax import cli
-from vit_jax.config import fixed_diff, load_config, save_config
+from vit_jax.config import blocking_diff, load_config, save_config
 from vit_jax.devices import distributed, memory
 from vit_jax.errors import Diverged, Preempted, UserError
 from vit_jax.workdir import log, storage
@@ -42,7 +42,7 @@ def claim(workdir, config):
     """
     directory = storage.resolve(workdir)
     if (directory / "config.json").exists():
-        differences = fixed_diff(load_config(directory), config)
+        differences = blocking_diff(load_config(directory), config)
         if differences:
             more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
             raise UserError(
@@ -94,7 +94,7 @@ def train(config, workdir, stop=lambda: False, devices=None):
         primary = jax.process_index() == 0
         with log.Log(workdir, run.total, start=start, primary=primary) as logger:
             if primary:
-                log.write_run_json(workdir, step=start, mesh=run.mesh, **run.facts())
+                log.write_run_json(workdir, step=start, mesh=run.mesh, **run.metadata())
             logger.info(run.describe())
             logger.info(f"resuming from step {start:,}" if start else f"training in {workdir}")
             state = checkpoints.restore(run.abstract) if start else run.init(logger.info)
@@ -121,7 +121,7 @@ def _loop(run, state, start, checkpoints, logger, stop):
             if step == start + 1:  # exclude compilation from the timing
                 float(metrics["loss"])
                 timer = StepTimer(step)
-            logger.tick(step)
+            logger.update_progress(step)
             if run.due(step, "log_every"):
                 values = {name: float(x) for name, x in metrics.items()}
                 row = {f"train/{name}": x for name, x in values.items()}

@@ -21,9 +21,9 @@ def enum_option(choices, doc):
 class ModelConfig:
     """Options shared by all models."""
 
-    image: int = option(224, "side of the square image, pixels", least=1)
-    channels: int = option(3, "channels of an image; 3: color, 1: gray", least=1)
-    num_classes: int = option(1000, "number of classes; 0: no classifier", least=0)
+    image: int = option(224, "side of the square image, pixels", minimum=1)
+    channels: int = option(3, "channels of an image; 3: color, 1: gray", minimum=1)
+    num_classes: int = option(1000, "number of classes; 0: no classifier", minimum=0)
     dtype: str = enum_option(
         ("float32", "bfloat16", "float64"), "dtype of activations; parameters are float32"
     )
@@ -41,11 +41,11 @@ class ViTConfig(ModelConfig):
     its fields as keys. Raises UserError for options that cannot be combined.
     """
 
-    width: int = option(doc="width of a token (embedding dimension)", kind=int, least=1)
-    depth: int = option(doc="number of encoder blocks", kind=int, least=1)
-    num_heads: int = option(doc="attention heads per block", kind=int, least=1)
-    mlp_dim: int = option(doc="hidden units of the MLP", kind=int, least=1)
-    patch: int = option(doc="side of a square patch, pixels", kind=int, least=1)
+    width: int = option(doc="width of a token (embedding dimension)", kind=int, minimum=1)
+    depth: int = option(doc="number of encoder blocks", kind=int, minimum=1)
+    num_heads: int = option(doc="attention heads per block", kind=int, minimum=1)
+    mlp_dim: int = option(doc="hidden units of the MLP", kind=int, minimum=1)
+    patch: int = option(doc="side of a square patch, pixels", kind=int, minimum=1)
     pool: str = enum_option(
         ("cls", "gap", "map"),
         "pooling before the classifier: [CLS] token, mean over patches, or attention pooling",
@@ -66,13 +66,16 @@ class ViTConfig(ModelConfig):
     )
     qkv_bias: bool = option(True, "bias in the projections to queries, keys and values")
     layer_scale_init: float | None = option(
-        None, "initial value of LayerScale; None: no LayerScale", kind=float, least=0
+        None, "initial value of LayerScale; None: no LayerScale", kind=float, minimum=0
     )
     drop_path: float = option(
-        0.0, "stochastic depth: drop rate of the last block, linear in depth", least=0, below=1
+        0.0,
+        "stochastic depth: drop rate of the last block, linear in depth",
+        minimum=0,
+        less_than=1,
     )
     dropout: float = option(
-        0.0, "dropout rate after each projection and MLP layer", least=0, below=1
+        0.0, "dropout rate after each projection and MLP layer", minimum=0, less_than=1
     )
     remat: str = enum_option(
         ("none", "dots", "full"),
@@ -130,7 +133,7 @@ class ResNetConfig(ModelConfig):
     layers: tuple = option(
         doc="blocks per stage; four stages: ImageNet stem, three: CIFAR stem", kind=tuple
     )
-    width: int = option(doc="channels of the first stage", kind=int, least=1)
+    width: int = option(doc="channels of the first stage", kind=int, minimum=1)
 
 
 # size: (width, depth, num_heads, mlp_dim). Ti to H: Table 1 of arXiv:2010.11929 and Table 1 of
@@ -165,7 +168,7 @@ PAPER_NAME = re.compile(r"(?P<size>\w+)/(?P<patch>\d+)")
 TIMM_NAME = re.compile(r"(vit|deit)_(?P<size>[a-z]+)_patch(?P<patch>\d+)_(?P<image>\d+)(\.\w+)?")
 
 # Options of `ViTConfig` that the size and the patch in a name determine.
-SIZES = ("width", "depth", "num_heads", "mlp_dim", "patch")
+SIZE_OPTIONS = ("width", "depth", "num_heads", "mlp_dim", "patch")
 
 
 def parse(name, **overrides):
@@ -232,7 +235,7 @@ def _vit(name):
             f"unknown model {name!r}; pass SIZE/PATCH, such as S/16, with SIZE {one_of(VARIANTS)}; "
             f"a timm name, such as vit_small_patch16_224; or {one_of(RESNETS)}"
         )
-    sizes = dict(zip(SIZES, (*VARIANTS[size], patch), strict=True))
+    sizes = dict(zip(SIZE_OPTIONS, (*VARIANTS[size], patch), strict=True))
     if parts.get("image"):
         sizes["image"] = int(parts["image"])
     return sizes

@@ -129,7 +129,7 @@ class ViT(nnx.Module):
         x, out = self.encode(
             self.embed(images), train=train, rng=rng, attention=attention, blocks=blocks
         )
-        out["tokens"], out["pooled"] = self.read(x)
+        out["tokens"], out["pooled"] = self.pool(x)
         if self.head is not None:
             out["logits"] = self.head(out["pooled"]).astype(jnp.float32)
         return out
@@ -153,7 +153,7 @@ class ViT(nnx.Module):
         groups, _ = self._encode(tokens, train, rng)
         if self.config.pool == "cls":  # skips the final norm of all other tokens
             groups = [x[:, :, :1] for x in groups]
-        pooled = [self.read(x.reshape(-1, *x.shape[2:]))[1] for x in groups]
+        pooled = [self.pool(x.reshape(-1, *x.shape[2:]))[1] for x in groups]
         pooled = [x.reshape(*g.shape[:2], -1) for x, g in zip(pooled, groups, strict=True)]
         return jnp.concatenate(pooled, axis=1)
 
@@ -162,7 +162,10 @@ class ViT(nnx.Module):
 
         Args:
           tokens: tokens [b, n, d], for any n.
-          train, rng, attention, blocks: as in `__call__`.
+          train: as in `__call__`.
+          rng: as in `__call__`.
+          attention: as in `__call__`.
+          blocks: as in `__call__`.
 
         Returns:
           Tokens [b, n, d], before the final norm; and a dict with "attention" and "blocks" as
@@ -182,7 +185,7 @@ class ViT(nnx.Module):
             self.config, self.blocks, groups, keys=keys, attention=attention, outputs=blocks
         )
 
-    def read(self, x):
+    def pool(self, x):
         """Apply the final norm and pooling to the encoder's output.
 
         Args:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configs import dino  # noqa: E402
 from vit_jax.perf import interleave, workloads  # noqa: E402
 from vit_jax.pretrained import timm  # noqa: E402
-from vit_jax.pretrained.dino import LINEAR  # noqa: E402
+from vit_jax.pretrained.dino import LINEAR_NAMES  # noqa: E402
 
 MODEL = "mu/4,image=16,depth=2,drop_path=0.0,hidden_dim=64,bottleneck_dim=32,out_dim=512"
 NUM_STEPS = 4
@@ -35,8 +35,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/weights.npz"
         np.savez(path, **to_reference(state.params))
-        peer = interleave.Peer("timm", job | {"weights": path})
-    ours = interleave.Ours(workloads.build_train_step(config, model))
+        peer = interleave.PeerRunner("timm", job | {"weights": path})
+    ours = interleave.LocalRunner(workloads.build_train_step(config, model))
     losses = [(ours.run(1)["value"], peer.run(1)["value"]) for _ in range(NUM_STEPS)]
     peer.close()
     for i, (loss, peer_loss) in enumerate(losses):
@@ -53,12 +53,14 @@ def to_reference(params):
         names = tuple(part.key for part in path)
         leaf = np.asarray(leaf)
         if names[0] != "blocks":
-            tensors[f"backbone.{timm.key(names)}"] = to_torch(names, leaf)
+            tensors[f"backbone.{timm.timm_name(names)}"] = to_torch(names, leaf)
             continue
         for i, layer in enumerate(leaf):
-            tensors[f"backbone.{timm.key(('blocks', i, *names[1:]))}"] = to_torch(names, layer)
+            tensors[f"backbone.{timm.timm_name(('blocks', i, *names[1:]))}"] = to_torch(
+                names, layer
+            )
     head = jax.tree.map(np.asarray, params["head"])
-    for theirs, ours in LINEAR.items():
+    for theirs, ours in LINEAR_NAMES.items():
         tensors[f"head.{theirs}.weight"] = head[ours]["kernel"].T
         tensors[f"head.{theirs}.bias"] = head[ours]["bias"]
     kernel = head["last_layer"]["kernel"].T

@@ -57,7 +57,7 @@ def build(job):
     if device.type == "cuda":  # XLA also uses TF32 for float32 matrix products by default
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.allow_tf32 = True
-    # The options set all sizes, so any ViT of timm can be used for a name that timm does not have.
+    # The options set all sizes, so any timm ViT can stand in for a name that timm does not know.
     name = job["model"] if timm.is_model(job["model"]) else "vit_base_patch16_224"
     config = job["config"]
     mean, std = (
@@ -98,7 +98,7 @@ def build_classifier(job, vit, normalize, precision, device):
     Args:
       job: the dict of `vit_jax.perf.interleave.peer_job`.
       vit: vit(**options) creates the model.
-      normalize: a function of uint8 images [b, c, h, w].
+      normalize: normalize(images) normalizes uint8 images [b, c, h, w].
       precision: precision() returns the autocast context.
       device: the torch.device.
 

@@ -51,7 +51,7 @@ def main(flags):
     models = [results.load(job) for job in (cnn, vit)]
     views, labels = results.examples(models, flags.max_images)
     sides = dict(zip(("cnn", "vit"), zip(models, views, strict=True), strict=True))
-    speed = forward_speed.interleaved(sides, flags.pairs, flags.seconds)
+    speed = forward_speed.time_forward_passes(sides, flags.pairs, flags.seconds)
     log.write_json(output / "speed.json", speed)
     table = [results.model_row(job, speed[kind]) for kind, job in (("cnn", cnn), ("vit", vit))]
     tables.write(table, output / "models.csv")

@@ -17,7 +17,7 @@ MAX_SALIENCY_IMAGES = 6  # images shown with Grad-CAM and attention maps
 
 def load(job):
     """Return the LoadedModel of a run, from the checkpoint with the best validation score."""
-    return inference.load(job.workdir).replace(short=job.name)
+    return inference.load(job.workdir).replace(short_name=job.name)
 
 
 def examples(models, count):
@@ -42,7 +42,7 @@ def model_row(job, speed):
 
     Args:
         job: runs.Job.
-        speed: the timing of its forward pass, an entry of `forward_speed.interleaved`.
+        speed: the timing of its forward pass, an entry of `forward_speed.time_forward_passes`.
     """
     metrics = log.read_metrics(job.workdir)
     run = json.loads((job.workdir / "run.json").read_text())
@@ -74,7 +74,7 @@ def saliency(models, views, labels):
     Returns:
         A dict: "images" uint8 [b, h, w, c] (at most MAX_SALIENCY_IMAGES); "labels", class names;
         "cnn" and "vit", the maps of `effective_fields.saliency_maps`; "cnn_says" and "vit_says",
-        the predicted class names; "whose", the query token of the attention maps.
+        the predicted class names; "query", the query token of the attention maps.
     """
     selected = np.sort(np.unique(labels, return_index=True)[1])[:MAX_SALIENCY_IMAGES]
     cnn, vit = models
@@ -85,7 +85,7 @@ def saliency(models, views, labels):
     for name, model, images in zip(("cnn", "vit"), models, views, strict=True):
         predicted, result[name] = effective_fields.saliency_maps(model, images[selected])
         result[f"{name}_says"] = [model.class_names[i] for i in predicted]
-    return result | {"whose": "[CLS]" if vit.prefix else "the average patch"}
+    return result | {"query": "[CLS]" if vit.prefix else "the average patch"}
 
 
 def write_maps(path, gradients, saliency):
@@ -117,18 +117,20 @@ def draw(output, models, num_images, layers, heads, gradients, saliency):
         saliency: the result of `saliency`.
     """
     cnn, vit = models
-    cnn_rows, vit_rows = ([row for row in layers if row["model"] == m.short] for m in models)
+    cnn_rows, vit_rows = ([row for row in layers if row["model"] == m.short_name] for m in models)
     title = f"images of {cnn.image} x {cnn.image}, mean over {num_images}"
     sides = [{"side": cnn.image, "rows": cnn_rows}]
     sides.append({"side": vit.image, "rows": vit_rows, "heads": heads})
     inside = {row["layer"]: row.get("inside") for row in cnn_rows}
-    panels = [{"name": cnn.short, "maps": saliency["cnn"], "says": saliency["cnn_says"]}]
-    panels.append({"name": vit.short, "maps": saliency["vit"], "says": saliency["vit_says"]})
-    panels[1]["whose"] = saliency["whose"]
+    panels = [{"name": cnn.short_name, "maps": saliency["cnn"], "predicted": saliency["cnn_says"]}]
+    panels.append(
+        {"name": vit.short_name, "maps": saliency["vit"], "predicted": saliency["vit_says"]}
+    )
+    panels[1]["query"] = saliency["query"]
     drawn = {
         "distances": figures.distances(sides, title=title),
         "fields": figures.fields(
-            [(cnn.short, gradients[0], inside), (vit.short, gradients[1], {})]
+            [(cnn.short_name, gradients[0], inside), (vit.short_name, gradients[1], {})]
         ),
         "saliency": figures.saliency_grid(saliency["images"], saliency["labels"], panels),
     }

@@ -125,7 +125,7 @@ prefix = model.module.config.prefix
 softmax = out["attention"]
 distances = receptive_field.attention_distance(softmax, grid, patch, prefix).mean(1)
 entropies = receptive_field.attention_entropy(softmax, grid, prefix).mean(1)
-even = receptive_field.even_distance(grid, patch)
+even = receptive_field.uniform_distance(grid, patch)
 display(internals.heads(distances, entropies, even, math.log2(grid[0] * grid[1])))
 
 # %% [markdown]

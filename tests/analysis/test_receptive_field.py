@@ -117,8 +117,8 @@ def test_attention_distance_and_entropy():
     heads = np.stack([identity, right, uniform])
     distances = receptive_field.attention_distance(heads, grid, 16)
     np.testing.assert_allclose(distances, [0, 16, 16 * mean])
-    assert receptive_field.even_distance(grid, 16) == pytest.approx(16 * mean)
-    assert receptive_field.even_distance((14, 14), 16) == pytest.approx(116.49, abs=0.01)
+    assert receptive_field.uniform_distance(grid, 16) == pytest.approx(16 * mean)
+    assert receptive_field.uniform_distance((14, 14), 16) == pytest.approx(116.49, abs=0.01)
     entropies = receptive_field.attention_entropy(heads, grid)
     np.testing.assert_allclose(entropies, [0, 0, np.log2(n)])
     # Attention to [CLS] does not change the distances: the rows are renormalized.

@@ -84,12 +84,12 @@ def test_beside_published_rows():
     assert config.items() >= (options | dict(width=32, num_heads=2, mlp_dim=128, patch=8)).items()
     count = sum(x.size for x in jax.tree.leaves(vit.functional(model)[1]))
     assert flops.count_params(model.config) == count
-    rows = weight_stats.beside_published("mu/8", model.config, 91.0)
+    rows = weight_stats.compare_with_published("mu/8", model.config, 91.0)
     assert rows[0]["model"] == "this: mu/8" and rows[0]["parameters"] == count
     assert rows[0]["layers"] == 3 and rows[0]["top1"] == [91.0] and len(rows) == 6
     recipes = {**deit.PUBLISHED, **{k: mae_scratch.PUBLISHED[k] for k in "LH"}}
     assert {row["model"][: -len("/16")]: row["published"] for row in rows[1:]} == recipes
-    cnn = weight_stats.beside_published("resnet50", variants.parse("resnet50"))
+    cnn = weight_stats.compare_with_published("resnet50", variants.parse("resnet50"))
     assert [row["layers"] for row in cnn if row["heads"] is None] == [50]
 
 

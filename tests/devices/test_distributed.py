@@ -19,15 +19,15 @@ SLURM = dict.fromkeys(distributed.SLURM_VARIABLES, "1") | {"SLURM_NTASKS": "4"}
 
 def test_options_from_environment():
     cpu = {"JAX_PLATFORMS": "cpu"}
-    assert distributed.options(cpu) is None
-    assert distributed.options(cpu | SLURM) == {}  # JAX reads the SLURM variables
-    assert distributed.options(cpu | SLURM | {"SLURM_NTASKS": "1"}) is None
-    assert distributed.options(cpu | SLURM | {distributed.VARIABLE: "off"}) is None
-    explicit = distributed.options({distributed.VARIABLE: "10.0.0.2:1234,4,3"})
+    assert distributed.initialize_args(cpu) is None
+    assert distributed.initialize_args(cpu | SLURM) == {}  # JAX reads the SLURM variables
+    assert distributed.initialize_args(cpu | SLURM | {"SLURM_NTASKS": "1"}) is None
+    assert distributed.initialize_args(cpu | SLURM | {distributed.ENV_VARIABLE: "off"}) is None
+    explicit = distributed.initialize_args({distributed.ENV_VARIABLE: "10.0.0.2:1234,4,3"})
     assert list(explicit.values()) == ["10.0.0.2:1234", 4, 3]
     for invalid in ("10.0.0.2:1234,4,4", "10.0.0.2,4,0", "on"):
         with pytest.raises(UserError, match="VIT_JAX_DISTRIBUTED=.* must be auto, off or HOST"):
-            distributed.options({distributed.VARIABLE: invalid})
+            distributed.initialize_args({distributed.ENV_VARIABLE: invalid})
 
 
 def start(workdir, count):
@@ -44,7 +44,7 @@ def start(workdir, count):
         subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment | {distributed.VARIABLE: f"localhost:{port},{count},{i}"},
+            env=environment | {distributed.ENV_VARIABLE: f"localhost:{port},{count},{i}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,4 +1,4 @@
-"""malloc settings against the page faults they avoid."""
+"""Test that the malloc settings avoid page faults."""
 
 import subprocess
 import sys

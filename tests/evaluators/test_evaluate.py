@@ -110,7 +110,7 @@ def test_readouts_share_the_features_of_each_split(setup, monkeypatch):
     assert knns == {k: scores[k] for k in ("knn10", "knn20")}
     linear = linear_probe.read_out(bank, queries, **config.linear_probe)
     assert linear == {"linear_acc1": scores["linear_acc1"]}
-    # Even untrained features classify digits well; labels in another order would give chance level.
+    # An untrained model's features classify digits; shuffled labels would give chance accuracy.
     assert scores["knn20"] > 0.5 and scores["linear_acc1"] > 0.5
 
 

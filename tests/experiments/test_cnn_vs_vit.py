@@ -64,7 +64,7 @@ def test_comparison_of_two_runs(tmp_path, capsys, train_digits):
         (2, 0),
         (2, 1),
     ]
-    even = receptive_field.even_distance((4, 4), 2)
+    even = receptive_field.uniform_distance((4, 4), 2)
     assert all(
         0 < row["distance"] < 6 and row["even_distance"] == round(even, 3) for row in rows["heads"]
     )

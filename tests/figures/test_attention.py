@@ -8,7 +8,7 @@ from PIL import Image
 
 from vit_jax.analysis import attention
 from vit_jax.figures import overlay, terminal
-from vit_jax.figures.attention import attention_grid, drawing, outline
+from vit_jax.figures.attention import attention_figure, attention_grid, outline
 
 SIZE = "image 28x28, 7x7 patches of 4x4; uniform attention is 2%"
 
@@ -66,8 +66,10 @@ def test_attention_grid_draws_the_arrays_and_texts():
 def test_drawing_arranges_layers_and_heads():
     images = random_images(2, 28, 28, 3)
     model = extracted(rollout=rand(2, 2, 7, 7) / 2)
-    layers_in_columns = drawing(["a", "b"], images, [model], ["max"], [0, 1], style="map")
-    layers_in_rows = drawing(["a", "b"], images, [model], [2, "rollout"], [1], [0, 1], style="map")
+    layers_in_columns = attention_figure(["a", "b"], images, [model], ["max"], [0, 1], style="map")
+    layers_in_rows = attention_figure(
+        ["a", "b"], images, [model], [2, "rollout"], [1], [0, 1], style="map"
+    )
     np.testing.assert_array_equal(shown_arrays(layers_in_columns)[2], model.maps[0, 1].max(0))
     for array, expected in zip(
         shown_arrays(layers_in_rows)[:6],
@@ -79,7 +81,7 @@ def test_drawing_arranges_layers_and_heads():
     note = f"attention of [CLS], max of 3 heads\n{SIZE}"
     assert {"run", note, "layer 1 of 6", "layer 6 of 6", "features"} < set(texts(layers_in_columns))
     assert {"layer 1 of 6", "layer 6 of 6", "head 2", "rollout"} < set(texts(layers_in_rows))
-    one_layer = drawing(["a", "b"], images, [extracted(layers=(6,))], ["mean", 1], [0])
+    one_layer = attention_figure(["a", "b"], images, [extracted(layers=(6,))], ["mean", 1], [0])
     assert {f"attention of [CLS], layer 6 of 6\n{SIZE}", "mean of 3 heads"} < set(texts(one_layer))
 
 
@@ -106,7 +108,8 @@ def test_animation_has_one_frame_per_figure(suffix, tmp_path):
     model = extracted()
     path = tmp_path / f"x{suffix}"
     figures = [
-        drawing(["a"], random_images(1, 28, 28, 3), [model], ["mean"], [0], [i]) for i in (0, 1)
+        attention_figure(["a"], random_images(1, 28, 28, 3), [model], ["mean"], [0], [i])
+        for i in (0, 1)
     ]
     overlay.animate(path, iter(figures), fps=4, dpi=40)
     with Image.open(path) as animation:

@@ -110,9 +110,9 @@ def drawings():
     sides = [dict(side=8, rows=layer_rows), dict(side=8, rows=block_rows, heads=head_rows)]
     gradient = np.zeros((64, 64))
     gradient[20:40, 20:40] = 1
-    cnn_panel = dict(name="NAME", maps={"stem": np.zeros((1, 2, 2))}, says=["NAME"])
-    vit_panel = dict(name="NAME", maps={"block 1": rand(1, 2, 2)}, says=None, whose="[CLS]")
-    size_rows = weight_stats.beside_published("NAME", vit, 50.0)
+    cnn_panel = dict(name="NAME", maps={"stem": np.zeros((1, 2, 2))}, predicted=["NAME"])
+    vit_panel = dict(name="NAME", maps={"block 1": rand(1, 2, 2)}, predicted=None, query="[CLS]")
+    size_rows = weight_stats.compare_with_published("NAME", vit, 50.0)
     accuracy_rows = [row | {"flops": 1e9, "published": 75.0} for row in size_rows]
     heads = ["mean", "max", 1, "rollout"]
     return {
@@ -137,10 +137,10 @@ def drawings():
         "attention_grid": lambda phrases: attention.attention_grid(
             [image], [attention.panel(extracted, heads, [0], phrases=phrases)], phrases=phrases
         ),
-        "drawing": lambda phrases: attention.drawing(
+        "attention_figure": lambda phrases: attention.attention_figure(
             ["NAME"], [image], [extracted], heads, [0], [0, 1], style="overlay", phrases=phrases
         ),
-        "panel": lambda phrases: attention.drawing(
+        "panel": lambda phrases: attention.attention_figure(
             ["NAME"], [image], [extracted], ["mean"], [0], style="mask", phrases=phrases
         ),
         "bars": lambda phrases: sizes.bars(size_rows, phrases=phrases),
@@ -189,5 +189,5 @@ def test_every_figure_is_tested():
         if name[0] != "_" and function.__module__ == module.__name__
         if "phrases" in inspect.signature(function).parameters
     }
-    helpers = {"draw", "head_title", "whose", "geometry", "layer_title", "stage_title"}
+    helpers = {"draw", "head_title", "query_name", "describe_grid", "layer_title", "stage_title"}
     assert translated - helpers == translated & drawings().keys()

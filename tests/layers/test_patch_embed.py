@@ -1,4 +1,4 @@
-"""Resized positions against the reference implementations."""
+"""Tests of resized position embeddings against the reference implementations."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ GOLDEN = tests.GOLDEN / "dino"
 
 
 def load(folder, table):
-    """Return learned positions, and a dict of the reference's resized positions."""
+    """Return learned position embeddings, and a dict of those that the reference resized."""
     return jnp.asarray(np.load(GOLDEN / folder / table)), np.load(
         GOLDEN / folder / "interpolated.npz"
     )

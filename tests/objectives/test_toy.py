@@ -24,7 +24,8 @@ from vit_jax.schema import Key
 
 
 def defaults():
-    return {"keep": Key(0.25, "fraction of the patches passed to the encoder", above=0, below=1)}
+    doc = "fraction of the patches passed to the encoder"
+    return {"keep": Key(0.25, doc, greater_than=0, less_than=1)}
 
 
 def check(config):

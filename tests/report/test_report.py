@@ -59,7 +59,7 @@ def make_run(config, folder, row=None):
     with checkpoint.Checkpoints(folder, metric=config.best_metric) as saved:
         saved.save(4, state)
         saved.wait()
-    log.write_run_json(folder, mesh=run.mesh, **run.facts())
+    log.write_run_json(folder, mesh=run.mesh, **run.metadata())
     row = row or run.evaluate("test", run.weights(state))
     rows = [{"step": 1, "train/loss": 5.25}, {"step": 4, "train/loss": 3.5} | row]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -320,7 +320,7 @@ def test_report_compares_cnn_and_vit(workdir, resnet, tmp_path, monkeypatch):
     (row,), _ = effective_fields.fields(other, views)
     side = f"{row['side95']:.1f}"
     sides = f"{side} pixels in the first layer shown and {side} in the last"
-    assert f"{other.short}: {sides}" in caption_of(tree, "against-fields")
+    assert f"{other.short_name}: {sides}" in caption_of(tree, "against-fields")
     words = figure_text(tree, "against-looks")
     assert {"layer3", "block 1", "Grad-CAM for the predicted class"} < set(words.splitlines())
     assert "attention of [CLS], mean over heads" in words and "test:3" in words
@@ -398,7 +398,7 @@ def test_first_batch_is_the_models_input(monkeypatch):
 def test_scores_ignore_rows_without_the_metric():
     rows = [{"step": 1, "a": 2}, {"step": 2, "a": None}, {"step": 3}, {"step": 4, "a": 1}]
     model = SimpleNamespace(metrics=rows, config=SimpleNamespace(best_metric="a"))
-    assert [row["step"] for _, _, row in run_sections.scores(model)] == [4, 1]
+    assert [row["step"] for _, _, row in run_sections.final_scores(model)] == [4, 1]
 
 
 def test_confusion_and_errors_of_known_predictions():

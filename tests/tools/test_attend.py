@@ -17,7 +17,7 @@ from vit_jax.analysis import attention, attention_maps
 from vit_jax.config import defaults, load_config
 from vit_jax.data.pictures import Picture
 from vit_jax.errors import UserError
-from vit_jax.figures.attention import geometry, whose
+from vit_jax.figures.attention import describe_grid, query_name
 from vit_jax.pretrained import runs
 from vit_jax.tools import attend
 
@@ -239,8 +239,8 @@ def test_models_with_and_without_a_class_token():
         extract("mu/4", views, image=28, channels=1, depth=2, pool=pool) for pool in ("cls", "gap")
     )
     assert a.maps.shape == b.maps.shape == (10, 1, 2, 7, 7)
-    assert a.colors.shape == (10, 7, 7, 3) and "28x28, 7x7 patches of 4x4" in geometry(a)
-    assert whose(a) == "[CLS]" and "(no [CLS])" in whose(b) and a.depth == 2
+    assert a.colors.shape == (10, 7, 7, 3) and "28x28, 7x7 patches of 4x4" in describe_grid(a)
+    assert query_name(a) == "[CLS]" and "(no [CLS])" in query_name(b) and a.depth == 2
     assert (a.maps.sum((3, 4)) < 1).all() and (a.rollout.sum((2, 3)) < 1).all()
     np.testing.assert_allclose(b.maps.sum((3, 4)), 1, rtol=1e-5)
     np.testing.assert_allclose(b.rollout.sum((2, 3)), 1, rtol=1e-5)

@@ -86,7 +86,7 @@ def test_input_reads_the_photographs_in_the_peer_job(tmp_path):
 def test_missing_peer_is_a_user_error(tmp_path, monkeypatch):
     monkeypatch.setattr(interleave, "ROOT", tmp_path)
     with pytest.raises(UserError, match="make bench-peer"):
-        interleave.Peer("timm", {})
+        interleave.PeerRunner("timm", {})
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_peer_job_has_the_same_model_batch_and_optimizer():
 def test_dino_peer_job_has_the_recipe():
     config, sizes = workloads.make_config("Ti/16", 2, "float32", dino.base())
     job = interleave.peer_job(config, sizes, "dino_step", 1, "cpu")
-    batch = workloads.one_batch(config)
+    batch = workloads.random_batch(config)
     assert batch["global"].shape == (2, 2, 224, 224, 3)
     assert batch["local"].shape == (2, 8, 96, 96, 3)
     keys = {"hidden_dim": 2048, "bottleneck_dim": 256, "out_dim": 65536, "momentum": 0.996}

@@ -1,4 +1,4 @@
-"""Tests of predict, evaluate, features and summary, and of LoadedModel, on a run of a few steps."""
+"""Tests of predict, evaluate, features, summary, LoadedModel and experiments.seeds."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def workdir(tmp_path_factory, train_digits):
 
 
 def run_predict(capsys, *args):
-    """Run predict; return its exit code, the printed objects and the lines of errors."""
+    """Run predict; return its exit code, the printed objects and the error lines."""
     code = command.run(predict, "--json", "--topk=3", *args)
     out, err = capsys.readouterr()
     return code, [json.loads(line) for line in out.splitlines()], err.splitlines()
@@ -257,14 +257,14 @@ def test_summary_of_vit_b16():
 def test_summary_of_model_options():
     c = digits.get_config()
     c.model.norm, c.model.pool, c.model.pos_embed = "post", "map", "sincos2d"
-    text = summary.summary(*summary.model_of(None, c))
+    text = summary.summary(*summary.resolve_model(None, c))
     rows = parse_table(text)
     stages = [line.split("  ")[1] for line in text.splitlines() if line[:2] == "  "]
     assert stages[0].startswith("attention, 4 heads") and stages[3] == stages[-1] == "LayerNorm"
     assert rows["position embedding, fixed 2-D sin-cos"] == ("[16x48]",)
     assert rows["classification head"] == ("[10]", "490")
     assert rows["attention pooling (MAP)"] == ("[48]", "28,224")
-    rows = parse_table(summary.summary(*summary.model_of("H/14,pool=gap", None, 0)))
+    rows = parse_table(summary.summary(*summary.resolve_model("H/14,pool=gap", None, 0)))
     assert rows["mean over patches"] == ("[1280]",) and "classification head" not in rows
     for name in ("B/17", "B/16,dpth=3"):
         assert command.run(summary, f"--model={name}") == 2
@@ -278,9 +278,9 @@ def test_invalid_flags_exit_with_code_2(workdir, tmp_path):
     cases = [call("predict", "x.png"), call("predict", f"--workdir={workdir}")]
     cases += [call("predict", f"--workdir={tmp_path}", "x.png"), call("evaluate", "--split=test")]
     cases += [call("summary"), call("features", "--input=x")]
-    for done in cases:
-        assert done.returncode == 2 and done.stderr.startswith("error: ")
-        assert len(done.stderr.splitlines()) <= 2 and not done.stdout
+    for process in cases:
+        assert process.returncode == 2 and process.stderr.startswith("error: ")
+        assert len(process.stderr.splitlines()) <= 2 and not process.stdout
 
 
 def test_figure_marks_correct_predictions_without_color():

@@ -148,8 +148,8 @@ def test_progress_on_terminal_is_updated_in_place(tmp_path):
     with log.Log(tmp_path, 1000, stream=stream) as out:
         out.write(200, ROW)
         out._last_refresh = 0.0
-        out.tick(201)
-        out.tick(202)  # within REFRESH_SECONDS of the previous update
+        out.update_progress(201)
+        out.update_progress(202)  # within REFRESH_SECONDS of the previous update
         out.write(300, {"eval/val/acc1": 0.75})
     text = stream.getvalue()
     assert "step 200/1,000" in text and "step 201/1,000  loss 1.2500" in text
@@ -161,7 +161,7 @@ def test_progress_on_terminal_is_updated_in_place(tmp_path):
 def test_only_the_primary_process_writes(tmp_path):
     with log.Log(tmp_path, 10, primary=False, stream=io.StringIO()) as out:
         out.write(1, {"train/loss": 1.0})
-        out.tick(2)
+        out.update_progress(2)
         out.info("hello")
         assert out.console.file.getvalue() == ""
     assert list(tmp_path.iterdir()) == []

@@ -51,7 +51,7 @@ def extract(model, views, layers, with_rollout=False):
             f"the attention of {tokens:,} tokens (image size {model.image}) takes "
             f"{layer_bytes / 1e9:.0f} GB per layer; use a smaller image size"
         )
-    compute = reader(model.grid, prefix, tuple(layers), with_rollout)
+    compute = make_extractor(model.grid, prefix, tuple(layers), with_rollout)
     batch_size = min(MAX_BATCH, max(1, MAX_SOFTMAX_BYTES // (model.depth * layer_bytes)))
     outputs = model.run(list(views), compute=compute, batch_size=batch_size)
     return SimpleNamespace(
@@ -69,7 +69,7 @@ def extract(model, views, layers, with_rollout=False):
 
 
 @functools.cache
-def reader(grid, prefix, layers, with_rollout=False):
+def make_extractor(grid, prefix, layers, with_rollout=False):
     """Return the device computation of `extract`, for `LoadedModel.run(compute=...)`.
 
     Args:

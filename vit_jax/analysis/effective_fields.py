@@ -15,7 +15,7 @@ ATTENTION_BATCH = 4  # images per forward pass that returns the softmax of all l
 DRAWS = 4  # channels of the center unit per image
 
 
-def cost(model, layers):
+def field_flops(model, layers):
     """Return the FLOPs of `fields` for one image and one draw.
 
     Each layer takes a forward pass and a backward pass, which costs twice as much.
@@ -49,7 +49,7 @@ def _cnn_fields(model, images, _, draws):
         images,
         draws=draws,
     )
-    rows = layers_of_cnn(model)
+    rows = theoretical_fields(model)
     gradients = {}
     for row in rows:
         if row["layer"] in effective:
@@ -59,7 +59,7 @@ def _cnn_fields(model, images, _, draws):
     return rows, gradients
 
 
-def layers_of_cnn(model):
+def theoretical_fields(model):
     """Compute the theoretical receptive fields of a CNN.
 
     Returns:
@@ -69,9 +69,9 @@ def layers_of_cnn(model):
     plan = variants.convolutions(model.module.config)
     depth = 0
     rows = []
-    for layer, field in receptive_field.theoretical(plan, model.module.pools).items():
+    for layer, field in receptive_field.theoretical(plan, model.module.has_stem_pool).items():
         depth += layer in plan and not layer.endswith("shortcut")
-        row = {"model": model.short, "layer": layer, "convolutions": depth}
+        row = {"model": model.short_name, "layer": layer, "convolutions": depth}
         row |= {"field": field.size, "jump": field.jump, "start": field.start}
         if "/" not in layer:  # a stage
             unit = -(-model.image // field.jump) // 2
@@ -94,7 +94,7 @@ def _vit_fields(model, images, blocks, draws):
 
     gradients = receptive_field.effective(maps, model.params, images, draws=draws)
     rows = [
-        {"model": model.short, "layer": f"block {i}", "field": model.image}
+        {"model": model.short_name, "layer": f"block {i}", "field": model.image}
         | {"jump": model.module.config.patch}
         | _gradient_columns(gradients[i], model.image**2)  # the field is the whole image
         for i in blocks
@@ -132,10 +132,10 @@ def heads(model, images):
         distances = receptive_field.attention_distance(maps, grid, patch, prefix)
         parts.append(np.stack([distances, receptive_field.attention_entropy(maps, grid, prefix)]))
     means = np.concatenate(parts, axis=2).mean(2)  # [2, l, b, h] -> [2, l, h]
-    uniform_distance = receptive_field.even_distance(grid, patch)
+    uniform_distance = receptive_field.uniform_distance(grid, patch)
     return [
         {
-            "model": model.short,
+            "model": model.short_name,
             "layer": layer + 1,
             "head": head,
             "distance": round(float(means[0, layer, head]), 3),

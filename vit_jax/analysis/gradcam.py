@@ -54,4 +54,4 @@ def logits_from_stage(model, stage, x):
     for name in model.stages[model.stages.index(stage) + 1 :]:
         for block in getattr(model, name).values():
             x, _ = block(x, False)
-    return model.read(x)["logits"]
+    return model.pool(x)["logits"]

@@ -188,7 +188,7 @@ def attention_distance(attention, grid, patch, prefix=0):
     return patch * (weights * _pairwise_distances(grid)).sum(-1).mean(-1)
 
 
-def even_distance(grid, patch):
+def uniform_distance(grid, patch):
     """Return the attention distance of a head with uniform attention, in pixels."""
     return patch * float(_pairwise_distances(grid).mean())
 

@@ -130,7 +130,7 @@ def pooled_similarity(tokens, grid, prefix=1):
     return on_grid(cosines(pooled, tokens)[:, 0], grid, prefix)
 
 
-def beside_published(name, config, top1=None):
+def compare_with_published(name, config, top1=None):
     """Compare a model's size to those of published ViTs.
 
     The published models have 1000 classes, images of 224 pixels, and the top-1 accuracy on ImageNet

@@ -15,7 +15,7 @@ from vit_jax.errors import UserError
 from vit_jax.schema import member, members, one_of
 
 # Modules of this package that are not data sources.
-HELPERS = ("class_names", "decode", "idx", "pictures", "sources")
+NON_MEMBERS = ("class_names", "decode", "idx", "pictures", "sources")
 
 _BOUND = r"(-?\d+|-?\d+(?:\.\d+)?%)?"
 _SPLIT = re.compile(rf"([^\[\]]+)(?:\[{_BOUND}:{_BOUND}\])?")

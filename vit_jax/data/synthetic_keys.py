@@ -5,6 +5,6 @@ from vit_jax.schema import Key
 
 def defaults():
     return {
-        "images": Key(512, "images per split", least=1),
-        "classes": Key(10, "number of classes", least=1),
+        "images": Key(512, "images per split", minimum=1),
+        "classes": Key(10, "number of classes", minimum=1),
     }

@@ -1,4 +1,4 @@
-"""Components and events of the page, in gradio."""
+"""Gradio components and events of the demo page."""
 
 from html import escape
 from pathlib import Path
@@ -19,7 +19,7 @@ class Page:
 
     Args:
       models: `inference.LoadedModel`s.
-      phrases: `figures.catalog.Catalog` of "demo".
+      phrases: `figures.catalog.Catalog` of the section "demo".
     """
 
     def __init__(self, models, phrases):
@@ -55,7 +55,7 @@ class Page:
         return dict(label=self.phrases(name), elem_id=name)
 
     def build_input(self):
-        """Build the upload field, the table of classes and the choice of resolution."""
+        """Build the upload field, the table of classes and the resolution selector."""
         phrases, labeled = self.phrases, self.labeled
         sources = ["upload", "clipboard"]
         self.picture = gr.Image(
@@ -208,5 +208,5 @@ class Page:
 
 
 def finest_grid(explanations):
-    """Return the grid with the most patches, used for rows and columns; None without a ViT."""
+    """Return the finest grid, in which row and column are entered; None without a ViT."""
     return max((x.grid for x in explanations if x.grid), default=None)

@@ -107,7 +107,9 @@ def table(phrases, model, explanation):
 
 def title(phrases, model):
     """Return the title of a model as plain text."""
-    return model.name if model.step is None else phrases("run", name=model.short, step=model.step)
+    return (
+        model.name if model.step is None else phrases("run", name=model.short_name, step=model.step)
+    )
 
 
 def note(role, text):

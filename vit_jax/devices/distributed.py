@@ -14,7 +14,7 @@ import signal
 
 from vit_jax.errors import UserError
 
-VARIABLE = "VIT_JAX_DISTRIBUTED"
+ENV_VARIABLE = "VIT_JAX_DISTRIBUTED"
 SLURM_VARIABLES = (
     "SLURM_JOB_ID",
     "SLURM_NTASKS",
@@ -25,7 +25,7 @@ SLURM_VARIABLES = (
 CONNECT_TIMEOUT_S = 300
 
 
-def options(environ=os.environ):
+def initialize_args(environ=os.environ):
     """Return the arguments of jax.distributed.initialize. Imports no JAX.
 
     Args:
@@ -38,7 +38,7 @@ def options(environ=os.environ):
     Raises:
       UserError: if VIT_JAX_DISTRIBUTED is malformed.
     """
-    value = environ.get(VARIABLE, "auto")
+    value = environ.get(ENV_VARIABLE, "auto")
     if value == "off":
         return None
     if value == "auto":
@@ -47,8 +47,8 @@ def options(environ=os.environ):
     match = re.fullmatch(r"([^,\s]+:\d+),(\d+),(\d+)", value)
     if not match or not int(match[3]) < int(match[2]):
         raise UserError(
-            f"{VARIABLE}={value} must be auto, off or HOST:PORT,COUNT,INDEX with INDEX from 0 to "
-            "COUNT - 1, such as 10.0.0.2:1234,4,0"
+            f"{ENV_VARIABLE}={value} must be auto, off or HOST:PORT,COUNT,INDEX with INDEX from 0 "
+            "to COUNT - 1, such as 10.0.0.2:1234,4,0"
         )
     names = ("coordinator_address", "num_processes", "process_id")
     return dict(zip(names, (match[1], int(match[2]), int(match[3])), strict=True))
@@ -69,7 +69,7 @@ def initialize():
     Raises:
       UserError: if the processes do not connect within `CONNECT_TIMEOUT_S`.
     """
-    arguments = options()
+    arguments = initialize_args()
     if arguments is None:
         return False
     import jax
@@ -86,7 +86,7 @@ def initialize():
         raise UserError(
             f"the processes of the run did not connect within {CONNECT_TIMEOUT_S} s ({source}); "
             "start all processes and make the port of process 0 reachable from each, or set "
-            f"{VARIABLE}=off"
+            f"{ENV_VARIABLE}=off"
         ) from error
     return jax.process_count() > 1
 

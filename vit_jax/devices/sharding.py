@@ -58,7 +58,7 @@ def make_mesh(config, devices=None):
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def local_mesh():
+def data_parallel_mesh():
     """Create a mesh of all devices with sharded batches and replicated parameters."""
     return make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
 
@@ -69,7 +69,7 @@ def batch_sharding(mesh: Mesh):
 
 
 def constrain_batch(x):
-    """Constrain activations to the sharding of the batch, if a mesh with our axes is set.
+    """Constrain activations to the batch sharding, if a mesh with `data` and `fsdp` is set.
 
     Without this constraint, XLA may reshard the activations instead of gathering parameters.
     """

@@ -14,10 +14,10 @@ from vit_jax.schema import member
 
 
 def make(names, model, config, split, mesh):
-    """Combine evaluators. Features are computed once and shared by all readouts.
+    """Combine evaluators. Features are computed once and shared by all that define `read_out`.
 
     Args:
-      names: modules of vit_jax/evaluators.
+      names: names of modules in vit_jax/evaluators.
       model: a `models.Model`.
       config: the config of the run.
       split: "train", "val" or "test".
@@ -27,7 +27,8 @@ def make(names, model, config, split, mesh):
       `evaluate(params)`, which returns the metrics of all evaluators in one dict.
 
     Raises:
-      UserError: if an evaluator does not apply to the model or split. `evaluate` raises it too.
+      UserError: if an evaluator does not apply to the model or split. `evaluate` raises it too,
+        for example if linear_probe finds only one class in the training split.
     """
     evaluations = []
     readouts = []
@@ -61,12 +62,12 @@ def read_split(config, split, mesh, batch_size=None):
     Returns:
       source: the images and labels of the split.
       size: the batch size.
-      read: function that returns an iterator over the batches of `batch.eval_batches`, on the
-        devices.
+      read: function that returns an iterator over the batches of `batch.eval_batches`, as global
+        JAX arrays.
 
     Raises:
-      UserError: if the split does not exist, or the batch size is not divisible by the number of
-        devices that share a batch.
+      UserError: if the split does not exist, or the batch size is not divisible by
+        mesh.data x mesh.fsdp.
     """
     size = batch_size or config.eval_batch_size or config.batch_size
     sharding.check_batch_size("eval_batch_size", size, mesh)
@@ -104,11 +105,11 @@ def features(model, config, split, mesh, names=("pooled",), *, max_images=None, 
     Returns:
       `extract(params)`, which returns {"label": int32 [n], "pooled": float32 [n, d], ...} as numpy
       arrays. Every process gets the outputs of all images. With one process they are in the order
-      of the split; with several the order differs, but is the same for all outputs.
+      of the split; with several the order may differ, but is the same for all outputs.
 
     Raises:
-      UserError: if the split does not exist, or the batch size is not divisible by the number of
-        devices that share a batch.
+      UserError: if the split does not exist, or the batch size is not divisible by
+        mesh.data x mesh.fsdp.
     """
     source, size, read = read_split(config, split, mesh, batch_size)
     count = min(max_images or len(source), len(source))

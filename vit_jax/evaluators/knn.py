@@ -12,7 +12,7 @@ import numpy as np
 
 from vit_jax.errors import UserError
 
-BLOCK = (1024, 8192)  # queries x training images per block of similarities: 32 MiB
+BLOCK_SHAPE = (1024, 8192)  # queries x training images per block of similarities: 32 MiB
 
 
 def read_out(bank, queries, *, k, temperature):
@@ -39,7 +39,7 @@ def read_out(bank, queries, *, k, temperature):
 
 
 def knn_predict(
-    train_features, train_labels, features, k, temperature, num_classes, *, block=BLOCK
+    train_features, train_labels, features, k, temperature, num_classes, *, block=BLOCK_SHAPE
 ):
     """Classify features by a weighted vote of their k nearest training features.
 
@@ -80,7 +80,7 @@ def knn_predict(
     return predict(similarities, labels[indices], temperature, num_classes, rows=block[0])
 
 
-def nearest(train_features, features, k, *, block=BLOCK):
+def nearest(train_features, features, k, *, block=BLOCK_SHAPE):
     """Find the k most similar training features for each feature.
 
     Runs on one device. Its memory must hold train_features and a few blocks of similarities.
@@ -127,7 +127,7 @@ def _nearest(bank, queries, k, columns):
     return jax.lax.scan(merge, best, jnp.arange(0, count, size))[0]
 
 
-def predict(similarities, labels, temperature, num_classes, *, rows=BLOCK[0]):
+def predict(similarities, labels, temperature, num_classes, *, rows=BLOCK_SHAPE[0]):
     """Return the class with the most votes, int [n]; the lowest class on ties; -1 for NaN.
 
     Args:

@@ -9,9 +9,9 @@ from vit_jax.schema import Key
 def defaults():
     return {
         "k": Key(
-            (10, 20), "numbers of nearest neighbors; the metrics are knn10 and knn20", least=1
+            (10, 20), "numbers of nearest neighbors; the metrics are knn10 and knn20", minimum=1
         ),
-        "temperature": Key(0.07, "T in the weight exp(cosine / T) of a vote", above=0),
+        "temperature": Key(0.07, "T in the weight exp(cosine / T) of a vote", greater_than=0),
     }
 
 

@@ -11,10 +11,10 @@ def defaults():
         "max_exact": Key(
             60_000,
             "maximum number of training images for logistic regression; SGD is used above it",
-            least=0,
+            minimum=0,
         ),
-        "epochs": Key(100, "SGD: number of epochs", least=1),
-        "batch_size": Key(1024, "SGD: images per step", least=1),
-        "lr": Key(0.001, "SGD: peak learning rate for a batch of 256", least=0),
-        "momentum": Key(0.9, "SGD: momentum", least=0, below=1),
+        "epochs": Key(100, "SGD: number of epochs", minimum=1),
+        "batch_size": Key(1024, "SGD: images per step", minimum=1),
+        "lr": Key(0.001, "SGD: peak learning rate for a batch of 256", minimum=0),
+        "momentum": Key(0.9, "SGD: momentum", minimum=0, less_than=1),
     }

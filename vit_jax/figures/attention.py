@@ -86,7 +86,9 @@ def attention_grid(images, models, *, titles=None, style="map", keep=KEEP, phras
     return finish(figure)
 
 
-def drawing(names, images, extracted, heads, which, rows=None, *, phrases=ENGLISH, **options):
+def attention_figure(
+    names, images, extracted, heads, indices, rows=None, *, phrases=ENGLISH, **options
+):
     """Draw the results of `attention_maps.extract` for one or more models.
 
     Args:
@@ -94,7 +96,7 @@ def drawing(names, images, extracted, heads, which, rows=None, *, phrases=ENGLIS
       images: all images, uint8 [h, w, 1 or 3] each.
       extracted: results of `attention_maps.extract`, one per model.
       heads: as in `panel`.
-      which: indices of the images to draw.
+      indices: indices of the images to draw.
       rows: as in `panel`.
       phrases: `Catalog` of the section "figures".
       **options: passed to `attention_grid`.
@@ -102,8 +104,8 @@ def drawing(names, images, extracted, heads, which, rows=None, *, phrases=ENGLIS
     Returns:
       A matplotlib `Figure`.
     """
-    repeated = [i for i in which for _ in (rows or [0])]
-    models = [panel(result, heads, list(which), rows, phrases=phrases) for result in extracted]
+    repeated = [i for i in indices for _ in (rows or [0])]
+    models = [panel(result, heads, list(indices), rows, phrases=phrases) for result in extracted]
     titles = [names[i] for i in repeated]
     return attention_grid(
         [images[i] for i in repeated], models, titles=titles, phrases=phrases, **options
@@ -130,7 +132,7 @@ def panel(extracted, heads, images, rows=None, *, phrases=ENGLISH):
     titled = {
         head_title(head, extracted, phrases): select_maps(extracted, head)[images] for head in heads
     }
-    note = phrases("attention_of", whose=whose(extracted, phrases))
+    note = phrases("attention_of", query=query_name(extracted, phrases))
     model = {"name": extracted.name, "rollout": "rollout" in heads, "columns": {}}
     if rows is not None:
         for title, maps in titled.items():
@@ -146,7 +148,7 @@ def panel(extracted, heads, images, rows=None, *, phrases=ENGLISH):
             note += f", {layers[0]}"
         elif len(heads) == 1:
             note += f", {next(iter(titled))}"
-    return model | {"note": f"{note}\n{geometry(extracted, phrases)}"}
+    return model | {"note": f"{note}\n{describe_grid(extracted, phrases)}"}
 
 
 def select_maps(extracted, head):
@@ -164,12 +166,12 @@ def head_title(head, extracted, phrases=ENGLISH):
     return phrases("head", head=head)
 
 
-def whose(extracted, phrases=ENGLISH):
+def query_name(extracted, phrases=ENGLISH):
     """Return the name of the query of the attention maps: [CLS] or the average patch."""
     return "[CLS]" if extracted.prefix else phrases("average_patch")
 
 
-def geometry(extracted, phrases=ENGLISH):
+def describe_grid(extracted, phrases=ENGLISH):
     """Describe the image size, the patch grid and the share of a patch in uniform attention."""
     rows, columns = extracted.maps.shape[-2:]
     sizes = dict(image=extracted.image, rows=rows, columns=columns, patch=extracted.patch)
@@ -217,7 +219,7 @@ def _draw_header(axes, model, note, width, phrases):
 def _legend_text(models, style, keep, phrases):
     """Return the explanation of the maps, the outline and the features."""
     lines = []
-    if not all(model.get("gradcam") for model in models):
+    if style != "mask" and not all(model.get("gradcam") for model in models):
         lines.append(phrases("explain_overlay" if style == "overlay" else "explain_map"))
     lines += [
         phrases(f"explain_{method}")

@@ -16,14 +16,14 @@ STAGE_COLORS = {"heads": ORANGE, "joined": ORANGE, "mlp": GREEN, "blocks": GREEN
 STAGE_COLORS |= {"norm": PURPLE, "map": ORANGE}
 
 
-def grid_of(model):
+def token_counts(model):
     """Return the side of the patch grid and the numbers of patches, prefix tokens and tokens."""
     side = model.grid[0]
     return side, side**2, model.prefix, side**2 + model.prefix
 
 
 def stage_title(stage, phrases=ENGLISH):
-    """Return the title of an `analysis.stages.Stage`, indented inside the encoder blocks."""
+    """Return the title of an `analysis.stages.Stage`, indented if it is in the encoder blocks."""
     name = phrases(f"stage_{stage.key}", **stage.values)
     return f"  {name}" if stage.inside else name
 
@@ -46,7 +46,7 @@ def whole(rows, title, *, phrases=ENGLISH):
     block_edges = []  # top and bottom of the boxes inside the encoder blocks
     skip_start = None  # y at which the next residual connection starts
     last_bottom = None
-    for name, (stage, size, count) in zip(names, rows, strict=True):
+    for name, (stage, shape, count) in zip(names, rows, strict=True):
         color = STAGE_COLORS.get(stage.key, None if stage.inside else BLUE)
         _, _, _, top, bottom = d.box(left, y, name, color=color, width=width)
         if last_bottom is not None:
@@ -58,7 +58,7 @@ def whole(rows, title, *, phrases=ENGLISH):
             x = left - 14
             d.arrow((left + width / 2, skip_start), (x, skip_start), (x, y), (left, y))
             skip_start = bottom + 5
-        d.text(left + width + 14, y, size.replace("x", " × "), "start")
+        d.text(left + width + 14, y, shape.replace("x", " × "), "start")
         d.note(left + width + 175, y, phrases("parameter_count", count=count) if count else "")
         last_bottom = bottom
         y += 38
@@ -71,7 +71,7 @@ def whole(rows, title, *, phrases=ENGLISH):
 
 def self_attention(model, *, phrases=ENGLISH):
     """Draw one attention head: queries, keys, values, the softmax [n × n], the weighted sum."""
-    _, _, prefix, n = grid_of(model)
+    _, _, prefix, n = token_counts(model)
     width = model.width
     e = width // model.num_heads
     d = Drawing(phrases("self_attention", tokens=n, dim=e))
@@ -96,7 +96,7 @@ def self_attention(model, *, phrases=ENGLISH):
 
 def multi_head(model, *, phrases=ENGLISH):
     """Draw all heads of a layer, their concatenation and the output projection."""
-    _, _, _, n = grid_of(model)
+    _, _, _, n = token_counts(model)
     width = model.width
     h = model.num_heads
     e = width // h
@@ -124,8 +124,8 @@ def multi_head(model, *, phrases=ENGLISH):
 
 
 def patch_embedding(model, *, phrases=ENGLISH):
-    """Draw the two equivalent patch embeddings: a strided convolution, and unfold with linear."""
-    side, n, _, _ = grid_of(model)
+    """Draw both forms of patch embedding: a strided convolution, and unfold with a linear layer."""
+    side, n, _, _ = token_counts(model)
     p, c, width, image = model.patch, model.channels, model.width, model.image
     d = Drawing(phrases("patch_embedding", patches=n, patch=p, width=width))
     start = (phrases("image"), format_shape(image, image, c), BLUE)
@@ -155,7 +155,7 @@ def patch_embedding(model, *, phrases=ENGLISH):
 
 def positions(model, *, phrases=ENGLISH):
     """Draw the position embeddings that are added to the tokens."""
-    side, n, prefix, tokens = grid_of(model)
+    side, n, prefix, tokens = token_counts(model)
     width = model.width
     learned = model.pos_embed == "learned"
     kind = phrases("learned" if learned else "fixed")

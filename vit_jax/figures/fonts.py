@@ -21,7 +21,7 @@ def set_fonts(figure):
     _, default = load_font(font_manager.findfont("DejaVu Sans"))
     missing = {x for text in texts for x in text.get_text() if x.isprintable()} - default
     families = ["DejaVu Sans"]
-    for path in files() if missing else ():
+    for path in cjk_font_files() if missing else ():
         family, characters = load_font(path)
         families.append(family)
         missing -= characters
@@ -42,6 +42,6 @@ def load_font(path):
 
 
 @functools.cache
-def files():
+def cjk_font_files():
     """List the installed font files with CJK characters."""
     return sorted(path for path in font_manager.findSystemFonts() if CJK.search(path))

@@ -84,14 +84,14 @@ def positions(similarity, *, phrases=ENGLISH):
     return finish(figure)
 
 
-def tokens(images, similarity, colors, reader="[CLS]", *, phrases=ENGLISH):
+def tokens(images, similarity, colors, pooled_name="[CLS]", *, phrases=ENGLISH):
     """Draw one row per image: the image, its patch similarities and its patch features.
 
     Args:
       images: sequence of uint8 [h, w, 1 or 3].
       similarity: cosine similarity of each patch to the pooled token, [b, rows, columns].
       colors: {layer title: features as RGB [b, rows, columns, 3] in [0, 1]}.
-      reader: name of the pooled token.
+      pooled_name: name of the pooled token.
       phrases: `Catalog` of the section "figures".
 
     Returns:
@@ -109,7 +109,7 @@ def tokens(images, similarity, colors, reader="[CLS]", *, phrases=ENGLISH):
         drawn = show_image(axes[row, 1], similarity[row], **scale)
         for ax, layer in zip(axes[row, 2:], colors.values(), strict=True):
             show_image(ax, layer[row])
-    titles = (phrases("image"), phrases("cosine_with", reader=reader), *colors)
+    titles = (phrases("image"), phrases("cosine_with", pooled_name=pooled_name), *colors)
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=9)
     figure.colorbar(drawn, ax=axes[:, 1].tolist(), location="right", shrink=0.9, pad=0.04)

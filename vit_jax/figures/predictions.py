@@ -9,12 +9,12 @@ from vit_jax.figures import curves
 from vit_jax.figures.catalog import ENGLISH
 from vit_jax.figures.style import GREEN, ORANGE, despine, finish, show_image, truncate
 
-# Not by color alone: labels carry ✓ or ✗, and the bar of the true class is hatched.
+# Color is not the only cue: labels carry ✓ or ✗, and the bar of the true class is hatched.
 CORRECT = GREEN
 WRONG = ORANGE
 OTHER = "#9AA5B1"
 MAX_COLUMNS = 3  # images per row
-MAX_CHARS = 22  # of a name
+MAX_CHARS = 22  # of a title or class name
 
 
 def predictions(images, tops, *, titles=None, labels=None, rows=(), phrases=ENGLISH):
@@ -24,7 +24,7 @@ def predictions(images, tops, *, titles=None, labels=None, rows=(), phrases=ENGL
       images: sequence of uint8 [h, w, 1 or 3].
       tops: for each image [(class name, probability), ...], by descending probability.
       titles: text above each image.
-      labels: name of the true class of each image, or None if unknown.
+      labels: name of the true class for each image; None for an image without a label.
       rows: rows of metrics.jsonl as returned by `workdir.log.read_metrics`; their curves are drawn
         below the images.
       phrases: `Catalog` of the section "figures".
@@ -56,7 +56,7 @@ def predictions(images, tops, *, titles=None, labels=None, rows=(), phrases=ENGL
 
 
 def _draw_image(ax, image, title, label, top, phrases):
-    """Draw an image; the text below it and the frame tell whether the prediction is correct."""
+    """Draw an image; the text below it and the frame show whether the prediction is correct."""
     show_image(ax, image, interpolation=None)
     ax.set_title(truncate(title, MAX_CHARS), fontsize=9)
     if label is None:

@@ -177,8 +177,8 @@ def saliency_grid(images, titles, models, *, phrases=ENGLISH):
       models: list of dicts with the keys
         "name": name of the model;
         "maps": {layer: [b, rows, columns]};
-        "says": names of the predicted classes [b], or None without a classifier;
-        "whose": for a ViT, the query of the attention, such as "[CLS]";
+        "predicted": names of the predicted classes [b], or None without a classifier;
+        "query": for a ViT, the query of the attention, such as "[CLS]";
         "views" (optional): the model's images, if they differ from `images`.
       phrases: `Catalog` of the section "figures".
 
@@ -189,15 +189,15 @@ def saliency_grid(images, titles, models, *, phrases=ENGLISH):
     for model in models:
         panel = {"name": model["name"], "views": model.get("views", images), "columns": {}}
         for layer, maps in model["maps"].items():
-            if "whose" not in model:
+            if "query" not in model:
                 maps = maps / np.maximum(maps.sum((1, 2), keepdims=True), 1e-12)
             panel["columns"][layer_title(layer, phrases)] = maps
-        panel["gradcam"] = "whose" not in model
+        panel["gradcam"] = "query" not in model
         panel["note"] = phrases("gradcam")
-        if "whose" in model:
-            panel["note"] = phrases("attention_mean", whose=model["whose"])
-        if model["says"] is not None:
-            names = [truncate(name, MAX_CHARS) for name in model["says"]]
+        if "query" in model:
+            panel["note"] = phrases("attention_mean", query=model["query"])
+        if model["predicted"] is not None:
+            names = [truncate(name, MAX_CHARS) for name in model["predicted"]]
             panel["labels"] = [phrases("predicted", name=name) for name in names]
         panels.append(panel)
     return attention_grid(images, panels, titles=titles, style="overlay", phrases=phrases)

@@ -3,7 +3,7 @@
 import unicodedata
 
 from vit_jax.analysis import attention
-from vit_jax.figures.attention import geometry, head_title, select_maps, whose
+from vit_jax.figures.attention import describe_grid, head_title, query_name, select_maps
 from vit_jax.figures.catalog import ENGLISH
 
 
@@ -14,7 +14,7 @@ def text(names, models, heads, width=100, *, phrases=ENGLISH):
       names: names of the images.
       models: results of `attention_maps.extract` for the same images, one per model.
       heads: as in `attention.panel`.
-      width: maximum characters per line; maps are placed side by side if they fit.
+      width: maximum terminal columns per line; maps are placed side by side if they fit.
       phrases: `Catalog` of the section "figures".
 
     Returns:
@@ -23,8 +23,8 @@ def text(names, models, heads, width=100, *, phrases=ENGLISH):
     lines = []
     for i, name in enumerate(names):
         for model in models:
-            title = phrases("attention_of_in", whose=whose(model, phrases), name=model.name)
-            lines += [f"{name}: {title}", geometry(model, phrases), ""]
+            title = phrases("attention_of_in", query=query_name(model, phrases), name=model.name)
+            lines += [f"{name}: {title}", describe_grid(model, phrases), ""]
             blocks = [
                 [
                     phrases("layer_of", layer=layer, depth=model.depth),
@@ -46,7 +46,7 @@ def side_by_side(blocks, width):
 
     Args:
       blocks: lists of lines.
-      width: maximum characters per line.
+      width: maximum terminal columns per line.
 
     Returns:
       List of lines.
@@ -63,5 +63,5 @@ def side_by_side(blocks, width):
 
 
 def display_width(text):
-    """Return the terminal columns of a text; a Hangul or Chinese character takes two."""
+    """Return the number of terminal columns of a text; Hangul and Chinese characters take two."""
     return len(text) + sum(unicodedata.east_asian_width(char) in "WF" for char in text)

@@ -55,7 +55,7 @@ class Attention(nnx.Module):
         t, d = x.shape
         kernel = self.kernel
         if kernel == "auto":
-            kernel = kernels.automatic(jax.default_backend())["attn"]
+            kernel = kernels.resolve_auto(jax.default_backend())["attn"]
         qkv = self.qkv(x).reshape(shapes[0][0], -1, 3, d)  # b (tokens per image) 3 d
         outs = []
         probabilities = []

@@ -14,7 +14,7 @@ class Dropout:
 
     Args:
       keys: one key per image [b]; unused if both rates are 0.0.
-      shapes: (b, v, n) of each group of tokens.
+      shapes: (b, v, n) of each group of views with the same number of tokens n.
       dropout_rate: dropout rate.
       drop_path_rate: drop path rate.
     """
@@ -33,8 +33,8 @@ class Dropout:
         return x * mask.astype(x.dtype).reshape(x.shape)
 
     def drop_path(self, x, site):
-        """Zero the residual branch x [t, d] for random views (arXiv:1603.09382)."""
-        # The rate is an array, traced, unless drop path is off.
+        """Apply drop path to the residual branch x [t, d], per view (arXiv:1603.09382)."""
+        # The rate is a traced array unless drop path is off.
         if isinstance(self.drop_path_rate, float) and not self.drop_path_rate:
             return x
         lengths = [n for _, v, n in self.shapes for _ in range(v)]

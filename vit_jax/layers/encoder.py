@@ -131,7 +131,7 @@ def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False)
 
     scan = config.scan
     if scan == "auto":
-        scan = kernels.automatic(jax.default_backend(), depth)["scan"]
+        scan = kernels.resolve_auto(jax.default_backend(), depth)["scan"]
     scanned = scan == "on"
     if config.remat != "none":
         policy = REMAT_POLICIES[config.remat]

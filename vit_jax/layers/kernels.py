@@ -18,7 +18,7 @@ def accumulation_dtype(dtype):
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def automatic(platform, depth=1):
+def resolve_auto(platform, depth=1):
     """Return the values that "auto" options of `ViTConfig` resolve to.
 
     On CPU, `lax.scan` makes training steps slower; it is used for deep models only, whose unrolled

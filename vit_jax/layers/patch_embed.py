@@ -15,8 +15,8 @@ from flax import nnx
 class PatchEmbed(nnx.Module):
     """Patch embedding, [b, h, w, c] to [b, n, d].
 
-    It is computed as a convolution with stride p (`how="conv"`) or as unfold and a linear layer
-    (`how="linear"`). Both are the same function with the same kernel [p, p, c, d]. The
+    It is computed as a convolution with stride p (`how="conv"`) or as unfold followed by a linear
+    layer (`how="linear"`). Both are the same function with the same kernel [p, p, c, d]. The
     initialization is the default of PyTorch's Conv2d, as in DeiT: uniform in
     +-1 / sqrt(p * p * c).
     """
@@ -54,16 +54,16 @@ def unfold(images, p):
 
 
 def sincos2d(grid, width):
-    """Return fixed 2-D sin-cos positions: sin x, cos x, sin y, cos y.
+    """Return fixed 2-D sin-cos position embeddings: sin x, cos x, sin y, cos y.
 
-    From MoCo v3, as in "Better plain ViT baselines" (arXiv:2205.01580, section 2).
+    As in big_vision's "Better plain ViT baselines" (arXiv:2205.01580, section 2), after MoCo v3.
 
     Args:
       grid: rows and columns of patches (h, w).
-      width: width of a token d, divisible by 4.
+      width: token width d, divisible by 4.
 
     Returns:
-      Positions [1, h * w, d], float32.
+      Position embeddings [1, h * w, d], float32.
     """
     h, w = grid
     y, x = np.mgrid[:h, :w]
@@ -73,8 +73,8 @@ def sincos2d(grid, width):
     return jnp.asarray(table[None], jnp.float32)
 
 
-# How reference implementations resize positions: parameter a of the cubic kernel, antialiasing, and
-# an offset added to the new grid size when the scale factor is computed.
+# How reference implementations resize position embeddings: parameter a of the cubic kernel, whether
+# to antialias, and an offset added to the new grid size when the scale factor is computed.
 RESIZE = {
     "timm": (-0.5, True, 0.0),  # `resample_abs_pos_embed`; DINOv2 with registers
     "dino": (-0.75, False, 0.1),  # `interpolate_pos_encoding`; DINOv2 without registers
@@ -82,19 +82,19 @@ RESIZE = {
 
 
 def resize_positions(table, old_grid, new_grid, prefix, rule="timm"):
-    """Resize learned positions to another grid by bicubic interpolation.
+    """Resize learned position embeddings to another grid by bicubic interpolation.
 
     The interpolation along each side is a constant matrix, applied at the highest precision.
 
     Args:
-      table: learned positions [1, prefix + h * w, d].
+      table: learned position embeddings [1, prefix + h * w, d].
       old_grid: rows and columns of `table` (h, w).
       new_grid: rows and columns to resize to.
-      prefix: number of leading positions to keep unchanged, such as that of [CLS].
+      prefix: number of leading rows to keep unchanged, such as that of [CLS].
       rule: a key of `RESIZE`; use the one that the weights were trained with.
 
     Returns:
-      Positions [1, prefix + new rows * new columns, d].
+      Position embeddings [1, prefix + new rows * new columns, d].
     """
     if tuple(old_grid) == tuple(new_grid):
         return table
@@ -110,13 +110,13 @@ def resize_positions(table, old_grid, new_grid, prefix, rule="timm"):
 
 @functools.cache
 def cubic_matrix(old, new, rule):
-    """Return the matrix [new, old] of bicubic interpolation along one side, float64.
+    """Return the matrix [new, old] of cubic interpolation along one side, float64.
 
-    Each row sums to 1. Row i is centered at (i + 1/2) old / new - 1/2 (half-pixel centers). Beyond
-    the edge, "dino" repeats the edge value and "timm" has zero weight.
+    Each row sums to 1. Row i is centered at (i + 1/2) old / (new + offset) - 1/2 (half-pixel
+    centers). Beyond the edge, "dino" repeats the edge value and "timm" has zero weight.
     """
-    a, antialias, extra = RESIZE[rule]
-    center = (np.arange(new)[:, None] + 0.5) * old / (new + extra) - 0.5
+    a, antialias, offset = RESIZE[rule]
+    center = (np.arange(new)[:, None] + 0.5) * old / (new + offset) - 0.5
     if antialias:
         weights = cubic((np.arange(old) - center) / max(old / new, 1), a)
         return weights / weights.sum(1, keepdims=True)

@@ -57,11 +57,11 @@ def make(model, config, steps_per_epoch):
     """
     module = schema.member("objectives", config.objective.name)
     objective = module.make(model, config, steps_per_epoch)
-    only = config.optim.only
-    if not only:
+    trainable = config.optim.trainable
+    if not trainable:
         return objective
     return objective._replace(
-        loss=lambda params, *rest: objective.loss(stop_gradients(params, only), *rest)
+        loss=lambda params, *rest: objective.loss(stop_gradients(params, trainable), *rest)
     )
 
 

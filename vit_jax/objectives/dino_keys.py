@@ -8,13 +8,13 @@ from vit_jax.schema import Key, duration, probability
 def defaults():
     """Return the keys of the group `objective`."""
     return {
-        "out_dim": Key(65536, "outputs of the projection head (number of prototypes)", least=1),
-        "hidden_dim": Key(2048, "hidden units of the head's MLP", least=1),
-        "bottleneck_dim": Key(256, "outputs of the head's MLP", least=1),
+        "out_dim": Key(65536, "outputs of the projection head (number of prototypes)", minimum=1),
+        "hidden_dim": Key(2048, "hidden units of the head's MLP", minimum=1),
+        "bottleneck_dim": Key(256, "outputs of the head's MLP", minimum=1),
         "norm_last_layer": Key(True, "fix the norm of each prototype at 1; False: learned norms"),
-        "student_temp": Key(0.1, "temperature of the student", least=1e-6),
-        "teacher_temp": Key(0.04, "temperature of the teacher after the warmup", least=1e-6),
-        "warmup_teacher_temp": Key(0.04, "temperature of the teacher at step 0", least=1e-6),
+        "student_temp": Key(0.1, "temperature of the student", minimum=1e-6),
+        "teacher_temp": Key(0.04, "temperature of the teacher after the warmup", minimum=1e-6),
+        "warmup_teacher_temp": Key(0.04, "temperature of the teacher at step 0", minimum=1e-6),
         "teacher_temp_warmup": duration(
             "0", "linear warmup of the teacher temperature, rounded to whole epochs"
         ),

@@ -13,8 +13,8 @@ def defaults():
         "ema": Key(
             0.0,
             "decay of the weight EMA, which is used for evaluation; 0: no EMA",
-            least=0,
-            below=1,
+            minimum=0,
+            less_than=1,
         ),
     }
 

@@ -5,7 +5,7 @@ import jax
 from vit_jax.perf import interleave
 
 
-def interleaved(sides, pairs, seconds):
+def time_forward_passes(sides, pairs, seconds):
     """Time the forward passes of two models, interleaved.
 
     Args:
@@ -32,7 +32,7 @@ def interleaved(sides, pairs, seconds):
             out = forward(weights, images)
             return out, out[0, 0]
 
-        return interleave.Ours(step)
+        return interleave.LocalRunner(step)
 
     batch = len(next(iter(sides.values()))[1])
     runners = [make_runner(*side) for side in sides.values()]

@@ -36,7 +36,7 @@ POOLS = {"cls": "token", "gap": "avg", "map": "map"}
 IGNORED_OPTIONS = {"mlp_dim", "pool", "scan", "remat", "attn", "patch_embed", "dtype", "pos_resize"}
 
 
-class Ours:
+class LocalRunner:
     """A workload that runs in this process.
 
     Args:
@@ -47,7 +47,7 @@ class Ours:
     def __init__(self, step, name="vit_jax"):
         self.step = step
         self.name = name
-        self.facts = {}
+        self.info = {}
 
     def run(self, steps):
         """Time a number of steps.
@@ -72,7 +72,7 @@ class Ours:
         """Do nothing: there is no process to terminate."""
 
 
-class Peer:
+class PeerRunner:
     """A workload that runs in a peer process.
 
     Args:
@@ -91,11 +91,11 @@ class Peer:
         pipe = subprocess.PIPE
         self.name = name
         self.process = subprocess.Popen([python, script], stdin=pipe, stdout=pipe, text=True)
-        self.facts = self.ask(job)
-        if self.facts["parameters"] != job["parameters"]:
+        self.info = self.ask(job)
+        if self.info["parameters"] != job["parameters"]:
             self.close()
             raise UserError(
-                f"the model of {name} has {self.facts['parameters']:,} parameters, ours has "
+                f"the model of {name} has {self.info['parameters']:,} parameters, ours has "
                 f"{job['parameters']:,}; they must be the same model"
             )
 
@@ -108,7 +108,7 @@ class Peer:
             raise UserError(f"{self.name} failed; see its output above") from None
 
     def run(self, steps, **options):
-        """Time a number of steps; returns the same dict as `Ours.run`."""
+        """Time a number of steps; returns the same dict as `LocalRunner.run`."""
         return self.ask({"steps": steps} | options)
 
     def close(self):
@@ -118,7 +118,7 @@ class Peer:
 
 
 def peer_job(config, model, what, threads, backend):
-    """Describe a training or forward step for `Peer`.
+    """Describe a training or forward step for `PeerRunner`.
 
     Args:
       config: the config to time.
@@ -154,7 +154,7 @@ def peer_job(config, model, what, threads, backend):
 
 
 def input_job(config, folder):
-    """Describe an input pipeline for `Peer`: the same files, in batches of uint8 images.
+    """Describe an input pipeline for `PeerRunner`: the same files, in batches of uint8 images.
 
     Args:
       config: the config to time.
@@ -176,8 +176,8 @@ def measure(ours, peer, pairs, seconds, steps=0):
     """Time two workloads alternately.
 
     Args:
-      ours: an `Ours`.
-      peer: a `Peer` or `Ours`, or None to time only one workload.
+      ours: an `LocalRunner`.
+      peer: a `PeerRunner` or `LocalRunner`, or None to time only one workload.
       pairs: number of timed runs of each workload.
       seconds: approximate duration of a run.
       steps: steps per run; 0: about `seconds` of steps.
@@ -218,7 +218,7 @@ def summarize(timings, batch_size, flops, peer=None):
     result = sides[0] | {"pairs": rates}
     if peer:
         ratio = spread([ours / theirs for ours, theirs in rates])
-        result |= {"against": peer.name, "peer": sides[1] | peer.facts}
+        result |= {"against": peer.name, "peer": sides[1] | peer.info}
         result |= {"ratio_against": ratio.pop("median"), "ratio_spread": ratio}
     return result
 

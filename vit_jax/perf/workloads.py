@@ -158,7 +158,7 @@ def batch_shapes(config):
     }
 
 
-def one_batch(config):
+def random_batch(config):
     """Draw a random batch: images uint8 [b, ..., h, w, c], labels int32 [b].
 
     experiments/benchmarks/peer_*.py draw the same batch.
@@ -214,7 +214,7 @@ def build_train_step(config, model):
     import jax
 
     state, train_step = prepare(config, model)
-    rng, batch = jax.random.key(0), jax.device_put(one_batch(config))
+    rng, batch = jax.random.key(0), jax.device_put(random_batch(config))
 
     def advance():
         nonlocal state
@@ -245,7 +245,7 @@ def build_attention(config, model):
     if variants.is_cnn(config.model.variant):
         raise UserError("--what=attention: a ResNet has no attention; pass a ViT")
     layers = tuple(attention_maps.first_middle_last(model.depth))
-    read = attention_maps.reader(model.grid, model.prefix, layers)
+    read = attention_maps.make_extractor(model.grid, model.prefix, layers)
 
     def read_maps(module, images):
         arrays = read(module, images)
@@ -266,7 +266,7 @@ def _forward_step(compute, config, model):
 
     from vit_jax import augment, models
 
-    images = jax.device_put(one_batch(config)["image"])
+    images = jax.device_put(random_batch(config)["image"])
     model = models.build(model)
     params = jax.jit(lambda rng: models.merge_trees(model.init(rng), model.stats()))(
         jax.random.key(0)
@@ -293,7 +293,7 @@ def build_input(config, _):
     return advance
 
 
-BUILD = {
+BUILDERS = {
     "train_step": build_train_step,
     "forward": build_forward,
     "attention": build_attention,

@@ -24,7 +24,7 @@ from vit_jax.errors import UserError
 from vit_jax.schema import member, members
 from vit_jax.workdir import storage
 
-HELPERS = ("runs",)  # modules of this package that are not weight layouts
+NON_MEMBERS = ("runs",)  # modules of this package that are not weight layouts
 MAX_HEADER_BYTES = 16 << 20  # for comparison, the header of 20,000 tensors takes 2 MB
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vit_jax.pretrained import timm
 
-LINEAR = {"mlp.0": "fc1", "mlp.2": "fc2", "mlp.4": "fc3"}  # their name -> ours
+LINEAR_NAMES = {"mlp.0": "fc1", "mlp.2": "fc2", "mlp.4": "fc3"}  # their name -> ours
 
 
 def matches(tensors):
@@ -19,7 +19,7 @@ def matches(tensors):
 
 
 def options(tensors):
-    """Return the options of `ViTConfig` that names and shapes determine."""
+    """Return the options of `ViTConfig` that tensor names and shapes determine."""
     return timm.options(strip_prefix(tensors, "backbone.")) | {"pos_resize": "dino"}
 
 
@@ -34,7 +34,7 @@ def head_params(tensors, norm_last_layer=None):
     Args:
       tensors: as returned by `pretrained.read`, or the state dict of a head.
       norm_last_layer: whether the norms of the prototypes are fixed at 1 and not trainable. None:
-        fixed if all norms are 1; at the start of training this is also true of trainable norms.
+        fixed if all norms are 1, which trainable norms also are at the start of training.
 
     Returns:
       A nested dict of arrays.
@@ -43,7 +43,7 @@ def head_params(tensors, norm_last_layer=None):
       ValueError: if a tensor is missing or unexpected, such as those of batch norm.
     """
     tensors = strip_prefix(tensors, "head.") or strip_prefix(tensors, "")
-    linear = {f"{name}.{kind}" for name in LINEAR for kind in ("weight", "bias")}
+    linear = {f"{name}.{kind}" for name in LINEAR_NAMES for kind in ("weight", "bias")}
     expected = linear | {"last_layer.weight_g", "last_layer.weight_v"}
     if mismatched := sorted(expected ^ tensors.keys()):
         problem = "missing" if mismatched[0] in expected else "unexpected"
@@ -53,7 +53,7 @@ def head_params(tensors, norm_last_layer=None):
             "kernel": jnp.asarray(tensors[f"{theirs}.weight"].T),
             "bias": jnp.asarray(tensors[f"{theirs}.bias"]),
         }
-        for theirs, ours in LINEAR.items()
+        for theirs, ours in LINEAR_NAMES.items()
     }
     head["last_layer"] = {"kernel": jnp.asarray(tensors["last_layer.weight_v"].T)}
     norms = tensors["last_layer.weight_g"][:, 0]

@@ -52,7 +52,7 @@ def options(tensors):
     return result
 
 
-def key(path):
+def timm_name(path):
     """Return timm's name for our path, such as ("blocks", 3, "attn", "qkv", "kernel")."""
     return ".".join(TIMM_NAMES.get(part, str(part)) for part in path)
 
@@ -74,7 +74,7 @@ def params(tensors, template):
     unused = set(tensors)
 
     def take(path, shape):
-        name = key(path)
+        name = timm_name(path)
         if name not in tensors:
             raise ValueError(f"missing tensor '{name}'")
         unused.discard(name)

@@ -56,7 +56,7 @@ def compose(models, pictures=(), *, langs=LANGUAGES, split="test", max_images=10
         sections.append(pair_sections.comparison(phrases, models, inspections))
     subtitle = _subtitle(phrases, models, raw)
     facts = run_sections.facts(phrases, model)
-    return page.render(phrases, model.short, subtitle, facts, sections)
+    return page.render(phrases, model.short_name, subtitle, facts, sections)
 
 
 def _subtitle(phrases, models, raw):

@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax.analysis import attention, attention_maps, weight_stats
 from vit_jax.figures import internals, receptive_field
-from vit_jax.figures.attention import KEEP, drawing
+from vit_jax.figures.attention import KEEP, attention_figure
 from vit_jax.report.inspection import spaced_layers
 from vit_jax.report.page import figure, section, text
 from vit_jax.report.words import phrase
@@ -32,15 +32,15 @@ def attention_section(phrases, inspection):
     model, views, names = inspection.model, inspection.views, inspection.names
     layer, heads = model.depth, model.num_heads
     layers = attention_maps.first_middle_last(layer)
-    extracted = attention_maps.extract(model.replace(name=model.short), views, layers, True)
+    extracted = attention_maps.extract(model.replace(name=model.short_name), views, layers, True)
     masks = [
         attention.mass_mask(x[:, -1], KEEP) for x in (extracted.maps.mean(2), extracted.rollout)
     ]
     share, rolled = (mask.mean() for mask in masks)
-    draw = partial(drawing, names, views, [extracted], which=range(len(names)))
-    whose = phrase("cls" if model.prefix else "patches")
+    draw = partial(attention_figure, names, views, [extracted], indices=range(len(names)))
+    query = phrase("cls" if model.prefix else "patches")
     values = dict(layers=", ".join(map(str, layers)), layer=layer, heads=heads, keep=KEEP)
-    caption = phrases("seeing", whose=whose, count=len(names), share=share, **values)
+    caption = phrases("seeing", query=query, count=len(names), share=share, **values)
     overview = partial(draw, ["mean"], style="overlay")
     blocks = [figure(phrases, "attention-maps", overview, caption)]
     shown = min(heads, MAX_HEADS)
@@ -89,7 +89,7 @@ def effective_fields(phrases, inspection):
 def field_maps(inspection):
     """Return the entry of a model for `figures.receptive_field.fields`."""
     rows, gradients = inspection.fields
-    return inspection.model.short, gradients, {row["layer"]: row.get("inside") for row in rows}
+    return inspection.model.short_name, gradients, {row["layer"]: row.get("inside") for row in rows}
 
 
 def field_sizes(inspection):
@@ -122,9 +122,9 @@ def saliency_drawing(inspections):
             model = inspection.model
             classes, maps = inspection.saliency
             names = None if classes is None else [model.class_names[i] for i in classes]
-            panel = dict(name=model.short, maps=maps, says=names, views=inspection.views)
+            panel = dict(name=model.short_name, maps=maps, predicted=names, views=inspection.views)
             if not model.is_cnn:
-                panel["whose"] = "[CLS]" if model.prefix else phrases("average_patch")
+                panel["query"] = "[CLS]" if model.prefix else phrases("average_patch")
             panels.append(panel)
         first = inspections[0]
         return receptive_field.saliency_grid(first.views, first.titles, panels, phrases=phrases)
@@ -146,10 +146,10 @@ def token_features(phrases, inspection):
 
     def draw(phrases):
         titled = {phrases("layer", layer=layer): x for layer, x in colors.items()}
-        reader = "[CLS]" if prefix else phrases("patch_mean")
-        return internals.tokens(views, similarity, titled, reader, phrases=phrases)
+        pooled_name = "[CLS]" if prefix else phrases("patch_mean")
+        return internals.tokens(views, similarity, titled, pooled_name, phrases=phrases)
 
     values = dict(low=similarity.min(), high=similarity.max(), layers=model.depth)
-    whose = phrase("cls_token" if prefix else "mean_token")
-    caption = phrases("similar", whose=whose, count=len(inspection.names), **values)
+    query = phrase("cls_token" if prefix else "mean_token")
+    caption = phrases("similar", query=query, count=len(inspection.names), **values)
     return section("tokens", figure(phrases, "token-features", draw, caption))

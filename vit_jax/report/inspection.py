@@ -40,8 +40,8 @@ class Inspection:
         ]
         self.views = [model.view(picture.image) for picture in pictures]
         self.blocks = None if model.is_cnn else spaced_layers(model.depth, MAX_BLOCKS)
-        layers = model.depth + 1 + model.module.pools if model.is_cnn else len(self.blocks)
-        max_passes = int(MAX_FIELD_FLOPS // effective_fields.cost(model, layers))
+        layers = model.depth + 1 + model.module.has_stem_pool if model.is_cnn else len(self.blocks)
+        max_passes = int(MAX_FIELD_FLOPS // effective_fields.field_flops(model, layers))
         self.num_images = int(np.clip(max_passes, 1, len(pictures)))
         self.num_draws = int(np.clip(max_passes // self.num_images, 1, effective_fields.DRAWS))
 

@@ -31,18 +31,20 @@ def architecture(phrases, model):
     values = dict(name=model.variant, count=model.parameters)
     caption = phrases("whole", flops=count(model.flops), **values)
     blocks = [figure(phrases, "whole", partial(diagrams.whole, rows, model.variant), caption)]
-    tested = [100 * row[key] for split, key, row in run_sections.scores(model) if split == "test"]
-    rows = weight_stats.beside_published(model.variant, config, tested[0] if tested else None)
+    tested = [
+        100 * row[key] for split, key, row in run_sections.final_scores(model) if split == "test"
+    ]
+    rows = weight_stats.compare_with_published(model.variant, config, tested[0] if tested else None)
     blocks.append(figure(phrases, "size-bars", partial(bars, rows), phrases("sizes", **values)))
     return section("model", *blocks, *diagram_figures(phrases, model))
 
 
 def diagram_figures(phrases, model):
-    """Folded diagrams of the parts of a ViT and of the run's objective."""
+    """Collapsible diagrams of the parts of a ViT and of the run's objective."""
     config = model.module.config
     rows = []
     if not model.is_cnn:
-        _, patches, _, n = diagrams.grid_of(config)
+        _, patches, _, n = diagrams.token_counts(config)
         width, heads = config.width, config.num_heads
         kind = phrase("learned" if config.pos_embed == "learned" else "fixed")
         rows = [
@@ -65,8 +67,8 @@ def weights(phrases, model, inspection):
     """First-layer filters; position embeddings of a ViT, receptive fields of a CNN.
 
     Args:
-      phrases: see above.
-      model: see above.
+      phrases: `words.Phrases`.
+      model: an `inference.LoadedModel`.
       inspection: an `Inspection`; None without images.
     """
     first = model.module.stem if model.is_cnn else model.module.patch_embed
@@ -90,7 +92,7 @@ def weights(phrases, model, inspection):
 
 
 def _field_table(phrases, model, inspection):
-    rows = inspection.fields[0] if inspection else effective_fields.layers_of_cnn(model)
+    rows = inspection.fields[0] if inspection else effective_fields.theoretical_fields(model)
     rows = [row for row in rows if "/" not in row["layer"]]
     columns = {"layer": "{layer}", "field": "{field}", "stride": "{jump}"}
     caption = phrases("fields", first=rows[0]["field"], last=rows[-1]["field"], image=model.image)

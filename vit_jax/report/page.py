@@ -1,7 +1,7 @@
 """Blocks of the page, and rendering to one self-contained HTML file.
 
-A section is a dict of an id, which is also the name of the phrase for its title, and blocks. A
-block is a dict whose "kind" selects its markup in page.html. Text that is not Markup is escaped.
+A section is a dict with "blocks" and an "id", which is also the key of the title's phrase. A block
+is a dict whose "kind" selects its markup in page.html. Text that is not Markup is escaped.
 """
 
 from importlib import resources
@@ -13,7 +13,7 @@ from vit_jax.report import inline
 
 
 def section(name, *blocks):
-    """Return a section of the blocks that are not None; None if there are none."""
+    """Return a section of blocks, without those that are None; None if no block is left."""
     blocks = [{"caption": None, "fold": None} | block for block in blocks if block]
     return {"id": name, "blocks": blocks} if blocks else None
 
@@ -44,7 +44,7 @@ def table(name, head, rows, caption=None, fold=None, classes=""):
       name: id of the table.
       head: column titles.
       rows: lists of cells; the first cell is the row title. A cell is text or a dict with "text",
-        "share" (length or opacity of its color, 0 to 1) and "is_true".
+        "share" (0 to 1, the length of its bar or the opacity of its color) and "is_true".
       caption: text above the table.
       fold: as in `figure`.
       classes: CSS classes.

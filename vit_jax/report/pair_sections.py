@@ -44,24 +44,24 @@ def cost_table(phrases, models):
         "forward_cpu": [_rate(speed[i]["images_per_cpu_s"]["median"]) for i in range(2)],
     }
     values = dict(batch=speed["batch"], device=speed["device"], pairs=len(speed["pairs"]))
-    names = dict(name=models[0].short, other=models[1].short)
+    names = dict(name=models[0].short_name, other=models[1].short_name)
     caption = phrases("timed", **values, **names, **speed["ratio"])
     rows = [[phrases(name), *cells] for name, cells in rows.items()]
     return table("against-table", ["", *(model.name for model in models)], rows, caption)
 
 
 def time_forward(models):
-    """Time the forward passes of both models, interleaved; see `forward_speed.interleaved`."""
+    """Time the forward passes of both models with `forward_speed.time_forward_passes`."""
     size = int(np.clip(MAX_BATCH_FLOPS // max(model.flops for model in models), 1, MAX_BATCH_SIZE))
     sides = {
         i: (model, np.zeros((size, model.image, model.image, model.channels), np.uint8))
         for i, model in enumerate(models)
     }
-    return forward_speed.interleaved(sides, TIMED_PAIRS, TIMING_SECONDS)
+    return forward_speed.time_forward_passes(sides, TIMED_PAIRS, TIMING_SECONDS)
 
 
 def _test_score(model):
-    for split, key, row in run_sections.scores(model):
+    for split, key, row in run_sections.final_scores(model):
         if split == "test":
             return f"{row[key]:.2%} ({key.rpartition('/')[2]})"
     return "—"
@@ -77,7 +77,7 @@ def saliency(phrases, inspections):
     if draw is None:
         return text(phrases("no_classifier"))
     methods = [phrase("gradcam_of" if x.model.is_cnn else "attention_of") for x in inspections]
-    names = dict(name=inspections[0].model.short, other=inspections[1].model.short)
+    names = dict(name=inspections[0].model.short_name, other=inspections[1].model.short_name)
     values = dict(count=len(inspections[0].names), how=methods[0], else_how=methods[1])
     return figure(phrases, "against-looks", draw, phrases("both_look", **values, **names))
 
@@ -88,7 +88,7 @@ def effective_fields(phrases, inspections):
     for inspection in inspections:
         model = inspection.model
         sizes = image_sections.field_sizes(inspection)
-        caption += phrases("ends_at", image=model.image, name=model.short, **sizes)
+        caption += phrases("ends_at", image=model.image, name=model.short_name, **sizes)
     maps = [image_sections.field_maps(inspection) for inspection in inspections]
     return figure(phrases, "against-fields", partial(receptive_field.fields, maps), caption)
 

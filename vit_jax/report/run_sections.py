@@ -17,7 +17,7 @@ from vit_jax.figures.sizes import count
 from vit_jax.report import inline
 from vit_jax.report.page import figure, image_rows, section, table, text
 
-MAX_IMAGES = 24  # shown of the first batch, if an image has one view
+MAX_IMAGES = 24  # images shown of the first batch, if an image has one view
 MAX_VIEW_ROWS = 6  # images shown of the first batch, if an image has several views
 MAX_CLASS_NAMES = 20  # listed in the environment table
 
@@ -31,7 +31,7 @@ def facts(phrases, model):
     """Return the key figures in the header of the page as (value, label) pairs."""
     pairs = []
     rows = model.metrics
-    for split, key, row in scores(model):
+    for split, key, row in final_scores(model):
         pairs.append((f"{row[key]:.2%}", phrases(split, metric=key.rpartition("/")[2])))
     pairs.append((count(model.parameters), phrases("parameters")))
     pairs.append((count(model.flops), phrases("flops")))
@@ -48,7 +48,7 @@ def facts(phrases, model):
     return pairs
 
 
-def scores(model):
+def final_scores(model):
     """Return (split, key, row) of the test score and of the best val score, where available."""
     metric = model.config.best_metric if model.config else ""
     test = metric.replace("/val/", "/test/")
@@ -100,7 +100,7 @@ def environment(phrases, record):
     """Table of the environment of the run.
 
     Args:
-      phrases: see above.
+      phrases: `words.Phrases`.
       record: contents of run.json.
     """
     code = phrases("unknown")
@@ -125,7 +125,7 @@ def environment(phrases, record):
 
 
 def training(phrases, model):
-    """Training curves, with the steps at which training resumed, and the starts of the run."""
+    """Training curves that mark where training resumed, and a table of the starts of the run."""
     rows = model.metrics
     starts = model.record["starts"]
     resumed = sorted({start["step"] for start in starts} - {0})
@@ -137,7 +137,7 @@ def training(phrases, model):
     caption = phrases("no_loss", last=rows[-1]["step"])
     if losses:
         caption = phrases("curves", last=rows[-1]["step"], first=losses[0], final=losses[-1])
-    for split, key, row in reversed(scores(model)):
+    for split, key, row in reversed(final_scores(model)):
         values = dict(score=row[key], metric=key.partition("/")[2], step=row["step"])
         caption += phrases("val_score" if split == "val" else "test_score", **values)
     plot["caption"] = caption
@@ -149,7 +149,7 @@ def training(phrases, model):
 
 
 def diagnostics(phrases, model):
-    """Curves of the objective's health metrics; None if none were logged."""
+    """Curves of the objective's diagnostic metrics (`health`); None if none were logged."""
     labels = make_objective(model).health
     logged = {name: rows_with(model.metrics, f"train/{name}") for name in labels}
     latest = {name: rows[-1][f"train/{name}"] for name, rows in logged.items() if rows}

@@ -149,9 +149,9 @@ def attend(
     arrays = collect(names, views[0], extracted, keep)
     if output or animate:
         from vit_jax.figures import overlay
-        from vit_jax.figures.attention import drawing
+        from vit_jax.figures.attention import attention_figure
 
-        draw = partial(drawing, names, views[0], extracted, heads, style=style, keep=keep)
+        draw = partial(attention_figure, names, views[0], extracted, heads, style=style, keep=keep)
         rows = list(range(num_layers)) if row_per_layer else None
     if output:
         draw(range(len(names)), rows).savefig(output, dpi=150)
@@ -300,7 +300,7 @@ def collect(names, views, extracted, keep):
     import numpy as np
 
     from vit_jax.analysis.attention import mass_mask
-    from vit_jax.figures.attention import geometry, whose
+    from vit_jax.figures.attention import describe_grid, query_name
 
     arrays = {"names": np.array(names), "images": np.stack(views)}
     for prefix, model in zip(("", "against_"), extracted, strict=False):
@@ -310,7 +310,7 @@ def collect(names, views, extracted, keep):
             "heads": range(model.maps.shape[2]),
             "mask": mass_mask(model.maps.mean(2), keep),
             "colors": model.colors,
-            "note": f"{model.name}: attention of {whose(model)}; {geometry(model)}",
+            "note": f"{model.name}: attention of {query_name(model)}; {describe_grid(model)}",
         }
         if model.rollout is not None:
             model_arrays["rollout"] = model.rollout

@@ -190,12 +190,12 @@ def measure(what, config, model, against, folder, threads, schedule):
             job = interleave.input_job(config, folder)
         else:
             job = interleave.peer_job(config, model, what, threads, jax.default_backend())
-        peer = interleave.Peer(against, job)
+        peer = interleave.PeerRunner(against, job)
     elif what == "attention":
-        peer = interleave.Ours(workloads.build_forward(config, model), "forward")
+        peer = interleave.LocalRunner(workloads.build_forward(config, model), "forward")
     try:
-        build = workloads.BUILD["train_step" if what == "dino_step" else what]
-        ours = interleave.Ours(build(config, model))
+        build = workloads.BUILDERS["train_step" if what == "dino_step" else what]
+        ours = interleave.LocalRunner(build(config, model))
         runs = interleave.measure(ours, peer, **schedule)
         result = {"device": jax.devices()[0].device_kind if what != "input" else "host"}
         result |= interleave.summarize(runs, config.batch_size, cost, peer)
@@ -266,7 +266,7 @@ def startup(model, batch_size, repeats):
 def first_step(model, batch_size):
     """Compile and run one training step; the subprocess of `startup` calls this."""
     config, model = workloads.make_config(model, batch_size, "float32")
-    interleave.Ours(workloads.build_train_step(config, model)).run(1)
+    interleave.LocalRunner(workloads.build_train_step(config, model)).run(1)
 
 
 def table(result):

@@ -109,11 +109,11 @@ def settle(config, platform):
     Known datasets are replaced by synthetic ones with equal numbers of images and classes, so that
     the files are not required.
     """
-    from vit_jax.layers.kernels import automatic
+    from vit_jax.layers.kernels import resolve_auto
 
     config = config.copy_and_resolve_references().unlock()
     depth = getattr(variants.from_config(config.model), "depth", 1)
-    for key, value in automatic(platform, depth).items():
+    for key, value in resolve_auto(platform, depth).items():
         if config.model[key] == "auto":
             config.model[key] = value
     name = {"tfds": config.data.dataset, "ilsvrc": "imagenet2012"}.get(config.data.name)

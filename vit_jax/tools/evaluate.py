@@ -64,7 +64,7 @@ def evaluate(model, split="test", *, evaluator=None):
     from vit_jax.devices import sharding
 
     names = [evaluator] if evaluator else list(model.config.evaluators)
-    mesh = sharding.local_mesh()
+    mesh = sharding.data_parallel_mesh()
     run = evaluators.make(names, model.model, model.config, split, mesh)
     scores = run(jax.device_put(model.params, sharding.replicated(mesh)))
     source = {"workdir": model.workdir, "step": model.step, "split": split, "evaluators": names}

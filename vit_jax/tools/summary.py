@@ -32,13 +32,13 @@ def define_flags():
 def main(flags):
     if (flags.model is None) == (flags.config is None):
         raise UserError("pass either --model=NAME or --config=FILE; see --help")
-    name, config = model_of(flags.model, flags.config, flags.num_classes)
+    name, config = resolve_model(flags.model, flags.config, flags.num_classes)
     print(summary(name, config))
     if flags.drawings:
         print("\n".join(map(str, draw(flags.drawings, name, config, flags.config))))
 
 
-def model_of(name, config, num_classes=None):
+def resolve_model(name, config, num_classes=None):
     """Return the name of a model and its `ViTConfig` or `ResNetConfig`.
 
     Args:
@@ -123,7 +123,7 @@ def draw(folder, name, model, config=None):
         objective = objectives.make(models.build(model), config, steps_per_epoch=1)
         if part := objective.drawing:
             drawings[part] = getattr(diagrams, part)(model, config)
-    bars = sizes.bars(weight_stats.beside_published(name.partition(",")[0], model))
+    bars = sizes.bars(weight_stats.compare_with_published(name.partition(",")[0], model))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for part, text in drawings.items():

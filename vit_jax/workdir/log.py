@@ -92,7 +92,7 @@ class Log:
             self._writer.flush()
             self._tensorboard.flush()
 
-    def tick(self, step):
+    def update_progress(self, step):
         """Update the progress line on a terminal. Cheap enough to call after every step."""
         due = time.monotonic() - self._last_refresh > REFRESH_SECONDS
         if due and self._writer is not None and self.console.file.isatty():
