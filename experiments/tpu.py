@@ -15,7 +15,7 @@ from vit_jax.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 LOST_STATES = ("PREEMPTED", "TERMINATED", "STOPPED", "SUSPENDED", "FAILED")
 RUNTIMES = {"v6e": "v2-alpha-tpuv6e", "v5p": "v2-alpha-tpuv5", "v5litepod": "v2-alpha-tpuv5-lite"}
-# Runs on each worker: install once, start training unless it is running, follow its log.
+# Runs on each worker: start job.sh (unpack, install, train) unless it is running; follow its log.
 WORKER_SCRIPT = """set -e
 mkdir -p {folder} && cd {folder}
 if ! kill -0 $(cat job.pid 2>/dev/null) 2>/dev/null; then
@@ -80,8 +80,8 @@ class TpuSlice:
         if output is None or not output.split():
             return 75 if self.state() != self.ready_state else 1
         codes = [int(text) for text in output.split() if text.isdigit()]
-        # When one worker ends with a final code, the other workers are killed and return other
-        # codes.
+        # When one worker exits with an error in FINAL_CODES, the other workers are killed and
+        # return other codes.
         final = [code for code in codes if code in FINAL_CODES and code != 0]
         return final[0] if final else max(codes, default=1)
 

@@ -27,7 +27,7 @@ FEATURE_EVALUATORS = ("knn", "linear_probe")
 
 @contextlib.contextmanager
 def recording(config, used_keys):
-    """Context manager that adds every key of `config` that is read, as "optim.lr", to a set."""
+    """Add every key of `config` that is read in this context to `used_keys`, as "optim.lr"."""
 
     def groups(config, prefix):
         yield id(config), prefix
@@ -92,9 +92,9 @@ def test_recipe_arguments(name, arg):
 def test_every_key_is_used(used_keys):
     """Run the code for the keys that the recipes do not use.
 
-    An evaluator receives its group as arguments, and a model receives its group as a config. Their
-    keys are covered by `test_evaluator_takes_its_keys_as_arguments` and
-    `test_every_model_option_is_used`.
+    Passing a whole group of keys counts as reading all of them. An evaluator receives its group as
+    arguments and a model as a config; `test_evaluator_takes_its_keys_as_arguments` and
+    `test_every_model_option_is_used` check that each of their keys is used.
     """
     config = defaults()
     config.data.dataset = "none_such"
@@ -135,7 +135,7 @@ def test_evaluator_takes_its_keys_as_arguments(name):
 
 
 class RecordingConfig:
-    """Wrapper of a model's config that adds the name of every option that is read to a set."""
+    """Wrapper of a model's config that adds every option that is read to `used_options`."""
 
     def __init__(self, config, used_options):
         self._config = config

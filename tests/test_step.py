@@ -164,17 +164,17 @@ def test_linear_probe_trains_only_the_head_without_a_backward_pass():
     device = jax.devices()[:1]
     overrides = {"optim__warmup": "0", "optim__weight_decay": 0.1}
     flops = {}
-    for only in ("", "head"):
-        run = Run(small_config(optim__only=only, **overrides), device)
+    for trainable in ("", "head"):
+        run = Run(small_config(optim__trainable=trainable, **overrides), device)
         state, batches = run.init(), run.batches(0)
         before = jax.device_get(state.params)
         rows = next(batches)
         rng = jax.random.key(0)
-        flops[only] = run._step.lower(state, rows, rng).compile().cost_analysis()["flops"]
+        flops[trainable] = run._step.lower(state, rows, rng).compile().cost_analysis()["flops"]
         after = jax.device_get(run.step(state, rows)[0].params)
         batches.close()
         changed = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, after)
         assert all(jax.tree.leaves(changed.pop("head")))
         backbone = jax.tree.leaves(changed)
-        assert all(backbone) != bool(only) and any(backbone) != bool(only)
+        assert all(backbone) != bool(trainable) and any(backbone) != bool(trainable)
     assert flops["head"] < 0.5 * flops[""]  # the forward pass is a third of a training step

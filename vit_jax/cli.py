@@ -35,7 +35,7 @@ FILE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTD
 
 
 def figure_path(flag, text):
-    """Return --flag=text, the file of a figure, as a Path, and create its directory.
+    """Return the Path of a figure, passed as --flag=text, and create its directory.
 
     Raises:
       UserError: if the suffix is not .png, .pdf or .svg.
@@ -68,8 +68,8 @@ def run(main, args=None):
     """Parse sys.argv, call `main(FLAGS)` and exit.
 
     Exit codes: the return value of `main`, where None is 0; 2 user error, 3 diverged, 4 no space
-    left, 75 preempted after saving, 130 interrupted. Any other exception is a bug; its traceback is
-    printed.
+    left, 75 preempted after saving a checkpoint, 130 interrupted. Any other exception is a bug; its
+    traceback is printed.
 
     Args:
       main: function of the flags.
@@ -140,7 +140,7 @@ def recipe_module(spec):
       The recipe as a module, and ARG or None.
 
     Raises:
-      UserError: if the file does not exist or raises an exception. The message has the line.
+      UserError: if the file does not exist or raises an exception. The message names the line.
     """
     name, colon, arg = (spec, "", "") if os.path.isfile(spec) else spec.partition(":")
     path = Path(name).expanduser()

@@ -50,12 +50,14 @@ KEYS = {
         "1ep", "interval between checkpoints", greater_than=0, resumable=True
     ),
     "keep_checkpoints": Key(
-        2, "latest checkpoints to keep, besides the best", minimum=1, resumable=True
+        2, "number of latest checkpoints to keep, besides the best", minimum=1, resumable=True
     ),
-    "best_metric": Key("eval/val/acc1", "metric of the best checkpoint; larger is better"),
+    "best_metric": Key(
+        "eval/val/acc1", "metric that selects the best checkpoint; larger is better"
+    ),
     "evaluators": Key(
         ("accuracy",),
-        "evaluators: modules of vit_jax/evaluators",
+        "evaluators to run: modules of vit_jax/evaluators",
         family="evaluators",
         resumable=True,
     ),
@@ -80,22 +82,22 @@ KEYS = {
     "data.cache": Key(False, "keep decoded images in memory", resumable=True),
     "data.workers": Key(0, "data loader processes; 0: use threads", minimum=0, resumable=True),
     "data.threads": Key(
-        4, "data loader threads, if workers is 0 and in evaluation", minimum=0, resumable=True
+        4, "data loader threads, used if workers is 0 and for evaluation", minimum=0, resumable=True
     ),
-    "data.mean": Key(IMAGENET_MEAN, "per-channel mean of images in [0, 1], subtracted"),
+    "data.mean": Key(IMAGENET_MEAN, "per-channel mean to subtract, for images in [0, 1]"),
     "data.std": Key(IMAGENET_STD, "per-channel standard deviation to divide by", greater_than=0),
     # augment: on the host
     "augment.crop": choice(
         ("resized", "pad", "none", "multi"),
-        "random resized crop, padding and random shift, evaluation crop, or multi-crop",
+        "random resized crop, padding and random crop, evaluation crop, or multi-crop",
     ),
     "augment.scale": area_range((0.08, 1.0), "resized, multi: range of crop area / image area"),
     "augment.ratio": Key(
         (3 / 4, 4 / 3), "range of crop width / height", greater_than=0, length=2, increasing=True
     ),
-    "augment.pad": Key(0, "pad: maximum shift, pixels", minimum=0),
+    "augment.pad": Key(0, "pad: padding on each side, pixels", minimum=0),
     "augment.rotate": Key(0.0, "random affine: maximum rotation, degrees", minimum=0),
-    "augment.shift": probability(0.0, "random affine: maximum shift / side of the image"),
+    "augment.shift": probability(0.0, "random affine: maximum translation / side of the image"),
     "augment.zoom": Key(
         0.0, "random affine: scale in [1 - zoom, 1 + zoom]", minimum=0, less_than=1
     ),
@@ -135,7 +137,10 @@ KEYS = {
         0.5, "probability of CutMix rather than mixup, if both are on"
     ),
     "augment.eval_crop": Key(
-        0.875, "evaluation: center crop / short side", greater_than=0, maximum=1
+        0.875,
+        "evaluation: side of the center crop / short side of the image",
+        greater_than=0,
+        maximum=1,
     ),
     # optim: config -> optax
     "optim.name": choice(("adamw", "sgd"), "optimizer"),
@@ -149,14 +154,15 @@ KEYS = {
     "optim.momentum": Key(0.9, "sgd: momentum", minimum=0, less_than=1),
     "optim.weight_decay": Key(0.05, "weight decay", minimum=0),
     "optim.weight_decay_end": Key(
-        None, "final value of a cosine schedule; None: constant", kind=float, minimum=0
+        None, "final weight decay of a cosine schedule; None: constant", kind=float, minimum=0
     ),
     "optim.decay_rule": choice(
-        ("timm", "deit", "dino", "kernel", "all"), "which parameters decay; see optim.decay_mask"
+        ("timm", "deit", "dino", "kernel", "all"),
+        "which parameters have weight decay; see vit_jax.optim.decay_mask",
     ),
     "optim.decay_by": choice(
         ("lr", "schedule"),
-        "multiply weight decay by the learning rate, or by schedule / peak (big_vision)",
+        "multiply weight decay by the learning rate, or by learning rate / peak (big_vision)",
     ),
     "optim.warmup": duration("5ep", "duration of the linear warmup"),
     "optim.warmup_start": Key(0.0, "learning rate at the start of the warmup", minimum=0),
@@ -177,7 +183,10 @@ KEYS = {
         "", 'path of the only trainable parameters, such as head; "": train all'
     ),
     "optim.layer_decay": Key(
-        1.0, "learning rate of a layer / that of the next", greater_than=0, maximum=1
+        1.0,
+        "layer-wise learning rate decay: learning rate of a layer / that of the next; 1: off",
+        greater_than=0,
+        maximum=1,
     ),
     # mesh: number of devices along each axis; -1: all remaining devices
     "mesh.data": Key(-1, "data parallelism: replicas of the model", minimum=-1, resumable=True),

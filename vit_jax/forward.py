@@ -1,4 +1,4 @@
-"""Forward passes over many batches: compiled once, padded, sharded, visiting each image once.
+"""Run a forward pass, compiled once, over padded batches, visiting each image exactly once.
 
 The function to run is `apply(params, batch) -> outputs`, a tree of arrays. A batch is a dict of
 arrays [b, ...]; all batches have the same b. Its "mask", bool [b], is False in padding rows.
@@ -35,7 +35,7 @@ def compile(apply, mesh=None):
 def stream(run, params, batches):
     """Yield (outputs, mask) of each batch as NumPy arrays.
 
-    The result of a batch is fetched after the next batch was dispatched, so that copying overlaps
+    The result of a batch is fetched after the next batch is dispatched, so that copying overlaps
     with computation.
 
     Args:

@@ -36,7 +36,7 @@ def make(config, steps_per_epoch):
 
     Args:
       config: the config of the run.
-      steps_per_epoch: optimizer steps per pass over the training split; may be fractional.
+      steps_per_epoch: optimizer steps per epoch of the training split; may be fractional.
 
     Returns:
       An optax.GradientTransformation; and schedule(step), the learning rate. The update at step t,
@@ -166,7 +166,7 @@ def layer_scales(params, decay):
 
 
 def add_decay(weight, rule):
-    """Add weight * params to the updates where `decay_mask(params, rule)`.
+    """Add weight * params to the updates where `decay_mask(params, rule)` is True.
 
     Args:
       weight: weight decay, a number or a function of the step.
@@ -257,7 +257,7 @@ def scale_by_layer(decay):
 def clip_by_tensor_norm(max_norm):
     """Clip the norm of each tensor separately, and of each layer of stacked blocks.
 
-    As `clip_gradients` in utils.py of facebookresearch/dino, multiplies a tensor by
+    As in `clip_gradients` in utils.py of facebookresearch/dino, a tensor is multiplied by
     max_norm / (norm + 1e-6) if that is below 1.
     """
 

@@ -1,7 +1,8 @@
 """Config keys and their checks, and the lookup of family members. Imports no JAX.
 
-`config.py` defines the keys of every run and `variants.py` those of the models. The keys of a
-family member are defined in a separate module next to it, `MEMBER_keys.py`, so that they can be
+A family is a package whose modules, its members, are the choices of a config key: `objectives` for
+objective.name. `config.py` defines the keys of every run and `variants.py` those of the models. The
+keys of a member are defined in a separate module next to it, `MEMBER_keys.py`, so that they can be
 read without importing the member.
 """
 
@@ -141,7 +142,7 @@ def choice(choices, doc, **options):
 
 
 def option(default=dataclasses.MISSING, doc="", **limits):
-    """Create a dataclass field with a `Key` in its metadata. Without a default it is required."""
+    """Create a dataclass field with a `Key` in its metadata, required if it has no default."""
     key_default = None if default is dataclasses.MISSING else default
     return dataclasses.field(default=default, metadata={"key": Key(key_default, doc, **limits)})
 
@@ -154,7 +155,7 @@ def options(cls):
 def document_options(cls):
     """Return a decorator that documents the options of `cls` in place of `**overrides`.
 
-    It changes the signature, for completion, and appends the options to the docstring.
+    The options are added to the signature, so that editors can complete them, and to the docstring.
     """
 
     def decorate(function):

@@ -66,7 +66,8 @@ def train(config, workdir, stop=lambda: False, devices=None):
       The metrics of the test split, as a row of metrics.jsonl.
 
     Raises:
-      Diverged: if a logged or saved loss or gradient norm is not finite.
+      Diverged: if a logged training metric, or the loss or gradient norm at a checkpoint, is not
+        finite.
       Preempted: after saving a checkpoint, if `stop` returned True.
       UserError: if the run cannot be built from the config.
     """
@@ -106,7 +107,7 @@ def train(config, workdir, stop=lambda: False, devices=None):
 def _loop(run, state, start, checkpoints, logger, stop):
     """Train to the last step, logging, evaluating and saving checkpoints when they are due.
 
-    They happen in this order, so that if a checkpoint is on disk, so are all metrics up to it.
+    They happen in this order, so that all metrics up to a checkpoint are on disk before it is.
     """
     best = checkpoints.best()
     best_score = best[1] if best else -math.inf
@@ -116,8 +117,8 @@ def _loop(run, state, start, checkpoints, logger, stop):
     try:
         for step in range(start + 1, run.total + 1):
             with timer.measure("data_wait"):
-                rows = next(batches)
-            state, metrics = run.step(state, rows)
+                batch = next(batches)
+            state, metrics = run.step(state, batch)
             if step == start + 1:  # exclude compilation from the timing
                 float(metrics["loss"])
                 timer = StepTimer(step)

@@ -29,9 +29,9 @@ def define_flags():
         "max_images", 64, "analyze only the first N images of the test split", lower_bound=1
     )
     flags.DEFINE_integer(
-        "pairs", 7, "number of timed forward runs of each model, interleaved", lower_bound=1
+        "pairs", 7, "number of timed runs of each forward pass, interleaved", lower_bound=1
     )
-    flags.DEFINE_float("seconds", 2.0, "approximate duration of a run", lower_bound=0)
+    flags.DEFINE_float("seconds", 2.0, "approximate seconds per timed run", lower_bound=0)
 
 
 def main(flags):
@@ -50,14 +50,14 @@ def main(flags):
 
     models = [results.load(job) for job in (cnn, vit)]
     views, labels = results.examples(models, flags.max_images)
-    sides = dict(zip(("cnn", "vit"), zip(models, views, strict=True), strict=True))
-    speed = forward_speed.time_forward_passes(sides, flags.pairs, flags.seconds)
+    inputs = dict(zip(("cnn", "vit"), zip(models, views, strict=True), strict=True))
+    speed = forward_speed.time_forward_passes(inputs, flags.pairs, flags.seconds)
     log.write_json(output / "speed.json", speed)
     table = [results.model_row(job, speed[kind]) for kind, job in (("cnn", cnn), ("vit", vit))]
     tables.write(table, output / "models.csv")
-    receptive_fields = [effective_fields.fields(*side) for side in sides.values()]
+    receptive_fields = [effective_fields.fields(*pair) for pair in inputs.values()]
     layers = [row for rows, _ in receptive_fields for row in rows]
-    heads = effective_fields.heads(*sides["vit"])
+    heads = effective_fields.heads(*inputs["vit"])
     for file, rows in (("layers", layers), ("heads", heads)):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         log.write_text(output / f"{file}.jsonl", text)
@@ -75,13 +75,14 @@ def load_job(flag, folder):
     job = runs.Job(workdir.resolve().name, workdir, load_config(workdir), {}, command=[])
     if not job.finished():
         raise UserError(
-            f"--{flag}={folder} is not finished; train it to completion, with a test split"
+            f"--{flag}={folder} is not finished: it has no test evaluation; rerun its training "
+            "command to resume"
         )
     return job
 
 
 def check(cnn, vit):
-    """Raise UserError unless the runs are a CNN and a ViT, both classifiers of the same data."""
+    """Raise UserError unless the runs are a CNN and a ViT classifier on the same dataset."""
     for flag, job, expect_cnn in (("cnn", cnn, True), ("vit", vit, False)):
         variant = job.config.model.variant
         if variants.is_cnn(variant) != expect_cnn:

@@ -4,8 +4,8 @@ python -m experiments.notebooks
 
 Each NAME.py in this directory is a notebook in jupytext's percent format. NAME.ipynb is generated
 from it, without outputs and with two additions: an "Open in Colab" badge below the title, and a
-cell that installs vit_jax. The badges link to the repository in pyproject.toml; those in the
-READMEs are updated as well.
+cell that installs vit_jax. The badges link to the repository in pyproject.toml; the Colab links in
+look-inside.md of every language are updated as well.
 """
 
 import re

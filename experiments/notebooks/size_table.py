@@ -2,8 +2,8 @@
 # # Model size against accuracy
 #
 # Train several model sizes with one recipe and several seeds, and tabulate accuracy against size.
-# This notebook uses small models on the digits dataset of scikit-learn. The same command produces
-# the table of DeiT sizes on ImageNet.
+# This notebook uses small models on the digits dataset of scikit-learn. With
+# `--config=configs/deit.py`, the same command trains the DeiT sizes on ImageNet.
 
 # %%
 # @title Settings
@@ -67,8 +67,8 @@ def get_config(size="nano"):
 print(recipe)
 
 # %% [markdown]
-# Each run is an ordinary training run with a separate workdir. Finished runs are skipped and
-# interrupted runs are resumed.
+# Each run is an ordinary training run in its own workdir. Finished runs are skipped and interrupted
+# runs are resumed.
 
 # %% language="bash"
 # python -m experiments.size_vs_accuracy --config=$FOLDER/recipes/ladder.py --seeds=$SEEDS \
@@ -79,7 +79,7 @@ print(recipe)
 #
 # `runs.jsonl` has one row per run, with its command and code revision; `sizes.csv` has timm's
 # column names. Error bars show the range over the seeds. Training is short and the images are
-# small, so the ranking of these sizes does not generalize to larger datasets.
+# small, so the ranking of these sizes may not hold on larger datasets.
 
 # %%
 results = folder / "runs" / "results"

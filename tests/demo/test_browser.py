@@ -38,7 +38,7 @@ def workdir(tmp_path_factory, train_digits):
 
 @contextlib.contextmanager
 def serving(*flags, **environment):
-    """Serve the page; yield its address. SIGTERM ends the server with exit code 0."""
+    """Serve the page; yield its URL. SIGTERM ends the server with exit code 0."""
     command = [sys.executable, "-m", "vit_jax.tools.demo", "--port=0", *map(str, flags)]
     env = os.environ | environment
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
@@ -52,7 +52,7 @@ def serving(*flags, **environment):
 
 @contextlib.contextmanager
 def browsing(**options):
-    """Open a Chromium page; `page.requested` collects the addresses that it requests."""
+    """Open a Chromium page; `page.requested` collects the URLs that it requests."""
     from playwright.sync_api import sync_playwright
 
     arguments = ["--no-sandbox", "--host-resolver-rules=MAP evil.example 127.0.0.1"]
@@ -74,7 +74,7 @@ def upload(page, name, content):
 
 
 def wait_for_change(page, act, caption, i=0):
-    """Act, and wait until drawing i changes and its caption contains `caption`."""
+    """Call `act`, then wait until drawing i changes and its caption contains `caption`."""
     before = page.locator(f"#drawing{i} img").get_attribute("src")
     act()
     page.locator(f"#caption{i}", has_text=caption).wait_for()
@@ -85,7 +85,7 @@ def wait_for_change(page, act, caption, i=0):
 
 @pytest.fixture
 def digit():
-    """A PNG of 40 x 40 pixels."""
+    """A PNG of the digit 1, 40 x 40 pixels."""
     file = io.BytesIO()
     pixels = np.zeros((40, 40), np.uint8)
     pixels[5:35, 17:23] = 255
@@ -127,7 +127,7 @@ def test_page_explains_an_uploaded_image(workdir, digit):
         page.get_by_text("exceed the maximum").first.wait_for()
         page.evaluate(PASTE, list(digit))
         page.locator("#top0 table").wait_for()
-        assert all(address.startswith((url, "data:", "blob:")) for address in page.requested)
+        assert all(requested.startswith((url, "data:", "blob:")) for requested in page.requested)
 
 
 def test_korean_page_of_two_models_with_login(workdir, digit, tmp_path):

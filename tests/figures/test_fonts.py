@@ -30,7 +30,7 @@ def draw(name, path):
 
 
 def test_installed_font_with_the_character_is_used(letter, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(fonts, "files", lambda: [str(STIX)])
+    monkeypatch.setattr(fonts, "cjk_font_files", lambda: [str(STIX)])
     warnings.simplefilter("error")  # matplotlib warns about missing glyphs
     figure = draw(f"a {letter}", tmp_path / "x.png")
     assert figure.axes[0].xaxis.label.get_fontfamily() == ["DejaVu Sans", "STIXGeneral"]
@@ -38,7 +38,7 @@ def test_installed_font_with_the_character_is_used(letter, monkeypatch, tmp_path
 
 
 def test_missing_font_prints_a_note(letter, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(fonts, "files", lambda: [])
+    monkeypatch.setattr(fonts, "cjk_font_files", lambda: [])
     with warnings.catch_warnings(record=True) as caught:
         draw(f"a {letter}", tmp_path / "x.png")
     assert not caught

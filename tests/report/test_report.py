@@ -455,7 +455,7 @@ def test_bitmaps_are_embedded_once():
 
 
 def test_figures_do_not_need_installed_fonts(monkeypatch, capsys):
-    monkeypatch.setattr(fonts, "files", lambda: [])
+    monkeypatch.setattr(fonts, "cjk_font_files", lambda: [])
     assert "손실" in inline.svg(titled, "one", ("ko",))
     assert capsys.readouterr() == ("", "")
 

@@ -156,7 +156,7 @@ def test_runs_alternate_and_ratio_is_the_median_over_pairs():
     order = []
 
     class Runner:
-        name, facts = "peer", {}
+        name, info = "peer", {}
 
         def __init__(self, label, seconds):
             self.label, self.seconds = label, seconds

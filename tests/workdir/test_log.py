@@ -95,7 +95,7 @@ def test_bucket_rows_are_written_on_flush(tmp_path):
     rows.flushed -= metrics.FLUSH_SECONDS
     assert rows.due
     rows.close()
-    with log.Log(tmp_path, 40, start=10, stream=io.StringIO()) as out:  # after copying to a disk
+    with log.Log(tmp_path, 40, start=10, stream=io.StringIO()) as out:  # run copied to disk
         out.write(15, {})
     rows = metrics.BucketWriter(path)
     rows.write({"step": 16})

@@ -15,7 +15,7 @@ BLOCK_STAGE_PARAMS = {"norm1", "attn", "norm2", "mlp"}
 
 
 class Stage(NamedTuple):
-    """A stage of a model. Its title is the phrase `stage_KEY` of the section "figures".
+    """A stage of a model. Its title is the phrase `stage_KEY` in [figures] of en.toml.
 
     Attributes:
       key: key of the phrase.

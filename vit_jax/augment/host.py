@@ -115,8 +115,8 @@ def eval_view(image, *, size, channels, eval_crop):
     """Create the evaluation view: resize, then center crop.
 
     The short side is resized to floor(size / eval_crop) with bicubic interpolation. The result
-    equals torchvision's Resize and CenterCrop on PIL images: the long side is truncated, and the
-    offset of the crop is rounded half to even.
+    equals torchvision's Resize and CenterCrop on PIL images: the long side is rounded down to whole
+    pixels, and the offset of the crop is rounded half to even.
 
     Args:
       image: uint8 [h, w, c].
@@ -160,7 +160,7 @@ def to_channels(image, channels, only_to_gray=False):
 
 
 def random_resized_crop(image, rng, size, scale, ratio):
-    """Apply the Inception crop (arXiv:1409.4842, section 6), as torchvision's RandomResizedCrop.
+    """Apply the Inception crop (arXiv:1409.4842, section 6), as in torchvision's RandomResizedCrop.
 
     Samples up to ten boxes until one fits the image, else uses the largest centered box whose
     aspect ratio is within `ratio`.

@@ -86,8 +86,8 @@ def write(directory, name, version, sources):
       directory: an existing, empty directory for this version of the dataset.
       name: name of the dataset.
       version: version of the dataset.
-      sources: {split: source}. All sources must have the same classes, and the method `encoded` of
-        the sources in `vit_jax.data.sources`.
+      sources: {split: source}. All sources must have the same classes and a method `encoded`, as
+        those in `vit_jax.data.sources` do.
 
     Raises:
       UserError: if the splits have different classes.

@@ -116,7 +116,7 @@ def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False)
     stacked = nnx.to_pure_dict(stacked)
     depth = config.depth
     drop_path = config.drop_path
-    # Linear in depth, with 0 in the first block as in timm and DeiT (arXiv:1603.09382, equation 4).
+    # Linear in depth (arXiv:1603.09382, equation 4), but 0 in the first block, as in timm and DeiT.
     rates = jnp.linspace(0.0, drop_path, depth) if drop_path else jnp.zeros(depth)
 
     def run(x, layer):

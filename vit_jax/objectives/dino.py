@@ -45,7 +45,7 @@ def make(model, config, steps_per_epoch):
     Args:
       model: a `models.Model` of a ViT without a classifier.
       config: the config of the run.
-      steps_per_epoch: optimizer steps per pass over the training split; may be fractional.
+      steps_per_epoch: optimizer steps per epoch of the training split; may be fractional.
 
     Returns:
       An `Objective` for the batches of `augment.multi_crop`: "global", uint8 [b, 2, h, w, c];
@@ -224,8 +224,8 @@ def _ema(old, new, momentum):
 def temperature_schedule(start, end, warmup, steps_per_epoch):
     """Create the schedule of the teacher temperature: a linear warmup, then constant.
 
-    As in the reference, the value changes once per epoch, in the steps of
-    numpy.linspace(start, end, epochs): it reaches `end` in the last epoch of the warmup.
+    As in the reference, the value changes once per epoch and takes the values of
+    numpy.linspace(start, end, epochs), so that it reaches `end` in the last epoch of the warmup.
 
     Args:
       start: temperature at step 0.

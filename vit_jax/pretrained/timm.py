@@ -14,7 +14,7 @@ TIMM_NAMES = {"patch_embed": "patch_embed.proj", "kernel": "weight", "scale": "w
 
 
 def use_timm_names(tensors):
-    """Rename the LayerScale gains of DeiT III, `gamma_1`, to timm's names, `ls1.gamma`."""
+    """Rename the LayerScale parameters of DeiT III, `gamma_1`, to timm's names, `ls1.gamma`."""
     return {re.sub(r"\bgamma_([12])$", r"ls\1.gamma", name): x for name, x in tensors.items()}
 
 
@@ -24,7 +24,7 @@ def matches(tensors):
 
 
 def options(tensors):
-    """Return the options of `ViTConfig` that names and shapes determine."""
+    """Infer options of `ViTConfig` from the names and shapes of the tensors."""
     width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
     blocks = [int(m[1]) for key in tensors if (m := re.match(r"blocks\.(\d+)\.", key))]
     result = dict(
@@ -39,7 +39,7 @@ def options(tensors):
         fc_norm="fc_norm.weight" in tensors,
     )
     if "blocks.0.ls1.gamma" in use_timm_names(tensors):
-        result["layer_scale_init"] = 1.0  # enables LayerScale; the loaded gains replace it
+        result["layer_scale_init"] = 1.0  # enables LayerScale; overwritten by the loaded gammas
     if "pos_embed" in tensors:
         rows = tensors["pos_embed"].shape[1]
         result["no_embed_class"] = bool(result["class_token"] and math.isqrt(rows) ** 2 == rows)
@@ -61,7 +61,7 @@ def params(tensors, template):
     """Convert timm's tensors to our parameters.
 
     Args:
-      tensors: a flat dict of numpy arrays, by timm's names.
+      tensors: flat dict of numpy arrays, {timm's name: array}.
       template: our parameter tree; only its paths and shapes are used.
 
     Returns:

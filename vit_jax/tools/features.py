@@ -27,12 +27,12 @@ def define_flags():
     flags.DEFINE_string("input", None, ".npy file of normalized float32 images")
     flags.DEFINE_enum("split", None, ["train", "val", "test"], "split of the run's dataset")
     flags.DEFINE_string("output", None, ".npz file to write", required=True)
-    flags.DEFINE_bool("attention", False, "save attention [layer, batch, head, query, key]")
+    flags.DEFINE_bool("attention", False, "save attention weights [layer, batch, head, query, key]")
     flags.DEFINE_bool("blocks", False, "save block_00, block_01, ...: the tokens after each block")
     flags.DEFINE_integer(
         "batch_size",
         None,
-        "images per forward pass (default: 32; with --split: the run's)",
+        "images per forward pass (default: 32; with --split: eval_batch_size)",
         lower_bound=1,
     )
 
@@ -44,7 +44,9 @@ def main(flags):
     if flags.split and config is None:
         raise UserError("--split requires a run; for a weight file pass --input=FILE.npy")
     if flags.split and (flags.attention or flags.blocks):
-        raise UserError("--attention and --blocks require --input; for a split they are too large")
+        raise UserError(
+            "--attention and --blocks require --input; the arrays of a split would be too large"
+        )
     images = flags.input and read(flags.input)
     output = Path(flags.output).expanduser()
     if output.is_dir() or not output.parent.is_dir():
@@ -76,8 +78,8 @@ def features(model, images, *, attention=False, blocks=False, batch_size=32):
       batch_size: images per forward pass.
 
     Returns:
-      A dict of numpy float32 arrays: "logits" [b, k], "pooled" [b, d], "tokens" [b, n, d] and
-      others.
+      A dict of numpy float32 arrays: "logits" [b, k], "pooled" [b, d], "tokens" [b, n, d] and the
+      requested ones.
 
     Raises:
       UserError: if the images do not fit the model, or it does not have these outputs.

@@ -27,7 +27,9 @@ def define_flags():
     flags.DEFINE_string(
         "output", None, ".html file to write (default: report.html in the workdir of the run)"
     )
-    flags.DEFINE_enum("lang", "both", [*LANGUAGES, "both"], "English, Korean or both")
+    flags.DEFINE_enum(
+        "lang", "both", [*LANGUAGES, "both"], "language of the report: English, Korean or both"
+    )
     flags.DEFINE_enum("split", "test", ["val", "test"], "split to evaluate")
     flags.DEFINE_integer(
         "max_images", 10_000, "evaluate only the first N images of the split", lower_bound=1
@@ -67,8 +69,8 @@ def report(
       lang: "en", "ko" or "both".
       split: split to evaluate, "val" or "test".
       max_images: evaluate only the first N images of the split.
-      raw: whether the model has the trained parameters instead of their EMA or the teacher, which
-        the report then states.
+      raw: whether the model has the trained parameters rather than their EMA or the teacher; if
+        so, the report says so in its header.
 
     Returns:
       The path of the report.
