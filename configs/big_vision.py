@@ -3,9 +3,9 @@
 python -m vit_jax.train --config=configs/big_vision.py:s16_90 --workdir=W --config.data.dir=DIR
 
 RUN        hours (estimated)    published top-1, MLP / linear head    ours
-s16_90     1.4                  76.5 / 76.7 %                         not run
-s16_150    2.3                  78.5 / 78.6 %                         not run
-s16_300    4.7                  80.0 / 79.8 %                         not run
+s16_90     1.4                  76.5 / 76.7%                          not run
+s16_150    2.3                  78.5 / 78.6%                          not run
+s16_300    4.7                  80.0 / 79.8%                          not run
 
 Hours are estimated compute time on 8 TPU v5e chips, without data loading, as in configs/deit.py.
 The paper reports 90 epochs in less than seven hours on a TPU v3-8.

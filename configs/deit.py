@@ -3,11 +3,11 @@
 python -m vit_jax.train --config=configs/deit.py:S --workdir=runs/deit_s --config.data.dir=DIR
 
 SIZE    parameters    original hardware    hours (estimated)    published top-1    ours
-Ti      5.7 M         4 GPUs               1.3                  72.2 %             not run
-S       22 M          4 GPUs               4.7                  79.9 %             not run
-B       86 M          2 x 8 GPUs           18                   81.8 %             not run
+Ti      5.7 M         4 GPUs               1.3                  72.2%              not run
+S       22 M          4 GPUs               4.7                  79.9%              not run
+B       86 M          2 x 8 GPUs           18                   81.8%              not run
 
-Hours are estimated compute time on 8 TPU v5e chips at 40 % of their peak of 197 TFLOP/s, with three
+Hours are estimated compute time on 8 TPU v5e chips at 40% of their peak of 197 TFLOP/s, with three
 forward passes per image and training step. Data loading is not included: to decode JPEGs at that
 rate takes many more CPU cores than such a host has. B fits in the 16 GB of a chip only with
 --config.accum_steps=2 (see experiments/compile_check).
@@ -18,7 +18,7 @@ one epoch late, and each of the two RandAugment operations is applied with proba
 published accuracy is that of the weights, not of the EMA that main.py also keeps. Differences from
 the source:
 * Training uses bfloat16; main.py uses float16.
-* 1 % of the training images are held out for validation; main.py trains on all of them.
+* 1% of the training images are held out for validation; main.py trains on all of them.
 """
 
 from vit_jax.config import defaults

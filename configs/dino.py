@@ -3,10 +3,10 @@
 python -m vit_jax.train --config=configs/dino.py:RUN --workdir=runs/dino --config.data.dir=DIR
 
 RUN        description                              original hardware    k-NN / linear    ours
-s16_100    first command of the README              8 V100, 1.75 days    69.3 / 74.0 %    not run
-s16_300    second command, teacher_temp warmup      16 V100              73.3 / 76.0 %    not run
-s16_800    the released S/16                        -                    74.5 / 77.0 %    not run
-b16_400    the released B/16                        -                    76.1 / 78.2 %    not run
+s16_100    first command of the README              8 V100, 1.75 days    69.3 / 74.0%     not run
+s16_300    second command, teacher_temp warmup      16 V100              73.3 / 76.0%     not run
+s16_800    the released S/16                        -                    74.5 / 77.0%     not run
+b16_400    the released B/16                        -                    76.1 / 78.2%     not run
 s16_small  100 epochs at batch size 256, one GPU    -                    -                not run
 
 Source: the README of facebookresearch/dino, which has the commands of s16_100 and s16_300 and
@@ -14,7 +14,7 @@ reports the published top-1 accuracy. The training arguments of the released mod
 as transcriptions; values marked (*) are quoted from memory of those. For linear accuracy, see
 configs/linear_probe.py. Differences from the source:
 * Training uses bfloat16 except for the released models; main_dino.py uses float16.
-* 1 % of the training images are held out for validation; main_dino.py trains on all of them.
+* 1% of the training images are held out for validation; main_dino.py trains on all of them.
 """
 
 from vit_jax.config import defaults, objective

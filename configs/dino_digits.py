@@ -2,8 +2,8 @@
 
 python -m vit_jax.train --config=configs/dino_digits.py --workdir=runs/dino_digits
 
-Training takes 1 minute on two CPU cores. Test accuracy of k-NN (k = 20): 87.8 %, compared with
-66.1 % for the untrained model and 96.7 % for raw pixels. Raw pixels are a strong baseline because
+Training takes 1 minute on two CPU cores. Test accuracy of k-NN (k = 20): 87.8%, compared with
+66.1% for the untrained model and 96.7% for raw pixels. Raw pixels are a strong baseline because
 all digits are aligned; random crops remove that alignment. See experiments/quickstart/results.
 """
 

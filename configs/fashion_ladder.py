@@ -4,13 +4,13 @@ python -m experiments.size_vs_accuracy --config=configs/fashion_ladder.py --conf
 python -m vit_jax.train --config=configs/fashion_ladder.py:nano --workdir=W --config.data.dir=DIR
 
 SIZE        parameters    layers    width    minutes on one core    test accuracy, two seeds
-pico        16 k          2         24       2                      84.2 %
-mu          41 k          3         32       2                      85.4 %
-nano        117 k         4         48       4                      86.4 %
-micro       305 k         6         64       8                      86.5 %
-mini        679 k         6         96       15                     86.4 %
-resnet8     78 k          8         16-64    5                      89.8 %
-resnet14    175 k         14        16-64    9                      91.2 %
+pico        16 k          2         24       2                      84.2%
+mu          41 k          3         32       2                      85.4%
+nano        117 k         4         48       4                      86.4%
+micro       305 k         6         64       8                      86.5%
+mini        679 k         6         96       15                     86.4%
+resnet8     78 k          8         16-64    5                      89.8%
+resnet14    175 k         14        16-64    9                      91.2%
 
 The first command trains all sizes with two seeds in two hours. The recipe is made for that budget,
 not for the highest accuracy: after four epochs the larger ViTs are undertrained. The results are in

@@ -4,10 +4,10 @@ python -m vit_jax.train --config=configs/finetune.py:deit_b384 --workdir=runs/de
     --config.model_init=runs/deit_b --config.data.dir=DIR
 
 RUN          pretrained weights      original hardware and time    published top-1    ours
-deit_b384    DeiT-B at 224 pixels    2 x 8 GPUs, 30 epochs         82.9 %             not run
-mae_b        MAE's ViT-B/16          32 V100s, 7.2 hours           83.6 %             not run
-mae_l        MAE's ViT-L/16          32 V100s, 8.9 hours           85.9 %             not run
-mae_h        MAE's ViT-H/14          64 V100s, 13 hours            86.9 %             not run
+deit_b384    DeiT-B at 224 pixels    2 x 8 GPUs, 30 epochs         82.9%              not run
+mae_b        MAE's ViT-B/16          32 V100s, 7.2 hours           83.6%              not run
+mae_l        MAE's ViT-L/16          32 V100s, 8.9 hours           85.9%              not run
+mae_h        MAE's ViT-H/14          64 V100s, 13 hours            86.9%              not run
 
 config.model_init is the workdir of a run or a .safetensors file. Position embeddings are resized to
 the new grid. The classifier is reinitialized if the number of classes differs, and the final norm

@@ -3,8 +3,8 @@
 python -m vit_jax.train --config=configs/linear_probe.py --workdir=runs/probe \\
     --config.model_init=runs/dino --config.data.dir=DIR
 
-Published top-1 for DINO's ViT-S/16, from [CLS] of the last four blocks: 74.0 % after 100 epochs of
-pretraining, 77.0 % for the released weights. Ours: not run. The original probe was trained on 8
+Published top-1 for DINO's ViT-S/16, from [CLS] of the last four blocks: 74.0% after 100 epochs of
+pretraining, 77.0% for the released weights. Ours: not run. The original probe was trained on 8
 GPUs. The frozen backbone runs only the forward pass, a third of the cost of full training.
 
 config.model_init is the workdir of a run or a .safetensors file of the same architecture as
@@ -15,7 +15,7 @@ Source: eval_linear.py of facebookresearch/dino (7c446df). Differences from the 
 * The classifier uses [CLS] of the last block only, after the final norm.
 * Training crops are resized with bicubic interpolation; eval_linear.py uses bilinear interpolation.
 * The learning rate is updated every step; eval_linear.py updates it every epoch.
-* The best checkpoint is selected on 1 % of the training images; eval_linear.py reports the best
+* The best checkpoint is selected on 1% of the training images; eval_linear.py reports the best
   epoch on the ImageNet validation set, which is the test split here.
 """
 

@@ -3,11 +3,11 @@
 python -m vit_jax.train --config=configs/mae_scratch.py:L --workdir=runs/mae_l --config.data.dir=DIR
 
 SIZE    parameters    epochs    hours (estimated)    published top-1 (without EMA)    ours
-B       86 M          300       4.4                  82.3 % (82.1 %)                  not run
-L       304 M         200       14                   82.6 % (81.5 %)                  not run
-H       632 M         200       37                   83.1 % (80.9 %)                  not run
+B       86 M          300       4.4                  82.3% (82.1%)                  not run
+L       304 M         200       14                   82.6% (81.5%)                  not run
+H       632 M         200       37                   83.1% (80.9%)                  not run
 
-Hours are estimated compute time on 32 TPU v5e chips at 40 % of their peak of 197 TFLOP/s, without
+Hours are estimated compute time on 32 TPU v5e chips at 40% of their peak of 197 TFLOP/s, without
 data loading. A training step costs three forward passes per image for B, and four for L and H,
 which recompute their blocks in the backward pass. On 32 chips, H needs --config.mesh.fsdp=8: its
 parameters, two Adam moments and EMA take 10 GB. L fits on 16 chips without options, and on 8 chips
@@ -23,7 +23,7 @@ the EMA of the weights. Choices that the paper does not specify:
   facebookresearch/mae).
 * The initialization is Xavier, as in appendix A.1. Position embeddings are learned. There is no
   gradient clipping. Activations are bfloat16.
-* 1 % of the training images are held out for validation.
+* 1% of the training images are held out for validation.
 """
 
 from vit_jax.config import defaults

@@ -40,7 +40,7 @@ def count_flops(config):
     """Count the FLOPs of a forward pass per image, 2 per multiply-add.
 
     Matrix products and convolutions are counted, including the two products of attention. Norms,
-    softmax and GELU are not (below 1 %). timm's "GMACs" are half of this value. A training step
+    softmax and GELU are not (below 1%). timm's "GMACs" are half of this value. A training step
     costs about three forward passes.
 
     Args:

@@ -8,7 +8,7 @@ from vit_jax.augment import shear
 
 AFFINE, BICUBIC = Image.Transform.AFFINE, Image.Resampling.BICUBIC
 RNG = np.random.default_rng(0)
-# With shifts of n / 10, the interpolated value of 1 % of the pixels is at or just below an integer.
+# With shifts of n / 10, the interpolated value of 1% of the pixels is at or just below an integer.
 SHIFTS = [0.0, 0.5, -0.5, 100.8, -100.8, 33.3, 1e-9, -1e-9, 400.0, *RNG.uniform(-90, 90, 3)]
 SLOPES = [0.3, -0.3, 0.25, -0.27, *RNG.uniform(-0.3, 0.3, 3)]
 

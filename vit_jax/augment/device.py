@@ -268,7 +268,7 @@ def gaussian_blur(images, sigmas):
 
     Pixels beyond the edges repeat the edge pixel. Pillow rounds to 8 bits and pads the edges again
     after each of the six box blurs. Measured difference for sigma 0.1 to 2 on smooth random 96x96
-    images: 0.4 of 255 levels on average; 99.5 % of values differ by at most 2, and all by at most
+    images: 0.4 of 255 levels on average; 99.5% of values differ by at most 2, and all by at most
     3, except within 6 pixels of the edges, where the difference is up to 8.
 
     Args:
@@ -345,7 +345,7 @@ def flip(images, keys, p):
 def erase(images, keys, p):
     """Apply random erasing (arXiv:1708.04896), as in timm's "pixel" mode.
 
-    Replaces a box with noise N(0, 1). The box covers 2 to 33 % of the area, with height / width
+    Replaces a box with noise N(0, 1). The box covers 2 to 33% of the area, with height / width
     log-uniform in 0.3 to 3.3; it is the first of ten random boxes that is smaller than the image.
 
     Args:

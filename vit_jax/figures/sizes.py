@@ -38,7 +38,7 @@ def bars(rows, title="", *, phrases=ENGLISH):
         text += phrases("and_heads", heads=row["heads"]) if row["heads"] else ""
         text += f"  |  {count(row['parameters'])}"
         if row["top1"]:
-            text += f"  |  {mean(row['top1']):.1f} %"
+            text += f"  |  {mean(row['top1']):.1f}%"
         elif row.get("published") is not None:
             text += "  |  " + phrases("published", top1=row["published"])
         ax.text(row["parameters"] * 1.08, y, text, va="center", fontsize=8.5)
