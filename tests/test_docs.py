@@ -73,11 +73,14 @@ def links(text):
 
 
 def code_blocks(text):
-    return [
-        [COMMENT.sub("", line) for line in block.splitlines()]
-        for block in FENCE.findall(text)
-        if not block.startswith("vit_jax/ ")
-    ]
+    """The lines of code blocks without comments; of the map of the code, the file names."""
+    blocks = []
+    for block in FENCE.findall(text):
+        lines = [COMMENT.sub("", line) for line in block.splitlines()]
+        if block.startswith("vit_jax/"):
+            lines = [re.split(r"   +", line.strip())[0] for line in lines]
+        blocks.append(lines)
+    return blocks
 
 
 def paragraphs(text):
