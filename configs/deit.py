@@ -9,8 +9,8 @@ B       86 M          2 x 8 GPUs           18                   81.8%           
 
 Hours are estimated compute time on 8 TPU v5e chips at 40% of their peak of 197 TFLOP/s, with three
 forward passes per image and training step. Data loading is not included: to decode JPEGs at that
-rate takes many more CPU cores than such a host has. B fits in the 16 GB of a chip only with
---config.accum_steps=2 (see experiments/compile_check).
+rate takes many more CPU cores than such a host has. B does not fit in the 16 GB of a
+chip without --config.accum_steps=2 or --config.model.remat=full (see experiments/compile_check).
 
 Source: main.py of facebookresearch/deit (7e160fe) with timm 0.3.2, and Table 9 of the paper, which
 agree. Two details of the code are not in the paper: the learning rate is updated once per epoch,

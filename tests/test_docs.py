@@ -73,7 +73,7 @@ def links(text):
 
 
 def code_blocks(text):
-    """The lines of code blocks without comments; of the map of the code, the file names."""
+    """The lines of code blocks, without comments; for the directory listing, only file names."""
     blocks = []
     for block in FENCE.findall(text):
         lines = [COMMENT.sub("", line) for line in block.splitlines()]
@@ -126,7 +126,7 @@ def test_readme_is_short():
 
 
 def test_readme_size_table():
-    """Parameters, FLOPs and published accuracies of the five sizes are computed, not typed."""
+    """Parameters, FLOPs and published accuracies of the five sizes match the code."""
     rows = re.findall(
         r"^\| (\w+/\d+) \| ([\d.]+) M \| ([\d.]+) \| ([\d.]+) \|", read("README.md"), re.M
     )
@@ -263,10 +263,10 @@ def test_python_runs(name, workspace):
         exec(block, values)
 
 
-# Overrides that shrink training and searches. The configs of a run stay the same on resume.
+# Overrides that shrink training and searches, always the same, so that runs can be resumed.
 SMALL = ["--config.total_steps=4", "--config.batch_size=8", "--config.compilation_cache="]
 SMALL_VIT = ["model.variant=mu/16", "model.image=32", "data.workers=0", "augment.repeats=1"]
-# Commands that other tests run whole, and one that only a person can run.
+# Commands that other tests cover, and pytest itself.
 RUN_ELSEWHERE = {"experiments.cnn_vs_vit", "experiments.size_vs_accuracy", "pytest", "docs"}
 
 

@@ -285,7 +285,8 @@ def test_dots_policy_does_not_recompute_dense_products():
         params = jax.eval_shape(model.init, jax.random.key(0))
         step = jax.jit(jax.grad(lambda p, m=model: m.apply(p, images)["logits"].sum()))
         counts[remat] = step.lower(params).as_text().count("dot_general")
-    # Both recompute the two products of attention; only "full" recomputes the four dense layers.
+    # Both "dots" and "full" recompute the two products of attention; only "full" also recomputes
+    # the four dense layers.
     assert counts["none"] < counts["dots"] < counts["full"]
 
 

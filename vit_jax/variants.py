@@ -79,7 +79,7 @@ class ViTConfig(ModelConfig):
     )
     remat: str = enum_option(
         ("none", "dots", "full"),
-        "rematerialized in the backward pass: nothing, all but matrix products, whole blocks",
+        "rematerialized in the backward pass: nothing, all but linear layers, whole blocks",
     )
     scan: str = enum_option(
         ("auto", "on", "off"), "lax.scan over blocks; auto: on, except on CPU up to 12 blocks"

@@ -70,7 +70,7 @@ def export_run(workdir, name):
 
 
 def changed_keys(config):
-    """Return the keys of a config that differ from the defaults of DINO, {"optim.lr": 1e-3}."""
+    """Return the entries that differ from the defaults of DINO, such as {"optim.lr": 1e-3}."""
     default = defaults()
     dino.self_distillation(default)
     default_values = flat(default)

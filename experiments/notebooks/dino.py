@@ -108,9 +108,9 @@ display(figure)
 # %% [markdown]
 # ## Attention
 #
-# The attention of [CLS] in the last layer, before and after training. The images are 32 x 32
-# pixels, so the position embeddings are resized to a finer grid. The colors next to the maps are
-# the first principal components of the patch features.
+# The attention of [CLS] in the last layer, before and after training. The images are upsampled to
+# 32 x 32 pixels, so the position embeddings are resized to a finer grid. The colors next to the
+# maps are the first principal components of the patch features.
 
 # %%
 trained = trained.replace(name=f"DINO, step {trained.step:,}", image=32)

@@ -75,7 +75,7 @@ def result(job, timed):
             "flops": count_flops(model),
             "img_size": config.model.image,
             "crop_pct": config.augment.eval_crop,
-            "metric": metric,  # of top1; a k-NN accuracy if training uses no labels
+            "metric": metric,  # reported as top1; a k-NN accuracy if training uses no labels
             "top1": round(100 * test[metric], 3),
             "top5": round(100 * test["eval/test/acc5"], 3) if "eval/test/acc5" in test else None,
             "val_top1": round(100 * max(val_scores), 3) if val_scores else None,

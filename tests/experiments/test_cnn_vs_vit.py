@@ -1,4 +1,4 @@
-"""Test experiments.cnn_vs_vit on two small runs, and the figures of vit_jax.figures."""
+"""Test experiments.cnn_vs_vit on two small runs, and vit_jax.figures.receptive_field."""
 
 import csv
 import json
@@ -64,9 +64,10 @@ def test_comparison_of_two_runs(tmp_path, capsys, train_digits):
         (2, 0),
         (2, 1),
     ]
-    even = receptive_field.uniform_distance((4, 4), 2)
+    uniform = receptive_field.uniform_distance((4, 4), 2)
     assert all(
-        0 < row["distance"] < 6 and row["even_distance"] == round(even, 3) for row in rows["heads"]
+        0 < row["distance"] < 6 and row["even_distance"] == round(uniform, 3)
+        for row in rows["heads"]
     )
     images = (maps["images"] / np.float32(255) - np.float32(c.data.mean)) / np.float32(c.data.std)
     attention = jax.jit(lambda images: model(images, attention=True)["attention"])(images)

@@ -108,8 +108,8 @@ def test_invalid_flags_exit_with_code_2(args, message):
 
 
 def test_peer_job_has_the_same_model_batch_and_optimizer():
-    config, sizes = workloads.make_config("S/16,depth=2,pool=gap,image=32", 4, "float32")
-    job = interleave.peer_job(config, sizes, "train_step", 1, "cpu")
+    config, model = workloads.make_config("S/16,depth=2,pool=gap,image=32", 4, "float32")
+    job = interleave.peer_job(config, model, "train_step", 1, "cpu")
     assert job["options"] == {
         "embed_dim": 384,
         "depth": 2,
@@ -127,14 +127,14 @@ def test_peer_job_has_the_same_model_batch_and_optimizer():
     optim = job["config"]["optim"]
     assert (optim["lr"], optim["weight_decay"]) == (config.optim.lr, 0.05)
     assert json.loads(json.dumps(job))["config"]["batch_size"] == 4
-    config, sizes = workloads.make_config("S/16,norm=post", 4, "float32")
+    config, model = workloads.make_config("S/16,norm=post", 4, "float32")
     with pytest.raises(UserError, match="norm"):
-        interleave.peer_job(config, sizes, "train_step", 1, "cpu")
+        interleave.peer_job(config, model, "train_step", 1, "cpu")
 
 
 def test_dino_peer_job_has_the_recipe():
-    config, sizes = workloads.make_config("Ti/16", 2, "float32", dino.base())
-    job = interleave.peer_job(config, sizes, "dino_step", 1, "cpu")
+    config, model = workloads.make_config("Ti/16", 2, "float32", dino.base())
+    job = interleave.peer_job(config, model, "dino_step", 1, "cpu")
     batch = workloads.random_batch(config)
     assert batch["global"].shape == (2, 2, 224, 224, 3)
     assert batch["local"].shape == (2, 8, 96, 96, 3)
@@ -149,7 +149,7 @@ def test_dino_peer_job_has_the_recipe():
     assert job["parameters"] == 5_717_416 - 193 * 1000 + head
     # Ti/16 takes 1.26 GMACs (DeiT, with classifier), and 0.208 for 36 patches and [CLS].
     macs = 1.26e9 * 8 + 0.208e9 * 24 + 32 * head
-    assert workloads.count_flops("dino_step", config, sizes) == pytest.approx(2 * macs, rel=0.01)
+    assert workloads.count_flops("dino_step", config, model) == pytest.approx(2 * macs, rel=0.01)
 
 
 def test_runs_alternate_and_ratio_is_the_median_over_pairs():

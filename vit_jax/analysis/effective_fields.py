@@ -12,7 +12,7 @@ from vit_jax.analysis import attention_maps, gradcam, receptive_field
 from vit_jax.flops import count_flops
 
 ATTENTION_BATCH = 4  # images per forward pass that returns the softmax of all layers
-DRAWS = 4  # channels of the center unit per image
+DRAWS = 4  # random channels at the center position, per image
 
 
 def field_flops(model, layers):
@@ -30,7 +30,7 @@ def fields(model, images, blocks=None, draws=DRAWS):
       model: `inference.LoadedModel`.
       images: uint8 [b, image, image, c].
       blocks: for a ViT, block numbers from 1; None: all blocks.
-      draws: channels of the center unit per image.
+      draws: random channels at the center position, per image.
 
     Returns:
       A tuple `(rows, gradients)`:
@@ -157,8 +157,9 @@ def saliency_maps(model, images):
       A tuple `(classes, maps)`:
         classes: predicted classes [b], or None without a classifier.
         maps: {layer: [b, rows, columns]}. For a CNN, Grad-CAM at every stage for the predicted
-          class ({} without a classifier). For a ViT, the attention of [CLS] or, without [CLS], of
-          the average patch, averaged over the heads, in the first, middle and last block.
+          class ({} without a classifier). For a ViT, the attention of [CLS] or, without [CLS],
+          the mean over the query patches; averaged over the heads, in the first, middle and last
+          block.
     """
     if not model.is_cnn:
         blocks = attention_maps.first_middle_last(model.depth)

@@ -126,8 +126,8 @@ def attention_map(explanation, layer, head, patch=None):
     if patch is not None:
         row = softmax[prefix + patch[0] * grid[1] + patch[1]]
         return row[prefix:].reshape(grid)
-    read = attention.cls_maps if prefix else attention.patch_maps
-    return read(softmax, grid, prefix)
+    to_map = attention.cls_maps if prefix else attention.patch_maps
+    return to_map(softmax, grid, prefix)
 
 
 def draw(view, values, opacity, patch=None):

@@ -32,7 +32,7 @@ PEER_OPTIONS = {
     "drop_path": "drop_path_rate",
 }
 POOLS = {"cls": "token", "gap": "avg", "map": "map"}
-# Options that do not change the function, or that `peer_job` translates.
+# Options that do not change the function that the model computes, or that `peer_job` translates.
 IGNORED_OPTIONS = {"mlp_dim", "pool", "scan", "remat", "attn", "patch_embed", "dtype", "pos_resize"}
 
 
@@ -80,7 +80,7 @@ class PeerRunner:
       job: the workload, from `peer_job` or `input_job`.
 
     Raises:
-      UserError: if the peer is not installed or fails, or its model has another number of
+      UserError: if the peer is not installed or fails, or its model has a different number of
         parameters.
     """
 
@@ -176,7 +176,7 @@ def measure(ours, peer, pairs, seconds, steps=0):
     """Time two workloads alternately.
 
     Args:
-      ours: an `LocalRunner`.
+      ours: a `LocalRunner`.
       peer: a `PeerRunner` or `LocalRunner`, or None to time only one workload.
       pairs: number of timed runs of each workload.
       seconds: approximate duration of a run.

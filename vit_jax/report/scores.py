@@ -7,7 +7,7 @@ from vit_jax.evaluators import knn
 
 
 def evaluate_split(model, split, max_images):
-    """Predict the first images of a split.
+    """Predict the classes of the first images of a split.
 
     A model without a classification head is evaluated with k-NN on the first training images.
 
@@ -17,7 +17,7 @@ def evaluate_split(model, split, max_images):
       max_images: number of images to evaluate, and of training images for k-NN.
 
     Returns:
-      Labels [n], probabilities (for k-NN shares of the votes) [n, k], and the number of neighbors
+      Labels [n], probabilities (for k-NN, shares of the votes) [n, k], and the number of neighbors
       (0 with a classification head).
 
     Raises:

@@ -12,9 +12,9 @@ attention    a forward pass that returns the maps of tools.attend, interleaved w
 input        the input pipeline without the model
 startup      --help, imports and the first training step, timed from the start of Python
 
-Images are random. --what=input reads JPEG photographs or, with --config, the recipe's dataset.
---against interleaves the runs with those of the peer, so that background load affects both equally;
-run `make bench-peer` first to install timm in .venv-peer.
+Images are random, except for --what=input, which reads JPEG photographs or, with --config, the
+recipe's dataset. --against interleaves the runs with those of the peer, so that background load
+affects both equally; run `make bench-peer` first to install timm in .venv-peer.
 """
 
 import json
@@ -129,12 +129,12 @@ def benchmark(
         return result | {"seconds": startup(model, batch_size, pairs)}
     with tempfile.TemporaryDirectory() as folder:
         threads = result["threads"]
-        config, sizes = prepare(what, config, model, batch_size, dtype, folder, threads)
+        config, model_config = prepare(what, config, model, batch_size, dtype, folder, threads)
         result["model"] = model or config.model.variant
         result["batch_size"] = config.batch_size
         result["dtype"] = config.model.dtype
         schedule = dict(pairs=pairs, seconds=seconds, steps=steps)
-        return result | measure(what, config, sizes, against, folder, threads, schedule)
+        return result | measure(what, config, model_config, against, folder, threads, schedule)
 
 
 def check(what, config, against, threads):

@@ -1,6 +1,6 @@
 """Reader and writers of metrics.jsonl.
 
-Each row is one JSON object per line, with the key `step` first. Non-finite values are null. On a
+Each line is one row, a JSON object with the key `step` first. Non-finite values are null. On a
 disk, complete lines are appended, and readers skip incomplete lines left by a crash or a full disk.
 Objects in a bucket cannot be appended to, so metrics.jsonl is rewritten at every checkpoint and
 once per minute.
