@@ -1,8 +1,8 @@
 """Vision Transformers in JAX: training, evaluation and analysis.
 
-Every training run uses the modules at the top level. A folder is either a family of interchangeable
-modules (FAMILY), to which a new module can be added, or a package with a single purpose. In the
-order in which a training run uses them:
+The modules at the top level implement training and inference. A folder is either a family of
+interchangeable modules (FAMILY), to which a new module can be added, or a package with a single
+purpose. In the order in which a run uses them:
 
   cli.py           command line -> checked config; exit codes
   config.py        every config key with default, unit, choices and range; joint checks; config.json
@@ -37,6 +37,6 @@ maps, receptive fields, Grad-CAM, weight statistics), figures/ (FAMILY: arrays t
 demo), tools/ (commands). A module imports only from lower layers; `make lint` checks the layers
 that pyproject.toml lists.
 
-Axes: b batch, v views, h w rows and columns, c channels, n tokens (q queries, m keys), d width,
-e head dim, k classes, l layers.
+Axes: b batch, v views, h w rows and columns (in attention maps, h is heads), c channels, n tokens
+(q queries, m keys), d width, e head dim, k classes, l layers.
 """
