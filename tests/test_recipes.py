@@ -84,7 +84,7 @@ def test_recipe_arguments(name, arg):
     check(tiny(module.get_config(arg)))
     table_row = next(x for x in module.__doc__.splitlines() if x.startswith(f"{arg} "))
     published = getattr(module, "PUBLISHED", {})
-    assert arg not in published or re.search(rf"\b{published[arg]} %", table_row)
+    assert arg not in published or re.search(rf"\b{published[arg]}%", table_row)
     with pytest.raises(ValueError, match=f"unknown (run|size) 'none_such'; pass one of .*{arg}"):
         module.get_config("none_such")
 

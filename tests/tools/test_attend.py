@@ -240,7 +240,7 @@ def test_models_with_and_without_a_class_token():
     )
     assert a.maps.shape == b.maps.shape == (10, 1, 2, 7, 7)
     assert a.colors.shape == (10, 7, 7, 3) and "28x28, 7x7 patches of 4x4" in describe_grid(a)
-    assert query_name(a) == "[CLS]" and "(no [CLS])" in query_name(b) and a.depth == 2
+    assert query_name(a) == "[CLS]" and "no [CLS]" in query_name(b) and a.depth == 2
     assert (a.maps.sum((3, 4)) < 1).all() and (a.rollout.sum((2, 3)) < 1).all()
     np.testing.assert_allclose(b.maps.sum((3, 4)), 1, rtol=1e-5)
     np.testing.assert_allclose(b.rollout.sum((2, 3)), 1, rtol=1e-5)
