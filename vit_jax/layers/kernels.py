@@ -107,18 +107,18 @@ softmax_product.defvjp(_softmax_product_forward, _softmax_product_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(x, scale, bias, eps):
+def normalize(x, scale, bias, eps):
     """LayerNorm over the last axis (arXiv:1607.06450)."""
-    return _layer_norm_forward(x, scale, bias, eps)[0]
+    return _normalize_forward(x, scale, bias, eps)[0]
 
 
-def _layer_norm_forward(x, scale, bias, eps):
+def _normalize_forward(x, scale, bias, eps):
     mean = x.mean(-1, keepdims=True)
     r = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + eps)
     return (x - mean) * (r * scale) + bias, (x, mean, r, scale)
 
 
-def _layer_norm_backward(_, residuals, g):
+def _normalize_backward(_, residuals, g):
     x, mean, r, scale = residuals
     y, gs = (x - mean) * r, g * scale
     dx = r * (gs - gs.mean(-1, keepdims=True) - y * (gs * y).mean(-1, keepdims=True))
@@ -126,4 +126,4 @@ def _layer_norm_backward(_, residuals, g):
     return dx, (g * y).sum(rows), g.sum(rows)
 
 
-layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+normalize.defvjp(_normalize_forward, _normalize_backward)
