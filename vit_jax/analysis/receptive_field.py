@@ -18,8 +18,8 @@ SHARE = 0.95  # of the gradient inside the effective receptive field
 class Field(NamedTuple):
     """The theoretical receptive field of a layer, along one side of the image.
 
-    Unit i depends on the pixels from start + i * jump to start + i * jump + size - 1, some of which
-    may be padding.
+    Unit i depends on the pixels from start + i * jump to start + i * jump + size - 1, including
+    padding.
 
     Attributes:
       size: size of the receptive field, in pixels.
