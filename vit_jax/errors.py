@@ -1,4 +1,4 @@
-"""Exceptions with exit codes. This module imports nothing, so that every module can import it."""
+"""Exceptions with exit codes, and names in messages. Imports nothing: every module can import it."""
 
 
 class UserError(ValueError):
@@ -24,3 +24,12 @@ class Preempted(Exception):
 
 NO_SPACE = 4  # exit code if a disk is full or a quota is exceeded
 INTERRUPTED = 130  # exit code after a second Ctrl-C: 128 + SIGINT, as in shells
+
+
+def printable(name):
+    """Return a name as one printable line, for messages.
+
+    Characters that are not printable, such as newlines, terminal escapes, text-direction marks and
+    undecodable bytes of file names, become backslash escapes: "a\\nb", "\\x1b[0m", "\\udcff".
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
