@@ -24,6 +24,7 @@ purpose. In the order in which a run uses them:
   flops.py         parameters and FLOPs of a config
   optim.py         gradients -> updates: decay masks, layer-wise decay, clipping, freezing
   schedules.py     learning rate schedules
+  scoring.py       top-k accuracy with ties
   forward.py       a forward pass over many batches: compiled once, padded, sharded
   evaluators/      FAMILY: parameters -> metrics
   workdir/         the files of a run: checkpoints, metrics, log; on disk or in a bucket
