@@ -14,6 +14,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from flax import nnx, traverse_util
@@ -26,6 +27,63 @@ from vit_jax.workdir import storage
 
 NON_MEMBERS = ("runs",)  # modules of this package that are not weight layouts
 MAX_HEADER_BYTES = 16 << 20  # for comparison, the header of 20,000 tensors takes 2 MB
+
+
+class Description(NamedTuple):
+    """What is known about weights without loading them.
+
+    Attributes:
+      model: options of the model as keys of `config.model`: "variant" if the sizes are published
+        ones, otherwise each size; and the other options that differ from their defaults.
+      mean: mean of images scaled to [0, 1], one value per channel.
+      std: standard deviation of images scaled to [0, 1], one value per channel.
+      crop: crop ratio for evaluation.
+      certain: whether mean, std and crop are known; False: they are assumed.
+      image: image size of the weights, pixels.
+      num_classes: number of classes; 0: no classifier.
+      source: where the preprocessing is from, for messages.
+    """
+
+    model: dict
+    mean: tuple
+    std: tuple
+    crop: float
+    certain: bool
+    image: int
+    num_classes: int
+    source: str
+
+
+def describe(spec, variant=None):
+    """Describe weights from the header of a file or the config of a run; imports no JAX.
+
+    Args:
+      spec: a weight file or the workdir of a run, as in `load`.
+      variant: name of the model, for a file that does not determine it.
+
+    Returns:
+      A `Description`.
+
+    Raises:
+      UserError: if the weights cannot be read or are not supported.
+    """
+    raise NotImplementedError
+
+
+def check_init(config, num_classes=None):
+    """Check that config.model_init fits config.model and config.data; imports no JAX.
+
+    Args:
+      config: a checked config with config.model_init.
+      num_classes: number of classes of the dataset; None: unknown.
+
+    Returns:
+      A list of lines to print at the start of training; may be empty.
+
+    Raises:
+      UserError: if the weights cannot be read or do not fit. The message names the config keys.
+    """
+    return []
 
 
 def load(spec, name=None, **overrides):
