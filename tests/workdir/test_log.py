@@ -1,12 +1,18 @@
 """Metrics and logs survive restarts, incomplete lines and full disks."""
 
+import contextlib
 import errno
+import fcntl
 import io
 import json
+import os
+import pty
+import re
 import shutil
 import struct
 import subprocess
 import sys
+import termios
 import time
 from types import SimpleNamespace
 
@@ -14,24 +20,12 @@ import numpy as np
 import pytest
 
 from tests import ROOT
+from vit_jax import progress
 from vit_jax.workdir import log, metrics
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def events(folder):
-    """Read the TensorBoard events in a directory, in order."""
-    from tensorboardX.proto.event_pb2 import Event
-
-    for path in sorted(folder.iterdir(), key=lambda p: p.stat().st_mtime_ns):
-        data = path.read_bytes()
-        while data:  # TFRecord: length, checksum, event, checksum
-            (size,) = struct.unpack("<Q", data[:8])
-            yield Event.FromString(data[12 : 12 + size])
-            data = data[16 + size :]
+def steps(folder):
+    return [row["step"] for row in log.read_metrics(folder)]
 
 
 def test_revision_is_the_git_commit():
@@ -47,8 +41,11 @@ def test_rows_are_plain_json_with_the_step_first(tmp_path):
     with log.Log(tmp_path, 10, stream=io.StringIO()) as out:
         out.write(np.int64(3), {"train/loss": np.float32(0.5), "a": float("nan"), "b": 2})
     text = (tmp_path / "metrics.jsonl").read_text()
-    assert text == '{"step": 3, "train/loss": 0.5, "a": null, "b": 2}\n'
-    assert log.read_metrics(tmp_path) == [{"step": 3, "train/loss": 0.5, "a": None, "b": 2}]
+    fields = r'{"step": 3, "time": (\d+\.\d{1,3}), "train/loss": 0.5, "a": null, "b": 2}\n'
+    match = re.fullmatch(fields, text)
+    assert abs(float(match[1]) - time.time()) < 60
+    row = {"step": 3, "time": float(match[1]), "train/loss": 0.5, "a": None, "b": 2}
+    assert log.read_metrics(tmp_path) == [row]
     assert log.read_metrics(tmp_path / "nothing") == []
 
 
@@ -58,20 +55,13 @@ def test_resume_moves_later_rows_to_discarded(tmp_path):
             out.write(step, {"train/loss": 1 / step})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 40, "train/lo')  # incomplete after a crash
-    assert [row["step"] for row in log.read_metrics(tmp_path)] == [10, 20, 30]
+    assert steps(tmp_path) == [10, 20, 30]
     with log.Log(tmp_path, 40, start=20, stream=io.StringIO()) as out:
         out.write(30, {"train/loss": 0.0})
     rows = log.read_metrics(tmp_path)
     assert [(row["step"], row["train/loss"]) for row in rows] == [(10, 0.1), (20, 0.05), (30, 0.0)]
     discarded = (tmp_path / "metrics.discarded.jsonl").read_text().splitlines()
     assert [json.loads(discarded[0])["step"], discarded[1]] == [30, '{"step": 40, "train/lo']
-    # TensorBoard hides earlier events at or after the step of the second START.
-    starts = [e for e in events(tmp_path / "tb") if e.HasField("session_log")]
-    assert [e.step for e in starts] == [0, 21]
-    summaries = [e for e in events(tmp_path / "tb") if e.HasField("summary")]
-    values = [(e.step, e.summary.value[0].tag, e.summary.value[0].simple_value) for e in summaries]
-    assert [step for step, _, _ in values] == [10, 20, 30, 30]
-    assert values[1] == (20, "train/loss", pytest.approx(0.05))
     with log.Log(tmp_path, 40, stream=io.StringIO()):
         pass
     assert log.read_metrics(tmp_path) == []  # without a checkpoint, all rows are discarded
@@ -81,7 +71,7 @@ def test_last_line_without_newline_is_kept(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}')
     with log.Log(tmp_path, 3, start=1, stream=io.StringIO()) as out:
         out.write(2, {})
-    assert log.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    assert steps(tmp_path) == [1, 2]
 
 
 def test_bucket_rows_are_written_on_flush(tmp_path):
@@ -100,7 +90,7 @@ def test_bucket_rows_are_written_on_flush(tmp_path):
     rows = metrics.BucketWriter(path)
     rows.write({"step": 16})
     rows.close()
-    assert [row["step"] for row in log.read_metrics(tmp_path)] == [10, 15, 16]
+    assert steps(tmp_path) == [10, 15, 16]
     assert (tmp_path / "metrics.discarded.jsonl").read_text() == '{"step": 20}\n'
 
 
@@ -116,12 +106,14 @@ def test_full_disk_leaves_no_partial_line(tmp_path):
         out._writer.file = file
         out.write(3, {"a": 3})
     assert error.value.errno == errno.ENOSPC
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "a": 1}\n{"step": 3, "a": 3}\n'
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["a"]) for row in rows] == [(1, 1), (3, 3)]
 
 
 ROW = {
     "train/loss": 1.25,
     "train/acc1": 0.5,
+    "sched/lr": 9.1e-4,
     "perf/images_per_s": 1234.4,
     "perf/data_wait_frac": 0.031,
 }
@@ -130,39 +122,119 @@ ROW = {
 def test_progress_without_terminal_is_one_line_per_row(tmp_path, monkeypatch):
     stream = io.StringIO()
     times = iter([100.0, 110.0])
-    clock = SimpleNamespace(monotonic=lambda: next(times), time=time.time, time_ns=time.time_ns)
+    clock = SimpleNamespace(monotonic=lambda: next(times), time=time.time)
     monkeypatch.setattr(log, "time", clock)
-    with log.Log(tmp_path, 1000, start=50, stream=stream) as out:
+    with log.Log(tmp_path, 1000, start=50, steps_per_epoch=40, stream=stream) as out:
         out.write(100, ROW | {"perf/step_ms": 20.0})  # 900 steps of 20 ms
+        out.update_progress(101)
         out.write(200, ROW)  # 100 steps in 10 s, so 800 steps take 80 s
         out.write(200, {"eval/val/acc1": 0.75})
+        out.write(200, {})
+    metrics = "loss 1.2500  acc 50.0%  lr 9.1e-04  1,234 images/s  data wait 3%"
     assert stream.getvalue().splitlines() == [
-        "step 100/1,000  loss 1.2500  acc 50.0%  1,234 images/s  0:00:18 left  data wait 3%",
-        "step 200/1,000  loss 1.2500  acc 50.0%  1,234 images/s  0:01:20 left  data wait 3%",
+        f"step 100/1,000  epoch 2.5/25  {metrics}  0:00:18 left",
+        f"step 200/1,000  epoch 5.0/25  {metrics}  0:01:20 left",
         "step 200/1,000  eval/val/acc1 0.75",
     ]
 
 
-def test_progress_on_terminal_is_updated_in_place(tmp_path):
-    stream = Terminal()
-    with log.Log(tmp_path, 1000, stream=stream) as out:
-        out.write(200, ROW)
-        out._last_refresh = 0.0
-        out.update_progress(201)
-        out.update_progress(202)  # within REFRESH_SECONDS of the previous update
-        out.write(300, {"eval/val/acc1": 0.75})
-    text = stream.getvalue()
-    assert "step 200/1,000" in text and "step 201/1,000  loss 1.2500" in text
-    assert "step 300/1,000  loss" not in text and "step 202" not in text
-    assert "eval/val/acc1 0.75" in text
-    assert text.count("\n") == 2, "one after the evaluation, one after the progress line"
+def test_first_step_is_shown_before_the_first_row(tmp_path, monkeypatch):
+    stream = io.StringIO()
+    times = iter([10.0, 13.0, 100.0, 109.0])
+    monkeypatch.setattr(log, "time", SimpleNamespace(monotonic=lambda: next(times), time=time.time))
+    monkeypatch.setattr(progress, "time", log.time)
+    with log.Log(tmp_path, 100, stream=stream) as out:
+        with out.status("compiling the training step", "compiled the training step"):
+            pass
+        out.update_progress(1, {"train/loss": np.float32(2.5), "sched/lr": 0.0})
+        out.write(10, {"train/loss": 2.0})  # 9 steps in 9 s
+    assert stream.getvalue().splitlines() == [
+        "compiling the training step ...",
+        "compiled the training step in 3.0 s",
+        "step 1/100  loss 2.5000  lr 0.0e+00",
+        "step 10/100  loss 2.0000  0:01:30 left",
+    ]
+    assert steps(tmp_path) == [10]
+
+
+def visible_lines(output):
+    """Return the lines that a terminal shows, from its output without scrolling."""
+    lines, row = [""], 0
+    for text, code in re.findall(r"([^\x1b\r\n]+)|(\x1b\[[?\d;]*[A-Za-z]|\r|\n)", output):
+        if text:
+            lines[row] = text
+        elif code == "\n":
+            row += 1
+            lines += [""] * (row == len(lines))
+        elif code == "\x1b[1A":
+            row -= 1
+        elif code == "\x1b[2K":
+            lines[row] = ""
+    return lines
+
+
+TERMINAL_RUN = """
+import sys
+from vit_jax.workdir import log
+
+with log.Log(sys.argv[1], 1000, start=100, steps_per_epoch=40) as out:
+    with out.status("compiling"):
+        pass
+    out.update_progress(101, {"train/loss": 2.5})
+    for step in (200, 500):
+        out.write(step, {"train/loss": 1.25, "train/acc1": 0.5, "sched/lr": 9.1e-4})
+        print("a printed line", step)
+        out.write(step, {"eval/val/acc1": 0.75})
+    out._last_refresh = 0.0
+    out.update_progress(501)
+    out.update_progress(502)  # within REFRESH_SECONDS of the previous update
+    raise KeyboardInterrupt
+"""
+
+
+def run_on_terminal(*command):
+    """Run a command on a terminal of 80 columns. Return its output."""
+    master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 50, 80, 0, 0))
+    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
+    streams = dict(stdin=terminal, stdout=terminal, stderr=terminal)
+    process = subprocess.Popen(command, cwd=ROOT, env=env | {"TERM": "xterm"}, **streams)
+    os.close(terminal)
+    output = b""
+    with contextlib.suppress(OSError):  # the other end was closed
+        while data := os.read(master, 65536):
+            output += data
+    os.close(master)
+    process.wait()
+    return output.decode()
+
+
+def test_progress_bar_is_updated_in_place_and_survives_an_interrupt(tmp_path):
+    output = run_on_terminal(sys.executable, "-c", TERMINAL_RUN, str(tmp_path))
+    plain = re.sub(r"\x1b\[[\d;]*m", "", output)
+    assert "compiling ..." in plain and "step 502" not in plain
+    lines = [line.strip() for line in visible_lines(plain)]
+    end = lines.index("Traceback (most recent call last):")
+    bar, metrics = lines[end - 2 : end]
+    assert re.fullmatch(r"step 501/1,000 ━+[╸╺━]+ 50% epoch 12.5/25 \d:\d\d:\d\d left", bar)
+    assert metrics == "loss 1.2500  acc 50.0%  lr 9.1e-04"
+    assert lines[: end - 2] == [
+        "a printed line 200",
+        "step 200/1,000  eval/val/acc1 0.75",
+        "a printed line 500",
+        "step 500/1,000  eval/val/acc1 0.75",
+    ]
+    assert output.rindex("\x1b[?25h") > output.rindex("\x1b[?25l"), "the cursor is visible"
 
 
 def test_only_the_primary_process_writes(tmp_path):
-    with log.Log(tmp_path, 10, primary=False, stream=io.StringIO()) as out:
+    options = dict(loggers=("tensorboard",), primary=False, stream=io.StringIO())
+    with log.Log(tmp_path, 10, **options) as out:
         out.write(1, {"train/loss": 1.0})
-        out.update_progress(2)
-        out.info("hello")
+        out.update_progress(2, {"train/loss": 1.0})
+        out.image(1, "image", np.zeros([2, 2, 3], np.uint8))
+        with out.status("compiling", "compiled"):
+            out.info("hello")
         assert out.console.file.getvalue() == ""
     assert list(tmp_path.iterdir()) == []
 

@@ -1,5 +1,6 @@
-"""Logging of a run: metrics, TensorBoard events, the progress line and run.json."""
+"""Logging of a run: metrics, loggers, the progress bar and run.json."""
 
+import contextlib
 import json
 import math
 import platform
@@ -11,10 +12,12 @@ from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 
-from rich.console import Console
-from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from vit_jax import progress
+from vit_jax.errors import UserError
+from vit_jax.schema import member
 from vit_jax.workdir import metrics, storage
 from vit_jax.workdir.metrics import read_metrics
 from vit_jax.workdir.storage import write_json, write_text
@@ -24,34 +27,59 @@ PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets numpy pillow simplejpeg numba"
 ).split()
 SECRET = r"(?i)^(--?[\w.-]*(?:key|token|secret|password)[\w.-]*=).*"  # flags to redact
-REFRESH_SECONDS = 0.2  # minimum time between updates of the progress line
+REFRESH_SECONDS = 0.2  # minimum time between updates of the progress bar
 
 
 class Log:
-    """Metrics writer and progress display of a run. Use it as a context manager.
+    """Metrics writer, loggers and progress display of a run. Use it as a context manager.
+
+    On a terminal, a progress bar is updated in place; otherwise one line is printed per row.
 
     Args:
       workdir: an existing directory.
       total_steps: number of steps of the whole run; used to estimate the remaining time.
       start: step of the restored checkpoint, or 0. Rows after this step are moved to
         metrics.discarded.jsonl.
+      steps_per_epoch: optimizer steps per epoch, to show the epoch; None: it is not shown.
+      loggers: names of the loggers: modules of vit_jax/loggers.
+      config: the ConfigDict of the run, for the loggers.
       primary: whether this process writes. In all other processes, the methods do nothing.
-      stream: text stream for the progress; None: stdout. On a terminal, the progress line is
-        updated in place; otherwise one line is printed per row.
+      stream: text stream for the progress; None: stdout.
+
+    Raises:
+      UserError: if a logger cannot be used.
     """
 
-    def __init__(self, workdir, total_steps, *, start=0, primary=True, stream=None):
+    def __init__(
+        self,
+        workdir,
+        total_steps,
+        *,
+        start=0,
+        steps_per_epoch=None,
+        loggers=(),
+        config=None,
+        primary=True,
+        stream=None,
+    ):
         self.workdir = storage.resolve(workdir)
         self.total = total_steps
-        self.console = Console(file=stream or sys.stdout, quiet=not primary, force_jupyter=False)
+        self.steps_per_epoch = steps_per_epoch
+        self.console = progress.make_console(stream, quiet=not primary)
+        self._interactive = progress.is_interactive(self.console)
         self._writer = None
-        self._live = None
-        self._text = ""
+        self._loggers = {}
+        self._bar = None
+        self._start = start
+        self._details = ""  # of the latest training row
+        self._step_seconds = 0.0
+        self._first = None  # step and time of the first training row
         self._last_refresh = 0.0
-        self._previous = None  # step and time of the previous training row
         if primary:
+            self._loggers = {
+                name: member("loggers", name).make(self.workdir, config, start) for name in loggers
+            }
             self._writer = metrics.open_writer(self.workdir, start)
-            self._open_tensorboard(start)
 
     def write(self, step, values):
         """Write a row of metrics.
@@ -65,22 +93,38 @@ class Log:
         """
         if self._writer is None:
             return
-        row = {"step": int(step)} | {key: _to_python(value) for key, value in values.items()}
-        self._writer.write(row)
-        numbers = {k: v for k, v in row.items() if k != "step" and isinstance(v, (int, float))}
-        values = [{"tag": k, "simple_value": v} for k, v in numbers.items()]
-        self._write_event(row["step"], summary={"value": values})
+        step = int(step)
+        values = {key: _to_python(value) for key, value in values.items()}
+        self._writer.write({"step": step, "time": round(time.time(), 3)} | values)
+        numbers = {k: v for k, v in values.items() if isinstance(v, (int, float))}
+        self._forward("write", step, numbers)
         if self._writer.due:
             self.flush()
-        if "train/loss" not in row:
+        if "train/loss" in values:
+            self._show_row(step, values)
+        elif numbers:
             text = "  ".join(f"{k} {v:.4g}" for k, v in numbers.items())
-            self.info(f"step {row['step']:,}/{self.total:,}  {text}")
-            return
-        self._text = self._describe(row)
-        if self.console.file.isatty():
-            self._show(row["step"])
-        else:
-            self.info(f"step {row['step']:,}/{self.total:,}  {self._text}")
+            self.info(f"step {step:,}/{self.total:,}  {text}")
+
+    def image(self, step, tag, array):
+        """Send an image to the loggers.
+
+        Args:
+          step: number of completed optimizer steps.
+          tag: name of the image, such as "train/batch".
+          array: uint8 [h, w, c] with 1, 3 or 4 channels.
+        """
+        self._forward("image", int(step), tag, array)
+
+    def hparams(self, values, metrics):
+        """Send the config and the final metrics to the loggers, to compare runs.
+
+        Args:
+          values: the flat config, {"optim.lr": 1e-3, ...}.
+          metrics: {"eval/test/acc1": 0.98, ...}.
+        """
+        metrics = {key: _to_python(value) for key, value in metrics.items()}
+        self._forward("hparams", values, {k: v for k, v in metrics.items() if v is not None})
 
     def flush(self):
         """Store all rows that were written so far.
@@ -90,74 +134,137 @@ class Log:
         """
         if self._writer is not None:
             self._writer.flush()
-            self._tensorboard.flush()
+            self._forward("flush")
 
-    def update_progress(self, step):
-        """Update the progress line on a terminal. Cheap enough to call after every step."""
-        due = time.monotonic() - self._last_refresh > REFRESH_SECONDS
-        if due and self._writer is not None and self.console.file.isatty():
-            self._show(step)
+    def update_progress(self, step, values=None):
+        """Update the progress display. Cheap enough to call after every step.
+
+        Args:
+          step: number of completed optimizer steps.
+          values: metrics to show, named as for `write`; they are not stored. Call it so after the
+            first step, unless a row of this step is written. Without a terminal, this prints a
+            line.
+        """
+        if self._writer is None:
+            return
+        if values:
+            self._show_row(step, {key: _to_python(value) for key, value in values.items()})
+        elif self._interactive and time.monotonic() - self._last_refresh > REFRESH_SECONDS:
+            self._refresh(step)
+
+    @contextlib.contextmanager
+    def status(self, text, done=None):
+        """Show what the run is doing during a `with` block; see `vit_jax.progress.status`."""
+        try:
+            with progress.status(text, done, self.console):
+                yield
+        finally:
+            if self._bar is not None:
+                self._bar.refresh()  # without the spinner
 
     def info(self, text):
-        """Print a line above the progress line."""
-        self.console.print(Text(text), soft_wrap=True)
+        """Print a line above the progress bar."""
+        progress.print_line(self.console, text)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        if self._live is not None:
-            self._live.stop()
-        if self._writer is not None:
-            self._writer.close()
-            self._tensorboard.close()
+        try:
+            if self._bar is not None:
+                self._bar.stop()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+            self._forward("close")
 
-    def _show(self, step):
-        if self._live is None:
-            self._live = Live(console=self.console, auto_refresh=False)
-            self._live.start()
-        line = Text(f"step {step:,}/{self.total:,}  {self._text}", no_wrap=True, overflow="crop")
-        self._live.update(line, refresh=True)
-        self._last_refresh = time.monotonic()
+    def _forward(self, method, *args):
+        """Call a method of all loggers. Those that fail are not used any more."""
+        for name, logger in list(self._loggers.items()):
+            try:
+                getattr(logger, method)(*args)
+            except Exception as error:  # a logger never stops training
+                del self._loggers[name]
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                self.info(
+                    f"warning: the logger {name} failed and logs nothing more; metrics.jsonl is "
+                    f"still written ({reason})"
+                )
 
-    def _describe(self, row):
-        """Format the main metrics of a training row for the progress line."""
-        step_seconds = row.get("perf/step_ms", 0) / 1e3
+    def _show_row(self, step, values):
+        """Show the metrics of a training row."""
+        self._step_seconds = values.get("perf/step_ms", 0) / 1e3
         now = time.monotonic()
         # Include evaluation and checkpoints in the estimate, but not the initial compilation.
-        if self._previous:
-            step, before = self._previous
-            step_seconds = (now - before) / max(row["step"] - step, 1)
-        self._previous = row["step"], now
-        parts = [f"loss {row['train/loss']:.4f}"]
-        if (accuracy := row.get("train/acc1")) is not None:
-            parts.append(f"acc {accuracy:.1%}")
-        if (throughput := row.get("perf/images_per_s")) is not None:
-            parts.append(f"{throughput:,.{0 if throughput >= 100 else 1}f} images/s")
-        if step_seconds:
-            seconds = round(step_seconds * (self.total - row["step"]))
-            parts.append(f"{timedelta(seconds=seconds)} left")
-        if (wait := row.get("perf/data_wait_frac")) is not None:
-            parts.append(f"data wait {wait:.0%}")
-        return "  ".join(parts)
+        if self._first is None:
+            self._first = step, now
+        elif step > self._first[0]:
+            self._step_seconds = (now - self._first[1]) / (step - self._first[0])
+        self._details = _describe(values)
+        if self._interactive:
+            self._refresh(step)
+            return
+        parts = [f"step {step:,}/{self.total:,}", self._epoch(step), self._details]
+        if remaining := self._remaining(step):
+            parts.append(f"{remaining} left")
+        self.info("  ".join(filter(None, parts)))
 
-    def _open_tensorboard(self, start):
-        # Not SummaryWriter: its thread dies if the disk is full, and its queue then blocks forever.
-        from tensorboardX.event_file_writer import EventsWriter
+    def _refresh(self, step):
+        """Redraw the progress bar."""
+        if self._bar is None:
+            self._bar = _Bar(self.console)
+            self._bar.add_task("", total=self.total, completed=self._start, epoch="", left="")
+            self._bar.start()
+        remaining = self._remaining(step)
+        fields = dict(epoch=self._epoch(step), left=f"{remaining} left" if remaining else "")
+        self._bar.details = self._details
+        self._bar.update(self._bar.task_ids[0], completed=int(step), **fields)
+        self._bar.refresh()
+        self._last_refresh = time.monotonic()
 
-        if not storage.is_bucket(self.workdir):
-            (self.workdir / "tb").mkdir(exist_ok=True)
-        # File names have a resolution of one second; without the suffix, a quick restart would
-        # overwrite the previous file.
-        suffix = f".{time.time_ns()}"
-        self._tensorboard = EventsWriter(str(self.workdir / "tb" / "events"), suffix)
-        # TensorBoard hides events of earlier starts from this step onwards.
-        self._write_event(start + 1 if start else 0, session_log={"status": "START"})
+    def _epoch(self, step):
+        """Return "epoch 3.1/30", or "" if the steps per epoch are not known."""
+        if self.steps_per_epoch is None:
+            return ""
+        epochs = round(self.total / self.steps_per_epoch, 1)
+        return f"epoch {step / self.steps_per_epoch:.1f}/{epochs:g}"
 
-    def _write_event(self, step, **content):
-        from tensorboardX.proto.event_pb2 import Event
+    def _remaining(self, step):
+        """Return the estimated time to the last step, "0:12:34"; "" if it is not known."""
+        seconds = round(self._step_seconds * (self.total - step))
+        return str(timedelta(seconds=seconds)) if self._step_seconds else ""
 
-        self._tensorboard.write_event(Event(wall_time=time.time(), step=step, **content))
+
+class _Bar(Progress):
+    """The progress bar, and a line with the latest metrics below it."""
+
+    def __init__(self, console):
+        self.details = ""
+        columns = (
+            TextColumn("step {task.completed:,}/{task.total:,}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:.0f}%"),
+            TextColumn("{task.fields[epoch]}"),
+            TextColumn("{task.fields[left]}"),
+        )
+        options = dict(console=console, expand=True, auto_refresh=False, **progress.redirects())
+        super().__init__(*columns, **options)
+
+    def get_renderables(self):
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.details, no_wrap=True, overflow="ellipsis")
+
+
+def _describe(values):
+    """Format the main metrics of a training row."""
+    formats = {
+        "train/loss": lambda loss: f"loss {loss:.4f}",
+        "train/acc1": lambda accuracy: f"acc {accuracy:.1%}",
+        "sched/lr": lambda lr: f"lr {lr:.1e}",
+        "perf/images_per_s": lambda speed: f"{speed:,.{0 if speed >= 100 else 1}f} images/s",
+        "perf/data_wait_frac": lambda wait: f"data wait {wait:.0%}",
+    }
+    return "  ".join(f(values[key]) for key, f in formats.items() if values.get(key) is not None)
 
 
 def write_run_json(workdir, *, step=0, mesh=None, **facts):
@@ -171,6 +278,9 @@ def write_run_json(workdir, *, step=0, mesh=None, **facts):
       mesh: jax.sharding.Mesh, or None.
       **facts: additional entries, such as num_classes. Entries from earlier starts are kept unless
         they are overwritten.
+
+    Returns:
+      Lines of text about a code revision or package versions that differ from the previous start.
     """
     import jax
 
@@ -179,6 +289,7 @@ def write_run_json(workdir, *, step=0, mesh=None, **facts):
         run = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         run = {}
+    previous = run
     now = datetime.now(UTC).isoformat(timespec="seconds")
     devices = jax.devices()
     run |= {
@@ -194,6 +305,41 @@ def write_run_json(workdir, *, step=0, mesh=None, **facts):
         "starts": [*run.get("starts", []), {"time": now, "step": int(step)}],
     }
     write_json(path, run)
+    return _describe_changes(previous, run)
+
+
+def _describe_changes(old, new):
+    """Return lines about the code revision and the package versions that changed."""
+    lines = []
+    before, after = ((x.get("code") or {}).get("revision") for x in (old, new))
+    if before and after and before != after:
+        lines.append(f"note: code revision {after[:10]}; the previous start was {before[:10]}")
+    for name, version in old.get("versions", {}).items():
+        current = new["versions"].get(name)
+        if current != version:
+            lines.append(f"note: {name} {current}; the previous start had {version}")
+    return lines
+
+
+def read_run_json(workdir):
+    """Return the contents of workdir/run.json.
+
+    Raises:
+      UserError: if the file is missing or corrupt.
+    """
+    path = storage.resolve(workdir) / "run.json"
+    try:
+        run = json.loads(path.read_text())
+        run["data"]["class_names"], run["steps_per_epoch"]  # noqa: B018  raises if missing
+        return run
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {path} ({error}); train the model first") from error
+
+
+def update_run_json(workdir, **facts):
+    """Set entries of workdir/run.json."""
+    path = storage.resolve(workdir) / "run.json"
+    write_json(path, json.loads(path.read_text()) | facts)
 
 
 def _to_python(value):
