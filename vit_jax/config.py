@@ -61,6 +61,12 @@ KEYS = {
         family="evaluators",
         resumable=True,
     ),
+    "loggers": Key(
+        ("tensorboard",),
+        "loggers besides metrics.jsonl: modules of vit_jax/loggers",
+        family="loggers",
+        resumable=True,
+    ),
     "eval_batch_size": Key(
         0, "images per evaluation batch; 0: batch_size", minimum=0, resumable=True
     ),
