@@ -6,6 +6,7 @@ vit_jax), WANDB_ENTITY and WANDB_MODE=offline.
 """
 
 import os
+import secrets
 import tempfile
 
 from vit_jax.errors import UserError
@@ -24,7 +25,7 @@ def make(workdir, config, start):
             f"config.loggers: 'wandb' needs the package {error.name}; {INSTALL_HINT}"
         ) from None
     path = workdir / "wandb_run_id"
-    run_id = path.read_text().strip() if path.exists() else wandb.util.generate_id()
+    run_id = path.read_text().strip() if path.exists() else secrets.token_hex(4)
     try:
         run = wandb.init(
             id=run_id,
