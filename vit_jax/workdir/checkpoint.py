@@ -4,14 +4,25 @@ workdir/checkpoints/<step>/ has two items: `model` (params and extra), which is 
 evaluation and inference, and `optimizer` (step and opt_state), which is also needed to resume.
 """
 
+import math
+
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from vit_jax.errors import UserError, printable
 from vit_jax.workdir import storage
+
+# Files of a complete checkpoint. Orbax does not raise an error if it cannot write the manifests.
+FILES = [
+    f"{item}/{name}" for item in ("model", "optimizer") for name in ("_METADATA", "manifest.ocdbt")
+]
 
 
 class Checkpoints:
     """The checkpoints of a run. Use it as a context manager.
+
+    Nothing is created before the first save.
 
     Args:
       workdir: directory of the run.
@@ -23,7 +34,7 @@ class Checkpoints:
 
     def __init__(self, workdir, *, keep=2, metric="eval/val/acc1", write=True):
         def score(metrics):
-            return metrics[metric]
+            return metrics.get(metric, -math.inf)
 
         self.metric = metric
         best = preservation_policy.BestN(
@@ -35,10 +46,12 @@ class Checkpoints:
             ),
             best_fn=score,
             best_mode="max",
+            create=False,
             cleanup_tmp_directories=write,
         )
         self.folder = storage.resolve(workdir) / "checkpoints"
         self.manager = ocp.CheckpointManager(self.folder, options=options)
+        self._unverified = None  # step of the latest save
 
     def save(self, step, state, metrics=()):
         """Save a TrainState asynchronously. Does nothing if there is a checkpoint of this step.
@@ -49,16 +62,23 @@ class Checkpoints:
           step: number of completed optimizer steps.
           state: the `TrainState`.
           metrics: evaluation metrics of this state, as a dict; () if it was not evaluated.
+
+        Raises:
+          UserError: if the previous checkpoint is not on disk.
         """
         if step in self.manager.all_steps():
             return
+        self.wait()
+        self.folder.mkdir(parents=True, exist_ok=True)
         items = ocp.args.Composite(
             model=ocp.args.StandardSave({"params": state.params, "extra": state.extra}),
             optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
         )
-        metrics = metrics if self.metric in metrics else None
+        # Without metrics, Orbax would warn at every save.
+        metrics = metrics if self.metric in metrics else {}
         if not self.manager.save(step, args=items, metrics=metrics, force=True):
             raise RuntimeError(f"failed to save the checkpoint at step {step}")
+        self._unverified = step
 
     def latest(self):
         """Return the step of the latest checkpoint, or None."""
@@ -67,7 +87,8 @@ class Checkpoints:
     def best(self):
         """Return (step, metric) of the best checkpoint, the later one in a tie, or None."""
         step = self.manager.best_step()
-        return None if step is None else (step, self.manager.metrics(step)[self.metric])
+        metrics = {} if step is None else self.manager.metrics(step) or {}
+        return (step, metrics[self.metric]) if self.metric in metrics else None
 
     def restore(self, abstract):
         """Restore the latest TrainState.
@@ -99,8 +120,22 @@ class Checkpoints:
         return restored["params"], restored["extra"]
 
     def wait(self):
-        """Wait until all checkpoints are on disk. Raises errors of the background save."""
+        """Wait until all checkpoints are on disk. Raises errors of the background save.
+
+        Raises:
+          UserError: if the latest checkpoint is not on disk although saving it succeeded.
+        """
         self.manager.wait_until_finished()
+        step, self._unverified = self._unverified, None
+        if step is None or jax.process_index():
+            return
+        self.manager.reload()  # what a resumed run will find
+        paths = [self.folder / str(step) / name for name in FILES]
+        if step not in self.manager.all_steps() or not all(path.exists() for path in paths):
+            raise UserError(
+                f"the checkpoint of step {step:,} is incomplete or not in "
+                f"{printable(self.folder)}; was the directory moved or removed while training?"
+            )
 
     def __enter__(self):
         return self

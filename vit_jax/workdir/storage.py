@@ -11,7 +11,7 @@ import logging
 import os
 from pathlib import Path
 
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 
 INSTALL_HINT = "run make install EXTRA=gcs, or pip install gcsfs google-cloud-storage"
 ROLES = "roles/storage.objectUser and roles/storage.legacyBucketReader"
@@ -39,6 +39,39 @@ def resolve(path):
     from etils import epath
 
     return epath.Path(path)
+
+
+def check_workdir(path):
+    """Check that a run can be stored in a directory. Creates nothing, and does not import JAX.
+
+    Args:
+      path: --workdir, as a string; it may exist.
+
+    Raises:
+      UserError: if the path is empty, has characters that Orbax interprets as patterns or that
+        are not printable, is a file or in one, or if the directory cannot be written.
+    """
+    if not str(path).strip():
+        raise UserError("--workdir is empty; pass --workdir=DIR, such as runs/digits")
+    in_bucket = is_bucket(path)
+    absolute = str(path) if in_bucket else str(Path(path).expanduser().absolute())
+    name = printable(absolute)
+    if name != absolute:
+        raise UserError(f"--workdir={name} has characters that are not printable; rename it")
+    if patterns := [c for c in "*?[]" if c in absolute]:
+        raise UserError(
+            f"--workdir={name} contains {' '.join(patterns)}: checkpoints in such a directory "
+            "cannot be restored; use a path without * ? [ ]"
+        )
+    if in_bucket:
+        return
+    directory = Path(absolute)
+    parent = next(p for p in (directory, *directory.parents) if os.path.lexists(p))
+    if not parent.is_dir():
+        what = f"{printable(parent)} is not a directory"
+        raise UserError(f"--workdir={name}: {what}; pass another path")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={name}: no permission to write in {printable(parent)}")
 
 
 def is_directory(path):
