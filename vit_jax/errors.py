@@ -10,6 +10,10 @@ class UserError(ValueError):
     exit_code = 2
 
 
+class DecodeError(UserError):
+    """An image cannot be decoded. The message is one line: the file and the cause."""
+
+
 class Diverged(Exception):
     """The loss or the parameters are not finite. Exit code 3."""
 

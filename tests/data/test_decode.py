@@ -31,23 +31,81 @@ def palette(color):
     return image
 
 
-def png(header, data):
-    """Encode a PNG file from IHDR fields (width, height, bits, color type) and raw rows."""
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    def chunk(kind, data):
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
 
-    body = chunk(b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0))
-    body += chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+def png(header, data, *chunks):
+    """Encode a PNG file from IHDR fields (width, height, bits, color type), raw rows and chunks."""
+    body = png_chunk(b"IHDR", struct.pack(">IIBBBBB", *header, 0, 0, 0)) + b"".join(chunks)
+    body += png_chunk(b"IDAT", zlib.compress(data)) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def png16(color_type, samples):
+def png16(color_type, samples, *chunks):
     """Encode a 2x1 PNG with 16 bits per channel."""
     row = b"\0" + struct.pack(f">{len(samples) * 2}H", *samples * 2)
-    return png((2, 1, 16, color_type), row)
+    return png((2, 1, 16, color_type), row, *chunks)
+
+
+def png_bits(bits, color_type, value, *chunks):
+    """Encode a 1x1 PNG with fewer than 8 bits per pixel."""
+    return png((1, 1, bits, color_type), bytes([0, value << (8 - bits)]), *chunks)
+
+
+def shorts(*values):
+    return struct.pack(f">{len(values)}H", *values)
+
+
+def tiff(bits, photometric, data, order="<", *, size=(4, 3), big=False, num_entries=None, **tags):
+    """Encode a TIFF file with one strip.
+
+    Args:
+      bits: bits of each channel of a pixel.
+      photometric: 0 (white is zero), 1, 2 (RGB), 3 (palette), 5 (CMYK), 6 (YCbCr) or 8 (Lab).
+      data: the strip; a list: one strip per channel.
+      order: "<" or ">".
+      size: width and height.
+      big: write a BigTIFF.
+      num_entries: number of directory entries in the header; None: the true number.
+      **tags: t<number>=[values] adds or replaces tags.
+    """
+    strips = data if isinstance(data, list) else [data]
+    values = {256: size[:1], 257: size[1:], 258: bits, 259: [1], 262: [photometric]}
+    values |= {273: [0] * len(strips), 277: [len(bits)], 278: size[1:], 284: [min(len(strips), 2)]}
+    values |= {279: [len(strip) for strip in strips]}
+    values |= {int(name[1:]): value for name, value in tags.items()}
+    kind, letter, number = (16, "Q", 43) if big else (4, "L", 42)
+    inline = struct.calcsize("<" + letter)
+    header = (b"II" if order == "<" else b"MM") + struct.pack(order + "H", number)
+    header += struct.pack("<HHQ", 8, 0, 16) if big else struct.pack(order + "L", 8)
+    start = len(header) + (8 + 20 * len(values) if big else 2 + 12 * len(values)) + inline
+    extra = sum(inline * len(value) for value in values.values())
+    ends = np.cumsum([0, *map(len, strips)]) + start + extra
+    values[273] = tags.get("t273", ends[:-1].tolist())
+    entries, block = b"", b""
+    for tag in sorted(values):
+        is_short = tag in (258, 320)  # Pillow and libtiff expect these as 16-bit integers
+        count, packed = (
+            len(values[tag]),
+            struct.pack(
+                order + str(len(values[tag])) + ("H" if is_short else letter), *values[tag]
+            ),
+        )
+        entries += struct.pack(order + "HH" + letter, tag, 3 if is_short else kind, count)
+        if len(packed) > inline:
+            entries += struct.pack(order + letter, start + len(block))
+            block += packed
+        else:
+            entries += packed.ljust(inline, b"\0")
+    count = struct.pack(order + ("Q" if big else "H"), num_entries or len(values))
+    block = block.ljust(extra, b"\0")
+    return header + count + entries + bytes(inline) + block + b"".join(strips)
+
+
+def samples(order, *values, count=12):
+    """Return 16-bit samples, repeated for each pixel."""
+    return struct.pack(f"{order}{len(values) * count}H", *values * count)
 
 
 def cmyk(adobe):
@@ -57,6 +115,14 @@ def cmyk(adobe):
     assert b"Adobe" in data
     return data if adobe else data.replace(b"Adobe", b"Other")
 
+
+def TRNS(*color):
+    """Return a PNG chunk that makes a color transparent."""
+    return png_chunk(b"tRNS", struct.pack(f">{len(color)}H", *color))
+
+
+PLTE = png_chunk(b"PLTE", bytes((9, 9, 9) + GREEN))
+TIFF_PALETTE = [0, 0] + [0] * 254 + [0, 65535] + [0] * 254 + [0, 0] + [0] * 254  # 1 is green
 
 two_frames = [palette(GREEN), palette(BLUE)]
 FILES = {
@@ -72,6 +138,22 @@ FILES = {
     "16 bit gray": (png16(0, [30000]), (117, 117, 117)),
     "16 bit rgb": (png16(2, [30000, 0, 65535]), (117, 0, 255)),
     "16 bit gray, alpha": (png16(4, [0, 0]), WHITE),
+    "16 bit gray, transparent": (png16(0, [30000], TRNS(30000)), WHITE),
+    "16 bit gray, other transparent": (png16(0, [30000], TRNS(30001)), (117, 117, 117)),
+    "16 bit rgb, transparent": (png16(2, [30000, 0, 65535], TRNS(30000, 0, 65535)), WHITE),
+    "16 bit rgba": (png16(6, [65535, 0, 0, 32768]), (255, 127, 127)),
+    "1 bit png": (png_bits(1, 0, 1), WHITE),
+    "1 bit, transparent": (png_bits(1, 0, 0, TRNS(0)), WHITE),
+    "2 bit": (png_bits(2, 0, 1), (85, 85, 85)),
+    "2 bit, transparent": (png_bits(2, 0, 1, TRNS(1)), WHITE),
+    "2 bit, other transparent": (png_bits(2, 0, 1, TRNS(2)), (85, 85, 85)),
+    "4 bit": (png_bits(4, 0, 5), (85, 85, 85)),
+    "4 bit, transparent": (png_bits(4, 0, 5, TRNS(5)), WHITE),
+    "1 bit palette": (png_bits(1, 3, 1, PLTE), GREEN),
+    "2 bit palette": (png_bits(2, 3, 1, PLTE), GREEN),
+    "4 bit palette": (png_bits(4, 3, 1, PLTE), GREEN),
+    "palette, alpha": (png_bits(4, 3, 1, PLTE, png_chunk(b"tRNS", b"\0\x33")), (204, 255, 204)),
+    "palette, index": (png_bits(4, 3, 1, PLTE, png_chunk(b"tRNS", b"\xff\0")), WHITE),
     "adobe cmyk": (cmyk(adobe=True), RED),
     "plain cmyk": (cmyk(adobe=False), RED),
     "progressive": (encode(solid("RGB", BLUE), "JPEG", progressive=True, quality=100), BLUE),
@@ -85,8 +167,65 @@ FILES = {
         GREEN,
     ),
     "bmp": (encode(solid("RGB", RED), "BMP"), RED),
+    "dib": (encode(solid("RGB", RED), "DIB"), RED),
     "1x4000": (encode(Image.new("RGB", (1, 4000), RED), "PNG"), RED),
+    "mpo": (
+        encode(solid("RGB", RED), "MPO", save_all=True, append_images=[solid("RGB", BLUE)]),
+        RED,
+    ),
+    "avif": (encode(solid("RGB", RED), "AVIF", quality=100), RED),
+    "avif, alpha": (encode(solid("RGBA", (0, 0, 0, 0)), "AVIF", quality=100), WHITE),
+    "ppm": (encode(solid("RGB", RED), "PPM"), RED),
+    "pgm": (encode(solid("L", 77), "PPM"), (77, 77, 77)),
+    "pgm, 16 bit": (b"P5 2 1 65535\n" + shorts(30000, 30000), (117, 117, 117)),
+    "pbm": (encode(solid("1", 1), "PPM"), WHITE),
+    "ppm, text": (b"P3 1 1 255\n255 0 0\n", RED),
 }
+for name in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"):
+    FILES[f"tiff, {name}"] = encode(solid("RGB", BLUE), "TIFF", compression=name), BLUE
+for name in ("raw", "group3", "group4"):
+    FILES[f"tiff, 1 bit, {name}"] = encode(solid("1", 1), "TIFF", compression=name), WHITE
+for order, name in (("<", "little"), (">", "big")):
+    planes = [samples(order, value) for value in (30000, 0, 65535)]
+    files = {
+        "gray": (tiff([8], 1, bytes([77] * 12), order), (77, 77, 77)),
+        "inverted": (tiff([8], 0, bytes([178] * 12), order), (77, 77, 77)),
+        "4 bit": (tiff([4], 1, bytes([0x55] * 6), order), (85, 85, 85)),
+        "palette": (tiff([8], 3, bytes([1] * 12), order, t320=TIFF_PALETTE), GREEN),
+        "palette, alpha": (
+            tiff([8, 8], 3, bytes([1, 51] * 12), order, t320=TIFF_PALETTE, t338=[2]),
+            (204, 255, 204),
+        ),
+        "gray, alpha": (tiff([8, 8], 1, bytes([0, 51] * 12), order, t338=[2]), (204, 204, 204)),
+        "rgba": (tiff([8] * 4, 2, bytes([255, 0, 0, 128] * 12), order, t338=[2]), (255, 127, 127)),
+        "rgba, premultiplied": (
+            tiff([8] * 4, 2, bytes([128, 0, 0, 128] * 12), order, t338=[1]),
+            (255, 127, 127),
+        ),
+        "rgbx": (tiff([8] * 4, 2, bytes([255, 0, 0, 128] * 12), order, t338=[0]), RED),
+        "cmyk": (tiff([8] * 4, 5, bytes([0, 255, 255, 0] * 12), order), RED),
+        "ycbcr": (tiff([8] * 3, 6, bytes([76, 85, 255] * 12), order, t530=[1, 1]), RED),
+        "lab": (tiff([8] * 3, 8, bytes([128, 40, 236] * 12), order), (171, 91, 155)),
+        "16 bit": (tiff([16], 1, samples(order, 30000), order), (117, 117, 117)),
+        "16 bit rgb": (tiff([16] * 3, 2, samples(order, 30000, 0, 65535), order), (117, 0, 255)),
+        "16 bit planes": (tiff([16] * 3, 2, planes, order), (117, 0, 255)),
+        "8 bit planes": (tiff([8] * 3, 2, [b"\xff" * 12, bytes(12), bytes(12)], order), RED),
+        "16 bit rgba": (
+            tiff([16] * 4, 2, samples(order, 65535, 0, 0, 32768), order, t338=[2]),
+            (255, 127, 127),
+        ),
+        "16 bit cmyk": (tiff([16] * 4, 5, samples(order, 0, 65535, 65535, 0), order), RED),
+        "16 bit deflate": (
+            tiff([16], 1, zlib.compress(samples(order, 30000)), order, t259=[8]),
+            (117, 117, 117),
+        ),
+    }
+    FILES |= {f"tiff, {name} endian, {key}": value for key, value in files.items()}
+FILES["bigtiff"] = tiff([8] * 3, 2, bytes([255, 0, 0] * 12), big=True), RED
+FILES["tiff, 16 bit, inverted"] = tiff([16], 0, samples("<", 65535 - 30000)), (117, 117, 117)
+FILES["tiff, 12 bit"] = tiff([12], 1, bytes([0x75, 0x07, 0x50] * 6)), (117, 117, 117)
+LOSSY = ("adobe cmyk", "plain cmyk", "progressive", "mpo", "avif", "tiff, jpeg")
+LOSSY += tuple(name for name in FILES if name.endswith(("ycbcr", "lab")))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -94,13 +233,13 @@ def test_formats_and_modes_decode_to_expected_colors(name):
     data, color = FILES[name]
     image = decode(data)
     assert image.dtype == np.uint8 and image.shape[2] == 3
-    np.testing.assert_allclose(
-        image.reshape(-1, 3), np.broadcast_to(color, (image.size // 3, 3)), atol=2
-    )
+    tolerance = 2 if name in LOSSY else 0
+    expected = np.broadcast_to(color, image.shape)
+    np.testing.assert_allclose(image, expected, atol=tolerance)
     gray = decode(data, channels=1)
     luma = np.dot(color, (0.299, 0.587, 0.114))
     assert gray.shape == image.shape[:2] + (1,)
-    np.testing.assert_allclose(gray, luma, atol=2)
+    np.testing.assert_allclose(gray, luma, atol=tolerance + 0.5)
 
 
 @pytest.mark.parametrize("fmt", ["PNG", "JPEG", "WEBP"])
@@ -142,8 +281,14 @@ JPEG = encode(noise, "JPEG")
         (JPEG[:-2], "truncated"),
         (JPEG[:30], "corrupt|truncated|not a JPEG"),
         (encode(noise, "PNG")[:1000], "truncated"),
-        (encode(noise, "TIFF"), "not a JPEG"),
-        (encode(noise, "PPM"), "not a JPEG"),
+        (encode(noise, "JPEG2000"), "not a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF image"),
+        (encode(noise, "TIFF")[:2000], "corrupt image"),
+        (tiff([16, 16], 1, bytes(48), t338=[2]), "corrupt TIFF image, or a variant"),
+        (tiff([32], 1, bytes(48)), "8 or 16 bits"),
+        (tiff([32], 1, bytes(48), t339=[3]), "8 or 16 bits"),
+        (tiff([16], 1, bytes(24), t339=[2]), "8 or 16 bits"),
+        (tiff([8], 1, bytes(12), t339=[2]), "8 or 16 bits"),
+        (b"Pf 2 1 -1\n" + bytes(8), "8 or 16 bits"),
     ],
 )
 def test_invalid_files_raise_one_line_errors(data, cause, tmp_path):

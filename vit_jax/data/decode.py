@@ -1,9 +1,13 @@
 """Decode image files to uint8 [h, w, c] arrays. Safe for untrusted files.
 
-Supports JPEG, PNG, WebP, GIF and BMP, detected by content rather than by file name. Pillow's forty
-other parsers are disabled to reduce the attack surface. Animations decode to their first frame,
-EXIF orientation is applied, transparent images are composited on white, 16-bit channels are
-truncated to their upper 8 bits, and color profiles are ignored.
+Supports the formats in `FORMATS`, detected by content rather than by file name. For uploads, pass
+formats=UPLOAD_FORMATS, which excludes TIFF, PPM and AVIF: Pillow's parsers are its attack surface.
+
+* Animations and files with several pages decode to the first frame or page.
+* EXIF orientation is applied. All other metadata, such as color profiles, is ignored.
+* Transparent images are composited on white.
+* Channels of 12 and 16 bits are truncated to their upper 8 bits. Signed, 32-bit and floating-point
+  pixels, which TIFF and PPM files may have, are rejected: the range of their values is unknown.
 
 Images are decoded with Pillow. If simplejpeg is installed (the extra "fast"), it decodes ordinary
 JPEGs faster and to identical pixels, as both use libjpeg-turbo.
@@ -15,26 +19,47 @@ import os
 import warnings
 
 import numpy as np
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageCms, TiffImagePlugin
 
-from vit_jax.errors import UserError
+from vit_jax.data import _metadata
+from vit_jax.errors import DecodeError, printable
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# Formats of Pillow.
+UPLOAD_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = (*UPLOAD_FORMATS, "DIB", "TIFF", "PPM", "AVIF")
+# Suffixes of files in these formats, in lower case.
+SUFFIXES = tuple(
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm "
+    ".avif".split()
+)
 MAX_PIXELS = 89_000_000  # 267 MB decoded to RGB; the compressed file can be as small as 10 kB
-MAX_BUFFERED_BYTES = 2**26  # Pillow reads larger files from disk incrementally
-ORIENTATION_TAG = 0x0112  # EXIF; 1 is upright
+MAX_FILE_BYTES = 2**30  # above the size of an uncompressed 16-bit image of MAX_PIXELS
+MAX_PIPE_BYTES = 2**26  # for files whose size is unknown
 # EXIF orientation -> the Image.Transpose that makes the image upright.
 TRANSPOSES = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))
+# None, CCITT, LZW, JPEG, Deflate and PackBits. Others are rare, and LZMA can allocate 4 GB.
+TIFF_COMPRESSIONS = {"raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "jpeg"}
+TIFF_COMPRESSIONS |= {"tiff_adobe_deflate", "tiff_deflate", "packbits"}
+MAX_TILE_PIXELS = 2**22  # of TIFF tiles that are larger than the image
+# TIFF tags and a value of PHOTOMETRIC.
+BITS = 258
+PHOTOMETRIC = 262
+WHITE_IS_ZERO = 0
+TILE_WIDTH = 322
+TILE_LENGTH = 323
+SAMPLE_FORMAT = 339
+UNKNOWN_RANGE = (
+    "signed, 32-bit or floating-point pixels have no known range; convert the image to unsigned "
+    "8 or 16 bits"
+)
 
 # By default, exceeding Pillow's pixel limit, slightly above MAX_PIXELS, only raises a warning.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
+# Pillow's own reader of uncompressed TIFF files is wrong for YCbCr and for planes of 16 bits.
+TiffImagePlugin.READ_LIBTIFF = True
 
 
-class DecodeError(UserError):
-    """Raised when a file cannot be decoded. The message is one line: the file and the cause."""
-
-
-def decode(file, channels=3, *, name=None, max_pixels=MAX_PIXELS):
+def decode(file, channels=3, *, name=None, max_pixels=MAX_PIXELS, formats=FORMATS):
     """Decode an image.
 
     Args:
@@ -42,6 +67,7 @@ def decode(file, channels=3, *, name=None, max_pixels=MAX_PIXELS):
       channels: 3 (RGB) or 1 (luma).
       name: name of the image in error messages; None: the path.
       max_pixels: maximum number of pixels, checked in the header before decompression.
+      formats: accepted formats, a subset of FORMATS.
 
     Returns:
       uint8 [h, w, channels], possibly read-only.
@@ -53,43 +79,48 @@ def decode(file, channels=3, *, name=None, max_pixels=MAX_PIXELS):
     try:
         data = file if isinstance(file, bytes) else _read(file)
         head = data[:64]
-        # Pillow parses headers in dozens of small reads: buffer the file unless it is large.
-        buffered = isinstance(file, bytes) or len(data) < MAX_BUFFERED_BYTES
-        with Image.open(io.BytesIO(data) if buffered else file, "r", FORMATS) as im:
+        kind = _metadata.detect(data, formats)
+        accepted = [kind] if kind else [name for name in formats if name not in _metadata.MAGIC]
+        data, exif = _metadata.remove_metadata(data, kind)
+        with Image.open(io.BytesIO(data), "r", accepted) as im:
             if im.width * im.height > max_pixels:
                 raise DecodeError(
                     f"{im.width} x {im.height} pixels exceed the limit of {max_pixels:,}"
                 )
             mode = "L" if channels == 1 else "RGB"
-            array = _decode_jpeg(im, mode)
+            array = _decode_jpeg(im, data, mode, exif)
             if array is None:
+                if im.format == "TIFF":
+                    _check_tiff(im)
                 im.load()
-                array = _to_array(im, mode)
+                array = _to_array(im, mode, exif, head)
             return array
     except Exception as e:  # Pillow raises nearly every built-in exception type on corrupt files
-        name = name or (f"image of {len(file)} bytes" if isinstance(file, bytes) else str(file))
-        raise DecodeError(f"{name}: {_cause(e, head)}") from e
+        name = name or (f"image of {len(file)} bytes" if isinstance(file, bytes) else file)
+        raise DecodeError(printable(f"{name}: {_cause(e, head, formats)}")) from e
 
 
 def _read(path):
     with open(path, "rb") as file:
-        return file.read(MAX_BUFFERED_BYTES)
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_FILE_BYTES:
+            raise DecodeError(f"{size:,} bytes exceed the limit of {MAX_FILE_BYTES:,}")
+        return file.read(size or MAX_PIPE_BYTES)
 
 
-def _decode_jpeg(im, mode):
+def _decode_jpeg(im, data, mode, exif):
     """Decode an open image with simplejpeg.
 
     Returns:
       uint8 [h, w, c], or None unless the image is an intact, upright RGB or grayscale JPEG.
     """
-    upright = _orientation(im) not in TRANSPOSES
-    simplejpeg = _simplejpeg()
-    if im.format != "JPEG" or im.mode not in ("L", mode) or not upright or simplejpeg is None:
+    if im.format != "JPEG" or im.mode not in ("L", mode):
         return None
-    if not isinstance(im.fp, io.BytesIO):
+    simplejpeg = _simplejpeg()
+    if simplejpeg is None or _metadata.orientation(exif) in TRANSPOSES:
         return None
     try:
-        array = simplejpeg.decode_jpeg(im.fp.getvalue(), "GRAY" if mode == "L" else "RGB")
+        array = simplejpeg.decode_jpeg(data, "GRAY" if mode == "L" else "RGB")
     except ValueError:  # truncated or corrupt: fall back to Pillow, which reports or tolerates it
         return None
     return array if array.shape[:2] == (im.height, im.width) else None
@@ -113,18 +144,47 @@ def _simplejpeg():
     return simplejpeg
 
 
-def _to_array(im, mode):
-    """Convert an open image to an array, uint8 [h, w, c]. mode: "L" or "RGB"."""
-    transpose = TRANSPOSES.get(_orientation(im))
-    if im.mode.startswith("I"):  # 16-bit grayscale; convert() would clip it at 255
-        # Keep the upper byte, as Pillow does for 16-bit color.
-        im = Image.fromarray((np.asarray(im).astype(np.int32) >> 8).astype(np.uint8))
+def _check_tiff(im):
+    """Raise DecodeError if an open TIFF image may need a lot of memory, or has signed samples."""
+    tile = im.tag_v2.get(TILE_WIDTH, 0) * im.tag_v2.get(TILE_LENGTH, 0)
+    if tile > max(2 * im.width * im.height, MAX_TILE_PIXELS):
+        raise DecodeError(f"tiles of {tile:,} pixels in an image of {im.width} x {im.height}")
+    compression = im.info["compression"]
+    if compression not in TIFF_COMPRESSIONS:
+        raise DecodeError(f"TIFF compression {compression} is not supported")
+    if 2 in im.tag_v2.get(SAMPLE_FORMAT, ()):
+        raise DecodeError(UNKNOWN_RANGE)
+
+
+def _to_array(im, mode, exif, head):
+    """Convert a loaded image to an array, uint8 [h, w, c].
+
+    Args:
+      im: the image.
+      mode: "L" or "RGB".
+      exif: EXIF data that was removed from the file.
+      head: the first bytes of the file.
+    """
+    transpose = TRANSPOSES.get(_metadata.orientation(exif or im.info.get("exif", b"")))
+    if im.format == "PNG" and im.mode in ("L", "RGB") and "transparency" in im.info:
+        # Pillow scales pixels to 8 bits, but not the transparent color.
+        depth = head[24]  # bits per channel
+        color = np.array(im.info["transparency"]) % 2**depth
+        color = color >> 8 if depth == 16 else color * (255 // (2**depth - 1))
+        im.info["transparency"] = tuple(color.tolist()) if im.mode == "RGB" else int(color)
+    if im.mode.startswith("I;16") or (im.mode == "I" and im.format == "PPM"):
+        im = _upper_byte(im)  # convert() would clip values at 255
+    elif im.mode in ("I", "F"):
+        raise DecodeError(UNKNOWN_RANGE)
     elif im.has_transparency_data:
         white = Image.new("RGBA", im.size, "white")
         im = Image.alpha_composite(white, im.convert("RGBA")).convert("RGB")
-    elif im.mode == "CMYK" and "adobe" not in im.info:
+    elif im.mode == "CMYK" and im.format == "JPEG" and "adobe" not in im.info:
         # Pillow assumes that all CMYK JPEGs are inverted, as Adobe's are.
         im = ImageChops.invert(im)
+    elif im.mode == "LAB":
+        profiles = (ImageCms.createProfile(space) for space in ("LAB", "sRGB"))
+        im = ImageCms.profileToProfile(im, *profiles, outputMode="RGB")
     if im.mode != mode:
         im = im.convert(mode)
     if transpose is not None:
@@ -133,15 +193,19 @@ def _to_array(im, mode):
     return array[:, :, None] if mode == "L" else array
 
 
-def _orientation(im):
-    """Return the EXIF orientation, 1 to 8; 1 if the EXIF data is missing or corrupt."""
-    try:
-        return im.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # corrupt EXIF data is common in images that decode correctly
-        return 1
+def _upper_byte(im):
+    """Convert a 12- or 16-bit grayscale image to mode "L"."""
+    samples = np.asarray(im)
+    tags = im.tag_v2 if im.format == "TIFF" else {}
+    gray = (samples >> (tags.get(BITS, (16,))[0] - 8)).astype(np.uint8)
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        gray = 255 - gray
+    if "transparency" in im.info:
+        gray[samples == im.info["transparency"]] = 255
+    return Image.fromarray(gray)
 
 
-def _cause(error, head):
+def _cause(error, head, formats):
     """Describe in one line why a file cannot be decoded. head: the first bytes of the file."""
     if isinstance(error, DecodeError):
         return str(error)
@@ -154,5 +218,8 @@ def _cause(error, head):
     if isinstance(error, Image.UnidentifiedImageError):
         if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
             return "an HTML or XML document, not an image"
-        return "not a JPEG, PNG, WebP, GIF or BMP image"
+        if kind := _metadata.detect(head, formats):
+            return f"corrupt {kind} image, or a variant that is not supported"
+        names = ["WebP" if name == "WEBP" else name for name in formats if name != "DIB"]
+        return f"not a {', '.join(names[:-1])} or {names[-1]} image"
     return f"corrupt image: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
