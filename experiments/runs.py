@@ -21,7 +21,7 @@ from pathlib import Path
 
 from experiments import tables
 from vit_jax import cli
-from vit_jax.config import check, config_diff, flat, load_config
+from vit_jax.config import config_diff, flat, load_config
 from vit_jax.devices import distributed
 from vit_jax.errors import NO_SPACE, Preempted, UserError
 from vit_jax.workdir import log, storage
@@ -97,10 +97,7 @@ def make_job(spec, overrides, workdir):
     Raises:
         UserError: if the config is invalid.
     """
-    config = cli.load_recipe(spec)
-    for key, text in overrides.items():
-        cli.override(config, key, text)
-    check(config)
+    config = cli.build_config(spec, overrides.items())
     command = [sys.executable, "-m", "vit_jax.train", f"--config={spec}", f"--workdir={workdir}"]
     command += [f"--config.{key}={text}" for key, text in overrides.items()]
     name = Path(workdir).name

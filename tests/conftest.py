@@ -36,7 +36,6 @@ def train_digits():
         c.optim.warmup = str(min(steps - 1, 1))
         c.objective.ema = 0.5
         c.compilation_cache = ""
-        train.claim(workdir, c)
         train.train(c, workdir)
         return workdir
 

@@ -19,7 +19,8 @@ from PIL import Image
 from configs import deit, digits, dino_digits, mae_scratch
 from docs import __main__ as config_page
 from tests import ROOT, command
-from vit_jax import cli, config, flops, train, variants
+from vit_jax import cli, config, flops, variants
+from vit_jax.config import save_config
 from vit_jax.run import Run
 from vit_jax.workdir import checkpoint, log
 
@@ -242,7 +243,8 @@ def workspace(tmp_path, monkeypatch):
 
 def untrained_run(folder, config):
     config.compilation_cache = ""
-    train.claim(folder, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / "config.json")
     run = Run(config, jax.devices()[:1])
     with checkpoint.Checkpoints(folder, metric=config.best_metric) as saved:
         saved.save(0, run.init())

@@ -63,7 +63,6 @@ def test_recipe_trains_two_steps(name, tmp_path, used_keys):
     assert f"--config=configs/{name}.py" in module.__doc__
     config = tiny(module.get_config())
     check(config)
-    train.claim(tmp_path, config)
     with recording(config, used_keys):
         train.train(config, tmp_path, devices=jax.devices()[:1])
     rows = log.read_metrics(tmp_path)

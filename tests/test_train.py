@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from configs import digits
 from tests import ROOT
 from tests.tiny import tiny
 from vit_jax import train
+from vit_jax.config import load_config
 from vit_jax.errors import Diverged, Preempted, UserError
 from vit_jax.run import Run
 from vit_jax.workdir import checkpoint, log
@@ -113,8 +115,19 @@ def test_latest_and_best_checkpoints_are_kept(tmp_path):
     assert result["eval/test/step"] == best
 
 
-def test_claim_rejects_a_different_config(tmp_path):
+def test_a_run_with_checkpoints_keeps_its_config(tmp_path):
+    config = recipe(total_steps="2")
+    train_on_one_device(config, tmp_path)
+    saved = (tmp_path / "config.json").read_bytes()
     with pytest.raises(UserError, match="optim.lr: .* -> .*"):
+        train.prepare(recipe(total_steps="2", optim__lr=0.5), tmp_path)
+    train.prepare(recipe(total_steps="20", data__workers=2), tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == saved
+    # Without a checkpoint, the run starts again with any config.
+    shutil.rmtree(tmp_path / "checkpoints")
+    other = recipe(total_steps="2", optim__lr=0.5)
+    train_on_one_device(other, tmp_path)
+    assert load_config(tmp_path).optim.lr == 0.5
 
 
 def test_divergence_raises(tmp_path):

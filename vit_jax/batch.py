@@ -14,6 +14,8 @@ from absl import flags
 from vit_jax import augment
 from vit_jax.errors import UserError
 
+MAX_ROWS = 2**48  # rows of all epochs together
+
 
 def train_batches(
     source,
@@ -23,6 +25,7 @@ def train_batches(
     batch_size,
     start=0,
     repeats=1,
+    balance="none",
     workers=0,
     threads=4,
     process_index=0,
@@ -37,8 +40,10 @@ def train_batches(
       batch_size: images per global batch, B.
       start: index of the first batch.
       repeats: augmented copies of each image per batch (repeated augmentation, arXiv:1901.09335).
-        The number of batches per epoch does not change: as in DeiT's sampler, an epoch uses
-        1 / repeats of the images, a new random subset each time.
+        As in DeiT's sampler, an epoch uses 1 / repeats of the images, a new random subset each
+        time; see `data.steps_per_epoch`.
+      balance: "none"; "sample", to draw a class and then one of its images, both uniformly and with
+        replacement; or "loss", to add "weight", float32 [B/P], the `class_weights` of the labels.
       workers: number of worker processes that load and augment images; 0: threads. Processes are
         spawned, so a script needs `if __name__ == "__main__":`.
       threads: number of threads if `workers` is 0.
@@ -50,25 +55,39 @@ def train_batches(
       If `view` returns a dict, its keys replace "image". Close the iterator with .close().
 
     Raises:
-      UserError: if the batch is larger than the split, or not divisible by the number of processes.
+      UserError: if the batch is not divisible by the number of processes.
     """
     local = _local_batch_size(batch_size, process_count)
-    if len(source) < batch_size:
-        raise UserError(
-            f"config.batch_size = {batch_size} is larger than the training split, {len(source)} "
-            f"images; set config.batch_size to {len(source)} or less"
-        )
-    rows = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
-    rows = _Repeated(rows, len(source), repeats) if repeats > 1 else rows
-    rows = rows.random_map(_TrainRow(view))
+    # Bounded, because the length of an infinite dataset overflows in grain if batches are small.
+    epochs = MAX_ROWS // len(source)
+    if balance == "sample":
+        rows = grain.MapDataset.range(len(source)).seed(seed).repeat(epochs)
+        rows = rows.random_map(_DrawClass(source))
+    else:
+        rows = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs)
+    if repeats > 1:
+        rows = _Repeated(rows, len(source), len(source) // batch_size * batch_size, repeats)
+    weights = class_weights(source) if balance == "loss" else None
+    rows = rows.random_map(_TrainRow(view, weights, reports_replaced(source)))
     batches = rows.batch(local)[process_index::process_count][start:]
     if not workers:
-        return _prefetch(batches, threads)
+        return _Batches(_prefetch(batches, threads), source)
     if not flags.FLAGS.is_parsed():  # in a notebook: grain reads absl flags
         flags.FLAGS.mark_as_parsed()
     # Each worker buffers one batch and prepares the next.
     batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-    return iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+    batches = iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
+    return _Batches(batches, source)
+
+
+def class_weights(source):
+    """Return the weight of each class in the loss, float32 [k]: 1 / its number of images.
+
+    Normalized to a mean of 1 over the images. Classes without images have the weight 0.
+    """
+    counts = np.bincount(source.read_labels(), minlength=source.num_classes)
+    inverse = np.divide(1.0, counts, where=counts > 0, out=np.zeros(len(counts)))
+    return (inverse * (counts.sum() / (counts > 0).sum())).astype(np.float32)
 
 
 def from_config(source, config, start=0):
@@ -81,6 +100,7 @@ def from_config(source, config, start=0):
         batch_size=config.batch_size,
         start=start,
         repeats=config.augment.repeats,
+        balance=config.data.balance,
         workers=config.data.workers,
         threads=config.data.threads,
         process_index=jax.process_index(),
@@ -112,8 +132,9 @@ def eval_batches(source, view, *, batch_size, threads=4, process_index=0, proces
     """
     local = _local_batch_size(batch_size, process_count)
     padded = -(-len(source) // batch_size) * batch_size
-    rows = grain.MapDataset.range(padded).map(_EvalRow(source, view))
-    return _prefetch(rows.batch(local)[process_index::process_count], threads)
+    rows = grain.MapDataset.range(padded).map(_EvalRow(source, view, reports_replaced(source)))
+    batches = rows.batch(local)[process_index::process_count]
+    return _Batches(_prefetch(batches, threads), source)
 
 
 def to_devices(batch, sharding):
@@ -121,12 +142,38 @@ def to_devices(batch, sharding):
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def reports_replaced(source):
+    """Return whether unreadable images of a source are replaced, see `data.Slice`."""
+    return getattr(source, "on_error", "raise") == "skip"
+
+
+class _Batches:
+    """Iterator over batches that reports the images that were replaced."""
+
+    def __init__(self, batches, source):
+        self.batches = batches
+        self.source = source
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        rows = next(self.batches)
+        replaced = rows.pop("replaced", np.array([], np.int32))
+        for i in replaced[replaced >= 0]:
+            self.source.report(int(i))
+        return rows
+
+    def close(self):
+        self.batches.close()
+
+
 class _Repeated(grain.MapDataset):
     """Repeat each row `repeats` times. An epoch of `length` rows uses only its first images."""
 
-    def __init__(self, parent, length, repeats):
+    def __init__(self, parent, size, length, repeats):
         super().__init__(parent)
-        self.length, self.repeats = length, repeats
+        self.size, self.length, self.repeats = size, length, repeats
 
     def __len__(self):
         return len(self._parent)
@@ -135,30 +182,51 @@ class _Repeated(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         epoch, row = divmod(index, self.length)
-        return self._parent[epoch * self.length + row // self.repeats]
+        return self._parent[epoch * self.size + row // self.repeats]
+
+
+class _DrawClass:
+    """Replace an index by an image of a random class."""
+
+    def __init__(self, source):
+        labels = np.asarray(source.read_labels())
+        self.source = source
+        self.rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+    def __call__(self, _, rng):
+        rows = self.rows[rng.integers(len(self.rows))]
+        return self.source[int(rows[rng.integers(len(rows))])]
 
 
 class _TrainRow:
-    def __init__(self, view):
-        self.view = view
+    def __init__(self, view, weights, replaced):
+        self.view, self.weights, self.replaced = view, weights, replaced
 
     def __call__(self, example, rng):
         view = self.view(example["image"], rng)
-        views = view if isinstance(view, dict) else {"image": view}
-        return views | {"label": np.int32(example["label"])}
+        row = view if isinstance(view, dict) else {"image": view}
+        row["label"] = np.int32(example["label"])
+        if self.weights is not None:
+            row["weight"] = self.weights[row["label"]]
+        if self.replaced:
+            row["replaced"] = np.int32(example.get("replaced", -1))
+        return row
 
 
 class _EvalRow:
-    def __init__(self, source, view):
-        self.source, self.view = source, view
+    def __init__(self, source, view, replaced):
+        self.source, self.view, self.replaced = source, view, replaced
 
     def __call__(self, i):
         padding = i >= len(self.source)
         example = self.source[0 if padding else i]
         image = self.view(example["image"])
+        row = {"image": image, "label": np.int32(example["label"]), "mask": np.bool_(True)}
         if padding:
-            return {"image": np.zeros_like(image), "label": np.int32(0), "mask": np.bool_(False)}
-        return {"image": image, "label": np.int32(example["label"]), "mask": np.bool_(True)}
+            row = {"image": np.zeros_like(image), "label": np.int32(0), "mask": np.bool_(False)}
+        if self.replaced:
+            row["replaced"] = np.int32(-1 if padding else example.get("replaced", -1))
+        return row
 
 
 def _prefetch(batches, threads):

@@ -122,11 +122,7 @@ def _parse(argv):
     if overrides and spec is None:
         raise UserError(f"--config.{overrides[0][0]} needs --config=FILE")
     if spec is not None:
-        config = load_recipe(spec)
-        for key, text in overrides:
-            override(config, key, text)
-        check(config)
-        FLAGS.config = config.lock()
+        FLAGS.config = build_config(spec, overrides).lock()
     return positional
 
 
@@ -163,19 +159,53 @@ def recipe_module(spec):
 
 def load_recipe(spec):
     """Return the ConfigDict of the recipe FILE or FILE:ARG. Raises UserError."""
-    module, arg = recipe_module(spec)
-    with _recipe_errors(Path(module.__file__)):
+    return _load(*recipe_module(spec))
+
+
+def _load(module, arg):
+    """Call `get_config` of a recipe."""
+    with _recipe_errors(module.__file__):
         config = module.get_config(*([] if arg is None else [arg]))
         if not isinstance(config, ConfigDict):
             raise UserError("get_config() must return a ConfigDict; start from config.defaults()")
         return config
 
 
+def build_config(spec, overrides=()):
+    """Return the checked config of a recipe with overrides.
+
+    A recipe may define `adapt(config, given, arg)`, which is called after the overrides and sets
+    keys that depend on the data or on other keys. It must not change the keys in `given`.
+
+    Args:
+      spec: FILE or FILE:ARG.
+      overrides: pairs (key, text) as for `override`.
+
+    Returns:
+      ConfigDict.
+
+    Raises:
+      UserError: for an invalid recipe, override or config.
+    """
+    module, arg = recipe_module(spec)
+    config = _load(module, arg)
+    for key, text in overrides:
+        override(config, key, text)
+    if hasattr(module, "adapt"):
+        with _recipe_errors(module.__file__, keep=UserError):
+            module.adapt(config, {key for key, _ in overrides}, arg)
+    check(config)
+    return config
+
+
 @contextlib.contextmanager
-def _recipe_errors(path):
-    """Convert exceptions to a UserError with the file and line number."""
+def _recipe_errors(path, keep=()):
+    """Convert exceptions, except those of the types `keep`, to a UserError with the line number."""
+    path = Path(path)
     try:
         yield
+    except keep:
+        raise
     except Exception as e:
         lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
         if isinstance(e, SyntaxError) and e.filename == str(path):

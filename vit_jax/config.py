@@ -84,7 +84,24 @@ KEYS = {
     ),
     "data.train": Key("train[:99%]", "training split: NAME, NAME[10:] or NAME[:99%]"),
     "data.val": Key("train[99%:]", "validation split, used to select the best checkpoint"),
-    "data.test": Key("validation", "test split, evaluated once, at the end of training"),
+    "data.test": Key(
+        "validation", "test split, evaluated once, at the end of training", resumable=True
+    ),
+    "data.class_names": Key(
+        (),
+        "names of the classes, in the order of the labels; (): those of the training split",
+        element=str,
+    ),
+    "data.balance": choice(
+        ("none", "sample", "loss"),
+        "class imbalance: none; sample every class equally often, with replacement; or weight the "
+        "loss of each class by 1 / its number of images",
+    ),
+    "data.on_error": choice(
+        ("raise", "skip"),
+        "an image that cannot be decoded: stop, or replace it by another one and report it",
+        resumable=True,
+    ),
     "data.cache": Key(False, "keep decoded images in memory", resumable=True),
     "data.workers": Key(0, "data loader processes; 0: use threads", minimum=0, resumable=True),
     "data.threads": Key(
@@ -408,6 +425,12 @@ def suggest(key, keys):
     candidates = [name for name in keys if name.rpartition(".")[2] in similar]
     closest = get_close_matches(key, candidates, 1, cutoff=0)
     return f"did you mean {closest[0]!r}?" if closest else "vit_jax/config.py lists the keys"
+
+
+def peak_lr(config):
+    """Return the peak learning rate, scaled by the batch size if optim.lr_batch is set."""
+    c = config.optim
+    return c.lr * config.batch_size / c.lr_batch if c.lr_batch else c.lr
 
 
 def flat(config, prefix=""):

@@ -4,20 +4,11 @@ import dataclasses
 
 import jax
 
-from vit_jax import (
-    batch,
-    data,
-    evaluators,
-    models,
-    objectives,
-    optim,
-    pretrained,
-    variants,
-)
-from vit_jax.config import steps
+from vit_jax import batch, evaluators, models, objectives, optim, pretrained
 from vit_jax.devices import sharding
 from vit_jax.errors import UserError
 from vit_jax.flops import count_flops
+from vit_jax.plan import Plan
 from vit_jax.step import init_state, make_train_step
 
 
@@ -27,8 +18,11 @@ class Run:
     Args:
       config: a checked config.
       devices: JAX devices of the mesh; None: all.
+      plan: the `Plan` of the config; None: create it.
 
     Attributes:
+      plan: the `Plan`, with the data and the durations in steps.
+      source: the training split.
       total: number of optimizer steps of the whole run.
       steps_per_epoch: optimizer steps per epoch of the training split; may be fractional.
       abstract: the TrainState as a tree of ShapeDtypeStructs with shardings.
@@ -37,8 +31,12 @@ class Run:
       UserError: if the data, mesh or devices do not fit the config.
     """
 
-    def __init__(self, config, devices=None):
+    def __init__(self, config, devices=None, plan=None):
         self.config = config
+        self.plan = plan or Plan(config)
+        self.source = self.plan.sources["train"]
+        self.steps_per_epoch = self.plan.steps_per_epoch
+        self.total = self.plan.total
         self.mesh = sharding.make_mesh(config.mesh, devices)
         platform = self.mesh.devices.flat[0].platform
         if config.model.attn == "cudnn" and platform != "gpu":
@@ -48,12 +46,7 @@ class Run:
         sharding.check_batch_size(
             "batch_size / accum_steps =", config.batch_size // config.accum_steps, self.mesh
         )
-        self.source = data.make(config, config.data.train)
-        self.steps_per_epoch = len(self.source) / config.batch_size
-        self.total = self.steps("total_steps")
-        keys = ("log_every", "eval_every", "checkpoint_every")
-        self.intervals = {key: self.steps(key) for key in keys}
-        self.model = models.build(variants.from_config(config.model, self.source.num_classes))
+        self.model = models.build(self.plan.model)
         self.objective = objectives.make(self.model, config, self.steps_per_epoch)
         tx, self.schedule = optim.make(config, self.steps_per_epoch)
         self.init_rng, self.train_rng = jax.random.split(jax.random.key(config.seed))
@@ -78,15 +71,6 @@ class Run:
             donate_argnums=0,
         )
         self._evaluate = {}
-
-    def steps(self, key):
-        """Return the duration config[key] in optimizer steps."""
-        return steps(self.config[key], self.steps_per_epoch)
-
-    def due(self, step, key):
-        """Return whether the action with interval config[key] is due after `step` steps."""
-        interval = self.intervals[key]
-        return step == self.total or interval > 0 and step % interval == 0
 
     def init(self, log=lambda _: None):
         """Initialize the sharded TrainState, at random or from config.model_init.
@@ -165,26 +149,18 @@ class Run:
         """Return the entries of run.json about the data and the model."""
         model = dataclasses.asdict(self.model.module.config)
         return {
-            "data": {
-                "num_classes": self.source.num_classes,
-                "class_names": list(self.source.class_names),
-                "train_images": len(self.source),
-            },
+            "data": self.plan.identity,
             "model": model | {"parameters": self.parameters},
             "steps_per_epoch": self.steps_per_epoch,
         }
 
     def describe(self):
-        """Return a summary of the run in two lines."""
-        c = self.config
+        """Return the model and the devices as a line of text."""
         flops = count_flops(self.model.module.config)
         kind = self.mesh.devices.flat[0].device_kind
-        epochs = self.total / self.steps_per_epoch
         return (
-            f"{c.model.variant}: {self.parameters:,} parameters, {flops / 1e9:.3g} GFLOPs per "
-            f"image; {self.mesh.size} x {kind}\n"
-            f"{len(self.source):,} images, {self.source.num_classes} classes; {self.total:,} steps "
-            f"at batch size {c.batch_size} ({epochs:.3g} epoch{'s' * (epochs != 1)})"
+            f"model: {self.config.model.variant}, {self.parameters:,} parameters, "
+            f"{flops / 1e9:.3g} GFLOPs per image; {self.mesh.size} x {kind}"
         )
 
     @property

@@ -36,8 +36,9 @@ class Key:
       default: the value if neither the recipe nor the command line sets the key.
       doc: description, with the unit.
       kind: type of the value; None: the type of `default`. None is a valid value only if the
-        default is None. The elements of a tuple have the type of the default's first element, or
-        int if the default is empty.
+        default is None.
+      element: type of the elements of a tuple; None: that of the default's first element, or int if
+        the default is empty.
       choices: the allowed values; (): any.
       minimum: inclusive lower bound, of every element if the value is a tuple.
       maximum: inclusive upper bound.
@@ -53,6 +54,7 @@ class Key:
     default: Any
     doc: str
     kind: type | None = None
+    element: type | None = None
     choices: tuple = ()
     minimum: float = -math.inf
     maximum: float = math.inf
@@ -100,8 +102,8 @@ class Key:
     def _fits(self, value):
         kind = self.value_type
         if kind is tuple:
-            element_type = type(self.default[0]) if self.default else int
-            return isinstance(value, tuple) and all(_is_a(x, element_type) for x in value)
+            element = self.element or (type(self.default[0]) if self.default else int)
+            return isinstance(value, tuple) and all(_is_a(x, element) for x in value)
         return _is_a(value, kind)
 
     def _in_range(self, x):

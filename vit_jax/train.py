@@ -4,6 +4,7 @@ python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
 """
 
 import contextlib
+import functools
 import math
 import os
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from vit_jax import cli
-from vit_jax.config import blocking_diff, load_config, save_config
+from vit_jax.config import blocking_diff, flat, load_config, save_config
 from vit_jax.devices import distributed, memory
 from vit_jax.errors import Diverged, Preempted, UserError
 from vit_jax.workdir import log, storage
@@ -24,24 +25,33 @@ def define_flags():
 
 
 def main(flags):
-    claim(flags.workdir, flags.config)
+    plan = prepare(flags.config, flags.workdir)
     multi_process = distributed.initialize()
     with distributed.StopSignal(multi_process) as stop:
-        train(flags.config, flags.workdir, stop)
+        train(flags.config, flags.workdir, stop, plan=plan)
 
 
-def claim(workdir, config):
-    """Create the directory of a run and write its config.json.
+def prepare(config, workdir):
+    """Check a run before JAX is imported. Nothing is written.
 
     Args:
-      workdir: the directory. It may hold a run that this config can resume.
       config: a checked config.
+      workdir: directory of the run. It may hold a run that this config can resume, or one without a
+        checkpoint, which starts again.
+
+    Returns:
+      The `Plan` of the run.
 
     Raises:
-      UserError: if the directory holds a run with a different config.
+      UserError: if the workdir cannot be used, the plan is invalid, or the directory holds the
+        checkpoints of a run with a different config or different data.
     """
+    from vit_jax.plan import Plan
+
+    storage.check_workdir(workdir)
     directory = storage.resolve(workdir)
-    if (directory / "config.json").exists():
+    resumes = checkpoint_steps(directory)
+    if resumes:
         differences = blocking_diff(load_config(directory), config)
         if differences:
             more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
@@ -49,18 +59,26 @@ def claim(workdir, config):
                 f"{workdir} holds a run with a different config: {differences[0]}{more}.\n"
                 "Pass another --workdir, or the config that the run was started with."
             )
-    directory.mkdir(parents=True, exist_ok=True)
-    save_config(config, directory / "config.json")
+    plan = Plan(config)
+    if resumes:
+        try:
+            plan.check_identity(log.read_run_json(directory)["data"])
+        except UserError as error:
+            raise UserError(f"{workdir}: {error}") from None
+    return plan
 
 
-def train(config, workdir, stop=lambda: False, devices=None):
+def train(config, workdir, stop=lambda: False, devices=None, plan=None):
     """Train to config.total_steps, resuming from the latest checkpoint in workdir, if any.
+
+    The config is written when training begins. A start that fails writes nothing.
 
     Args:
       config: a checked config.
-      workdir: directory of the run, created by `claim`.
+      workdir: directory of the run; created if necessary.
       stop: called once per step; if it returns True, a checkpoint is saved and Preempted raised.
       devices: JAX devices of the mesh; None: all.
+      plan: as returned by `prepare`; None: call it.
 
     Returns:
       The metrics of the test split, as a row of metrics.jsonl.
@@ -69,10 +87,11 @@ def train(config, workdir, stop=lambda: False, devices=None):
       Diverged: if a logged training metric, or the loss or gradient norm at a checkpoint, is not
         finite.
       Preempted: after saving a checkpoint, if `stop` returned True.
-      UserError: if the run cannot be built from the config.
+      UserError: if the run cannot be built from the config, or as in `prepare`.
     """
     memory.keep_freed()
-    # Imported here, so that --help and config errors do not wait for JAX.
+    plan = plan or prepare(config, workdir)
+    # Imported here, so that --help and errors of the config and the data do not wait for JAX.
     import jax
 
     from vit_jax.run import Run
@@ -81,27 +100,60 @@ def train(config, workdir, stop=lambda: False, devices=None):
     if config.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache_dir = Path(config.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache_dir))
-    run = Run(config, devices)
+    primary = jax.process_index() == 0
+    say = functools.partial(print, flush=True) if primary else lambda _: None
     with checkpoint.Checkpoints(
         workdir, keep=config.keep_checkpoints, metric=config.best_metric
     ) as checkpoints:
         start = checkpoints.latest() or 0
-        finished = [
-            r for r in log.read_metrics(workdir) if r["step"] == start and "eval/test/step" in r
-        ]
-        if start >= run.total and finished:
-            print(f"done: {workdir} is already trained to step {start:,}; nothing to do")
-            return finished[-1]
-        primary = jax.process_index() == 0
-        with log.Log(workdir, run.total, start=start, primary=primary) as logger:
-            if primary:
-                log.write_run_json(workdir, step=start, mesh=run.mesh, **run.metadata())
-            logger.info(run.describe())
+        if start >= plan.total and (row := _finished(plan, workdir, start)):
+            say(f"done: {workdir} is already trained to step {start:,}; nothing to do")
+            return row
+        for line in plan.describe():
+            say(line)
+        run = Run(config, devices, plan)
+        say(run.describe())
+        state = checkpoints.restore(run.abstract) if start else run.init(say)
+        if primary:
+            directory = storage.resolve(workdir)
+            directory.mkdir(parents=True, exist_ok=True)
+            save_config(config, directory / "config.json")
+            changes = log.write_run_json(workdir, step=start, mesh=run.mesh, **run.metadata())
+            for line in changes if start else ():
+                say(line)
+        with log.Log(
+            workdir,
+            run.total,
+            start=start,
+            steps_per_epoch=run.steps_per_epoch,
+            loggers=config.loggers,
+            config=config,
+            primary=primary,
+        ) as logger:
             logger.info(f"resuming from step {start:,}" if start else f"training in {workdir}")
-            state = checkpoints.restore(run.abstract) if start else run.init(logger.info)
             state = _loop(run, state, start, checkpoints, logger, stop)
             checkpoints.wait()
-            return _test(run, state, checkpoints, logger)
+            row = _test(run, state, checkpoints, logger)
+            if primary:
+                log.update_run_json(workdir, tested=plan.identity["splits"]["test"])
+            logger.hparams(flat(config), row)
+            return row
+
+
+def checkpoint_steps(directory):
+    """Return the steps of the checkpoints in a workdir, without importing Orbax."""
+    folder = directory / "checkpoints"
+    return [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+
+
+def _finished(plan, workdir, step):
+    """Return the row of the test evaluation of a finished run; None to evaluate (again)."""
+    rows = [r for r in log.read_metrics(workdir) if r["step"] == step and "eval/test/step" in r]
+    if not rows or load_config(workdir).data.test != plan.config.data.test:
+        return None
+    tested = log.read_run_json(workdir).get("tested")  # None: a run of an older version
+    row = {key: value for key, value in rows[-1].items() if key != "time"}
+    return row if tested in (None, plan.identity["splits"]["test"]) else None
 
 
 def _loop(run, state, start, checkpoints, logger, stop):
@@ -118,12 +170,16 @@ def _loop(run, state, start, checkpoints, logger, stop):
         for step in range(start + 1, run.total + 1):
             with timer.measure("data_wait"):
                 batch = next(batches)
-            state, metrics = run.step(state, batch)
             if step == start + 1:  # exclude compilation from the timing
-                float(metrics["loss"])
+                with logger.status("compiling the training step", "compiled the training step"):
+                    state, metrics = run.step(state, batch)
+                    loss = float(metrics["loss"])
+                logger.update_progress(step, {"train/loss": loss, "sched/lr": run.lr(step - 1)})
                 timer = StepTimer(step)
+            else:
+                state, metrics = run.step(state, batch)
             logger.update_progress(step)
-            if run.due(step, "log_every"):
+            if run.plan.due(step, "log_every"):
                 values = {name: float(x) for name, x in metrics.items()}
                 row = {f"train/{name}": x for name, x in values.items()}
                 _check_finite(step, row, checkpoints)
@@ -135,13 +191,14 @@ def _loop(run, state, start, checkpoints, logger, stop):
                 logger.write(step, row | timer.read(step, run.config.batch_size))
                 timer = StepTimer(step)
             scores = {}
-            if run.due(step, "eval_every"):
+            if run.plan.due(step, "eval_every"):
                 with timer.measure("paused"):
                     scores = run.evaluate("val", run.weights(state))
-                logger.write(step, scores)
+                if scores:
+                    logger.write(step, scores)
             score = scores.get(run.config.best_metric, -math.inf)
             stopping = stop()  # call once per step: a second call may differ
-            if run.due(step, "checkpoint_every") or score > best_score or stopping:
+            if run.plan.due(step, "checkpoint_every") or score > best_score or stopping:
                 row = {f"train/{name}": float(metrics[name]) for name in ("loss", "grad_norm")}
                 _check_finite(step, row, checkpoints)
                 with timer.measure("paused"):

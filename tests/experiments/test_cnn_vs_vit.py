@@ -12,9 +12,8 @@ from PIL import Image
 from configs import digits
 from experiments.cnn_vs_vit import __main__ as cnn_vs_vit
 from tests import command
-from vit_jax import train
 from vit_jax.analysis import receptive_field
-from vit_jax.config import load_config
+from vit_jax.config import load_config, save_config
 from vit_jax.figures import receptive_field as figures
 from vit_jax.pretrained import runs
 from vit_jax.workdir import log
@@ -84,7 +83,8 @@ def test_incompatible_runs_are_rejected(tmp_path, capsys):
         c = digits.get_config()
         c.model.variant, c.model.depth = variant, None
         c.data.update(changes)
-        train.claim(tmp_path / folder, c)
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        save_config(c, tmp_path / folder / "config.json")
         (tmp_path / folder / "metrics.jsonl").write_text(json.dumps(last) + "\n")
         return str(tmp_path / folder)
 

@@ -17,9 +17,9 @@ from PIL import Image
 from configs import digits, dino_digits
 from tests import ROOT, command
 from tests.tiny import tiny
-from vit_jax import data, inference, models, train, variants
+from vit_jax import data, inference, models, variants
 from vit_jax.analysis import effective_fields
-from vit_jax.config import load_config
+from vit_jax.config import load_config, save_config
 from vit_jax.data import pictures
 from vit_jax.errors import UserError
 from vit_jax.figures import fonts
@@ -53,7 +53,8 @@ def make_run(config, folder, row=None):
       row: last row of the metrics; None: the test scores of the weights.
     """
     config.compilation_cache = ""
-    train.claim(folder, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / "config.json")
     run = Run(config, jax.devices()[:1])
     state = run.init()
     with checkpoint.Checkpoints(folder, metric=config.best_metric) as saved:
@@ -337,7 +338,7 @@ def test_report_compares_run_and_weight_file(workdir, tmp_path, monkeypatch, cap
     monkeypatch.setattr(pair_sections, "TIMING_SECONDS", 0.0)
     picture = tmp_path / "mine.png"
     Image.fromarray(np.arange(30 * 20 * 3, dtype=np.uint8).reshape(30, 20, 3)).save(picture)
-    output, size = tmp_path / "x.html", "S/4,num_heads=3"
+    output, size = tmp_path / "x.html", "num_heads=3"
     args = [f"--against={WEIGHTS}", f"--against_model={size}", f"--output={output}"]
     args.append(f"--workdir={workdir}")
     assert command.run(report, *args, picture, "test:2") == 0
@@ -359,7 +360,7 @@ def test_report_compares_run_and_weight_file(workdir, tmp_path, monkeypatch, cap
 
 
 def test_report_of_weight_file(tmp_path):
-    model = inference.load(str(WEIGHTS), "S/4,num_heads=3")
+    model = inference.load(str(WEIGHTS), "num_heads=3")
     with pytest.raises(UserError, match="pass --output=report.html"):
         write(model)
     with pytest.raises(UserError, match=".html"):

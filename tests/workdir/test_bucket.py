@@ -10,7 +10,7 @@ import pytest
 
 from tests import ROOT
 from tests.test_train import StopAfter, recipe, restore, rows, train_on_one_device
-from vit_jax import inference, train
+from vit_jax import inference
 from vit_jax.errors import Preempted
 from vit_jax.tools import evaluate
 from vit_jax.workdir import checkpoint, log, metrics, storage
@@ -55,8 +55,6 @@ def test_resume_from_bucket_is_bit_exact(tmp_path, bucket, monkeypatch):
     """A run in a bucket is preempted twice and loses a checkpoint, but equals a run on a disk."""
     config = recipe()
     workdir = storage.resolve("gs://test/preempted")
-    for folder in (tmp_path, workdir):
-        train.claim(folder, config)
     train_on_one_device(config, tmp_path)
     with pytest.raises(Preempted):
         train_on_one_device(config, workdir, StopAfter(6))
@@ -85,7 +83,6 @@ def test_rows_are_flushed_before_each_checkpoint(monkeypatch):
     """Rows up to the checkpoint survive if the process is killed right after saving it."""
     config = recipe()
     workdir = "gs://test/killed"
-    train.claim(storage.resolve(workdir), config)
     monkeypatch.setattr(metrics.BucketWriter, "close", lambda _: None)
     stops = iter([False] * 6)
     with pytest.raises(StopIteration):

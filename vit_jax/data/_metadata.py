@@ -82,18 +82,19 @@ def _reduce_jpeg(data):
 
 def _reduce_png(data):
     """Remove text, color profiles and resolutions."""
-    spans, pos = [], 8
+    parts, start, pos = [], 0, 8
     while pos + 8 <= len(data):
         end = pos + 12 + _integer(data, pos, 4, "big")
         if data[pos + 4 : pos + 8] in PNG_METADATA and end <= len(data):
-            spans.append((pos, end))
+            parts.append(data[start:pos])
+            start = end
         pos = end
-    return _remove(data, spans)
+    return b"".join([*parts, data[start:]])
 
 
 def _reduce_gif(data):
     """Remove comments and application extensions before the first frame."""
-    spans = []
+    parts, start = [], 0
     pos = 13 + (6 << (data[10] & 7) if len(data) > 10 and data[10] & 0x80 else 0)
     while pos < len(data) and data[pos] not in b",;":
         end = pos + 1
@@ -103,9 +104,10 @@ def _reduce_gif(data):
                 end += 1 + data[end]
             end += 1
             if data[pos + 1 : pos + 2] != b"\xf9":  # graphic control extension: transparency
-                spans.append((pos, end))
+                parts.append(data[start:pos])
+                start = end
         pos = end
-    return _remove(data, spans)
+    return b"".join([*parts, data[start:]])
 
 
 def _reduce_tiff(data):
@@ -132,12 +134,3 @@ def _reduce_tiff(data):
 
 def _integer(data, pos, size, order):
     return int.from_bytes(data[pos : pos + size], order)
-
-
-def _remove(data, spans):
-    """Remove sorted spans (start, stop)."""
-    if not spans:
-        return data
-    starts = [0, *(stop for _, stop in spans)]
-    stops = [*(start for start, _ in spans), len(data)]
-    return b"".join(data[start:stop] for start, stop in zip(starts, stops, strict=True))

@@ -30,7 +30,7 @@ FORMATS = (*UPLOAD_FORMATS, "DIB", "TIFF", "PPM", "AVIF")
 # Suffixes of files in these formats, in lower case.
 SUFFIXES = tuple(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm "
-    ".avif".split()
+    ".avif .avifs".split()
 )
 MAX_PIXELS = 89_000_000  # 267 MB decoded to RGB; the compressed file can be as small as 10 kB
 MAX_FILE_BYTES = 2**30  # above the size of an uncompressed 16-bit image of MAX_PIXELS

@@ -1,12 +1,40 @@
-"""Image folders: <root>/<split>/<class>/<image>, the usual layout of an extracted ImageNet."""
+"""Image folders: <root>/<split>/<class>/<image>, the usual layout of an extracted ImageNet.
+
+The split `all` is the root itself, for folders without splits: <root>/<class>/<image>. If there
+are no class directories either, all images have the class "unlabeled". The order of the images is
+fixed and stratified, so that slices such as all[:80%] have the classes in equal proportions.
+
+Subdirectories of a class belong to the class. Hidden files are skipped; other files that are not
+images are counted and reported.
+"""
 
 import os
+from typing import NamedTuple
 
 from vit_jax.data import data_dir, unknown_split
+from vit_jax.data.decode import SUFFIXES
 from vit_jax.data.sources import Files
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 
-SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".gif", ".bmp")
+CONTENTS = "<split>/<class>/<image>"  # of the root directory
+ALL = "all"  # name of the split that is the root directory
+UNLABELED = "unlabeled"  # class of images without class directories
+
+
+class Scan(NamedTuple):
+    """The images of a split.
+
+    Attributes:
+      paths: paths of the images, sorted by class and then by path.
+      labels: the label of each image.
+      class_names: the sorted names of the class directories, which may be empty.
+      ignored: paths of other files, in the same order.
+    """
+
+    paths: list
+    labels: list
+    class_names: list
+    ignored: list
 
 
 def make(split, config):
@@ -16,44 +44,158 @@ def make(split, config):
     directory "val" if there is no directory "validation".
 
     Raises:
-      UserError: if the directory or the split is missing, or if a class has no images.
+      UserError: if the directory or the split is missing or has no images, or if it is the training
+        split and a class has no images.
     """
-    root = data_dir(config, "<split>/<class>/<image>")
-    return Files(*scan(root, split), config.model.channels)
+    directory = split_directory(data_dir(config, CONTENTS), split)
+    source = read(directory, config.model.channels)
+    if config.data.train.partition("[")[0] == split:
+        empty = sorted(set(range(len(source.class_names))) - set(source.labels.tolist()))
+        if empty:
+            path = os.path.join(directory, source.class_names[empty[0]])
+            more = f" and {len(empty) - 1} more directories" if len(empty) > 1 else ""
+            verb = "have" if more else "has"
+            raise UserError(
+                f"{printable(path)}{more} {verb} no images; add images or remove the directory"
+            )
+    return source
+
+
+def read(directory, channels=3):
+    """Create a source for the images below the class directories of a split.
+
+    Raises:
+      UserError: if there are no images.
+    """
+    found = scan(directory)
+    notes = [f"{printable(directory)}: {note}" for note in _ignored_note(found)]
+    if not found.paths:
+        raise UserError(f"{printable(directory)} has no images" + "".join(f"; {n}" for n in notes))
+    source = Files(*found[:3], channels, root=directory)
+    source.notes = notes
+    return source
+
+
+def class_names(split, config):
+    """Return the names of the classes of a split, without listing its images."""
+    return _directories(split_directory(data_dir(config, CONTENTS), split)) or [UNLABELED]
 
 
 def splits(root):
     """Return the names of the splits in `root`. Raises UserError if it is not a directory."""
     if not os.path.isdir(root):
-        raise UserError(f"{root} is not a directory")
-    return [name for name in _visible(root) if os.path.isdir(os.path.join(root, name))]
+        raise UserError(f"{printable(root)} is not a directory")
+    return _directories(root)
 
 
-def scan(root, split):
-    """List the images of a split, sorted by class and file name. Hidden files are skipped.
+def choose_splits(root):
+    """Choose a training, validation and test split from the directories that exist.
+
+    Directories named train, val and test, or similar, are used as they are. If some are missing,
+    their images are taken from another one: 10% of the training split for validation, and for
+    the test split the validation directory or else another 10%. Without such directories, the root
+    is split in the same way. Directories without class directories, such as unlabeled test sets,
+    count as missing.
+
+    Args:
+      root: the root directory.
 
     Returns:
-      Paths, labels (list of int) and class names.
+      {"train", "val", "test": value for the key of config.data}
+
+    Raises:
+      UserError: if the root is not a directory, or has a validation or test directory but no
+        training directory.
     """
     available = splits(root)
+
+    def find(*names):
+        matches = [x for x in available if x.lower() in names]
+        return next((x for x in matches if _directories(os.path.join(root, x))), None)
+
+    train = find("train", "training")
+    val = find("val", "valid", "validation", "dev")
+    test = find("test", "testing")
+    if train and val and test:
+        return {"train": train, "val": val, "test": test}
+    if not train and (val or test):
+        raise UserError(
+            f"{printable(root)} has a directory {val or test}, but no directory train with one "
+            "directory per class"
+        )
+    if not train:
+        train = ALL
+    if test or val:
+        return {"train": f"{train}[:90%]", "val": f"{train}[90%:]", "test": test or val}
+    return {"train": f"{train}[:80%]", "val": f"{train}[80%:90%]", "test": f"{train}[90%:]"}
+
+
+def split_directory(root, split):
+    """Return the directory of a split. Raises UserError if it does not exist."""
+    available = splits(root)
+    if split == ALL and ALL not in available:
+        return root
     if split == "validation" and split not in available:
         split = "val"
     if split not in available:
-        raise unknown_split(split, available)
-    folder = os.path.join(root, split)
-    class_names = splits(folder)
-    if not class_names:
-        raise UserError(f"{folder} has no class directories; put images in {folder}/<class>/")
-    paths, labels = [], []
-    for label, name in enumerate(class_names):
-        directory = os.path.join(folder, name)
-        files = [f for f in _visible(directory) if f.lower().endswith(SUFFIXES)]
-        if not files:
-            raise UserError(f"{directory} has no images; add images or remove the directory")
-        paths += [os.path.join(directory, f) for f in files]
-        labels += [label] * len(files)
-    return paths, labels, class_names
+        error = unknown_split(split, map(printable, available))
+        raise UserError(
+            f"{error}. If {printable(root)} has no splits, use all[:80%], all[80%:90%] and "
+            "all[90%:], or configs/own_images.py"
+        )
+    return os.path.join(root, split)
 
 
-def _visible(folder):
-    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+def scan(directory):
+    """List the images below the class directories of a split, as a `Scan`."""
+    names = _directories(directory)
+    images, ignored = [], []
+    for label, name in enumerate(names):
+        for path in _files(os.path.join(directory, name)):
+            if path.lower().endswith(SUFFIXES):
+                images.append((path, label))
+            else:
+                ignored.append(path)
+    loose = [f.path for f in _entries(directory) if not f.is_dir()]
+    if names:  # images next to class directories have no class
+        ignored += loose
+    else:
+        names = [UNLABELED]
+        images = [(path, 0) for path in loose if path.lower().endswith(SUFFIXES)]
+        ignored = [path for path in loose if not path.lower().endswith(SUFFIXES)]
+    return Scan([path for path, _ in images], [label for _, label in images], names, ignored)
+
+
+def _ignored_note(found):
+    """Return a list with one line about the files that are not used, or without."""
+    if not found.ignored:
+        return []
+    count = len(found.ignored)
+    files = "1 file is" if count == 1 else f"{count:,} files are"
+    example = printable(os.path.basename(found.ignored[0]))
+    return [
+        f"{files} not used, such as {example}; images must be in class directories and have one of "
+        f"the suffixes {' '.join(SUFFIXES)}"
+    ]
+
+
+def _directories(folder):
+    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+
+
+def _files(folder, above=()):
+    """Yield the paths of the files below a directory, sorted; each directory is visited once."""
+    identity = os.path.realpath(folder)
+    if identity in above:  # a symbolic link to a parent directory
+        return
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _files(entry.path, (*above, identity))
+        else:
+            yield entry.path
+
+
+def _entries(folder):
+    """Return the entries of a directory, sorted by name, without hidden ones."""
+    with os.scandir(folder) as entries:
+        return sorted((e for e in entries if e.name[0] != "."), key=lambda e: e.name)

@@ -9,7 +9,7 @@ import numpy as np
 from vit_jax.data import decode
 from vit_jax.errors import UserError
 
-MAX_PIXELS = 50_000_000  # per file; files may be untrusted uploads
+MAX_PIXELS = 50_000_000  # per file
 
 
 class Picture(NamedTuple):
@@ -33,7 +33,7 @@ def open_images(names, config=None, channels=3):
     """
     pictures, errors, sources = [], [], {}
     for name in names:
-        match = re.fullmatch(r"(train|val|test):(\d+)", name)
+        match = re.fullmatch(r"(train|val|test):([0-9]{1,18})", name)
         try:
             if match and not Path(name).exists():
                 pictures.append(_example(name, config, match[1], int(match[2]), sources))

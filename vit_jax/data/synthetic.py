@@ -35,7 +35,6 @@ class Synthetic:
         self.split = split
         self.images = images
         self.shape = (side, side, channels)
-        self.num_classes = classes
         self.class_names = [f"pattern {k}" for k in range(classes)]
         cells = np.arange(side) * GRID_SIZE // side
         shape = (classes, GRID_SIZE, GRID_SIZE, channels)
@@ -45,7 +44,15 @@ class Synthetic:
     def __len__(self):
         return self.images
 
+    @property
+    def labels(self):
+        return np.arange(self.images) % len(self.class_names)
+
+    def fingerprint(self):
+        """Return the arguments that determine the images."""
+        return repr((self.split, self.images, self.shape, len(self.class_names)))
+
     def __getitem__(self, i):
-        label = i % self.num_classes
+        label = i % len(self.class_names)
         noise = np.random.default_rng((self.split, i)).integers(0, 128, self.shape, np.uint8)
         return {"image": self.patterns[label] // 2 + noise, "label": label}

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import tensorflow_datasets as tfds
 from etils import epath
-from rich.progress import track
 from tensorflow_datasets.core.utils.version import list_all_versions
 from tensorflow_datasets.proto import tf_example_pb2
 
-from vit_jax.data import unknown_split
+from vit_jax import progress
+from vit_jax.data import match_classes, unknown_split
 from vit_jax.data.decode import DecodeError, decode
 from vit_jax.errors import UserError
 
@@ -51,7 +51,9 @@ def make(split, config):
             "file_format=array_record, or from image files with python -m vit_jax.tools.prepare"
         ) from None
     name = f"{config.data.dataset} {split}"
-    return Records(data, list(features["label"].names), config.model.channels, name)
+    info = builder.info.splits[split]
+    facts = (builder.info.full_name, split, info.num_examples, info.num_bytes, info.shard_lengths)
+    return Records(data, list(features["label"].names), config.model.channels, name, facts)
 
 
 class Records:
@@ -60,23 +62,34 @@ class Records:
     Bypasses the parser and decoder of TFDS, which take longer than decoding a small image.
     """
 
-    def __init__(self, data, class_names, channels, name):
+    def __init__(self, data, class_names, channels, name, facts):
         self.data = data
         self.class_names = class_names
-        self.num_classes = len(class_names)
         self.channels = channels
         self.name = name
+        self.facts = facts
+
+    def fingerprint(self):
+        """Return the dataset, its version, and the numbers of examples and bytes of the split."""
+        return repr(self.facts)
 
     def __len__(self):
         return len(self.data)
 
+    def label(self, i):
+        """Return the label of example i without decoding its image."""
+        return self._features(i)["label"].int64_list.value[0]
+
     def __getitem__(self, i):
-        feature = tf_example_pb2.Example.FromString(self.data[i]).features.feature
+        feature = self._features(i)
         try:
             image = decode(feature["image"].bytes_list.value[0], self.channels, name="image")
         except DecodeError as e:
             raise DecodeError(f"example {i} of {self.name}: {e}") from e
         return {"image": image, "label": feature["label"].int64_list.value[0]}
+
+    def _features(self, i):
+        return tf_example_pb2.Example.FromString(self.data[i]).features.feature
 
 
 def write(directory, name, version, sources):
@@ -86,23 +99,20 @@ def write(directory, name, version, sources):
       directory: an existing, empty directory for this version of the dataset.
       name: name of the dataset.
       version: version of the dataset.
-      sources: {split: source}. All sources must have the same classes and a method `encoded`, as
-        those in `vit_jax.data.sources` do.
+      sources: {split: source} of sources with a method `encoded`, as those in
+        `vit_jax.data.sources`. The classes are those of the split "train" if there is one,
+        otherwise of the first; the classes of the others are matched by name.
 
     Raises:
-      UserError: if the splits have different classes.
+      UserError: if a split has a class that the training split does not have.
       DecodeError: if an image cannot be decoded.
     """
-    first = next(iter(sources.values()))
-    for split, source in sources.items():
-        if different := set(source.class_names) ^ set(first.class_names):
-            raise UserError(
-                f"all splits must have the same classes; {split} and {next(iter(sources))} differ "
-                f"in {', '.join(sorted(different)[:5])}"
-            )
+    first = sources.get("train", next(iter(sources.values())))
+    classes = first.class_names
+    labels = {k: match_classes(s.class_names, classes, k) for k, s in sources.items()}
     features = {
         "image": tfds.features.Image(shape=first.shape),
-        "label": tfds.features.ClassLabel(names=first.class_names),
+        "label": tfds.features.ClassLabel(names=classes),
     }
     info = tfds.core.DatasetInfo(
         builder=tfds.core.dataset_info.DatasetIdentity(
@@ -115,11 +125,15 @@ def write(directory, name, version, sources):
     writer.initialize_splits(list(sources))
     with ThreadPoolExecutor() as pool:
         for split, source in sources.items():
-            for start in track(range(0, len(source), CHUNK_IMAGES), split):
+            chunks = range(0, len(source), CHUNK_IMAGES)
+            for start in progress.track(chunks, f"prepare: converting {split}"):
                 rows = range(start, min(start + CHUNK_IMAGES, len(source)))
                 examples = pool.map(source.encoded, rows)
                 # TFDS treats bytes as a path and a file object as an encoded image.
-                files = [x | {"image": io.BytesIO(x["image"])} for x in examples]
+                files = [
+                    {"image": io.BytesIO(x["image"]), "label": labels[split][x["label"]]}
+                    for x in examples
+                ]
                 writer.add_examples({split: files})
     writer.close_all()
 

@@ -1,14 +1,11 @@
-"""Load the model and weights of a run."""
+"""Load the model and weights of a run. Imports JAX only when weights are loaded."""
 
 import json
 
-import jax
-
-from vit_jax import models, objectives, variants
+from vit_jax import variants
 from vit_jax.config import load_config
 from vit_jax.errors import UserError
 from vit_jax.workdir import storage
-from vit_jax.workdir.checkpoint import Checkpoints
 
 
 def choose_checkpoint(checkpoints, which):
@@ -35,6 +32,34 @@ def choose_checkpoint(checkpoints, which):
     )
 
 
+def read(workdir):
+    """Read the config and the run.json of a run.
+
+    Raises:
+      UserError: if `workdir` is not the workdir of a run, or a file is malformed.
+    """
+    config = load_config(workdir)
+    path = storage.resolve(workdir) / "run.json"
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; train the model first") from None
+    except (OSError, ValueError) as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read ({message}); restore it from a copy") from None
+    try:
+        data = record["data"]
+        names = data["class_names"]
+        valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        valid = valid and isinstance(data["num_classes"], int)
+        valid = valid and record["steps_per_epoch"] > 0
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} has no valid value for {error}; restore it from a copy") from None
+    if not valid:
+        raise UserError(f"{path} has no valid data or steps_per_epoch; restore it from a copy")
+    return config, record
+
+
 def load_weights(workdir, checkpoint="best", raw=False):
     """Load the model of a run with the weights that its objective uses for inference.
 
@@ -53,16 +78,16 @@ def load_weights(workdir, checkpoint="best", raw=False):
     Raises:
       UserError: if `workdir` is not the workdir of a run, or has no such checkpoint.
     """
-    config = load_config(workdir)
-    path = storage.resolve(workdir) / "run.json"
-    try:
-        record = json.loads(path.read_text())
-        num_classes = record["data"]["num_classes"]
-        steps_per_epoch = record["steps_per_epoch"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot read {path} ({error}); train the model first") from error
-    model = models.build(variants.from_config(config.model, num_classes))
-    objective = objectives.make(model, config, steps_per_epoch)
+    import jax
+
+    from vit_jax import models, objectives
+    from vit_jax.workdir.checkpoint import Checkpoints
+
+    config, record = read(workdir)
+    # Labels keep their meaning, whatever classes the data have now.
+    config.data.class_names = tuple(record["data"]["class_names"])
+    model = models.build(variants.from_config(config.model, record["data"]["num_classes"]))
+    objective = objectives.make(model, config, record["steps_per_epoch"])
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     params, extra = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),

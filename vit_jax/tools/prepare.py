@@ -80,14 +80,17 @@ def prepare(source, name, *, output=OUTPUT, version="1.0.0", class_names=None):
     from vit_jax.data.sources import Files
 
     sources = idx.read(source, class_names)
-    if not sources:
-        kind = ilsvrc if ilsvrc.splits(source) else folder
-        sources = {split: Files(*kind.scan(source, split)) for split in kind.splits(source)}
+    if not sources and ilsvrc.splits(source):
+        sources = {split: Files(*ilsvrc.scan(source, split)) for split in ilsvrc.splits(source)}
+    sources = sources or {split: _read_split(source, split) for split in folder.splits(source)}
     if not sources:
         raise UserError(
             f"no images in --input={source}; expected <split>/<class>/<image>, ImageNet's archives "
             "or idx files"
         )
+    for split_source in sources.values():
+        for note in getattr(split_source, "notes", ()):
+            print(note)
     if "val" in sources:
         sources["validation"] = sources.pop("val")
     temporary = target.with_name(f"{version}.incomplete")
@@ -101,6 +104,18 @@ def prepare(source, name, *, output=OUTPUT, version="1.0.0", class_names=None):
     counts = ", ".join(f"{split} {len(source):,}" for split, source in sources.items())
     classes = len(next(iter(sources.values())).class_names)
     print(f"wrote {target}: {counts} images, {classes} classes")
+
+
+def _read_split(root, split):
+    """Return the images of a directory root/split/<class>."""
+    from vit_jax.data import folder
+
+    source = folder.read(folder.split_directory(root, split))
+    if source.class_names == [folder.UNLABELED]:
+        raise UserError(
+            f"{root / split} has no class directories; --input must have <split>/<class>/<image>"
+        )
+    return source
 
 
 if __name__ == "__main__":
