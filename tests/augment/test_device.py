@@ -102,18 +102,22 @@ def test_gray_and_solarize_match_pillow():
     np.testing.assert_allclose(solarized * 255, GOLDEN["solarize"], atol=1e-4)
 
 
-def test_blur_matches_pillow_up_to_rounding():
+def test_blur_equals_pillow():
     for sigma in (0.1, 0.5, 1.0, 2.0):
-        ours = device.gaussian_blur(jnp.asarray(GOLDEN["input"])[None] / 255, jnp.array([sigma]))[0]
-        error = abs(ours * 255 - GOLDEN[f"blur_r{sigma}"])
-        assert error.mean() < 0.6 and error[6:-6, 6:-6].max() < 3 and error.max() < 5
-    images = smooth(40)
+        images = jnp.asarray(GOLDEN["input"])[None] / 255
+        ours = device.gaussian_blur(images, jnp.array([sigma]))[0]
+        np.testing.assert_allclose(ours * 255, GOLDEN[f"blur_r{sigma}"], atol=1e-4)
+    noise = np.random.default_rng(1).integers(0, 256, (40, 40, 48, 3), np.uint8)
     sigmas = np.linspace(0.1, 2, 40, dtype=np.float32)
-    blurs = [ImageFilter.GaussianBlur(float(sigma)) for sigma in sigmas]
-    pairs = zip(images, blurs, strict=True)
-    theirs = np.stack([np.asarray(Image.fromarray(x).filter(blur)) for x, blur in pairs])
-    error = abs(device.gaussian_blur(jnp.asarray(images) / 255, sigmas) * 255 - theirs)
-    assert error.mean() < 0.5 and (error < 2).mean() > 0.98 and error[:, 6:-6, 6:-6].max() < 3.5
+    for images in (smooth(40), noise):
+        theirs = np.stack(
+            [
+                np.asarray(Image.fromarray(x).filter(ImageFilter.GaussianBlur(float(sigma))))
+                for x, sigma in zip(images, sigmas, strict=True)
+            ]
+        )
+        ours = device.gaussian_blur(jnp.asarray(images) / 255, sigmas)
+        np.testing.assert_allclose(ours * 255, theirs, atol=1e-4)
     unchanged = device.gaussian_blur(jnp.asarray(images) / 255, jnp.zeros(40))
     np.testing.assert_allclose(unchanged, images / 255, atol=1e-6)
 
@@ -154,7 +158,8 @@ def dino_config(**changes):
 
 
 @pytest.mark.parametrize("kinds", [(0, 1), (2, 2)])
-def test_views_use_the_probabilities_of_their_kind(kinds):
+def test_views_use_the_probabilities_of_their_kind(kinds, monkeypatch):
+    monkeypatch.setattr(device, "MIN_SIGMA", 0.5)  # weaker blurs do not change these 8-bit values
     config = dino_config(jitter=(0.0,) * 4, flip=0.3)
     image = np.full((1, 32, 1), 200, np.uint8)
     image[:, 1] = 140  # solarizing inverts both values; the darker column reveals flips and blur
