@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import tracemalloc
 import zlib
@@ -9,6 +10,7 @@ from PIL import Image
 
 from vit_jax.data import decode as decode_module
 from vit_jax.data.decode import DecodeError, decode
+from vit_jax.data.pictures import open_images
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -242,7 +244,7 @@ def test_formats_and_modes_decode_to_expected_colors(name):
     np.testing.assert_allclose(gray, luma, atol=tolerance + 0.5)
 
 
-@pytest.mark.parametrize("fmt", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 def test_exif_orientation(fmt):
     upright = np.zeros((24, 32, 3), np.uint8)
     upright[:8, :8], upright[:8, -8:], upright[-8:, :8] = RED, GREEN, BLUE
@@ -255,7 +257,7 @@ def test_exif_orientation(fmt):
         image = image if method is None else image.transpose(method)
         exif = Image.Exif()
         exif[0x0112] = tag
-        options = {"lossless": True} if fmt == "WEBP" else {}
+        options = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}}.get(fmt, {})
         decoded = decode(encode(image, fmt, exif=exif.tobytes(), **options))
         assert decoded.shape == upright.shape, tag
         assert np.abs(decoded.astype(int) - upright).mean() < 8, tag
@@ -265,6 +267,131 @@ def test_exif_orientation(fmt):
 def test_corrupt_exif_is_ignored():
     data = encode(solid("RGB", WHITE), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert decode(data).min() > 250
+
+
+def test_suffixes_are_those_of_the_formats():
+    Image.init()
+    suffixes = {s for s, name in Image.EXTENSION.items() if name in (*decode_module.FORMATS, "MPO")}
+    assert set(decode_module.SUFFIXES) == suffixes - {".pfm"}  # floating point
+
+
+def test_uploads_exclude_formats():
+    for fmt in ("TIFF", "PPM", "AVIF", "DIB"):
+        data = encode(solid("RGB", RED), fmt)
+        assert decode(data).shape == (4, 6, 3)
+        with pytest.raises(DecodeError, match="not a JPEG, PNG, WebP, GIF or BMP image"):
+            decode(data, formats=decode_module.UPLOAD_FORMATS)
+    for fmt in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
+        data = encode(solid("RGB", RED), fmt)
+        assert decode(data, formats=decode_module.UPLOAD_FORMATS).shape == (4, 6, 3)
+
+
+def test_first_page_of_a_tiff():
+    pages = [solid("RGB", color) for color in (GREEN, BLUE)]
+    data = encode(solid("RGB", RED), "TIFF", save_all=True, append_images=pages)
+    assert (decode(data) == RED).all()
+
+
+def directory(num_tags, size):
+    """Return a TIFF directory of tags whose values overlap, each of `size` bytes."""
+    tags = (struct.pack("<HHLL", 1000 + i, 7, size, 8) for i in range(num_tags))
+    header = b"II*\0" + struct.pack("<LH", 8, num_tags)
+    return (header + b"".join(tags) + bytes(4)).ljust(size + 8, b"\0")
+
+
+def segment(marker, data):
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+
+def with_metadata():
+    """Yield the names of small images with a lot of metadata, and the files."""
+    red = solid("RGB", RED)
+    jpeg = encode(red, "JPEG", quality=100)
+    exif, icc = b"Exif\0\0", b"ICC_PROFILE\0"
+    for name, block in {
+        "EXIF of 50 MB": segment(0xE1, exif + bytes(60_000)) * 830,
+        "EXIF bomb": segment(0xE1, exif + directory(4000, 60_000)),
+        "ICC profile": b"".join(segment(0xE2, icc + bytes([i, 255]) * 20_000) for i in range(255)),
+        "XMP": segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + bytes(60_000)) * 200,
+        "comment": segment(0xFE, bytes(60_000)) * 200,
+    }.items():
+        yield f"JPEG, {name}", jpeg[:2] + block + jpeg[2:]
+        yield f"JPEG, padding and {name}", jpeg[:20] + b"\xff\0\1\xff" + block + jpeg[20:]
+    header, pixels, end = np.split(np.frombuffer(encode(red, "PNG"), np.uint8), [33, -12])
+    header, pixels, end = header.tobytes(), pixels.tobytes(), end.tobytes()
+    bomb = zlib.compress(bytes(10**8))
+    for name, chunk in {
+        "ICC bomb": png_chunk(b"iCCP", b"name\0\0" + bomb),
+        "text bomb": png_chunk(b"zTXt", b"name\0\0" + bomb),
+        "international text bomb": png_chunk(b"iTXt", b"name\0\1\0\0\0" + bomb),
+        "text of 70 MB": png_chunk(b"tEXt", b"name\0" + bytes(10**7)) * 7,
+        "EXIF bomb": png_chunk(b"eXIf", directory(60_000, 10**6)),
+    }.items():
+        yield f"PNG, {name}", header + chunk + pixels + end
+        yield f"PNG, {name} at the end", header + pixels + chunk + end
+    yield "WebP, EXIF bomb", encode(red, "WEBP", lossless=True, exif=directory(60_000, 10**6))
+    gif = encode(palette(RED), "GIF")
+    start = 13 + (6 << (gif[10] & 7))
+    comment = b"!\xfe" + (b"\xff" + bytes(255)) * 40_000 + b"\0"  # 10 MB
+    yield "GIF, comment", gif[:start] + comment + gif[start:]
+
+
+def test_metadata_of_any_size_is_ignored():
+    for name, data in with_metadata():
+        tracemalloc.start()
+        image = decode(data)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert np.abs(image.astype(int) - RED).max() <= 2, name
+        assert peak < 5e6, name
+
+
+def add_tags(data, tags):
+    """Add entries (tag, type, count, value) to the directory of a little-endian TIFF file."""
+    count = struct.unpack_from("<H", data, 8)[0]
+    entries = [bytearray(data[10 + 12 * i :][:12]) for i in range(count)]
+    added = [struct.pack("<HHLL", *tag) for tag in tags]
+    shift = 12 * len(added)
+    for entry in entries:
+        if entry[0] | entry[1] << 8 == 273:  # the offset of the strip
+            entry[8:] = struct.pack("<L", struct.unpack("<L", entry[8:])[0] + shift)
+    directory = struct.pack("<H", count + len(added)) + b"".join([*entries, *added])
+    return data[:8] + directory + data[10 + 12 * count :]
+
+
+def test_tiff_bombs_are_rejected_or_harmless():
+    gray = tiff([8], 1, bytes([77] * 12))
+    for tags in (
+        [(1000 + i, 7, 10**6, 8) for i in range(50_000)],  # tags with overlapping values
+        [(273, 4, 200_000, 8)] * 50_000,  # the same tag
+        [(34665, 4, 1, 8), (330, 4, 1, 8)],  # directories that refer to themselves
+    ):
+        data = add_tags(gray, tags).ljust(2 * 10**6, b"\0")
+        tracemalloc.start()
+        assert (decode(data) == 77).all()
+        assert tracemalloc.get_traced_memory()[1] < 2e7
+        tracemalloc.stop()
+    zeros = zlib.compress(bytes(10**6))
+    square = {"t322": [40_000], "t323": [40_000], "t324": [8], "t325": [len(zeros)]}
+    for data, cause in (
+        (tiff([8], 1, zeros, t259=[8], **square), "tiles of 1,600,000,000 pixels"),
+        (tiff([8], 1, zeros, size=(20_000, 20_000), t259=[8]), "pixels"),
+        (tiff([8], 1, zeros, t259=[34925]), "compression lzma is not supported"),
+        (add_tags(gray, [(320, 3, 2**31, 8)]), "TIFF tag 320 has more than 1,048,576 values"),
+        (gray[:100], "directory is truncated"),
+    ):
+        with pytest.raises(DecodeError, match=cause):
+            decode(data)
+
+
+def test_names_in_errors_are_printable(tmp_path):
+    path = tmp_path / os.fsdecode(b"a\nb\x1b[31m\xff[1].png")
+    path.write_bytes(b"text")
+    with pytest.raises(DecodeError) as e:
+        decode(path)
+    assert rf"{tmp_path}/a\nb\x1b[31m\udcff[1].png: not a JPEG" in str(e.value)
+    pictures, errors = open_images([str(path)])
+    assert not pictures and errors == [str(e.value)]
 
 
 noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
@@ -375,7 +502,7 @@ def test_mutated_files_decode_or_raise_decode_error():
     rng = np.random.default_rng(0)
     sources = [data for data, _ in FILES.values() if len(data) < 3000] + [JPEG]
     num_errors = 0
-    for i in range(400):
+    for i in range(1000):
         data = bytearray(sources[i % len(sources)])
         for _ in range(rng.integers(1, 6)):
             data[rng.integers(len(data))] = rng.integers(256)
@@ -383,4 +510,4 @@ def test_mutated_files_decode_or_raise_decode_error():
             assert decode(bytes(data)).dtype == np.uint8
         except DecodeError:
             num_errors += 1
-    assert 0 < num_errors < 400
+    assert 0 < num_errors < 1000

@@ -169,7 +169,13 @@ class Page:
         # Gradio checks this only if the file in the request has a "meta" field.
         if not path.is_relative_to(Path(self.picture.GRADIO_CACHE).resolve()):
             raise decode.DecodeError(f"{path.name}: not an uploaded file")
-        return decode.decode(path, channels, name=path.name, max_pixels=pictures.MAX_PIXELS)
+        return decode.decode(
+            path,
+            channels,
+            name=path.name,
+            max_pixels=pictures.MAX_PIXELS,
+            formats=decode.UPLOAD_FORMATS,
+        )
 
     def redraw(self, values):
         """Redraw the maps for the current values of the controls."""
