@@ -1,5 +1,7 @@
 """The training step: parity with timm, meshes, gradient accumulation, frozen parameters."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,11 @@ from configs import digits
 from tests import GOLDEN
 from tests.tiny import tiny
 from vit_jax import objectives, pretrained, vit
+from vit_jax.devices import sharding
 from vit_jax.objectives.supervised import cross_entropy, smooth
 from vit_jax.optim import add_decay
 from vit_jax.run import Run
-from vit_jax.step import init_state, make_train_step
+from vit_jax.step import init_state, make_train_step, split_batch
 
 
 def test_cross_entropy_and_label_smoothing_match_timm():
@@ -33,7 +36,7 @@ def test_cross_entropy_and_label_smoothing_match_timm():
 def test_four_steps_match_timm(scan):
     """AdamW with decay groups, soft targets and EMA of the weights, on a timm ViT (as in DeiT)."""
     folder = GOLDEN / "train_steps_supervised"
-    name = "vit_tiny_patch16_224,num_heads=3"
+    name = "num_heads=3"
     model = pretrained.load(folder / "init.safetensors", name, scan=scan)
     apply, params = vit.functional(model)
     images = np.load(folder / "images.npy").transpose(0, 1, 3, 4, 2)
@@ -113,12 +116,13 @@ def losses(config, devices, steps=3):
 
 
 def test_loss_is_equal_on_every_mesh():
-    """1 device, 8 replicas, 8 parameter shards, and 2 x 2 x 2; with drop path and mixup."""
-    overrides = {"model__drop_path": 0.2, "augment__mixup": 0.8}
+    """1 device, 8 replicas, 8 parameter shards, and 2 x 2 x 2 with two micro-batches."""
+    overrides = {"model__drop_path": 0.2, "augment__mixup": 0.8, "augment__cutmix": 1.0}
     results = {}
     for shape in [(8, 1, 1), (1, 8, 1), (2, 2, 2)]:
         axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), shape, strict=True))
-        results[shape], state = losses(small_config(**overrides, **axes), jax.devices())
+        config = small_config(**overrides, **axes, accum_steps=2 if shape == (2, 2, 2) else 1)
+        results[shape], state = losses(config, jax.devices())
         # The EMA and the moments are sharded like the parameters.
         for tree in (state.params, state.extra["ema"], state.opt_state[0].mu):
             kernel = tree["blocks"]["mlp"]["fc1"]["kernel"]
@@ -129,12 +133,46 @@ def test_loss_is_equal_on_every_mesh():
 
 
 def test_gradient_accumulation_matches_a_single_batch():
-    """Random draws depend on the row in the batch, so micro-batches have the same mean gradient."""
-    overrides = {"model__drop_path": 0.3, "augment__erase": 0.5}
+    """Random draws and partners of mixup and CutMix depend only on the row in the batch."""
+    overrides = {
+        "model__drop_path": 0.3,
+        "augment__erase": 0.5,
+        "augment__mixup": 0.8,
+        "augment__cutmix": 1.0,
+        "objective__label_smoothing": 0.1,
+        "optim__name": "sgd",  # Adam amplifies the rounding errors of zero gradients
+        "optim__lr": 0.05,
+        "optim__warmup": "0",
+    }
     device = jax.devices()[:1]
-    expected, _ = losses(small_config(**overrides), device)
-    accumulated, _ = losses(small_config(**overrides, accum_steps=4), device)
-    np.testing.assert_allclose(accumulated, expected, rtol=2e-5)
+    expected, state = losses(small_config(**overrides), device)
+    values, accumulated = losses(small_config(**overrides, accum_steps=4), device)
+    np.testing.assert_allclose(values, expected, rtol=2e-5)
+    close = partial(np.testing.assert_allclose, atol=1e-5)
+    jax.tree.map(close, accumulated.params, state.params)
+
+
+@pytest.mark.parametrize(("size", "parts"), [(16, 2), (24, 3), (8, 1), (6, 2), (3, 3)])
+def test_partners_are_in_the_same_micro_batch(size, parts):
+    rows = np.asarray(split_batch(jnp.arange(size), parts))
+    assert rows.shape == (parts, size // parts)
+    assert sorted(rows.ravel()) == list(range(size))
+    if size // parts % 2 == 0:
+        np.testing.assert_array_equal(rows[:, ::-1], size - 1 - rows)
+
+
+def test_batch_is_split_without_communication():
+    mesh = sharding.data_parallel_mesh()
+    assert mesh.size == 8
+    part = jax.NamedSharding(mesh, jax.P(None, *sharding.batch_sharding(mesh).spec))
+    split = jax.jit(
+        lambda x: split_batch(x, 4),
+        in_shardings=sharding.batch_sharding(mesh),
+        out_shardings=part,
+    )
+    program = split.lower(jnp.zeros((64, 3))).compile().as_text()
+    assert "f32[8,3]" in program  # rows per device
+    assert "all-" not in program and "collective" not in program
 
 
 def test_state_leaves_do_not_share_buffers():

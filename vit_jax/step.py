@@ -29,6 +29,10 @@ def make_train_step(objective, tx, accum_steps=1):
     step index is folded into it, and the objective folds in the row of each image in the batch, so
     that a resumed run draws the same random numbers as an uninterrupted one.
 
+    With gradient accumulation, a step equals one with the whole batch up to rounding, except for
+    batch norm (ResNets, `objective.head_bn`), which uses the statistics of each micro-batch, as in
+    PyTorch.
+
     Args:
       objective: `objectives.Objective`.
       tx: optax.GradientTransformation.
@@ -55,7 +59,7 @@ def make_train_step(objective, tx, accum_steps=1):
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         extra = objective.update(state.extra, params, aux, state.step)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **aux["metrics"]}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **objective.metrics(aux)}
         return TrainState(state.step + 1, params, extra, opt_state), metrics
 
     return train_step
@@ -64,10 +68,17 @@ def make_train_step(objective, tx, accum_steps=1):
 def split_batch(batch, parts):
     """Split every leaf [b, ...] into [parts, b / parts, ...].
 
-    Part i has rows i, i + parts, ..., so that each part is sharded over the devices as the batch
-    is, without communication.
+    If b / parts is even, rows r and b - 1 - r, which mixup and CutMix mix, are at positions j and
+    b / parts - 1 - j of the same part. Every part is sharded over the devices as the batch is,
+    without communication.
     """
-    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def split(x):
+        x = x.reshape(-1, parts, *x.shape[1:])  # part i has rows i, i + parts, ...
+        half = jnp.arange(len(x)).reshape(-1, *[1] * (x.ndim - 1)) >= (len(x) + 1) // 2
+        return jnp.where(half, x[:, ::-1], x).swapaxes(0, 1)
+
+    return jax.tree.map(split, batch)
 
 
 def _mean_over(function, parts):

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from configs import dino  # noqa: E402
 from vit_jax.perf import interleave, workloads  # noqa: E402
 from vit_jax.pretrained import timm  # noqa: E402
-from vit_jax.pretrained.dino import LINEAR_NAMES  # noqa: E402
+from vit_jax.pretrained.dino import mlp_names  # noqa: E402
 
 MODEL = "mu/4,image=16,depth=2,drop_path=0.0,hidden_dim=64,bottleneck_dim=32,out_dim=512"
 NUM_STEPS = 4
@@ -60,13 +60,13 @@ def to_reference(params):
                 names, layer
             )
     head = jax.tree.map(np.asarray, params["head"])
-    for theirs, ours in LINEAR_NAMES.items():
+    for theirs, ours in mlp_names().items():
         tensors[f"head.{theirs}.weight"] = head[ours]["kernel"].T
         tensors[f"head.{theirs}.bias"] = head[ours]["bias"]
     kernel = head["last_layer"]["kernel"].T
     tensors["head.last_layer.weight_v"] = kernel
-    norms = head["last_layer"].get("scale", np.ones(len(kernel), np.float32))
-    tensors["head.last_layer.weight_g"] = norms[:, None]
+    norms = head["last_layer"].get("scale", np.ones((1, len(kernel)), np.float32))
+    tensors["head.last_layer.weight_g"] = norms.T
     return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,9 @@ def test_schedules_match_reference():
         np.testing.assert_allclose(schedule(steps), np.repeat(expected, 7), rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["norm_last", "free_last"])
+@pytest.mark.parametrize(
+    "name", ["norm_last", "free_last", "bn", "bn_two_layers", "one_layer", "four_layers"]
+)
 def test_head_and_gradients_match_reference(name):
     folder = GOLDEN / "head" / name
     kwargs = json.loads((folder / "meta.json").read_text())["kwargs"]
@@ -82,6 +85,8 @@ def test_head_and_gradients_match_reference(name):
             hidden_dim=kwargs["hidden_dim"],
             bottleneck_dim=kwargs["bottleneck_dim"],
             out_dim=kwargs["out_dim"],
+            num_layers=kwargs["nlayers"],
+            batch_norm=kwargs.get("use_bn", False),
             norm_last_layer=kwargs["norm_last_layer"],
             dtype=jnp.float32,
             rngs=rngs,
@@ -90,7 +95,10 @@ def test_head_and_gradients_match_reference(name):
     norm_last_layer = kwargs["norm_last_layer"]
     params = head_params(load_file(folder / "state_dict.safetensors"), norm_last_layer)
     x, cotangent = np.load(folder / "input.npy"), np.load(folder / "cotangent.npy")
-    y, vjp = jax.vjp(lambda params, x: head.bind(params)(x), params, x)
+    # The statistics of batch norm are those of all views [b, v, d].
+    y, vjp = jax.vjp(
+        lambda params, x: head.bind(params)(x.reshape(4, 3, -1)).reshape(len(x), -1), params, x
+    )
     np.testing.assert_allclose(y, np.load(folder / "output.npy"), atol=1e-5, rtol=1e-5)
     grads, grad_x = vjp(cotangent)
     np.testing.assert_allclose(grad_x, np.load(folder / "grad_input.npy"), atol=1e-5, rtol=1e-4)
@@ -100,15 +108,16 @@ def test_head_and_gradients_match_reference(name):
     expected = head_params(expected, norm_last_layer)
     for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=1e-4)
-    initial = head.init(jax.random.key(0))
-    assert jax.tree.structure(initial) == jax.tree.structure(params)
+    initial = jax.eval_shape(head.init, jax.random.key(0))
+    assert jax.tree.map(np.shape, initial) == jax.tree.map(np.shape, params)
 
 
-def test_training_steps_match_reference(monkeypatch):
-    """Compare four steps with clipping, a frozen last layer, AdamW and all schedules."""
+def reference_steps(monkeypatch, c, meta, init_head):
+    """Return the state, training step and batches of the reference's training steps.
+
+    The weights of the head are those of the tensors `init_head`.
+    """
     folder = GOLDEN / "train_steps"
-    meta = json.loads((folder / "meta.json").read_text())
-    c = reference_config(meta)
     monkeypatch.setattr(
         dino, "make_views", lambda batch, *_: ([batch["global"], batch["local"]], jax.random.key(0))
     )
@@ -117,18 +126,29 @@ def test_training_steps_match_reference(monkeypatch):
     tx, _ = optim.make(c, meta["iters_per_epoch"])
     tensors = pretrained.read(folder / "init_student.safetensors")
     state = init_state(objective, tx, jax.random.key(0))
-    params = convert(tensors, state.params)
+    params = {
+        "backbone": pretrained.dino.params(tensors, state.params["backbone"]),
+        "head": head_params(init_head, meta["norm_last_layer"]),
+    }
     extra = {"teacher": jax.tree.map(jnp.copy, params), "center": state.extra["center"]}
     state = state._replace(params=params, extra=extra)
-    step = jax.jit(make_train_step(objective, tx))
     crops = {
         name: np.load(folder / f"{name}_crops.npy").transpose(0, 2, 1, 4, 5, 3)  # t v b c h w
         for name in ("global", "local")
     }
+    batches = [{name: images[t] for name, images in crops.items()} for t in range(4)]
+    return state, jax.jit(make_train_step(objective, tx)), batches
+
+
+def test_training_steps_match_reference(monkeypatch):
+    """Compare four steps with clipping, a frozen last layer, AdamW and all schedules."""
+    folder = GOLDEN / "train_steps"
+    meta = json.loads((folder / "meta.json").read_text())
+    tensors = pretrained.read(folder / "init_student.safetensors")
+    state, step, batches = reference_steps(monkeypatch, reference_config(meta), meta, tensors)
     for t, expected in enumerate(np.load(folder / "loss.npy")):
         before = state.params["head"]["last_layer"]
-        batch = {name: images[t] for name, images in crops.items()}
-        state, metrics = step(state, batch, jax.random.key(1))
+        state, metrics = step(state, batches[t], jax.random.key(1))
         np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5 if t == 0 else 1e-4)
         center = np.load(folder / "center_after.npy")[t]
         np.testing.assert_allclose(state.extra["center"], center, atol=1e-5 if t < 2 else 1e-4)
@@ -136,6 +156,31 @@ def test_training_steps_match_reference(monkeypatch):
             jax.tree.map(np.testing.assert_array_equal, before, state.params["head"]["last_layer"])
     assert_params_match(state.params, folder / "student_after_epoch1.safetensors")
     assert_params_match(state.extra["teacher"], folder / "teacher_after_epoch1.safetensors")
+
+
+def test_training_steps_with_batch_norm_and_learned_norms_match_reference(monkeypatch):
+    """Batch norm uses all views of a network; the norms of the prototypes have weight decay."""
+    folder = GOLDEN / "train_steps_bn"
+    meta = json.loads((folder / "meta.json").read_text())
+    c = reference_config(meta)
+    c.objective.head_bn = meta["use_bn_in_head"]
+    c.optim.weight_decay, c.optim.weight_decay_end = meta["weight_decay"]
+    c.optim.freeze_for = "0"
+    init_head = load_file(folder / "init_head.safetensors")
+    state, step, batches = reference_steps(monkeypatch, c, meta, init_head)
+    mask = optim.decay_mask(state.params["head"], "dino")
+    shapes = jax.tree.map(np.shape, state.params["head"])
+    assert sum(jax.tree.leaves(mask)) == len(meta["decayed_of_head"]) == 5
+    assert mask["last_layer"]["scale"] and shapes["last_layer"]["scale"] == (1, 64)
+    for t, expected in enumerate(np.load(folder / "loss.npy")):
+        state, metrics = step(state, batches[t], jax.random.key(1))
+        np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5 if t == 0 else 1e-4)
+    heads = {"student": state.params["head"], "teacher": state.extra["teacher"]["head"]}
+    for name, head in heads.items():
+        expected = head_params(load_file(folder / f"{name}_head_after_epoch1.safetensors"), False)
+        for bias in ("fc1", "fc2"):  # without effect before batch norm: gradients are rounding
+            del head[bias]["bias"], expected[bias]["bias"]
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), head, expected)
 
 
 def reference_config(meta):
@@ -242,10 +287,32 @@ def test_loss_has_no_teacher_gradient_and_no_same_view_pairs():
     assert not np.isfinite(dino.dino_loss(student[:1], teacher[:1], center, 0.1, 0.04))
 
 
-def test_loss_and_center_are_independent_of_mesh():
+def test_health_metrics_are_those_of_the_batch():
+    rng = np.random.default_rng(0)
+    features, logits = rng.normal(size=(6, 2, 5)), rng.normal(size=(6, 2, 7))
+    targets = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    metrics, moments = dino.health(features, targets, 3.0, np.full(7, 2.0))
+    metrics |= dino.batch_health(moments)
+    mean = targets.reshape(12, 7).mean(0)
+    unit = features[:, 0] / np.linalg.norm(features[:, 0], axis=1, keepdims=True)
+    entropy = -(targets * np.log(targets)).sum(-1).mean()
+    expected = {
+        "teacher_entropy": entropy / np.log(7),
+        "mean_entropy": -(mean * np.log(mean)).sum() / np.log(7),
+        "kl": 3 - entropy,
+        "center_norm": 2 * 7**0.5,
+        "feature_std": unit.std(0).mean() * 5**0.5,
+    }
+    assert metrics.keys() == dino.HEALTH.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_step_is_independent_of_mesh_and_accumulation():
     c = small_config(objective__out_dim=4096, objective__bottleneck_dim=32)
     _, states, metrics = train_steps(c, jax.devices()[:1])
     c.mesh.data, c.mesh.fsdp, c.mesh.tensor = 2, 2, 2
+    c.accum_steps = 2
     run, mesh_states, mesh_metrics = train_steps(c, jax.devices())
     for name in metrics:
         np.testing.assert_allclose(mesh_metrics[name], metrics[name], rtol=2e-5, err_msg=name)
@@ -326,8 +393,6 @@ def test_resume_is_bit_exact(tmp_path):
     c.checkpoint_every = "3"
     c.eval_every = "0"
     c.log_every = "1"
-    for name in ("uninterrupted", "resumed"):
-        train.claim(tmp_path / name, c)
     train.train(c, tmp_path / "uninterrupted", devices=single)
     stops = iter([False, False, False, True])
     with pytest.raises(Preempted):

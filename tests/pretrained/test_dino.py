@@ -13,7 +13,7 @@ from vit_jax.pretrained import dino
 
 GOLDEN = tests.GOLDEN / "dino"
 TEACHER = GOLDEN / "backbone/teacher_unprefixed.safetensors"
-NAME = "vit_tiny_patch16_224"  # for its 3 heads; the file determines the rest
+NAME = "num_heads=3"  # the file determines the rest
 
 
 def golden(name):
@@ -52,7 +52,7 @@ def test_local_crops_match_reference(tmp_path):
     layouts += [(dino.strip_prefix(tensors, "backbone."), {"pos_resize": "dino"})]
     for layout, options in layouts:
         save_file(layout, path)
-        model = pretrained.load(path, "S/16", num_heads=3, scan="on", **options)
+        model = pretrained.load(path, num_heads=3, scan="on", **options)
         assert_close(compute(model, images("local"))["pooled"], golden("cls_local"))
     # Resizing as in timm gives different features.
     timm_pooled = compute(pretrained.load(path, NAME, scan="on"), images("local"))["pooled"]
@@ -65,6 +65,7 @@ def apply_head(params):
     bottleneck, out = params["last_layer"]["kernel"].shape
     fixed = "scale" not in params["last_layer"]
     sizes = dict(hidden_dim=hidden, bottleneck_dim=bottleneck, out_dim=out, norm_last_layer=fixed)
+    sizes |= dict(num_layers=sum("fc" in name for name in params), batch_norm="norm1" in params)
     model = models.pure(lambda rngs: heads.DinoHead(width, **sizes, dtype=jnp.float32, rngs=rngs))
     return jax.jit(lambda x: model.apply(params, x))
 
@@ -80,11 +81,13 @@ def test_multi_crop_head_matches_reference():
     assert_close(apply_head(params)(features), golden("multicrop_head_out"))
 
 
-@pytest.mark.parametrize("case", ["norm_last", "free_last"])
+@pytest.mark.parametrize(
+    "case", ["norm_last", "free_last", "bn", "bn_two_layers", "one_layer", "four_layers"]
+)
 def test_head_state_dict_matches_reference(case):
     tensors = load_file(GOLDEN / f"head/{case}/state_dict.safetensors")
     params = dino.head_params(tensors)
-    assert ("scale" in params["last_layer"]) == (case == "free_last")
+    assert ("scale" in params["last_layer"]) == (case in ("free_last", "bn", "four_layers"))
     x = np.load(GOLDEN / f"head/{case}/input.npy")
     assert_close(apply_head(params)(x), np.load(GOLDEN / f"head/{case}/output.npy"))
 
@@ -95,8 +98,11 @@ def test_invalid_heads_are_rejected():
         dino.head_params(tensors, norm_last_layer=True)
     ones = tensors | {"last_layer.weight_g": np.ones((200, 1), np.float32)}
     assert "scale" not in dino.head_params(ones)["last_layer"]
-    assert dino.head_params(ones, norm_last_layer=False)["last_layer"]["scale"].shape == (200,)
+    assert dino.head_params(ones, norm_last_layer=False)["last_layer"]["scale"].shape == (1, 200)
     with pytest.raises(ValueError, match=r"unexpected tensor 'mlp.1.running_mean'"):
         dino.head_params(tensors | {"mlp.1.running_mean": tensors["mlp.0.bias"]})
+    bn = load_file(GOLDEN / "head/bn/state_dict.safetensors")
+    with pytest.raises(ValueError, match=r"missing tensor 'mlp.4.bias'"):
+        dino.head_params({k: v for k, v in bn.items() if k != "mlp.4.bias"})
     with pytest.raises(ValueError, match=r"missing tensor 'mlp.0.bias'"):
         dino.head_params({k: v for k, v in tensors.items() if k != "mlp.0.bias"})

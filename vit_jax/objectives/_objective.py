@@ -14,8 +14,8 @@ class Objective(NamedTuple):
     """An objective as pure functions, and its metadata.
 
     `extra` is state that is not trained by gradient descent, such as a teacher, a moving average or
-    running statistics. `aux` is {"metrics": scalars to log, "carry": means over the batch for
-    `update`}.
+    running statistics. `aux` is {"metrics": scalars, "carry": means over the batch for `update` and
+    `metrics`}; with gradient accumulation, the mean over the micro-batches.
 
     Attributes:
       init: rng -> params, extra.
@@ -26,6 +26,7 @@ class Objective(NamedTuple):
         model.
       flops: () -> FLOPs of a training step per image.
       raw: params, extra -> the trained weights without averaging, for --raw.
+      metrics: aux -> {name: scalar to log}.
       alarm: metrics of a step, {name: float} -> a warning, or None.
       health: metrics to monitor during training, {name: label in the figure}.
       drawing: name of the function in `figures.diagrams` that draws the objective from the config
@@ -39,6 +40,7 @@ class Objective(NamedTuple):
     views: Callable
     flops: Callable
     raw: Callable = lambda params, _: params
+    metrics: Callable = lambda aux: aux["metrics"]
     alarm: Callable = lambda _: None
     health: dict = {}
     drawing: str = ""

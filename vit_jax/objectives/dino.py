@@ -59,6 +59,8 @@ def make(model, config, steps_per_epoch):
             hidden_dim=c.hidden_dim,
             bottleneck_dim=c.bottleneck_dim,
             out_dim=c.out_dim,
+            num_layers=c.head_layers,
+            batch_norm=c.head_bn,
             norm_last_layer=c.norm_last_layer,
             dtype=jnp.dtype(config.model.dtype),
             rngs=rngs,
@@ -94,9 +96,9 @@ def make(model, config, steps_per_epoch):
         temp = temperature(step)
         targets = teacher_targets(teacher, extra["center"], temp)
         value = cross_entropy(student, targets, c.student_temp)
-        metrics = health(features, targets, value, extra["center"])
+        metrics, moments = health(features, targets, value, extra["center"])
         metrics |= {"teacher_temp": temp, "momentum": momentum(step)}
-        return value, {"metrics": metrics, "carry": {"center": teacher.mean((0, 1))}}
+        return value, {"metrics": metrics, "carry": {"center": teacher.mean((0, 1)), **moments}}
 
     def update(extra, params, aux, step):
         m = momentum(step)
@@ -112,6 +114,7 @@ def make(model, config, steps_per_epoch):
         views=views,
         flops=lambda: step_flops(model.module.config, head, config.augment),
         raw=lambda params, _: params["backbone"],
+        metrics=lambda aux: aux["metrics"] | batch_health(aux["carry"]),
         alarm=alarm,
         health=HEALTH,
         drawing="dino",
@@ -129,8 +132,8 @@ def step_flops(vit, head, augment):
       head: `models.Model` of the projection head.
       augment: the group `config.augment`.
     """
-    leaves = jax.tree.leaves(jax.eval_shape(head.init, jax.random.key(0)))
-    head_flops = 2 * sum(x.size for x in leaves if x.ndim == 2)
+    shapes = jax.eval_shape(head.init, jax.random.key(0))
+    head_flops = 2 * sum(layer["kernel"].size for layer in shapes.values() if "kernel" in layer)
     local_vit = dataclasses.replace(vit, image=augment.local_size)
     local = 3 * augment.local_views * (count_flops(local_vit) + head_flops)
     return (3 + 1) * NUM_GLOBAL_VIEWS * (count_flops(vit) + head_flops) + local
@@ -257,38 +260,49 @@ def health(features, targets, loss, center):
       center: center of the teacher's outputs before this step [k].
 
     Returns:
-      A dict of scalars: the mean entropy of the targets and the entropy of their mean, as fractions
-      of log(k); KL(teacher, student) in nats; the norm of the center; and the standard deviation of
-      the features.
+      A dict of scalars: the mean entropy of the targets as a fraction of log(k); KL(teacher,
+      student) in nats; and the norm of the center. And the means over the batch for `batch_health`:
+      of the targets [k], and of the L2-normalized features of the first view and their squares [d].
     """
     teacher_entropy = entropy(targets)
-    max_entropy = math.log(targets.shape[-1])
-    return {
-        "teacher_entropy": teacher_entropy / max_entropy,
-        "mean_entropy": entropy(targets.mean((0, 1))) / max_entropy,
+    metrics = {
+        "teacher_entropy": teacher_entropy / math.log(targets.shape[-1]),
         "kl": loss - teacher_entropy,
         "center_norm": jnp.linalg.norm(center),
-        "feature_std": feature_std(features),
+    }
+    features = features[:, 0].astype(jnp.float32)
+    norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
+    unit = features / jnp.maximum(norm, 1e-12)
+    moments = {
+        "target": targets.mean((0, 1)),
+        "feature": unit.mean(0),
+        "feature_square": jnp.square(unit).mean(0),
+    }
+    return metrics, moments
+
+
+def batch_health(moments):
+    """Compute the metrics of the whole batch that indicate collapse.
+
+    Args:
+      moments: the means that `health` returns, over the whole batch.
+
+    Returns:
+      A dict of scalars: the entropy of the mean target as a fraction of log(k); and the standard
+      deviation of L2-normalized features over the batch times sqrt(d), which is 1 for features
+      distributed uniformly on the sphere and 0 if all are equal (arXiv:2011.10566, section 4.1).
+    """
+    target, feature = moments["target"], moments["feature"]
+    variance = jnp.maximum(moments["feature_square"] - jnp.square(feature), 0)
+    return {
+        "mean_entropy": entropy(target) / math.log(target.size),
+        "feature_std": jnp.sqrt(variance).mean() * feature.size**0.5,
     }
 
 
 def entropy(distributions):
     """Return the entropy over the last axis, averaged over all other axes, in nats."""
     return jax.scipy.special.entr(distributions).sum(-1).mean()
-
-
-def feature_std(features):
-    """Return the standard deviation of L2-normalized features over the batch, times sqrt(d).
-
-    It is 1 for features distributed uniformly on the sphere and 0 if all are equal
-    (arXiv:2011.10566, section 4.1).
-
-    Args:
-      features: [b, g, d]; the first view is used.
-    """
-    norm = jnp.linalg.norm(features.astype(jnp.float32), axis=-1, keepdims=True)
-    unit = features / jnp.maximum(norm, 1e-12)
-    return unit[:, 0].std(axis=0).mean() * features.shape[-1] ** 0.5
 
 
 def alarm(metrics):

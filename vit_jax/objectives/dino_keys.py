@@ -9,6 +9,8 @@ def defaults():
     """Return the keys of the group `objective`."""
     return {
         "out_dim": Key(65536, "outputs of the projection head (number of prototypes)", minimum=1),
+        "head_layers": Key(3, "linear layers of the head's MLP", minimum=1),
+        "head_bn": Key(False, "batch norm after the hidden layers of the head's MLP"),
         "hidden_dim": Key(2048, "hidden units of the head's MLP", minimum=1),
         "bottleneck_dim": Key(256, "outputs of the head's MLP", minimum=1),
         "norm_last_layer": Key(True, "fix the norm of each prototype at 1; False: learned norms"),

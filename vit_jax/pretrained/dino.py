@@ -6,11 +6,9 @@ classifier, except for how position embeddings are resized. A published backbone
 timm's names and cannot be distinguished from timm's weights: load it with pos_resize="dino".
 """
 
-import jax.numpy as jnp
-
 from vit_jax.pretrained import timm
 
-LINEAR_NAMES = {"mlp.0": "fc1", "mlp.2": "fc2", "mlp.4": "fc3"}  # their name -> ours
+RUNNING_STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
 def matches(tensors):
@@ -31,6 +29,9 @@ def params(tensors, template):
 def head_params(tensors, norm_last_layer=None):
     """Convert the projection head's tensors to parameters of `heads.DinoHead`.
 
+    The number of layers and batch norm are determined from the names. Running statistics are
+    discarded, because `heads.BatchNorm` normalizes by batch statistics.
+
     Args:
       tensors: as returned by `pretrained.read`, or the state dict of a head.
       norm_last_layer: whether the norms of the prototypes are fixed at 1 and not trainable. None:
@@ -40,29 +41,53 @@ def head_params(tensors, norm_last_layer=None):
       A nested dict of arrays.
 
     Raises:
-      ValueError: if a tensor is missing or unexpected, such as those of batch norm.
+      ValueError: if a tensor is missing or unexpected.
     """
+    import jax.numpy as jnp  # here, because the options of a file are read without JAX
+
     tensors = strip_prefix(tensors, "head.") or strip_prefix(tensors, "")
-    linear = {f"{name}.{kind}" for name in LINEAR_NAMES for kind in ("weight", "bias")}
-    expected = linear | {"last_layer.weight_g", "last_layer.weight_v"}
+    num_layers = sum(k.startswith("mlp.") and v.ndim == 2 for k, v in tensors.items())
+    batch_norm = "mlp.1.weight" in tensors
+    if batch_norm:
+        tensors = {k: v for k, v in tensors.items() if not k.endswith(RUNNING_STATISTICS)}
+    names = mlp_names(num_layers, batch_norm)
+    expected = {f"{name}.{kind}" for name in names for kind in ("weight", "bias")}
+    expected |= {"last_layer.weight_g", "last_layer.weight_v"}
     if mismatched := sorted(expected ^ tensors.keys()):
         problem = "missing" if mismatched[0] in expected else "unexpected"
         raise ValueError(f"{problem} tensor '{mismatched[0]}' in the projection head")
     head = {
         ours: {
-            "kernel": jnp.asarray(tensors[f"{theirs}.weight"].T),
+            "kernel" if ours.startswith("fc") else "scale": jnp.asarray(
+                tensors[f"{theirs}.weight"].T
+            ),
             "bias": jnp.asarray(tensors[f"{theirs}.bias"]),
         }
-        for theirs, ours in LINEAR_NAMES.items()
+        for theirs, ours in names.items()
     }
     head["last_layer"] = {"kernel": jnp.asarray(tensors["last_layer.weight_v"].T)}
-    norms = tensors["last_layer.weight_g"][:, 0]
+    norms = tensors["last_layer.weight_g"]
     fixed = (norms == 1).all()
     if norm_last_layer and not fixed:
         raise ValueError("the norms of the prototypes are not 1; norm_last_layer must be False")
     if not (fixed if norm_last_layer is None else norm_last_layer):
-        head["last_layer"]["scale"] = jnp.asarray(norms)
+        head["last_layer"]["scale"] = jnp.asarray(norms.T)
     return head
+
+
+def mlp_names(num_layers=3, batch_norm=False):
+    """Return the names of the head's MLP, {name in the reference: name in `heads.DinoHead`}.
+
+    The MLP of the reference is a Sequential of Linear, BatchNorm1d (if any) and GELU; or a Linear,
+    if there is one layer.
+    """
+    if num_layers == 1:
+        return {"mlp": "fc1"}
+    stride = 3 if batch_norm else 2
+    names = {f"mlp.{stride * i}": f"fc{i + 1}" for i in range(num_layers)}
+    if batch_norm:
+        names |= {f"mlp.{stride * i + 1}": f"norm{i + 1}" for i in range(num_layers - 1)}
+    return names
 
 
 def strip_prefix(tensors, prefix):
