@@ -2,7 +2,8 @@
 
 mixup: arXiv:1710.09412, equation 1. CutMix: arXiv:1905.04899, equations 1 and 2. The random draws
 follow timm's `Mixup` in mode "batch", as in DeiT: one draw per batch, and image i of a batch of b
-is mixed with image b - 1 - i. The batch is the global batch over all devices.
+is mixed with image b - 1 - i. The batch is the global batch over all devices; with gradient
+accumulation, `step.split_batch` keeps both images of a pair in one micro-batch.
 """
 
 import jax
@@ -14,7 +15,7 @@ def mix(images, targets, lam, box=None):
 
     Args:
       images: float [b, h, w, c].
-      targets: float [b, k], such as one-hot labels.
+      targets: float [b, k], such as one-hot labels, or a tree of such arrays.
       lam: scalar or [b], weight of the targets of the image; the partner's targets have weight
         1 - lam.
       box: y0, y1, x0, x1 (ends exclusive), each a scalar or [b]: the region that is replaced by the
@@ -22,9 +23,9 @@ def mix(images, targets, lam, box=None):
         box, or with an empty one, pixels are mixed with the same weights as the targets (mixup).
 
     Returns:
-      The mixed images [b, h, w, c] and targets [b, k].
+      The mixed images [b, h, w, c] and targets.
     """
-    lam = jnp.asarray(lam, targets.dtype).reshape(-1, 1)
+    lam = jnp.asarray(lam, float).reshape(-1, 1)
     weight = lam[:, :, None, None]
     inside = False
     if box is not None:
@@ -36,7 +37,7 @@ def mix(images, targets, lam, box=None):
     weight = weight.astype(images.dtype)
     partners = images[::-1]
     images = jnp.where(inside, partners, images * weight + partners * (1 - weight))
-    return images, targets * lam + targets[::-1] * (1 - lam)
+    return images, jax.tree.map(lambda x: x * lam + x[::-1] * (1 - lam), targets)
 
 
 def sample(rng, *, height, width, mixup, cutmix, prob=1.0, switch=0.5):

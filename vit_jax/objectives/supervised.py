@@ -8,6 +8,7 @@ from vit_jax import augment, mixing
 from vit_jax.flops import count_flops
 from vit_jax.models import merge_trees
 from vit_jax.objectives import Objective, with_ema
+from vit_jax.scoring import top_k_credit
 from vit_jax.vit import image_keys
 
 
@@ -23,8 +24,10 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  has no schedules
       steps_per_epoch: unused.
 
     Returns:
-      An `Objective` for batches with "image", uint8 [b, h, w, c]; "label", int [b]; and "row", the
-      index of each image in the batch [b].
+      An `Objective` for batches with "image", uint8 [b, h, w, c]; "label", int [b]; "row", the
+      index of each image in the batch [b]; and, with class weights, "weight", the weight of the
+      class of each image, float32 [b]. The loss is the mean over the batch, so that the weights
+      should have mean 1 over the dataset; torch.nn.functional.cross_entropy divides by their sum.
     """
     c = config.objective
 
@@ -35,19 +38,21 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  has no schedules
         weights = merge_trees(params, extra)
         image = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
         num_classes = jax.eval_shape(model.apply, weights, image)["logits"].shape[-1]
-        targets = smooth(jax.nn.one_hot(batch["label"], num_classes), c.label_smoothing)
-        images, keys, targets = make_views(batch | {"target": targets}, rng, config)
+        targets = smooth(one_hot(batch["label"], num_classes), c.label_smoothing)
+        weighted = targets * batch["weight"][:, None] if "weight" in batch else targets
+        batch = batch | {"target": (targets, weighted)}
+        images, keys, (targets, weighted) = make_views(batch, rng, config)
         out = model.apply(weights, images, train=True, rng=keys)
         logits, stats = out["logits"], out.get("stats", {})
-        acc1 = jnp.mean(logits.argmax(-1) == targets.argmax(-1))
-        return cross_entropy(logits, targets), {"metrics": {"acc1": acc1}, "carry": stats}
+        label = jnp.where(jnp.isnan(targets).any(-1), -1, targets.argmax(-1))
+        acc1 = top_k_credit(logits, label, 1).mean()
+        return cross_entropy(logits, weighted), {"metrics": {"acc1": acc1}, "carry": stats}
 
     def update(extra, params, aux, step):  # noqa: ARG001  has no schedules
         return jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, extra, aux["carry"])
 
     def views(batch, rng):
-        targets = jax.nn.one_hot(batch["label"], model.module.config.num_classes)
-        images, *_ = make_views(batch | {"target": targets}, rng, config)
+        images, *_ = make_views(batch | {"target": ()}, rng, config)
         return {"image": images[:, None]}
 
     objective = Objective(
@@ -66,12 +71,12 @@ def make_views(batch, rng, config):
     """Apply the device augmentations: flip, color, normalization, erasing, mixup and CutMix.
 
     Args:
-      batch: "image", uint8 [b, h, w, c]; "target" [b, k]; and "row" [b].
+      batch: "image", uint8 [b, h, w, c]; "target" [b, k] or a tree of them; and "row" [b].
       rng: random key.
       config: the config of the run.
 
     Returns:
-      Normalized images [b, h, w, c]; keys for dropout [b]; and mixed targets [b, k].
+      Normalized images [b, h, w, c]; keys for dropout [b]; and the mixed targets.
     """
     a = config.augment
     color_rng, erase_rng, mix_rng, dropout_rng = jax.random.split(rng, 4)
@@ -100,11 +105,20 @@ def cross_entropy(logits, targets):
       targets: integer labels [b], or soft targets (distributions) [b, k].
 
     Returns:
-      The loss, a scalar.
+      The loss, a scalar; NaN if a label is out of range.
     """
     if jnp.ndim(targets) == jnp.ndim(logits) - 1:
-        return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+        targets = one_hot(targets, logits.shape[-1])
     return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def one_hot(labels, num_classes):
+    """One-hot encode labels [b] to [b, k], with NaN for a label out of range.
+
+    `jax.nn.one_hot` returns zeros there, with which the loss would be 0.
+    """
+    targets = jax.nn.one_hot(labels, num_classes)
+    return jnp.where(targets.sum(-1, keepdims=True) == 1, targets, jnp.nan)
 
 
 def smooth(targets, smoothing):

@@ -20,7 +20,7 @@ def defaults():
 
 
 def check(config):
-    """Raise UserError if the model has no classifier, or if there are several views per image."""
+    """Raise UserError for several views per image, no classifier, or unpaired images to mix."""
     if config.augment.crop == "multi":
         raise UserError(
             "config.objective.name = 'supervised' needs one view per image, but "
@@ -29,3 +29,10 @@ def check(config):
         )
     if config.model.num_classes == 0:
         raise UserError("config.objective.name = 'supervised' needs config.model.num_classes > 0")
+    a = config.augment
+    micro_batch = config.batch_size // config.accum_steps
+    if (a.mixup or a.cutmix) and config.accum_steps > 1 and micro_batch % 2:
+        raise UserError(
+            f"config.batch_size / config.accum_steps = {micro_batch} must be even, because mixup "
+            "and CutMix mix pairs of images of a micro-batch"
+        )
