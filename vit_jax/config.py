@@ -38,7 +38,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 KEYS = {
     "seed": Key(0, "random seed of initialization, data order and augmentation", minimum=0),
     "batch_size": Key(1024, "images per optimizer step, summed over all devices", minimum=1),
-    "accum_steps": Key(1, "micro-batches per optimizer step (gradient accumulation)", minimum=1),
+    "accum_steps": Key(
+        1,
+        "micro-batches per optimizer step (gradient accumulation); batch norm uses the statistics "
+        "of each",
+        minimum=1,
+    ),
     "total_steps": duration("300ep", "duration of training", greater_than=0, resumable=True),
     "log_every": duration(
         "50", "interval between rows of training metrics", greater_than=0, resumable=True
