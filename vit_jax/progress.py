@@ -1,6 +1,7 @@
 """Progress of long operations: updated in place on a terminal, otherwise plain lines."""
 
 import contextlib
+import itertools
 import sys
 import threading
 import time
@@ -74,31 +75,46 @@ def _format_seconds(seconds):
     return f"{seconds:.1f} s" if seconds < 100 else f"{timedelta(seconds=round(seconds))} h"
 
 
-def track(items, title, *, describe=None, total=None, stream=None):
-    """Iterate over items and show the progress, if the loop takes longer than a second.
+@contextlib.contextmanager
+def steps(title, total, stream=None):
+    """Show the progress of a `with` block of several steps, if it takes longer than a second.
 
     On a terminal, a bar is updated in place and removed at the end. Otherwise lines are printed,
     less and less often: "report: computing receptive fields (3 of 9)".
 
     Args:
+      title: what is done, such as "report".
+      total: number of steps.
+      stream: text stream; None: stderr.
+
+    Yields:
+      A function of an optional text, to be called at the start of each step.
+    """
+    numbers = itertools.count()
+    with _Display(title, total, stream or sys.stderr) as display:
+        yield lambda text="": display.update(next(numbers), text)
+
+
+def track(items, title, total=None, stream=None):
+    """Iterate over items and show the progress, as `steps` does.
+
+    Args:
       items: an iterable.
-      title: what is done, such as "attend".
-      describe: function from an item to a text shown with the title; None: the title only.
+      title: what is done, such as "attend: drawing frames".
       total: number of items; None: len(items).
       stream: text stream; None: stderr.
 
     Yields:
       The items.
     """
-    display = _Track(title, len(items) if total is None else total, stream or sys.stderr)
-    with display:
-        for i, item in enumerate(items):
-            display.update(i, describe(item) if describe else "")
+    with steps(title, len(items) if total is None else total, stream) as start_step:
+        for item in items:
+            start_step()
             yield item
 
 
-class _Track:
-    """Display of `track`. It appears SHOW_AFTER_SECONDS after the start, also within an item."""
+class _Display:
+    """Display of `steps`. It appears SHOW_AFTER_SECONDS after the start, also within a step."""
 
     def __init__(self, title, total, stream):
         self.title = title
@@ -128,7 +144,7 @@ class _Track:
             self.bar.stop()
 
     def update(self, i, text):
-        """Show that item i, counted from 0, has started."""
+        """Show that step i, counted from 0, has started."""
         title = f"{self.title}: {text}" if text else self.title
         if self.bar is not None:
             self.bar.update(self.task, completed=i, description=title)
@@ -143,7 +159,7 @@ class _Track:
     def _appear(self):
         if self.bar is not None:
             self.bar.start()
-        else:
+        elif self.line:
             self._print()
 
     def _print(self):

@@ -18,7 +18,7 @@ def first_middle_last(depth):
     return sorted({1, (depth + 1) // 2, depth})
 
 
-def extract(model, views, layers, with_rollout=False):
+def extract(model, views, layers, with_rollout=False, title=None):
     """Compute the attention maps and patch features of images.
 
     Args:
@@ -26,6 +26,7 @@ def extract(model, views, layers, with_rollout=False):
       views: sequence of uint8 [image, image, c], from `LoadedModel.view`.
       layers: layer numbers from 1.
       with_rollout: whether to compute attention rollout too.
+      title: as in `LoadedModel.run`, to show progress.
 
     Returns:
       A `SimpleNamespace` with float32 arrays
@@ -53,7 +54,7 @@ def extract(model, views, layers, with_rollout=False):
         )
     compute = make_extractor(model.grid, prefix, tuple(layers), with_rollout)
     batch_size = min(MAX_BATCH, max(1, MAX_SOFTMAX_BYTES // (model.depth * layer_bytes)))
-    outputs = model.run(list(views), compute=compute, batch_size=batch_size)
+    outputs = model.run(list(views), compute=compute, batch_size=batch_size, title=title)
     return SimpleNamespace(
         name=model.name,
         layers=tuple(layers),

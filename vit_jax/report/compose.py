@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from vit_jax import progress
 from vit_jax.errors import UserError
 from vit_jax.figures.catalog import LANGUAGES
 from vit_jax.report import image_sections, model_sections, page, pair_sections, run_sections
@@ -29,31 +30,42 @@ def compose(models, pictures=(), *, langs=LANGUAGES, split="test", max_images=10
     """
     phrases = Phrases(langs)
     model = models[0]
-    sections = []
-    if model.config is not None:
-        sections += [
-            run_sections.setup(phrases, model),
-            run_sections.training(phrases, model),
-            run_sections.diagnostics(phrases, model),
-            run_sections.input_batch(phrases, model),
-        ]
-    try:
-        inspections = inspect(models, pictures, split)
-        about_images = image_sections.sections(phrases, inspections[0])
-    except UserError as error:
-        if pictures:
-            raise
-        inspections = []
-        name = "gradcam" if model.is_cnn else "attention"
-        about_images = [page.section(name, page.text(phrases("left_out", why=str(error))))]
-    sections.append(model_sections.architecture(phrases, model))
-    inspection = inspections[0] if inspections else None
-    sections.append(model_sections.weights(phrases, model, inspection))
-    sections += about_images
-    if model.config is not None:
-        sections.append(model_sections.predictions(phrases, model, split, max_images))
-    if len(models) > 1:
-        sections.append(pair_sections.comparison(phrases, models, inspections))
+    is_run = model.config is not None
+    has_pair = len(models) > 1
+    with progress.steps("report", total=3 + 3 * is_run + has_pair) as start_step:
+        sections = []
+        if is_run:
+            start_step("drawing the training curves")
+            sections += [
+                run_sections.setup(phrases, model),
+                run_sections.training(phrases, model),
+                run_sections.diagnostics(phrases, model),
+            ]
+            start_step("reading the first training batch")
+            sections.append(run_sections.input_batch(phrases, model))
+        try:
+            start_step("computing receptive fields")
+            inspections = inspect(models, pictures, split)
+            _ = inspections[0].fields  # computed on first access
+            start_step("drawing Grad-CAM" if model.is_cnn else "drawing attention maps")
+            about_images = image_sections.sections(phrases, inspections[0])
+        except UserError as error:
+            if pictures:
+                raise
+            inspections = []
+            name = "gradcam" if model.is_cnn else "attention"
+            about_images = [page.section(name, page.text(phrases("left_out", why=str(error))))]
+        start_step("drawing the architecture and weights")
+        sections.append(model_sections.architecture(phrases, model))
+        inspection = inspections[0] if inspections else None
+        sections.append(model_sections.weights(phrases, model, inspection))
+        sections += about_images
+        if is_run:
+            start_step(f"evaluating on {split}")
+            sections.append(model_sections.predictions(phrases, model, split, max_images))
+        if has_pair:
+            start_step("comparing both models")
+            sections.append(pair_sections.comparison(phrases, models, inspections))
     subtitle = _subtitle(phrases, models, raw)
     facts = run_sections.facts(phrases, model)
     return page.render(phrases, model.short_name, subtitle, facts, sections)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from absl import flags
 
-from vit_jax import cli, variants
+from vit_jax import cli, progress, variants
 from vit_jax.errors import UserError
 from vit_jax.tools import features, model_flags
 
@@ -139,7 +139,7 @@ def attend(
     names = [picture.name for picture in pictures]
     views = [[model.view(picture.image) for picture in pictures] for model in models]
     extracted = [
-        attention_maps.extract(model, images, numbers, with_rollout="rollout" in heads)
+        attention_maps.extract(model, images, numbers, "rollout" in heads, title="attend")
         for model, images, numbers in zip(models, views, layers, strict=True)
     ]
     if terminal:
@@ -160,6 +160,8 @@ def attend(
         frames = (draw([i], rows) for i in range(len(names)))
         if frame_per_layer:
             frames = (draw([0], [layer]) for layer in range(num_layers))
+        count = num_layers if frame_per_layer else len(names)
+        frames = progress.track(frames, "attend: drawing frames", total=count)
         overlay.animate(animate, frames, fps=fps or (2 if frame_per_layer else 10))
         save(animate, arrays)
     return arrays

@@ -71,7 +71,8 @@ def predict(model, images, *, topk=5):
     if not model.module.config.num_classes:
         raise UserError(f"{model.name} has no classifier")
     views = [model.view(image) for image in images]
-    probabilities = np.asarray(jax.nn.softmax(model.run(views, batch_size=64)["logits"]))
+    outputs = model.run(views, batch_size=64, title="predict")
+    probabilities = np.asarray(jax.nn.softmax(outputs["logits"]))
     order = (-probabilities).argsort(axis=1, kind="stable")[:, :topk]
     return [
         [(int(i), float(row[i])) for i in best]
