@@ -6,6 +6,7 @@ when a model is built, so that command-line tools report invalid flags without t
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,9 @@ class LoadedModel:
 
         return augment.normalize(jnp.asarray(np.asarray(views)), self.mean, self.std)
 
-    def run(self, images, *, attention=False, blocks=False, compute=None, batch_size=32):
+    def run(
+        self, images, *, attention=False, blocks=False, compute=None, batch_size=32, title=None
+    ):
         """Run the model over images, batch by batch.
 
         Args:
@@ -159,6 +162,7 @@ class LoadedModel:
           compute: function `(module, normalized images) -> {name: array [b, ...]}` to run instead
             of the model's forward pass. It is compiled once.
           batch_size: images per forward pass.
+          title: name of the command, to show progress on stderr; None: no progress.
 
         Returns:
           The named outputs of the model as numpy float32 arrays, or those of `compute`.
@@ -168,7 +172,7 @@ class LoadedModel:
         """
         import numpy as np
 
-        from vit_jax import forward
+        from vit_jax import forward, progress
 
         images = np.stack(images) if isinstance(images, list) else images
         if not len(images):
@@ -180,6 +184,9 @@ class LoadedModel:
             )
         run = self._program(compute or _forward_batch_first(attention, blocks))
         batches = forward.batched(images, batch_size)
+        if title is not None:
+            title = f"{title}: running the model on {len(images):,} images"
+            batches = progress.track(batches, title, total=math.ceil(len(images) / batch_size))
         outputs = forward.collect(run, self.params, batches, len(images))
         if compute is None:
             stacked = ("attention", "blocks")  # axis 0 of the model's output is the layer
