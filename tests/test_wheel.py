@@ -12,7 +12,7 @@ from PIL import Image
 from tests import GOLDEN, ROOT
 
 WEIGHTS = GOLDEN / "vit/vit_cls/state_dict.safetensors"
-NAME = "vit_tiny_patch16_224,num_heads=3"
+NAME = "num_heads=3"
 RECIPE = """from vit_jax.config import defaults
 
 def get_config():

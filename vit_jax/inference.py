@@ -32,6 +32,9 @@ class LoadedModel:
       crop: crop ratio: side of the center crop / short side of the resized image.
       class_names: names of the classifier's outputs; for a run without a classifier, those of the
         dataset's classes.
+      assumed: for a weight file: what neither the file nor the name determines, names such as
+        "norm", "act", "mean", "std" and "crop".
+      notes: for a weight file: what to know about how it is used, as texts.
       workdir: directory of the run; None for a weight file.
       config: config of the run; None for a weight file.
       record: contents of the run's run.json; None for a weight file.
@@ -48,6 +51,8 @@ class LoadedModel:
     std: tuple
     crop: float
     class_names: list
+    assumed: tuple = ()
+    notes: tuple = ()
     workdir: str | None = None
     config: Any = None
     record: dict | None = None
@@ -132,12 +137,24 @@ class LoadedModel:
 
         Returns:
           uint8 [image, image, channels].
+
+        Raises:
+          UserError: if the model expects neither 1 nor 3 channels.
         """
         from vit_jax import augment
 
+        self.check_channels()
         return augment.eval_view(
             image, size=self.image, channels=self.channels, eval_crop=self.crop
         )
+
+    def check_channels(self):
+        """Raise UserError if the model's channels are not those of a decoded image."""
+        if self.channels not in (1, 3):
+            raise UserError(
+                f"{self.name}: the weights expect {self.channels} channels, but images are decoded "
+                "to 1 or 3; pass normalized arrays instead, to the features tool or run()"
+            )
 
     def normalize(self, views):
         """Normalize uint8 [b, h, w, c], or a list of [h, w, c], to float32 [b, h, w, c]."""
@@ -261,7 +278,8 @@ def load(spec, name=None, *, checkpoint="best", raw=False, class_names=None):
       name: name of the model, for a weight file that does not determine it.
       checkpoint: for a run: "best", "latest" or a step.
       raw: for a run: load the trained parameters instead of their EMA or the teacher.
-      class_names: for a weight file: names of the classes; None: ImageNet's for 1000 classes.
+      class_names: for a weight file: names of the classes; None: those in the config.json next to
+        it, otherwise ImageNet's for 1000 classes.
 
     Returns:
       A `LoadedModel`.
@@ -277,11 +295,20 @@ def load(spec, name=None, *, checkpoint="best", raw=False, class_names=None):
         raise UserError(f"{spec} is a weight file, not a run; leave out checkpoint and raw")
     from vit_jax import pretrained
 
+    described = pretrained.describe(spec, name)
     module = pretrained.load(spec, name)
     file = Path(spec).name
-    title = f"{file}, {name}" if name else file
-    options = dict(short_name=file, variant=name or "ViT", class_names=class_names)
-    return from_module(module, title, **options, **pretrained.preprocessing(module, name))
+    overrides_only = "=" in (name or "").split(",")[0]
+    return from_module(
+        module,
+        f"{file}, {name}" if name else file,
+        short_name=file,
+        variant="ViT" if overrides_only else name or "ViT",
+        mean=described.mean,
+        std=described.std,
+        crop=described.crop,
+        class_names=class_names or described.class_names,
+    ).replace(assumed=described.assumed, notes=described.notes)
 
 
 def _load_run(workdir, checkpoint, raw):
@@ -290,7 +317,13 @@ def _load_run(workdir, checkpoint, raw):
 
     config, record, model, params, step = runs.load_weights(workdir, checkpoint, raw)
     classes = names.readable(record["data"]["class_names"])
-    classes += _placeholder_names(len(classes), model.module.config.num_classes)
+    count = model.module.config.num_classes
+    if count and len(classes) > count:
+        raise UserError(
+            f"{workdir}: run.json has {len(classes)} class names, but the model has {count} "
+            "classes; correct data.class_names in it"
+        )
+    classes += _placeholder_names(len(classes), count)
     return LoadedModel(
         f"{workdir}, step {step:,}",
         storage.resolve(workdir).name,

@@ -22,7 +22,7 @@ from vit_jax.pretrained import runs
 from vit_jax.tools import attend
 
 WEIGHTS = GOLDEN / "vit/vit_cls/state_dict.safetensors"  # 2 layers, 3 heads, 32/4
-NAME = "vit_tiny_patch16_224"
+NAME = "num_heads=3"
 
 
 def run(images, **options):

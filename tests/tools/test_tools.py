@@ -93,7 +93,7 @@ def test_predict_with_a_weight_file(capsys, tmp_path):
     Image.fromarray(x).save(tmp_path / "x.png")
     (tmp_path / "names").write_text("\n".join("abcdefghij"))
     image, weights = tmp_path / "x.png", f"--weights={WEIGHTS}"
-    args = [weights, "--model=vit_tiny_patch16_224"]
+    args = [weights, "--model=num_heads=3"]
     _, (plain,), _ = run_predict(capsys, *args, image)
     assert plain["top"][0]["name"] == f"class {plain['top'][0]['class']}" and "label" not in plain
     imagenet = ["--mean=0.485,0.456,0.406", "--std=0.229,0.224,0.225"]
@@ -101,9 +101,10 @@ def test_predict_with_a_weight_file(capsys, tmp_path):
     _, (named,), _ = run_predict(capsys, *args, names, *imagenet, image)
     assert named["top"][0]["name"] == "abcdefghij"[named["top"][0]["class"]]
     assert named["top"] != plain["top"]
-    deit = [weights, "--model=deit_tiny_patch16_224", names]
+    name = "deit_tiny_patch16_224,width=48,depth=2,patch=4"
+    deit = [weights, f"--model={name}", names]
     assert run_predict(capsys, *deit, image)[1] == [named]
-    model = inference.load(str(WEIGHTS), "deit_tiny_patch16_224")
+    model = inference.load(str(WEIGHTS), name)
     (((best, probability), *_),) = predict.predict(model, [x], topk=3)
     assert best == named["top"][0]["class"]
     assert probability == pytest.approx(named["top"][0]["probability"], abs=1e-6)

@@ -7,10 +7,23 @@ axis 0, and qkv [3*d, d] becomes [d, 3, d].
 import math
 import re
 
-import jax
 import numpy as np
 
+from vit_jax.errors import UserError
+
 TIMM_NAMES = {"patch_embed": "patch_embed.proj", "kernel": "weight", "scale": "weight"}
+# Start of a tensor's name: the part of the model that it belongs to, which ours does not have.
+UNSUPPORTED = {
+    r"(reg_token|register_tokens|storage_tokens)$": "register tokens",
+    r"(dist_token|head_dist\.)": "a distillation token",
+    r"(mask_token$|decoder_)": "a decoder (MAE); remove it and the mask token from the file",
+    r"norm_pre\.": "a LayerNorm before the blocks (CLIP)",
+    r"patch_embed\.(backbone|norm)\.": "a patch embedding with further layers",
+    r"rope\.": "rotary position embeddings",
+    r"blocks\.\d+\.attn\.[qk]_norm\.": "QK norm",
+    r"blocks\.\d+\.(attn|mlp)\.norm\.": "a norm inside attention or MLP",
+    r"blocks\.\d+\.mlp\.(w\d|fc1_[gx])": "a gated MLP (SwiGLU)",
+}
 
 
 def use_timm_names(tensors):
@@ -24,8 +37,17 @@ def matches(tensors):
 
 
 def options(tensors):
-    """Infer options of `ViTConfig` from the names and shapes of the tensors."""
-    width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
+    """Infer options of `ViTConfig` from the names and shapes of the tensors.
+
+    Raises:
+      KeyError: if a tensor is missing.
+      ValueError: if a tensor has the wrong number of axes.
+      UserError: if the tensors are those of a model that is not supported.
+    """
+    _check_supported(tensors)
+    width, channels, patch, columns = tensors["patch_embed.proj.weight"].shape
+    if patch != columns:
+        raise UserError(f"patches of {patch}x{columns} pixels are not supported, only square ones")
     blocks = [int(m[1]) for key in tensors if (m := re.match(r"blocks\.(\d+)\.", key))]
     result = dict(
         width=width,
@@ -37,19 +59,34 @@ def options(tensors):
         class_token="cls_token" in tensors,
         qkv_bias="blocks.0.attn.qkv.bias" in tensors,
         fc_norm="fc_norm.weight" in tensors,
+        layer_scale_init=None,
     )
     if "blocks.0.ls1.gamma" in use_timm_names(tensors):
         result["layer_scale_init"] = 1.0  # enables LayerScale; overwritten by the loaded gammas
     if "pos_embed" in tensors:
         rows = tensors["pos_embed"].shape[1]
+        result["pos_embed"] = "learned"
         result["no_embed_class"] = bool(result["class_token"] and math.isqrt(rows) ** 2 == rows)
         patches = rows - (result["class_token"] and not result["no_embed_class"])
+        if math.isqrt(patches) ** 2 != patches:
+            raise UserError(f"position embeddings of {rows} tokens are not those of a square image")
         result["image"] = math.isqrt(patches) * patch
     if "attn_pool.latent" in tensors:
         result["pool"] = "map"
     elif result["fc_norm"] or not result["class_token"]:
         result["pool"] = "gap"
     return result
+
+
+def _check_supported(tensors):
+    """Raise UserError if names show that the model is not a ViT that is supported."""
+    for pattern, part in UNSUPPORTED.items():
+        if name := next((key for key in tensors if re.match(pattern, key)), None):
+            raise UserError(f"the weights have {part}, which is not supported: tensor '{name}'")
+    if "blocks.0.norm1.weight" not in tensors:
+        raise UserError("the weights have no LayerNorm of the attention, 'blocks.0.norm1.weight'")
+    if not {"norm.weight", "fc_norm.weight"} & tensors.keys():
+        raise UserError("the weights have no final LayerNorm, 'norm.weight' or 'fc_norm.weight'")
 
 
 def timm_name(path):
@@ -70,6 +107,8 @@ def params(tensors, template):
     Raises:
       ValueError: if a tensor is missing, unexpected or of the wrong shape.
     """
+    import jax
+
     tensors = use_timm_names(tensors)
     unused = set(tensors)
 
@@ -78,6 +117,10 @@ def params(tensors, template):
         if name not in tensors:
             raise ValueError(f"missing tensor '{name}'")
         unused.discard(name)
+        if tensors[name].dtype.kind != "f":
+            raise ValueError(
+                f"tensor '{name}' has dtype {tensors[name].dtype}; only floats are supported"
+            )
         try:
             return from_torch(tensors[name], path, shape)
         except ValueError:

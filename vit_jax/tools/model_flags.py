@@ -100,6 +100,7 @@ def _view(model, flags):
         changes[key] = values * model.channels if len(values) == 1 else values
     if flags.crop is not None:
         changes["crop"] = flags.crop
+    changes["assumed"] = tuple(key for key in model.assumed if key not in changes)
     return changes
 
 
@@ -113,9 +114,14 @@ def open_images(names, models):
 
     Returns:
       The images as `data.pictures.Picture`s, and the error messages.
+
+    Raises:
+      UserError: if a model expects neither 1 nor 3 channels.
     """
     from vit_jax.data import pictures
 
+    for model in models if names else ():
+        model.check_channels()
     config = next((model.config for model in models if model.config is not None), None)
     channels = max(min(model.channels, 3) for model in models)
     images, errors = pictures.open_images(names, config, channels)
@@ -124,9 +130,35 @@ def open_images(names, models):
     return images, errors
 
 
-def preprocessing(model):
-    """Describe the preprocessing for a weight file; "" for a run, whose config specifies it."""
+def preprocessing(model, view=True):
+    """Describe how a weight file is used, and what of it is assumed.
+
+    Args:
+      model: an `inference.LoadedModel`.
+      view: whether to describe the preprocessing too; False if the images are already normalized.
+
+    Returns:
+      Text that follows the model's name; "" for a run, whose config specifies everything.
+    """
     if model.config is not None:
         return ""
-    mean, std = (",".join(f"{x:g}" for x in values) for values in (model.mean, model.std))
-    return f" (mean {mean}, std {std}, crop {model.crop:g}; set with --mean, --std, --crop)"
+    c = model.module.config
+    texts = {}
+    if "num_heads" in model.assumed:
+        texts["num_heads"] = f"{c.num_heads} heads"
+    if "norm" in model.assumed:
+        texts["norm"] = f"{c.norm}-norm"
+    if "act" in model.assumed:
+        texts["act"] = {"gelu": "GELU (erf)", "gelu_tanh": "GELU (tanh)"}[c.act]
+    flags = ["--model"] if texts else []
+    if view:
+        for key in ("mean", "std"):
+            texts[key] = f"{key} " + ",".join(f"{x:g}" for x in getattr(model, key))
+        texts["crop"] = f"crop {model.crop:g}"
+        flags += ["--mean", "--std", "--crop"]
+    known = [text for key, text in texts.items() if key not in model.assumed]
+    assumed = [text for key, text in texts.items() if key in model.assumed]
+    parts = [", ".join(known), "assumed " + ", ".join(assumed) if assumed else "", *model.notes]
+    parts.append(f"set with {', '.join(flags)}" if flags else "")
+    text = "; ".join(filter(None, parts))
+    return f" ({text})" if text else ""

@@ -1,0 +1,194 @@
+"""Preprocessing of published weights by name, and the config.json next to a file. Imports no JAX.
+
+The values are those of timm 1.0.31, `default_cfgs` in models/vision_transformer.py and
+models/deit.py, unless a comment names another source.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from vit_jax import variants
+from vit_jax.config import IMAGENET_MEAN, IMAGENET_STD
+from vit_jax.data.class_names import readable
+from vit_jax.errors import UserError
+
+HALF = (0.5, 0.5, 0.5)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+# Start of the tag in timm's name: (mean, std, crop below 384 pixels, crop from 384 pixels). The
+# first match counts. timm has no weights of DINO and MAE at 384 pixels.
+PREPROCESSING = {
+    "augreg": (HALF, HALF, 0.9, 1.0),
+    "augreg2": (HALF, HALF, 0.9, 1.0),
+    "orig": (HALF, HALF, 0.9, 1.0),
+    "sam": (HALF, HALF, 0.9, 1.0),
+    "bamboo": (CLIP_MEAN, CLIP_STD, 1.0, 1.0),
+    "dino": (IMAGENET_MEAN, IMAGENET_STD, 0.9, 0.9),
+    "mae": (IMAGENET_MEAN, IMAGENET_STD, 0.9, 0.9),
+    "fb_in22k": (IMAGENET_MEAN, IMAGENET_STD, 1.0, 1.0),
+    "fb": (IMAGENET_MEAN, IMAGENET_STD, 0.9, 1.0),
+}
+# Training checkpoints of DINO: eval_linear.py and eval_knn.py of facebookresearch/dino (7c446df)
+# resize to 256 and crop 224.
+DINO = (IMAGENET_MEAN, IMAGENET_STD, 0.875, 0.875)
+LARGE_IMAGE = 384  # pixels; from here on, timm evaluates without cropping
+POOLS = {"token": "cls", "avg": "gap", "map": "map"}  # timm's global_pool -> pool
+SIZE_ARGS = {  # timm's model_args -> options of `ViTConfig`
+    "patch_size": "patch",
+    "embed_dim": "width",
+    "depth": "depth",
+    "num_heads": "num_heads",
+}
+# model_args that the tensors determine, or that do not affect the outputs at evaluation.
+IGNORED_ARGS = {
+    *("img_size", "in_chans", "num_classes", "global_pool", "mlp_ratio", "qkv_bias", "init_values"),
+    *("class_token", "no_embed_class", "fc_norm", "weight_init", "drop_rate", "pos_drop_rate"),
+    *("patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "dynamic_img_size"),
+    "strict_img_size",
+}
+# DeiT III is the ViT of timm with LayerScale and without a position for [CLS].
+DEIT3_OPTIONS = {"layer_scale_init": 1.0, "no_embed_class": True}
+
+
+class Card(NamedTuple):
+    """The config.json next to a weight file, as timm writes it.
+
+    Attributes:
+      path: the file.
+      name: timm's name with the tag, such as "vit_small_patch16_224.dino".
+      options: options of `ViTConfig` besides those of the name.
+      preprocessing: (mean, std, crop), or None.
+      class_names: names of the classes, or None.
+      notes: what differs from the preprocessing here, as texts.
+    """
+
+    path: Path
+    name: str
+    options: dict
+    preprocessing: tuple | None
+    class_names: list | None
+    notes: tuple
+
+
+def preprocessing(name, image, channels=3, dino=False):
+    """Return the preprocessing of published weights by timm's name.
+
+    Args:
+      name: name of the model, such as "vit_small_patch16_384.augreg_in1k", or None.
+      image: image size of the weights, pixels.
+      channels: channels of an image.
+      dino: whether the weights are from DINO's own code.
+
+    Returns:
+      mean: one value per channel.
+      std: one value per channel.
+      crop: crop ratio.
+      known: whether these values are known. Unknown names, such as S/16 and timm's names without a
+        tag, get those of AugReg, timm's default weights.
+    """
+    base, _, tag = (name or "").partition(",")[0].partition(".")
+    if base.startswith("deit") and not tag:
+        tag = "fb"  # the only weights of these names
+    rows = (row for start, row in PREPROCESSING.items() if re.match(rf"{start}(_|$)", tag))
+    row = next(rows, DINO if dino else None)
+    known = row is not None and channels == 3
+    mean, std, crop, large_crop = row if known else PREPROCESSING["augreg"]
+    if not known:
+        mean = std = HALF[:1] * channels
+    return mean, std, large_crop if image >= LARGE_IMAGE else crop, known
+
+
+def plain_name(name):
+    """Split a name into that of the same ViT, and the options of DeiT III if it is one."""
+    if name.startswith("deit3_"):
+        return name.replace("deit3_", "deit_", 1), DEIT3_OPTIONS
+    return name, {}
+
+
+def read_card(weights):
+    """Read the config.json next to a weight file.
+
+    Returns:
+      A `Card`, or None if there is no such file or timm did not write it.
+
+    Raises:
+      UserError: if the file is malformed, or names an architecture that is not supported.
+    """
+    path = Path(weights).with_name("config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read: {message}; correct or remove it") from None
+    if not isinstance(config, dict) or "architecture" not in config:
+        return None
+    try:
+        return _card(path, config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is malformed ({error}); correct or remove it") from None
+
+
+def _card(path, config):
+    """Return the `Card` of a parsed config.json."""
+    # Old files have no group pretrained_cfg.
+    cfg = config | config.get("pretrained_cfg", {})
+    architecture = config["architecture"]
+    args = config.get("model_args") or {}
+    base, deit3_options = plain_name(architecture)
+    unknown = sorted(args.keys() - SIZE_ARGS.keys() - IGNORED_ARGS)
+    try:
+        variants.parse(base)
+    except UserError:
+        raise UserError(f"architecture {architecture!r} is not supported") from None
+    if unknown:
+        raise UserError(f"model_args {', '.join(unknown)} are not supported")
+    tag = cfg.get("tag")
+    values = None
+    if any(cfg.get(key) is not None for key in ("mean", "std", "crop_pct")):
+        values = _numbers(cfg, "mean"), _numbers(cfg, "std"), _number(cfg, "crop_pct")
+        if not (0 < values[2] <= 1 and min(values[1]) > 0):
+            raise UserError("crop_pct must be above 0 and at most 1, and std above 0")
+    options = {SIZE_ARGS[key]: x for key, x in args.items() if key in SIZE_ARGS}
+    options |= {"pool": POOLS.get(cfg.get("global_pool")), "num_classes": cfg.get("num_classes")}
+    names = cfg.get("label_names") or cfg.get("labels")
+    if names is not None:
+        if not all(isinstance(name, str) for name in names):
+            raise UserError("label_names must be strings")
+        descriptions = cfg.get("label_descriptions") or {}
+        names = [descriptions.get(name, name) for name in readable(list(names))]
+    expected = {"interpolation": "bicubic", "crop_mode": "center"}
+    notes = tuple(
+        f"{key.replace('_', ' ')} {cfg[key]} is not supported and replaced by {default}"
+        for key, default in expected.items()
+        if cfg.get(key) not in (None, default)
+    )
+    return Card(
+        path=path,
+        name=f"{architecture}.{tag}" if tag and "." not in architecture else architecture,
+        options={key: x for key, x in options.items() if x is not None},
+        preprocessing=values,
+        class_names=names,
+        notes=notes,
+    )
+
+
+def _numbers(cfg, key):
+    """Return a list of numbers in config.json as a tuple of floats."""
+    values = cfg.get(key)
+    if not isinstance(values, list) or not values:
+        raise UserError(f"{key} must be a list of numbers; got {values!r}")
+    return tuple(_number({key: x}, key) for x in values)
+
+
+def _number(cfg, key):
+    """Return a number in config.json as a float."""
+    value = cfg.get(key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"{key} must be a number; got {value!r}")
+    return float(value)
