@@ -140,13 +140,14 @@ def test_progress_without_terminal_is_one_line_per_row(tmp_path, monkeypatch):
 
 def test_first_step_is_shown_before_the_first_row(tmp_path, monkeypatch):
     stream = io.StringIO()
-    times = iter([10.0, 13.0, 100.0, 109.0])
+    times = iter([10.0, 13.0, 100.0, 101.0, 109.0])
     monkeypatch.setattr(log, "time", SimpleNamespace(monotonic=lambda: next(times), time=time.time))
     monkeypatch.setattr(progress, "time", log.time)
     with log.Log(tmp_path, 100, stream=stream) as out:
         with out.status("compiling the training step", "compiled the training step"):
             pass
         out.update_progress(1, {"train/loss": np.float32(2.5), "sched/lr": 0.0})
+        out.write(1, {"train/loss": 2.5})  # not printed again
         out.write(10, {"train/loss": 2.0})  # 9 steps in 9 s
     assert stream.getvalue().splitlines() == [
         "compiling the training step ...",
@@ -154,7 +155,7 @@ def test_first_step_is_shown_before_the_first_row(tmp_path, monkeypatch):
         "step 1/100  loss 2.5000  lr 0.0e+00",
         "step 10/100  loss 2.0000  0:01:30 left",
     ]
-    assert steps(tmp_path) == [10]
+    assert steps(tmp_path) == [1, 10]
 
 
 def visible_lines(output):

@@ -75,6 +75,7 @@ class Log:
         self._step_seconds = 0.0
         self._first = None  # step and time of the first training row
         self._last_refresh = 0.0
+        self._printed = None  # step of the latest line about a training row
         if primary:
             self._loggers = {
                 name: member("loggers", name).make(self.workdir, config, start) for name in loggers
@@ -141,9 +142,8 @@ class Log:
 
         Args:
           step: number of completed optimizer steps.
-          values: metrics to show, named as for `write`; they are not stored. Call it so after the
-            first step, unless a row of this step is written. Without a terminal, this prints a
-            line.
+          values: metrics to show, named as for `write`; they are not stored. Without a terminal,
+            they are printed, and a row of the same step is not.
         """
         if self._writer is None:
             return
@@ -204,6 +204,9 @@ class Log:
         if self._interactive:
             self._refresh(step)
             return
+        if step == self._printed:
+            return
+        self._printed = step
         parts = [f"step {step:,}/{self.total:,}", self._epoch(step), self._details]
         if remaining := self._remaining(step):
             parts.append(f"{remaining} left")
@@ -289,10 +292,9 @@ def write_run_json(workdir, *, step=0, mesh=None, **facts):
         run = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         run = {}
-    previous = run
     now = datetime.now(UTC).isoformat(timespec="seconds")
     devices = jax.devices()
-    run |= {
+    current = run | {
         "command": [re.sub(SECRET, r"\1***", arg) for arg in sys.argv],
         "code": _revision(),
         "python": platform.python_version(),
@@ -304,8 +306,8 @@ def write_run_json(workdir, *, step=0, mesh=None, **facts):
         **facts,
         "starts": [*run.get("starts", []), {"time": now, "step": int(step)}],
     }
-    write_json(path, run)
-    return _describe_changes(previous, run)
+    write_json(path, current)
+    return _describe_changes(run, current)
 
 
 def _describe_changes(old, new):
