@@ -39,6 +39,23 @@ def test_sharpness_matches_pillow():
             np.testing.assert_array_equal(actual, expected)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_operations_on_images_of_one_pixel(channels):
+    """All operations map a constant image to a constant, which does not depend on its size."""
+    center = np.array([0.5, 0.5])
+    for level in (-1.0, -0.3, 0.0, 0.9):
+        for name, op in (*randaugment.OPERATIONS.items(), *enumerate(randaugment.BIG_VISION)):
+            args = () if name in randaugment.OPERATIONS else (center,)
+            values = set()
+            for shape in ((1, 1), (1, 9), (9, 1), (20, 20)):
+                pil = randaugment.to_pil(np.full((*shape, channels), 90, np.uint8))
+                fill = randaugment._fill((90,) * 3, pil)
+                result = randaugment.to_array(op(pil, level, fill, *args))
+                assert result.shape == (*shape, channels)
+                values |= set(result.ravel().tolist())
+            assert len(values) == 1, (name, level)
+
+
 def test_posterize_to_zero_bits_is_black():
     assert not augment.apply_op("PosterizeIncreasing", GOLDEN["input"], 10).any()
 

@@ -48,3 +48,20 @@ def test_box_equals_crop_with_and_without_numba(channels, monkeypatch):
         np.testing.assert_array_equal(view, expected)
         np.testing.assert_array_equal(crop, expected)
     np.testing.assert_array_equal(without_numba[2], image[3:67, 4:68])
+
+
+def test_window_equals_crop_of_the_resized_image():
+    rng = np.random.default_rng(0)
+    differences = []
+    for i in range(120):
+        h, w = int(rng.integers(1, 30)), int(rng.integers(30, 4000))
+        image = rng.integers(0, 256, (h, w, (1, 3)[i % 2]), np.uint8)
+        image = np.ascontiguousarray(image.swapaxes(0, 1)) if i % 3 else image
+        side = int(rng.integers(8, 50))
+        height, width = (side * n // h for n in image.shape[:2])
+        y, x = (int(rng.integers(n - 7)) for n in (height, width))
+        actual = resize.resize_window(image, width, height, (y, x, 8, 8))
+        expected = resize._pillow(image, width, height)[y : y + 8, x : x + 8]
+        differences.append(np.abs(actual.astype(int) - expected).ravel())
+    differences = np.concatenate(differences)
+    assert differences.max() <= 2 and (differences > 0).mean() < 0.002

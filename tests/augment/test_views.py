@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,6 +135,60 @@ def test_pad_crop_covers_all_shifts():
         assert view.shape == image.shape and (view[rows][:, columns] == 9).all()
         shifts.add((*rows, *columns))
     assert len(shifts) == 25
+
+
+THIN = """
+import resource
+import sys
+import numpy as np
+from vit_jax import augment
+from vit_jax.config import defaults
+
+def views(image):
+    for crop in ("resized", "pad", "none", "multi"):
+        c = defaults()
+        c.augment.crop = crop
+        train, evaluation = augment.transforms(c)
+        view = train(image, np.random.default_rng(0))
+        yield from [evaluation(image), *(view.values() if crop == "multi" else [view])]
+
+views_of_noise = list(views(np.random.default_rng(0).integers(0, 256, (80, 90, 3), np.uint8)))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for short in (1, 2):
+    for channels in (1, 3):
+        row = np.clip(np.arange(60_000) - 29_900, 0, 255).astype(np.uint8)
+        wide = np.broadcast_to(row[None, :, None], (short, len(row), channels))
+        for image in (wide, wide.swapaxes(0, 1)):
+            for view in views(np.ascontiguousarray(image)):
+                side = view.shape[1]
+                centers = view[..., side // 2, side // 2, :]
+                assert abs(centers.astype(int) - 99.5).max() < 2, centers
+used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(used * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+def test_long_thin_images_need_little_memory():
+    done = subprocess.run([sys.executable, "-c", THIN], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 30e6
+
+
+@pytest.mark.parametrize("crop", ["resized", "pad", "none", "multi"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_one_pixel(crop, channels):
+    c = defaults()
+    c.model.image, c.model.channels = 32, channels
+    c.augment.crop, c.augment.pad, c.augment.local_size = crop, 0, 16
+    for ratio in ((3 / 4, 4 / 3), (0.1, 0.2), (5.0, 9.0)):
+        c.augment.ratio = ratio
+        train, evaluation = augment.transforms(c)
+        for shape in ((1, 1, 3), (1, 9, 3), (9, 1, 3), (1, 1, 1)):
+            image = np.full(shape, 90, np.uint8)
+            views = [train(image, np.random.default_rng(0)), evaluation(image)]
+            for view in jax.tree.leaves(views):
+                assert view.shape[-3] >= 16 and view.shape[-1] == channels
+                assert (view == 90).all()
 
 
 class FixedRng:

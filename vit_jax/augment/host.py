@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.augment.randaugment import big_vision, rand_augment, to_array, to_pil
-from vit_jax.augment.resize import resize
+from vit_jax.augment.resize import resize, resize_window
 from vit_jax.config import parse_randaugment
 
 BILINEAR = Image.Resampling.BILINEAR
+MAX_ASPECT_RATIO = 16  # above, the resized image would be much larger than the view
 
 
 def transforms(config):
@@ -116,7 +117,8 @@ def eval_view(image, *, size, channels, eval_crop):
 
     The short side is resized to floor(size / eval_crop) with bicubic interpolation. The result
     equals torchvision's Resize and CenterCrop on PIL images: the long side is rounded down to whole
-    pixels, and the offset of the crop is rounded half to even.
+    pixels, and the offset of the crop is rounded half to even. If the aspect ratio exceeds
+    MAX_ASPECT_RATIO, a few pixels may differ by one or two levels; see `resize_window`.
 
     Args:
       image: uint8 [h, w, c].
@@ -132,10 +134,11 @@ def eval_view(image, *, size, channels, eval_crop):
     short = math.floor(size / eval_crop)
     if min(h, w) != short:
         h, w = (short, short * w // h) if h <= w else (short * h // w, short)
-        image = resize(image, w, h)
-    if (h, w) != (size, size):
-        y, x = round((h - size) / 2), round((w - size) / 2)
-        image = image[y : y + size, x : x + size]
+    y, x = round((h - size) / 2), round((w - size) / 2)
+    if max(h, w) > MAX_ASPECT_RATIO * short:
+        image = resize_window(image, w, h, (y, x, size, size))
+    else:
+        image = resize(image, w, h)[y : y + size, x : x + size]
     return to_channels(image, channels)
 
 
@@ -189,8 +192,8 @@ def _crop_box(height, width, rng, scale, ratio):
         if 0 < w <= width and 0 < h <= height:
             y, x = rng.integers(height - h + 1), rng.integers(width - w + 1)
             return int(y), int(x), h, w
-    w = min(width, round(height * ratio[1]))
-    h = min(height, round(width / ratio[0]))
+    w = max(1, min(width, round(height * ratio[1])))
+    h = max(1, min(height, round(width / ratio[0])))
     return (height - h) // 2, (width - w) // 2, h, w
 
 

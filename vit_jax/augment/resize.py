@@ -1,7 +1,7 @@
 """Pillow's bicubic resize, compiled with Numba if it is installed (the extra "fast").
 
-The result is bit-exact, because the arithmetic is the same: one pass per axis, integer weights with
-22 fractional bits, and an 8-bit intermediate image.
+The compiled function is bit-exact, because the arithmetic is the same: one pass per axis, integer
+weights with 22 fractional bits, and an 8-bit intermediate image.
 """
 
 import functools
@@ -40,9 +40,53 @@ def resize(image, width, height, box=None):
     return _pillow(image[y : y + h, x : x + w], width, height)
 
 
-def _pillow(image, width, height):
+def resize_window(image, width, height, window):
+    """Compute a window of the resized image, in memory proportional to the window.
+
+    Equals a crop of the image that PIL's Image.resize returns, except for rare differences of one
+    or two levels, as Pillow rounds the coordinates of boxes to float32.
+
+    Args:
+      image: uint8 [h, w, 1 or 3].
+      width: width of the whole resized image, in pixels.
+      height: height of the whole resized image, in pixels.
+      window: (y, x, h, w) of the window in the resized image, in pixels.
+
+    Returns:
+      uint8 [h, w, 1 or 3].
+    """
+    y, x, h, w = window
+    top, bottom, rows = _source(image.shape[0], height, y, h)
+    left, right, columns = _source(image.shape[1], width, x, w)
+    result = image[rows, columns]
+    tall = image.shape[0] > 100 * image.shape[1] and height < image.shape[0]
+    for axis in (0, 1) if tall else (1, 0):  # the order of the passes in Pillow
+        if axis:
+            n = result.shape[0]
+            result = _pillow(result, w, n, (left, 0, right, n))
+        else:
+            n = result.shape[1]
+            result = _pillow(result, n, h, (0, top, n, bottom))
+    return result
+
+
+def _source(old_size, new_size, start, size):
+    """Return the part of an axis that a window of the resized axis depends on.
+
+    Returns:
+      The window's first and last coordinate, relative to a slice of the axis, and the slice.
+    """
+    scale = old_size / new_size
+    first, last = start * scale, (start + size) * scale
+    margin = 2 * max(scale, 1) + 1  # support of the kernel, and rounding
+    low = max(0, math.floor(first - margin))
+    high = min(old_size, math.ceil(last + margin))
+    return first - low, min(last, high) - low, slice(low, high)
+
+
+def _pillow(image, width, height, box=None):
     gray = image.shape[2] == 1
-    pil = Image.fromarray(image[..., 0] if gray else image).resize((width, height), BICUBIC)
+    pil = Image.fromarray(image[..., 0] if gray else image).resize((width, height), BICUBIC, box)
     return np.asarray(pil)[..., None] if gray else np.asarray(pil)
 
 
