@@ -41,4 +41,11 @@ def test_doctor_reports_corrupt_images_and_missing_splits(doctor):
     assert code == 2 and out.endswith("2 problems found\n")
     assert "dog/3.png" in out and "cat/0.png: an HTML or XML document" in out
     code, out, _ = call("--config.data.train=none", *splits[1:])
-    assert code == 2 and "problem: unknown split 'none'; available splits: train, val" in out
+    assert code == 2 and "config.data.train = 'none': unknown split 'none'; available" in out
+    assert out.count("unknown split 'none'") == 1
+    # Found before training: a batch that is too large, and a class that train does not have.
+    code, out, _ = call(*splits, "--config.batch_size=32")
+    assert code == 2 and "batch_size = 32 is larger than the training split, 16 images" in out
+    (root / "val/cat").rename(root / "val/Cat")
+    code, out, _ = call(*splits)
+    assert code == 2 and "'Cat'" in out and "2 problems found" in out

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from absl import flags
 
 from vit_jax import cli
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 from vit_jax.workdir import storage
 
 SPLIT_SIZES = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}  # images per split
@@ -47,18 +47,30 @@ def doctor(config, *, workdir=None, max_images=1000):
     """
     print(f"python {sys.version.split()[0]}", flush=True)
     problems = []
-    checks = ((check_devices,), (check_data, max_images), (check_disk, workdir))
+    checks = ((check_plan, workdir), (check_data, max_images), (check_devices,))
+    checks += ((check_disk, workdir),)
     for check, *arguments in checks:
         try:
             new_problems = check(config, *arguments)
         except UserError as error:
             new_problems = [str(error)]
+        new_problems = [p for p in new_problems if not any(q.endswith(p) for q in problems)]
         for problem in new_problems[:MAX_PRINTED_PROBLEMS]:
             print(f"problem: {problem}")
         problems += new_problems
     noun = "problem" if len(problems) == 1 else "problems"
     print(f"{len(problems)} {noun} found" if problems else "all checks passed")
     return problems
+
+
+def check_plan(config, workdir):
+    """Check that the data and the config fit together, and that the workdir can be used."""
+    from vit_jax import train
+    from vit_jax.plan import Plan
+
+    plan = train.prepare(config, workdir) if workdir else Plan(config)
+    print("\n".join(plan.describe()))
+    return []
 
 
 def check_devices(config):
@@ -78,14 +90,21 @@ def check_devices(config):
 
 def check_data(config, max_images):
     """Check all splits of the dataset; return the problems."""
-    splits = dict.fromkeys((config.data.train, config.data.val, config.data.test))
-    return [problem for name in splits for problem in check_split(config, name, max_images)]
+    problems = []
+    for name in dict.fromkeys((config.data.train, config.data.val, config.data.test)):
+        try:
+            problems += check_split(config, name, max_images)
+        except UserError as error:
+            problems.append(str(error))
+    return problems
 
 
 def check_split(config, name, max_images):
     """Read images of a split and check its number of images and classes; return the problems."""
     from vit_jax import augment, data
 
+    config = config.copy_and_resolve_references()
+    config.data.on_error = "raise"
     view, _ = augment.transforms(config)
     source = data.make(config, name)
     count = len(source)
@@ -101,10 +120,11 @@ def check_split(config, name, max_images):
         f"{name}: {count:,} images, {source.num_classes} classes; read {num_read:,} images of "
         f"{len(labels)} classes, augmented at {speed:,.0f} images/s"
     )
-    if num_read == count and len(labels) < source.num_classes:
+    is_train = name == config.data.train
+    if is_train and num_read == count and len(labels) < source.num_classes:
         missing = sorted(set(range(source.num_classes)) - set(labels))
-        examples = ", ".join(map(str, missing[:MAX_PRINTED_PROBLEMS]))
-        problems.append(f"{name} has no images of {len(missing)} classes: {examples}")
+        names = [printable(source.class_names[i]) for i in missing[:MAX_PRINTED_PROBLEMS]]
+        problems.append(f"{name} has no images of {len(missing)} classes: {', '.join(names)}")
     dataset = {"tfds": config.data.dataset, "ilsvrc": "imagenet2012"}.get(config.data.name)
     expected = SPLIT_SIZES.get(dataset, {}).get(name, count)
     if count != expected:
