@@ -60,6 +60,11 @@ class Plan:
         self.notes = [note for source in self.sources.values() for note in source.notes]
         if config.model_init:
             self.notes += pretrained.check_init(config, self.num_classes)
+        if config.optim.end > peak_lr(config):
+            self.notes.append(
+                f"warning: the final learning rate, config.optim.end = {config.optim.end:g}, is "
+                f"above the peak, {peak_lr(config):.3g}"
+            )
         self.notes = list(dict.fromkeys(self.notes))
 
     def steps(self, key):
@@ -127,12 +132,12 @@ class Plan:
         sizes = ", ".join(
             f"{key} {c.data[key]} ({len(s):,} images)" for key, s in self.sources.items()
         )
-        where = printable(c.data.dataset or c.data.dir or c.data.name)
+        where = c.data.dataset if c.data.name == "tfds" else c.data.dir or c.data.name
         epochs = self.total / self.steps_per_epoch
         slices = [s for key, s in self.sources.items() if "[" in c.data[key]]
         orders = {s.source.order for s in slices if hasattr(s.source, "order")}
         return [
-            f"data: {where}: {sizes}; {self.num_classes} classes: {_names(source.class_names)}",
+            f"data: {printable(where)}: {sizes}; {self.num_classes} classes: {_names(source.class_names)}",
             *(f"the images of the slices are {order}" for order in orders),
             f"training: {self.total:,} steps of {c.batch_size} images, {epochs:.3g} "
             f"epoch{'s' * (epochs != 1)}",
@@ -148,8 +153,8 @@ class Plan:
         )
         text = f"learning rate: peak {peak_lr(c):.3g}{rule if o.lr_batch else ''}"
         if self.warmup:
-            text += f", linear warmup from {o.warmup_start:g} in {self.warmup:,} steps"
-        text += f", then cosine decay to {o.end:g} at step {self.total:,}"
+            text += f", linear warmup from {o.warmup_start:g} to step {self.warmup:,}"
+        text += f", cosine decay to {o.end:g} at step {self.total:,}"
         return text + (", updated once per epoch" if o.schedule_by == "epoch" else "")
 
 

@@ -151,7 +151,7 @@ def scan(directory):
     names = _directories(directory)
     images, ignored = [], []
     for label, name in enumerate(names):
-        for path in _files(os.path.join(directory, name)):
+        for path in _files(os.path.join(directory, name), (os.path.realpath(directory),)):
             if path.lower().endswith(SUFFIXES):
                 images.append((path, label))
             else:
@@ -183,8 +183,8 @@ def _directories(folder):
     return [entry.name for entry in _entries(folder) if entry.is_dir()]
 
 
-def _files(folder, above=()):
-    """Yield the paths of the files below a directory, sorted; each directory is visited once."""
+def _files(folder, above):
+    """Yield the paths of the files below a directory, sorted; `above` are its real parents."""
     identity = os.path.realpath(folder)
     if identity in above:  # a symbolic link to a parent directory
         return
