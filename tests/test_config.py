@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from tests import ROOT
+from vit_jax import cli, habits, variants
 from vit_jax import config as configs
-from vit_jax import variants
 from vit_jax.config import check, defaults, flat, objective, schema
 from vit_jax.errors import UserError
 from vit_jax.run import Run
@@ -192,3 +193,77 @@ def test_load_config_of_an_older_run(tmp_path):
     old.total_steps = "7"
     old.optim.lr = 0.5
     assert configs.blocking_diff(loaded, old) == ["optim.lr: 0.001 -> 0.5"]
+
+
+def test_habits_name_existing_flags_and_keys():
+    """Every replacement exists, and its key accepts the converted value."""
+    values = {"epochs": "3", "dtype": "true", "jitter": "0.3", "last": "3,224,224"}
+    values["variant"] = "vit_small"
+    both = [objective(name) for name in ("supervised", "dino")]
+    tools = "".join(path.read_text() for path in ROOT.glob("vit_jax/**/*.py"))
+    names = [name for habit in habits.HABITS for name in habit.names.split()]
+    assert len(names) == len(set(names)) and all(name == name.lower() for name in names)
+    for habit in habits.HABITS:
+        parts = habit.instead.replace("|", " ").split()
+        assert parts or habit.remark
+        for part in parts:
+            target, _, conversion = part.partition(":")
+            key = target.partition("=")[0]
+            if key.startswith("--"):
+                assert f'"{key[2:]}"' in tools
+                continue
+            config = defaults()
+            config.objective = next(
+                (c for c in both if key.removeprefix("objective.") in c), both[0]
+            )
+            default = flat(config)[key]
+            text = default if isinstance(default, str) else str(1 if default is None else default)
+            value = values.get(conversion, text)
+            argument = habits._argument(part, value)
+            cli.override(config, key, argument.partition("=")[2])
+            schema(config.objective.name)[key].check(key, flat(config)[key])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("epochs", "10", "--config.total_steps=10ep"),
+        ("total_epochs", "90", "--config.total_steps=90ep"),
+        ("model.size", "S", "--config.model.variant=S/16"),
+        ("arch", "vit_small", "--config.model.variant=S/16"),
+        ("model", "deit_base_patch8_224", "--config.model.variant=B/8"),
+        ("model", "dino_vits8", "--config.model.variant=S/8"),
+        ("model", "resnet50", "--config.model.variant=resnet50"),
+        ("model_name", "vit", "--config.model.variant=..."),
+        ("warmup-epochs", "5", "--config.optim.warmup=5ep"),
+        ("schedule.warmup_steps", "10000", "--config.optim.warmup=10000"),
+        ("data-path", "/data/my images", "'--config.data.dir=/data/my images'"),
+        ("color-jitter", "0.4", "--config.augment.jitter=0.4,0.4,0.4,0"),
+        ("input-size", "3,224,224", "--config.model.image=224"),
+        ("precision", "bf16-mixed", "--config.model.dtype=bfloat16"),
+        ("use_fp16", "false", "--config.model.dtype=float32"),
+        ("blr", "1e-3", "--config.optim.lr=1e-3 --config.optim.lr_batch=256"),
+        ("input.batch_size", "512", "--config.batch_size=512; " + habits.TOTAL),
+        ("lr", "1e-3", "--config.optim.lr=1e-3"),
+        ("drop_path", "0.1", "--config.model.drop_path=0.1"),
+        ("workers", "4", "--config.data.workers=4"),
+        ("image", "32", "--config.model.image=32"),
+        ("freeze_last_layer", "", "--config.optim.freeze_for=...ep"),
+    ],
+)
+def test_suggestion_for_a_flag_or_key_of_another_project(name, value, expected):
+    assert habits.hint(name, flat(defaults()), value) == f"pass {expected}"
+
+
+def test_suggestions_name_only_keys_of_the_objective():
+    config = defaults()
+    assert habits.hint("out_dim", flat(config), "9") is None
+    assert "--config.objective.label_smoothing" in habits.hint("smoothing", flat(config), "0.1")
+    config.objective = objective("dino")
+    assert habits.hint("out_dim", flat(config), "9") == "pass --config.objective.out_dim=9"
+    assert habits.hint("smoothing", flat(config), "0.1") is None
+    # A recipe has no command line; a command without --config has no keys.
+    assert configs.suggest("epochs", flat(config)) == "did you mean 'total_steps'?"
+    assert habits.hint("lr", (), "1") is None and habits.hint("resume", ()) is None
+    assert habits.hint("arch", (), "vit_small", ("model",)) == "pass --model=S/16"
+    assert habits.hint("output-dir", flat(config), "x", ("workdir",)) == "pass --workdir=x"

@@ -7,6 +7,7 @@ purpose. In the order in which a run uses them:
   cli.py           command line -> checked config; exit codes
   config.py        every config key with default, unit, choices and range; joint checks; config.json
   schema.py        types and checks of config keys; lookup of the members of a family
+  habits.py        equivalents of the flags and keys of other projects, for error messages
   train.py         the training loop
   run.py           config -> data, model, objective, optimizer, mesh
   data/            FAMILY: sources of encoded or decoded images with labels; decode.py

@@ -10,9 +10,11 @@ import contextlib
 import difflib
 import errno
 import inspect
+import itertools
 import os
 import re
 import runpy
+import select
 import sys
 import traceback
 import types
@@ -21,8 +23,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from vit_jax.config import check, flat, suggest
-from vit_jax.errors import INTERRUPTED, NO_SPACE, Diverged, Preempted, UserError
+from vit_jax.config import check, flat, schema, suggest
+from vit_jax.errors import INTERRUPTED, NO_SPACE, Diverged, Preempted, UserError, printable
 from vit_jax.schema import KIND_NAMES, kind_name
 from vit_jax.workdir import storage
 
@@ -31,6 +33,8 @@ CONFIG_HELP = """
 --config.KEY=VALUE overrides a key of the recipe: --config.batch_size=64, --config.optim.lr=1e-3.
 vit_jax/config.py lists the keys and their defaults. Durations are "1000", "10k" or "1e3" steps, or
 "3ep" epochs."""
+NUMBER = re.compile(r"-?[\d.]+(e-?\d+)?")
+CLOSED_PIPE = 141  # exit code: 128 + SIGPIPE, as in shells
 FILE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -68,31 +72,55 @@ def run(main, args=None):
     """Parse sys.argv, call `main(FLAGS)` and exit.
 
     Exit codes: the return value of `main`, where None is 0; 2 user error, 3 diverged, 4 no space
-    left, 75 preempted after saving a checkpoint, 130 interrupted. Any other exception is a bug; its
-    traceback is printed.
+    left, 75 preempted after saving a checkpoint, 130 interrupted, 141 if the reader of the output
+    has closed it, as `head` does. Any other exception is a bug; its traceback is printed.
 
     Args:
       main: function of the flags.
       args: placeholder of the positional arguments in --help, such as "IMAGE..."; None: the command
         takes none. If given, the call is `main(FLAGS, arguments)`.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name must not fail in a locale without its letters
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = _run(main, args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed(stream)]
+        if not closed:  # a network connection
+            raise
+        for stream in closed:  # Python flushes them at exit, and would report the error again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        code = CLOSED_PIPE
+    sys.exit(code)
+
+
+def _run(main, args):
+    """Parse sys.argv, call `main`, report errors and return the exit code; see `run`."""
     before_separator = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
     if any(re.fullmatch(r"-h|-\?|--?help(short|full)?", arg) for arg in before_separator):
         print(_help(main, args))
-        sys.exit(0)
+        return 0
     try:
         positional = _parse(sys.argv)
         if positional and args is None:
-            raise UserError(
-                f"unexpected argument '{positional[0]}'; pass flags as --name=value, see --help"
-            )
-        sys.exit(main(FLAGS) if args is None else main(FLAGS, positional))
+            raise UserError(_unexpected(positional[0]))
+        return main(FLAGS) if args is None else main(FLAGS, positional)
     except (Exception, KeyboardInterrupt) as e:
         code, message = _outcome(e)
         if code is None:
             raise
+    message = "\n".join(map(printable, message.splitlines()))
     print(message if code == Preempted.exit_code else f"error: {message}", file=sys.stderr)
-    sys.exit(code)
+    return code
+
+
+def _is_closed(stream):
+    """Return whether a stream is a pipe that its reader has closed."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _parse(argv):
@@ -114,16 +142,73 @@ def _parse(argv):
         FLAGS.unparse_flags()
         FLAGS.set_gnu_getopt(True)
         positional = FLAGS(other_args + queue)[1:]
+    except flags.UnrecognizedFlagError as e:
+        raise UserError(_unknown_flag(e.flagvalue, other_args)) from None
     except flags.Error as e:
         missing = re.match(r"flag --(\w+)=None", str(e))
         message = f"--{missing[1]}=... is required; see --help" if missing else one_line(e)
         raise UserError(message) from None
+    for name, flag in _project_flags().items():
+        values = flag.value if isinstance(flag.value, list) else [flag.value]
+        if flag.present and (not values or "" in (str(value).strip() for value in values)):
+            raise UserError(f"--{name} is empty; pass --{name}=VALUE")
     spec = FLAGS["config"].value if "config" in FLAGS else None
     if overrides and spec is None:
         raise UserError(f"--config.{overrides[0][0]} needs --config=FILE")
     if spec is not None:
         FLAGS.config = build_config(spec, overrides).lock()
     return positional
+
+
+def _project_flags():
+    """Return the flags that this project defines, {name: flag}; absl defines others."""
+    modules = FLAGS.flags_by_module_dict().items()
+    return {f.name: f for name, fs in modules if not name.startswith("absl") for f in fs}
+
+
+def _config_keys():
+    """Return the keys of the config, for hints; () if the command has no --config."""
+    if "config" not in FLAGS:
+        return ()
+    try:
+        return flat(load_recipe(FLAGS["config"].value))
+    except (UserError, TypeError):  # the recipe is missing or invalid
+        return schema()
+
+
+def _unknown_flag(arg, args):
+    """Return the message for an unknown flag.
+
+    Args:
+      arg: the flag as typed, such as "--lr=1e-3".
+      args: all arguments of the command; the value may be the next one.
+    """
+    from vit_jax import habits
+
+    flag, equals, value = arg.partition("=")
+    name = flag.lstrip("-")
+    following = args[args.index(arg) + 1 :]
+    if not equals and following and re.match(r"[^-]|-[\d.]", following[0]):
+        numbers = list(itertools.takewhile(NUMBER.fullmatch, following))
+        value = ",".join(numbers) or following[0]  # "0.4,1.0" for --global_crops_scale 0.4 1.0
+    known = _project_flags()
+    hint = habits.hint(name, _config_keys(), value, known)
+    similar = difflib.get_close_matches(name, known, 1)
+    return f"unknown flag {flag}; " + (
+        hint or (f"did you mean --{similar[0]}?" if similar else "see --help")
+    )
+
+
+def _unexpected(arg):
+    """Return the message for a positional argument of a command that takes none."""
+    from vit_jax import habits
+
+    key, equals, value = arg.partition("=")
+    hint = habits.hint(key, _config_keys(), value, _project_flags()) if equals else None
+    if hint is None and os.path.isdir(arg):
+        hint = habits.hint("data_dir", _config_keys(), arg)
+    hint = hint or "pass flags as --name=value, see --help"
+    return f"unexpected argument '{arg}'; {hint}"
 
 
 def recipe_module(spec):
@@ -230,8 +315,11 @@ def override(config, key, text):
     if key not in values:
         members = [name for name in values if name.startswith(f"{key}.")]
         if members:
-            raise UserError(f"{flag} is a group of keys; set a single key, such as {members[0]}")
-        raise UserError(f"{flag}: config has no key '{key}'; {suggest(key, values)}")
+            from vit_jax import habits
+
+            example = habits.equivalent(key, values) or members[0]
+            raise UserError(f"{flag} is a group of keys; set a single key, such as {example}")
+        raise UserError(f"{flag}: config has no key '{key}'; {suggest(key, values, text or '')}")
     *groups, leaf = key.split(".")
     for group in groups:
         config = config[group]
@@ -286,8 +374,7 @@ def _help(main, args):
     )
     doc = sys.modules[main.__module__].__doc__ or ""
     lines = [f"{command} [--flag=value ...] {args or ''}".rstrip(), "", doc.strip(), "", "flags:"]
-    modules = FLAGS.flags_by_module_dict().items()
-    project_flags = {f.name: f for name, fs in modules if not name.startswith("absl") for f in fs}
+    project_flags = _project_flags()
     for name, flag in project_flags.items():
         default = "" if flag.default in (None, False, "") else f" (default: {flag.default})"
         name = f"--[no]{name}" if flag.boolean else f"--{name}=..."

@@ -421,8 +421,16 @@ def parse_randaugment(text):
     return parsed | ({"std": values["mstd"], "p": values["p"]} if policy == "rand" else {})
 
 
-def suggest(key, keys):
-    """Return a hint for an unknown key: the most similar key, or the file that lists all keys."""
+def suggest(key, keys, text=None):
+    """Return a hint for an unknown key: its equivalent, the most similar key, or where to look.
+
+    Args:
+      key: the unknown key.
+      keys: names of the config's keys.
+      text: value on the command line, to repeat it in the hint; None: the key is from a recipe.
+    """
+    from vit_jax import habits
+
     if key in RENAMED_KEYS:
         return f"it was renamed to {RENAMED_KEYS[key]!r}"
     leaves = {name.rpartition(".")[2] for name in keys}
@@ -432,6 +440,10 @@ def suggest(key, keys):
     return f"did you mean {closest[0]!r}?" if closest else "vit_jax/config.py lists the keys"
 
 
+    if text is not None and (hint := habits.hint(key, keys, text)):
+        return hint
+    if equivalent := habits.equivalent(key, keys):
+        return f"did you mean {equivalent!r}?"
 def peak_lr(config):
     """Return the peak learning rate, scaled by the batch size if optim.lr_batch is set."""
     c = config.optim
