@@ -75,6 +75,13 @@ KEYS = {
     "eval_batch_size": Key(
         0, "images per evaluation batch; 0: batch_size", minimum=0, resumable=True
     ),
+    "log_images": Key(
+        8,
+        "images sent to the loggers: augmented training images at every start, attention maps of "
+        "validation images at every evaluation; 0: none",
+        minimum=0,
+        resumable=True,
+    ),
     "model_init": Key("", 'pretrained weights: a workdir or a weight file; "": random init'),
     "compilation_cache": Key(
         "~/.cache/vit_jax/xla",
@@ -433,6 +440,10 @@ def suggest(key, keys, text=None):
 
     if key in RENAMED_KEYS:
         return f"it was renamed to {RENAMED_KEYS[key]!r}"
+    if text is not None and (hint := habits.hint(key, keys, text)):
+        return hint
+    if equivalent := habits.equivalent(key, keys):
+        return f"did you mean {equivalent!r}?"
     leaves = {name.rpartition(".")[2] for name in keys}
     similar = get_close_matches(key.rpartition(".")[2], leaves, 1)
     candidates = [name for name in keys if name.rpartition(".")[2] in similar]
@@ -440,10 +451,6 @@ def suggest(key, keys, text=None):
     return f"did you mean {closest[0]!r}?" if closest else "vit_jax/config.py lists the keys"
 
 
-    if text is not None and (hint := habits.hint(key, keys, text)):
-        return hint
-    if equivalent := habits.equivalent(key, keys):
-        return f"did you mean {equivalent!r}?"
 def peak_lr(config):
     """Return the peak learning rate, scaled by the batch size if optim.lr_batch is set."""
     c = config.optim

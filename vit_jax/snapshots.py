@@ -1,0 +1,101 @@
+"""Images for the loggers: augmented training images, and attention maps of fixed images."""
+
+from itertools import islice
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax import augment
+from vit_jax.analysis import attention
+
+MIN_SIDE, MAX_SIDE = 64, 224  # pixels of an image in a grid; others are enlarged or subsampled
+
+GAP = 2  # pixels between images
+
+
+def training_views(run, rows, step):
+    """Draw the first training images of a batch as the model receives them.
+
+    Mixup and CutMix draw partners only from these images.
+
+    Args:
+      run: the `Run`.
+      rows: rows of a batch, as returned by `Run.batches`.
+      step: step of the batch, counted from 0.
+
+    Returns:
+      A grid, uint8 [h, w, c]: one column per image, one row per view.
+    """
+    count = run.config.log_images
+    rows = {name: jnp.asarray(x[:count]) for name, x in rows.items()}
+    rows["row"] = jnp.arange(len(rows["label"]))
+    rng = jax.random.fold_in(run.train_rng, step)
+    groups = jax.jit(run.objective.views)(rows, rng)
+    views = [
+        denormalize(np.asarray(group[:, i], np.float32), run.config.data)
+        for group in groups.values()
+        for i in range(group.shape[1])
+    ]
+    side = max(images.shape[1] for images in views)
+    return make_grid([[pad(image, side) for image in images] for images in views])
+
+
+def attention_maps(run):
+    """Create a function that draws attention maps of the first validation images.
+
+    Returns:
+      draw(weights), which returns a grid, uint8 [h, w, c], of the images and, below, the images
+      with a brightness proportional to the attention of [CLS] (without [CLS], the mean attention of
+      the patches) in the last block, averaged over the heads. None for a CNN.
+    """
+    config = run.model.module.config
+    if not hasattr(config, "patch"):
+        return None
+    _, view = augment.transforms(run.config)
+    source = run.plan.sources["val"]
+    examples = islice((source[i] for i in range(len(source))), run.config.log_images)
+    images = np.stack([view(example["image"]) for example in examples])
+    grid = (config.image // config.patch,) * 2
+
+    @jax.jit
+    def compute(weights, images):
+        images = augment.normalize(images, run.config.data.mean, run.config.data.std)
+        softmax = run.model.apply(weights, images, attention=True)["attention"][-1]
+        maps = attention.cls_maps if config.prefix else attention.patch_maps
+        maps = maps(softmax, grid, config.prefix).mean(1)
+        return (maps / maps.max((1, 2), keepdims=True)).astype(jnp.float32)
+
+    def draw(weights):
+        with jax.set_mesh(run.mesh):
+            maps = np.asarray(compute(weights, images))
+        maps = maps.repeat(config.patch, axis=1).repeat(config.patch, axis=2)
+        lit = np.round(images * maps[..., None]).astype(np.uint8)
+        return make_grid([images, lit])
+
+    return draw
+
+
+def denormalize(images, settings):
+    """Undo the normalization of images [n, h, w, c] with `config.data`; returns uint8."""
+    images = images * np.asarray(settings.std, np.float32) + np.asarray(settings.mean, np.float32)
+    return np.round(255 * np.clip(images, 0, 1)).astype(np.uint8)
+
+
+def pad(image, side):
+    """Pad an image [h, w, c] with black to side x side pixels."""
+    h, w, _ = image.shape
+    return np.pad(image, ((0, side - h), (0, side - w), (0, 0)))
+
+
+def make_grid(rows):
+    """Arrange rows of images of the same size in one image."""
+    side = rows[0][0].shape[0]
+    scale = max(MIN_SIDE // side, 1)
+    stride = -(-side // MAX_SIDE)
+
+    def tile(image):
+        image = image.repeat(scale, axis=0).repeat(scale, axis=1)[::stride, ::stride]
+        return np.pad(image, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
+
+    return np.concatenate([np.concatenate([tile(x) for x in row], axis=1) for row in rows])
