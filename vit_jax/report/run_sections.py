@@ -85,6 +85,7 @@ def setup(phrases, model):
     defaults, values = (
         {key: str(x) or '""' for key, x in config.flat(c).items()} for c in (defaults, model.config)
     )
+    del values["data.class_names"]  # set for every loaded run, and listed with the dataset
     changed = {key: value for key, value in values.items() if defaults.get(key) != value}
     rows = [[key, defaults.get(key, "—"), value] for key, value in changed.items()]
     head = [phrases("key"), phrases("default"), phrases("here")]
