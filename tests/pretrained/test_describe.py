@@ -333,6 +333,17 @@ def test_check_init_names_the_keys_to_change(name, options, message, file):
         pretrained.check_init(c, 1000)
 
 
+def test_check_init_reports_missing_and_truncated_files(file):
+    for write, message in (
+        (lambda: None, "config.model_init: no file at .*w.safetensors"),
+        (lambda: file.write_bytes(b"<html>" * 9), "truncated or not a safetensors file"),
+        (lambda: file.write_bytes(sparse(file).read_bytes()[:9999]), "truncated or not a safet"),
+    ):
+        write()
+        with pytest.raises(UserError, match=message):
+            pretrained.check_init(init_config(file), 7)
+
+
 def test_check_init_accepts_what_may_differ(file):
     sparse(file)
     (line,) = pretrained.check_init(init_config(file), 7)

@@ -108,6 +108,7 @@ def test_predict_with_a_weight_file(capsys, tmp_path):
     (((best, probability), *_),) = predict.predict(model, [x], topk=3)
     assert best == named["top"][0]["class"]
     assert probability == pytest.approx(named["top"][0]["probability"], abs=1e-6)
+    capsys.readouterr()  # of predict.predict
     code, rows, errors = run_predict(capsys, *args, "test:0")
     assert code == 2 and not rows and "pass --workdir" in errors[0]
     for flag in ("--mean=a", "--std=0", "--crop=2", "--mean=1,2"):

@@ -6,8 +6,8 @@ A layout module has three functions:
 * `options(tensors) -> dict`: the options of `ViTConfig` that names and shapes determine.
 * `params(tensors, template) -> params`: the tensors as parameters of our model.
 
-`tensors` is a flat dict of numpy arrays. `template` is our parameter tree; only its paths and
-shapes are used.
+`tensors` is a flat dict of numpy arrays; `matches` and `options` only use names and shapes, and need
+no JAX. `template` is our parameter tree; only its paths and shapes are used.
 """
 
 import contextlib
@@ -408,8 +408,13 @@ def check_init(config, num_classes=None):
     spec = config.model_init
     path = storage.resolve(spec)
     ours = variants.from_config(config.model, num_classes)
-    if storage.is_directory(path):
-        source, description = _describe_run(path)
+    is_run = storage.is_directory(path)
+    try:
+        found = _describe_run(path) if is_run else _determine(path, _read_shapes(path))
+    except UserError as error:
+        raise UserError(f"config.model_init: {error}") from None
+    if is_run:
+        source, description = found
         theirs = _architecture(source)
         if type(source) is not type(ours):
             flags = " ".join(f"--config.model.{key}={x}" for key, x in description.model.items())
@@ -419,7 +424,7 @@ def check_init(config, num_classes=None):
             )
         _check_architecture(config, theirs, ours, description.model)
     else:
-        weights = _determine(path, _read_shapes(path))
+        weights = found
         if not isinstance(ours, ViTConfig):
             raise UserError(
                 f"config.model_init = '{spec}' has the weights of a ViT, but config.model.variant "

@@ -16,7 +16,10 @@ def define_flags(against=True):
     flags.DEFINE_string("weights", None, "weight file (.safetensors), or the workdir of a run")
     flags.DEFINE_string("workdir", None, "workdir of a run")
     flags.DEFINE_string(
-        "model", None, "for a weight file: model name, such as vit_small_patch16_224"
+        "model",
+        None,
+        "for a weight file: model name, such as vit_small_patch16_224; or options, such as "
+        "num_heads=3",
     )
     flags.DEFINE_string(
         "class_names", None, "for a weight file: text file with one class name per line"
@@ -39,14 +42,19 @@ def define_view_flags():
     )
 
 
-def check_flags(flags):
-    """Check the flags before JAX is imported.
+def check_flags(flags, images=()):
+    """Check the flags, weights and images before JAX is imported.
+
+    Args:
+      flags: those of `define_flags`.
+      images: images named on the command line, as in `open_images`.
 
     Returns:
       A list with the config of each selected model; None for a weight file.
 
     Raises:
-      UserError: if flags are missing or cannot be combined.
+      UserError: if flags are missing or cannot be combined, the weights cannot be read, or none of
+        the images exists.
     """
     if (flags.workdir is None) == (flags.weights is None):
         raise UserError("pass either --workdir=DIR or --weights=FILE; see --help")
@@ -59,7 +67,37 @@ def check_flags(flags):
         raise UserError("--against_model requires --against=FILE.safetensors")
     if (flags.raw or flags.checkpoint != "best") and not any(runs):
         raise UserError("--raw and --checkpoint require a run; they do not apply to a weight file")
-    return [load_config(spec) if run else None for spec, run in zip(specs, runs, strict=True)]
+    configs = [load_config(spec) if run else None for spec, run in zip(specs, runs, strict=True)]
+    if images and all(error := _missing(name, any(configs)) for name in images):
+        raise UserError(error)
+    _view_values(flags)
+    if flags.class_names:
+        _read_names(flags.class_names)
+    for spec, run in zip(specs, runs, strict=True):
+        if run:
+            loading.check_checkpoint(spec, flags.checkpoint)
+    model_configs(flags)
+    return configs
+
+
+def model_configs(flags):
+    """Return the `ViTConfig` or `ResNetConfig` of each selected model, without loading weights."""
+    from vit_jax import pretrained, variants
+
+    names = {flags.workdir or flags.weights: flags.model}
+    if against := getattr(flags, "against", None):
+        names[against] = flags.against_model
+    keys = [dict(pretrained.describe(spec, name).model) for spec, name in names.items()]
+    return [variants.parse(options.pop("variant", "S/16"), **options) for options in keys]
+
+
+def _missing(name, with_run):
+    """Return why an image on the command line cannot be read; None if it may be readable."""
+    if os.path.exists(name):
+        return None
+    if pictures.ROW.fullmatch(name):
+        return None if with_run else f"{name}: pass --workdir to load an image from a run's dataset"
+    return f"{name}: no such file or directory"
 
 
 def load(flags):
