@@ -13,6 +13,11 @@ MAGIC = {
     "GIF": (b"GIF87a", b"GIF89a"),
     "TIFF": (b"II*\0", b"MM\0*", b"II+\0"),  # Pillow does not support big-endian BigTIFF
 }
+# Second bytes of JPEG markers: those without a segment, and those of metadata, which are comments
+# and APP segments except JFIF and Adobe.
+JPEG_STANDALONE = frozenset([0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)])
+JPEG_METADATA = frozenset([*range(0xE1, 0xF0), 0xFE]) - {0xEE}
+JPEG_SCAN = 0xDA
 PNG_METADATA = (b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"gAMA", b"cHRM", b"sRGB", b"pHYs")
 ORIENTATION_TAG = 0x0112
 # TIFF tags that describe the pixels: size, layout, strips, tiles, orientation and palette.
@@ -23,8 +28,10 @@ MAX_TIFF_VALUES = 2**20  # per tag, such as offsets of strips
 
 def detect(data, formats):
     """Return the name of the format of a file, one of MAGIC and `formats`, or None."""
-    names = (name for name in MAGIC if name in formats and data.startswith(MAGIC[name]))
-    return next(names, None)
+    for name, magic in MAGIC.items():
+        if data.startswith(magic) and name in formats:
+            return name
+    return None
 
 
 def remove_metadata(data, kind):
@@ -56,28 +63,27 @@ def orientation(exif):
 
 
 def _reduce_jpeg(data):
-    """Remove the comments and all APP segments except JFIF and Adobe, up to the first scan.
-
-    Like Pillow, skips bytes that belong to no segment.
-    """
-    parts, exif, pos = [data[:2]], b"", 2
-    while (pos := data.find(b"\xff", pos)) >= 0:
-        marker = data[pos + 1] if pos + 1 < len(data) else 0xFF
-        if marker in (0x00, 0xFF):
+    """Remove metadata before the first scan. Like Pillow, skips bytes that are in no segment."""
+    parts, start, pos, exif = [], 0, 2, b""
+    while (pos := data.find(b"\xff", pos)) >= 0 and pos + 4 <= len(data):
+        marker = data[pos + 1]
+        if marker in (0, 0xFF):  # an escaped byte or padding
             pos += 1
-            continue
-        end = pos + 2
-        if not (0xD0 <= marker <= 0xD9 or 0xF0 <= marker <= 0xFD or marker == 0xC8):
-            end += max(2, _integer(data, pos + 2, 2, "big"))
-        if marker < 0xC0 or marker == 0xDA or end > len(data):
+        elif marker in JPEG_STANDALONE:
+            pos += 2
+        elif marker < 0xC0 or marker == JPEG_SCAN:
             break
-        if marker not in range(0xE1, 0xF0) and marker != 0xFE or marker == 0xEE:
-            parts.append(data[pos:end])
-        elif not exif and data.startswith(b"Exif\0\0", pos + 4):
-            exif = data[pos + 4 : end]
-        pos = end
-    parts.append(data[pos:] if pos >= 0 else b"")
-    return b"".join(parts), exif
+        else:
+            end = pos + 2 + max(2, data[pos + 2] << 8 | data[pos + 3])
+            if end > len(data):
+                break
+            if marker in JPEG_METADATA:
+                if marker == 0xE1 and not exif and data.startswith(b"Exif\0\0", pos + 4):
+                    exif = data[pos + 4 : end]
+                parts.append(data[start:pos])
+                start = end
+            pos = end
+    return b"".join([*parts, data[start:]]), exif
 
 
 def _reduce_png(data):
