@@ -29,8 +29,10 @@ purpose. In the order in which a run uses them:
   forward.py       a forward pass over many batches: compiled once, padded, sharded
   evaluators/      FAMILY: parameters -> metrics
   workdir/         the files of a run: checkpoints, metrics, log; on disk or in a bucket
+  loggers/         FAMILY: TensorBoard, Weights & Biases
   pretrained/      FAMILY: weight layouts as tables of names; weights of runs
   inference.py     LoadedModel: weights of a run or file, preprocessing, class names, run(images)
+  progress.py      progress of long operations on a terminal, or as lines
   errors.py        exceptions and exit codes
 
 Other packages: devices/ (mesh, sharding rules, processes), analysis/ (arrays to arrays: attention
