@@ -6,8 +6,8 @@ A layout module has three functions:
 * `options(tensors) -> dict`: the options of `ViTConfig` that names and shapes determine.
 * `params(tensors, template) -> params`: the tensors as parameters of our model.
 
-`tensors` is a flat dict of numpy arrays; `matches` and `options` only use names and shapes, and need
-no JAX. `template` is our parameter tree; only its paths and shapes are used.
+`tensors` is a flat dict of numpy arrays. `matches` and `options` only use names and shapes, and do
+not import JAX. `template` is our parameter tree; only its paths and shapes are used.
 """
 
 import contextlib
