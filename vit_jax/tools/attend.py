@@ -16,6 +16,7 @@ saved next to the figure as .npz: maps [images, layers, heads, rows, columns], a
 
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,6 @@ from vit_jax.tools import features, model_flags
 MAX_FIGURE_IMAGES = 16
 MAX_ANIMATED_IMAGES = 500
 MAX_FIGURE_MAPS = 600  # a figure of 600 maps covers about one square meter
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")  # formats of `data.decode`
 STYLES = ("overlay", "map", "mask")
 
 
@@ -68,11 +68,17 @@ def define_flags():
 
 def main(flags, args):
     names = list_images(args)
-    configs = model_flags.check_flags(flags)
+    check(len(names), **cli.arguments(check, flags))
+    configs = model_flags.check_flags(flags, names)
     for config in filter(None, configs):
         if variants.is_cnn(config.model.variant):
             raise UserError(f"{config.model.variant} has no attention maps; pass a ViT")
-    check(len(names), **cli.arguments(check, flags))
+    models = model_flags.model_configs(flags)  # before JAX is imported
+    for model in models:
+        pick_layers(flags.layers or ["last"], model.depth)
+        if flags.image is not None:
+            replace(model, image=flags.image)
+    pick_heads(flags.heads or ["mean"], min(model.num_heads for model in models), 1)
     models = model_flags.load(flags)
     if flags.image is not None:
         models = [model.replace(image=flags.image) for model in models]
@@ -182,6 +188,8 @@ def list_images(args):
         if not Path(arg).is_dir():
             names.append(arg)
             continue
+        from vit_jax.data.decode import SUFFIXES
+
         files = [str(p) for p in Path(arg).iterdir() if p.suffix.lower() in SUFFIXES]
         if not files:
             raise UserError(f"no images in {arg}; supported formats are {', '.join(SUFFIXES)}")
@@ -235,9 +243,9 @@ def pick_layers(values, depth):
     Raises:
       UserError: for an unknown layer.
     """
-    from vit_jax.analysis import attention_maps
-
     if values is None:
+        from vit_jax.analysis import attention_maps
+
         return attention_maps.first_middle_last(depth)
     numbers = range(1, depth + 1)
     return pick("layers", values, numbers, {"all": numbers, "last": [depth]})
