@@ -19,17 +19,25 @@ def choose_checkpoint(checkpoints, which):
       UserError: if there is no such checkpoint.
     """
     steps = checkpoints.manager.all_steps()
-    if not steps:
-        raise UserError(f"no checkpoints in {checkpoints.folder}; train the model first")
+    _check_step(steps, which, checkpoints.folder)
     best = checkpoints.best()
-    choices = {str(step): step for step in steps}
-    choices |= {"latest": max(steps), "best": best[0] if best else max(steps)}
-    if str(which) in choices:
-        return choices[str(which)]
-    numbers = ", ".join(map(str, sorted(steps)))
-    raise UserError(
-        f"no checkpoint '{which}' in {checkpoints.folder}; pass one of best, latest, {numbers}"
-    )
+    choices = {"latest": max(steps), "best": best[0] if best else max(steps)}
+    return choices[which] if which in choices else int(which)
+
+
+def check_checkpoint(workdir, which):
+    """Raise UserError unless a run has a checkpoint, as in `choose_checkpoint`; imports no JAX."""
+    folder = storage.resolve(workdir) / "checkpoints"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    _check_step([int(name) for name in names if name.isdigit()], which, folder)
+
+
+def _check_step(steps, which, folder):
+    if not steps:
+        raise UserError(f"no checkpoints in {folder}; train the model first")
+    if str(which) not in ("best", "latest", *map(str, steps)):
+        numbers = ", ".join(map(str, sorted(steps)))
+        raise UserError(f"no checkpoint '{which}' in {folder}; pass one of best, latest, {numbers}")
 
 
 def read(workdir):

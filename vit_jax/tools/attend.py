@@ -68,7 +68,6 @@ def define_flags():
 
 def main(flags, args):
     names = list_images(args)
-    check(len(names), **cli.arguments(check, flags))
     configs = model_flags.check_flags(flags, names)
     for config in filter(None, configs):
         if variants.is_cnn(config.model.variant):
@@ -79,6 +78,7 @@ def main(flags, args):
         if flags.image is not None:
             replace(model, image=flags.image)
     pick_heads(flags.heads or ["mean"], min(model.num_heads for model in models), 1)
+    check(len(names), **cli.arguments(check, flags))
     models = model_flags.load(flags)
     if flags.image is not None:
         models = [model.replace(image=flags.image) for model in models]

@@ -1,13 +1,15 @@
 """Flags that select a model, shared by several tools."""
 
+import os
+import re
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from vit_jax import inference
+from vit_jax import inference, variants
 from vit_jax.config import load_config
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 from vit_jax.workdir import storage
 
 
@@ -58,6 +60,8 @@ def check_flags(flags, images=()):
     """
     if (flags.workdir is None) == (flags.weights is None):
         raise UserError("pass either --workdir=DIR or --weights=FILE; see --help")
+    from vit_jax import pretrained
+
     against = getattr(flags, "against", None)
     specs = [spec for spec in (flags.workdir or flags.weights, against) if spec]
     runs = [spec == flags.workdir or storage.is_directory(spec) for spec in specs]
@@ -68,36 +72,40 @@ def check_flags(flags, images=()):
     if (flags.raw or flags.checkpoint != "best") and not any(runs):
         raise UserError("--raw and --checkpoint require a run; they do not apply to a weight file")
     configs = [load_config(spec) if run else None for spec, run in zip(specs, runs, strict=True)]
-    if images and all(error := _missing(name, any(configs)) for name in images):
-        raise UserError(error)
-    _view_values(flags)
     if flags.class_names:
         _read_names(flags.class_names)
+    for model in model_configs(flags):
+        if hasattr(flags, "crop"):
+            _view(flags, model.channels)
     for spec, run in zip(specs, runs, strict=True):
         if run:
-            loading.check_checkpoint(spec, flags.checkpoint)
-    model_configs(flags)
+            pretrained.runs.check_checkpoint(spec, flags.checkpoint)
+    errors = [_missing(name, any(configs)) for name in images]
+    if errors and all(errors):
+        raise UserError(errors[0])
     return configs
 
 
 def model_configs(flags):
     """Return the `ViTConfig` or `ResNetConfig` of each selected model, without loading weights."""
-    from vit_jax import pretrained, variants
+    from vit_jax import pretrained
 
     names = {flags.workdir or flags.weights: flags.model}
     if against := getattr(flags, "against", None):
         names[against] = flags.against_model
-    keys = [dict(pretrained.describe(spec, name).model) for spec, name in names.items()]
-    return [variants.parse(options.pop("variant", "S/16"), **options) for options in keys]
+    found = [pretrained.describe(spec, name) for spec, name in names.items()]
+    keys = [{"variant": "S/16", "image": x.image} | x.model for x in found]
+    return [variants.parse(options.pop("variant"), **options) for options in keys]
 
 
 def _missing(name, with_run):
     """Return why an image on the command line cannot be read; None if it may be readable."""
     if os.path.exists(name):
         return None
-    if pictures.ROW.fullmatch(name):
-        return None if with_run else f"{name}: pass --workdir to load an image from a run's dataset"
-    return f"{name}: no such file or directory"
+    name = printable(name)
+    if not re.fullmatch(r"(train|val|test):\d+", name):
+        return f"{name}: no such file or directory"
+    return None if with_run else f"{name}: pass --workdir to load an image from a run's dataset"
 
 
 def load(flags):
@@ -108,7 +116,11 @@ def load(flags):
     if getattr(flags, "against", None):
         models.append(_load(flags.against, flags.against_model, flags))
     if hasattr(flags, "crop"):
-        models = [model.replace(**_view(model, flags)) for model in models]
+        views = [_view(flags, model.channels) for model in models]
+        models = [
+            model.replace(**view, assumed=tuple(key for key in model.assumed if key not in view))
+            for model, view in zip(models, views, strict=True)
+        ]
     return models
 
 
@@ -125,21 +137,24 @@ def _read_names(path):
         raise UserError(f"--class_names={path} cannot be read: {error}") from None
 
 
-def _view(model, flags):
-    """Return --mean, --std and --crop as attributes of the model."""
-    changes = {}
+def _view(flags, channels):
+    """Return --mean, --std and --crop as attributes of a `LoadedModel`. Raises UserError."""
+    values = {} if flags.crop is None else {"crop": flags.crop}
     for key in ("mean", "std"):
         if (texts := getattr(flags, key)) is None:
             continue
         try:
-            values = tuple(map(float, texts))
+            numbers = tuple(map(float, texts))
         except ValueError:
             raise UserError(f"--{key} must be numbers, such as 0.5,0.5,0.5") from None
-        changes[key] = values * model.channels if len(values) == 1 else values
-    if flags.crop is not None:
-        changes["crop"] = flags.crop
-    changes["assumed"] = tuple(key for key in model.assumed if key not in changes)
-    return changes
+        values[key] = numbers * channels if len(numbers) == 1 else numbers
+        if len(values[key]) != channels:
+            raise UserError(f"--{key}={','.join(texts)} must have {channels} values")
+    if not 0 < values.get("crop", 1) <= 1:
+        raise UserError(f"--crop={flags.crop} must be above 0 and at most 1")
+    if min(values.get("std", (1,))) <= 0:
+        raise UserError(f"--std={','.join(flags.std)} must be above 0")
+    return values
 
 
 def open_images(names, models):

@@ -31,7 +31,7 @@ def define_flags():
 def main(flags, args):
     if not args:
         raise UserError("pass at least one image: a file or, with --workdir, a row such as test:0")
-    model_flags.check_flags(flags)
+    model_flags.check_flags(flags, args)
     if flags.output:
         if len(args) > MAX_FIGURE_IMAGES:
             raise UserError(

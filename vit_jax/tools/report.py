@@ -37,7 +37,7 @@ def define_flags():
 
 
 def main(flags, args):
-    model_flags.check_flags(flags)
+    model_flags.check_flags(flags, args)
     path = output_path(flags.workdir or flags.weights, flags.output)
     models = model_flags.load(flags)
     pictures, _ = model_flags.open_images(args, models)
