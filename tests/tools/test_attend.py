@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -177,7 +178,7 @@ def test_layer_and_head_selection():
 
 def test_invalid_flags_exit_with_one_line(workdir, photos, tmp_path, capsys):
     flags = dict(workdir=workdir, output=tmp_path / "out" / "x.png")
-    (tmp_path / "cnn").mkdir()
+    shutil.copytree(workdir, tmp_path / "cnn")
     config = json.loads((workdir / "config.json").read_text())
     config["model"] = defaults().model.to_dict() | dict(variant="resnet20")
     (tmp_path / "cnn/config.json").write_text(json.dumps(config))
@@ -195,7 +196,7 @@ def test_invalid_flags_exit_with_one_line(workdir, photos, tmp_path, capsys):
         (flags | dict(heads=4), ["test:0"], "from 0 to 3"),
         (flags | dict(heads="a"), ["test:0"], "heads"),
         (flags | dict(layers=2), ["test:0"], "from 1 to 1"),
-        (flags | dict(image=9), ["test:0"], "image=9 must be divisible"),
+        (flags | dict(image=9), ["test:0"], "image = 9 must be a multiple of patch = 2"),
         (flags | dict(image=2**12), ["test:0"], "GB per layer"),
         (flags | dict(against=tmp_path), ["test:0"], "config.json"),
         (flags | dict(against=workdir, against_model=NAME), ["test:0"], "--against_model requires"),
