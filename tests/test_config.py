@@ -35,7 +35,7 @@ VALUES = {
     "model.fc_norm": [None, True, False],
     "model.pos_embed": ["learned", "sincos2d"],
     "model.no_embed_class": [False, True],
-    "model.pos_resize": ["timm", "dino"],
+    "model.pos_resize": ["timm", "dino", "deit"],
     "model.patch_embed": ["conv", "linear"],
     "model.norm": ["pre", "post"],
     "model.act": ["gelu", "gelu_tanh"],
@@ -87,6 +87,8 @@ def draw(rng):
         c.objective.update(out_dim=32, hidden_dim=16, bottleneck_dim=8)
     c.data.name = "synthetic"
     c.data.train = "train"
+    c.data.val = "val"
+    c.data.test = "test"
     c.data.threads = 1
     c.data.mean = c.data.std = (0.5,) * c.model.channels
     c.data.synthetic.images = 8
@@ -129,7 +131,7 @@ def test_every_key_rejects_wrong_types_and_out_of_range_values(name):
         spec.check(key, spec.default)
         invalid = [b"bytes", {}, None] if spec.default is not None else [b"bytes", {}]
         is_tuple = isinstance(spec.default, tuple)
-        count = len(spec.default) if is_tuple else 1
+        count = max(len(spec.default), 1) if is_tuple else 1
         for bound, beyond in ((spec.minimum, -1), (spec.maximum, 1)):
             if np.isfinite(bound):
                 invalid.append(bound + beyond)

@@ -141,7 +141,7 @@ def test_resume_after_a_signal(tmp_path, number):
     """The command resumes after SIGTERM, which saves and exits with 75, and after SIGKILL."""
     command = [sys.executable, "-m", "vit_jax.train", "--config=configs/digits.py"]
     command += [f"--workdir={tmp_path}", "--config.total_steps=60", "--config.log_every=5"]
-    command += ["--config.checkpoint_every=10", "--config.model.depth=1"]
+    command += ["--config.checkpoint_every=10", "--config.model.depth=1", "--config.optim.warmup=5"]
     command += [f"--config.compilation_cache={tmp_path}/cache"]
     options = dict(cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     first = subprocess.Popen(command, **options)

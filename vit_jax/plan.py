@@ -18,6 +18,7 @@ class Plan:
 
     Args:
       config: a checked config.
+      resumes: whether the run has a checkpoint, so that config.model_init is not used.
 
     Attributes:
       config: the config.
@@ -34,7 +35,7 @@ class Plan:
         fit the model, or the learning rate would not reach its peak.
     """
 
-    def __init__(self, config):
+    def __init__(self, config, *, resumes=False):
         self.config = config
         self.sources = data.splits(config)
         source = self.sources["train"]
@@ -58,7 +59,7 @@ class Plan:
                 "otherwise, the learning rate would not reach its peak"
             )
         self.notes = [note for source in self.sources.values() for note in source.notes]
-        if config.model_init:
+        if config.model_init and not resumes:
             self.notes += pretrained.check_init(config, self.num_classes)
         if config.optim.end > peak_lr(config):
             self.notes.append(

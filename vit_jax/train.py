@@ -59,7 +59,7 @@ def prepare(config, workdir):
                 f"{workdir} holds a run with a different config: {differences[0]}{more}.\n"
                 "Pass another --workdir, or the config that the run was started with."
             )
-    plan = Plan(config)
+    plan = Plan(config, resumes=bool(resumes))
     if resumes:
         try:
             plan.check_identity(log.read_run_json(directory)["data"])
