@@ -59,9 +59,9 @@ def adapt(config, given, arg):
             "pass --config.model_init=FILE, the weights to start from: a .safetensors file or the "
             "workdir of a run. To train from scratch, use configs/own_images.py"
         )
-    weights = pretrained.describe(
-        config.model_init, config.model.variant if "model.variant" in given else None
-    )
+    stated = [config.model.variant] if "model.variant" in given else []
+    stated += [f"num_heads={config.model.num_heads}"] if "model.num_heads" in given else []
+    weights = pretrained.describe(config.model_init, ",".join(stated) or None)
     values = {f"model.{key}": value for key, value in weights.model.items()}
     values |= {
         "model.image": weights.image,
@@ -102,6 +102,7 @@ def deit_b384():
     c = deit.get_config("B")
 
     c.model.image = 384
+    c.model.pos_resize = "deit"
 
     c.optim.lr = 5e-6
     c.optim.weight_decay = 1e-8
@@ -135,6 +136,7 @@ def mae(variant, epochs, lr, layer_decay, drop_path):
 
     c.model.variant = variant
     c.model.image = 224
+    c.model.pos_resize = "deit"
     c.model.pool = "gap"
     c.model.class_token = True
     c.model.drop_path = drop_path

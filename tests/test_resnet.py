@@ -114,6 +114,41 @@ def test_batch_norm_matches_numpy():
     assert stats == {}
 
 
+def test_bfloat16_batch_norm_sums_in_float32():
+    """Gradients over 16,384 positions are within the rounding of bfloat16 of those in float32."""
+    rng = np.random.default_rng(0)
+    x, g = (jnp.asarray(rng.normal(1, 1, (16, 32, 32, 8)), jnp.bfloat16) for _ in range(2))
+
+    def gradients(dtype):
+        model = models.pure(lambda rngs: resnet.ConvNorm(1, 1, 8, 8, dtype=dtype, rngs=rngs))
+        params = model.init(jax.random.key(0)) | {"kernel": jnp.eye(8)[None, None]}
+        inputs = (params, model.stats(), x.astype(dtype))
+
+        def normalize(params, stats, x):
+            return model.bind(models.merge_trees(params, stats))(x, train=True)
+
+        (_, stats), vjp = jax.vjp(normalize, *inputs)
+        zeros = jax.tree.map(jnp.zeros_like, stats)
+        params, _, dx = vjp((g.astype(dtype), zeros))
+        return {"scale": params["scale"], "bias": params["bias"], "x": dx, "var": stats["var"]}
+
+    ours, expected = gradients("bfloat16"), gradients("float32")
+    for name in ("scale", "bias", "var"):
+        assert ours[name].dtype == jnp.float32
+        np.testing.assert_allclose(ours[name], expected[name], rtol=1e-5)
+    atol = 0.01 * float(jnp.abs(expected["x"]).max())
+    np.testing.assert_allclose(ours["x"].astype(jnp.float32), expected["x"], atol=atol)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_logits_are_a_float32_product(dtype):
+    model = resnet.create("resnet8", width=4, num_classes=10, dtype=dtype)
+    out = model.pool(jax.random.normal(jax.random.key(0), (2, 2, 2, 16), dtype))
+    assert out["pooled"].dtype == dtype and out["logits"].dtype == jnp.float32
+    expected = np.asarray(out["pooled"], np.float64) @ np.asarray(model.head.kernel[...])
+    np.testing.assert_allclose(out["logits"], expected, rtol=1e-5, atol=1e-7)
+
+
 def test_residual_blocks_are_initialized_to_identity():
     model = resnet.create("resnet8", width=4, num_classes=10)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))

@@ -385,6 +385,72 @@ def test_bfloat16_is_close_with_float32_logits():
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
     difference = np.abs(exact["logits"] - rounded["logits"]).max()
     assert 0 < difference < 0.05 * np.abs(exact["logits"]).max()
+    head = params["head"]
+    product = np.asarray(rounded["pooled"], np.float64) @ np.asarray(head["kernel"]) + head["bias"]
+    assert rounded["pooled"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(rounded["logits"], product, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_gradients_of_positions_are_summed_in_float32():
+    """A batch of 1,024 equal images has 1,024 times the gradient of one."""
+    model, params = build(dtype="bfloat16", no_embed_class=True)
+
+    def gradient(count):
+        def total(params):
+            patches = jnp.zeros((count, 16, 32), jnp.bfloat16)
+            x = model.bind(params).add_positions(patches, (4, 4))
+            return (x.astype(jnp.float32) * 1.25).sum()
+
+        return jax.grad(total)(params)
+
+    one, many = gradient(1), gradient(1024)
+    for name in ("pos_embed", "cls_token"):
+        np.testing.assert_array_equal(one[name], np.full_like(one[name], 1.25))
+        np.testing.assert_array_equal(many[name], 1024 * one[name])
+
+
+def test_float64_logits_stay_float64():
+    with jax.enable_x64(True):
+        model = vit.create("pico/8", image=16, num_classes=3, dtype="float64")
+        out = jax.eval_shape(model, jnp.ones((1, 16, 16, 3)))
+    assert out["logits"].dtype == out["pooled"].dtype == jnp.float64
+
+
+def test_big_vision_initialization():
+    """The distributions of big_vision's models/vit.py, by their moments and bounds."""
+    model = vit.create("S/16,depth=1,pool=map,class_token=true,init=big_vision", image=96)
+
+    def moments(x):
+        x = np.asarray(x[...])
+        return np.mean(x), np.std(x), np.abs(x).max()
+
+    width, fan_in = 384, 16 * 16 * 3
+    std = fan_in**-0.5  # LeCun normal: truncated at two standard deviations before it is rescaled
+    mean, actual, largest = moments(model.patch_embed.kernel)
+    assert abs(mean) < 0.01 * std and actual == pytest.approx(std, rel=0.01)
+    assert 2.2 * std < largest < 2.28 * std
+    mean, actual, largest = moments(model.pos_embed)
+    assert abs(mean) < 0.05 * width**-0.5 and actual == pytest.approx(width**-0.5, rel=0.05)
+    assert largest > 3 * width**-0.5  # not truncated
+    blocks = model.blocks
+    xavier = [  # and fan-in + fan-out; q, k and v count as separate kernels
+        (blocks.attn.qkv, 2 * width),
+        (blocks.attn.proj, 2 * width),
+        (blocks.mlp.fc1, 5 * width),
+        (blocks.mlp.fc2, 5 * width),
+        (model.attn_pool.q, 2 * width),
+        (model.attn_pool.mlp.fc1, 5 * width),
+    ]
+    for layer, fans in xavier:
+        _, actual, largest = moments(layer.kernel)
+        bound = (6 / fans) ** 0.5
+        assert bound * 0.999 < largest <= bound
+        assert actual == pytest.approx(bound / 3**0.5, rel=0.01)
+    _, _, largest = moments(model.attn_pool.latent)
+    assert 0.95 * (6 / (1 + width)) ** 0.5 < largest <= (6 / (1 + width)) ** 0.5
+    zeros = [model.cls_token, model.patch_embed.bias, model.head.kernel, model.head.bias]
+    for leaf in zeros + [layer.bias for layer, _ in xavier]:
+        assert not leaf[...].any()
 
 
 def test_pool_tokens():

@@ -57,18 +57,19 @@ class ConvNorm(nnx.Module):
             [(pad, pad)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+        # BatchNorm in float32 (float64 for float64), so that its gradients are summed in float32.
+        x = x.astype(kernels.accumulation_dtype(self.dtype))
         mean, var = self.mean[...], self.var[...]
         stats = {}
         if train:
-            y = x.astype(kernels.accumulation_dtype(self.dtype))
-            mean = y.mean((0, 1, 2))
-            var = jnp.square(y - mean).mean((0, 1, 2))
-            count = y.size // y.shape[-1]
+            mean = x.mean((0, 1, 2))
+            var = jnp.square(x - mean).mean((0, 1, 2))
+            count = x.size // x.shape[-1]
             # As in PyTorch, the biased variance normalizes and the unbiased one is averaged.
             stats = {"mean": mean, "var": var * (count / max(count - 1, 1))}
         factor = self.scale[...] * jax.lax.rsqrt(var + self.eps)
         shift = self.bias[...] - mean * factor
-        return x * factor.astype(self.dtype) + shift.astype(self.dtype), stats
+        return (x * factor + shift).astype(self.dtype), stats
 
 
 class Residual(nnx.Module):
@@ -127,6 +128,7 @@ class ResNet(nnx.Module):
             setattr(self, stage, nnx.Dict(blocks))
         init = nnx.initializers.normal(0.01)  # arXiv:1706.02677, section 5.1
         num_classes = config.num_classes
+        make["dtype"] = kernels.accumulation_dtype(config.dtype)
         self.head = Linear(features, num_classes, init=init, **make) if num_classes else None
 
     def __call__(self, images, *, train=False, attention=False, blocks=False, rng=None):
@@ -141,7 +143,8 @@ class ResNet(nnx.Module):
 
         Returns:
           A dict of arrays:
-            "logits": float32 [b, k]; absent if num_classes is 0.
+            "logits": float32 (float64 for float64) [b, k], whatever dtype the activations have;
+              absent if num_classes is 0.
             "pooled": input of the classifier [b, d].
             "tokens": the last feature map in row-major order [b, n, d].
             "stats": batch statistics, in the structure of the running statistics, if train=True.
@@ -175,7 +178,7 @@ class ResNet(nnx.Module):
         pooled = x.astype(kernels.accumulation_dtype(dtype)).mean((1, 2)).astype(dtype)
         if self.head is None:
             return {"pooled": pooled}
-        return {"pooled": pooled, "logits": self.head(pooled).astype(jnp.float32)}
+        return {"pooled": pooled, "logits": self.head(pooled)}
 
 
 @document_options(ResNetConfig)

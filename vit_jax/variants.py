@@ -54,9 +54,15 @@ class ViTConfig(ModelConfig):
     fc_norm: bool | None = option(
         None, "final LayerNorm after pooling; None: only if pool is gap", kind=bool
     )
-    pos_embed: str = enum_option(("learned", "sincos2d"), "learned or fixed 2-D sin-cos positions")
+    pos_embed: str = enum_option(
+        ("learned", "sincos2d"),
+        "learned positions, or fixed 2-D sin x, cos x, sin y, cos y as in big_vision",
+    )
     no_embed_class: bool = option(False, "no learned position for the [CLS] token (DeiT III)")
-    pos_resize: str = enum_option(("timm", "dino"), "how learned positions are resized")
+    pos_resize: str = enum_option(
+        ("timm", "dino", "deit"),
+        "how learned positions are resized: as timm, DINO, or DeiT's and MAE's fine-tuning",
+    )
     patch_embed: str = enum_option(
         ("conv", "linear"), "strided convolution, or unfold and a linear layer"
     )
@@ -89,7 +95,7 @@ class ViTConfig(ModelConfig):
     )
     init: str = enum_option(
         ("deit", "big_vision"),
-        "initialization: normal(0.02), or Xavier and a zero classifier as in big_vision",
+        "initialization of DeiT, or of big_vision (with MLP biases of 0, not normal(1e-6))",
     )
 
     def __post_init__(self):

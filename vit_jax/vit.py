@@ -11,6 +11,7 @@ from vit_jax.errors import UserError
 from vit_jax.layers.encoder import encode, make_blocks
 from vit_jax.layers.heads import AttentionPool, pool_tokens
 from vit_jax.layers.images import check_images
+from vit_jax.layers.kernels import accumulation_dtype, add_bias
 from vit_jax.layers.mlp import INITS, Linear
 from vit_jax.layers.norms import LayerNorm
 from vit_jax.layers.patch_embed import PatchEmbed, resize_positions, sincos2d
@@ -33,17 +34,18 @@ class ViT(nnx.Module):
     def __init__(self, config, *, rngs):
         self.config = c = config
         self.patch_embed = PatchEmbed(
-            c.patch, c.channels, c.width, how=c.patch_embed, dtype=c.dtype, rngs=rngs
+            c.patch, c.channels, c.width, how=c.patch_embed, init=c.init, dtype=c.dtype, rngs=rngs
         )
-        std = {"deit": 0.02, "big_vision": c.width**-0.5}[c.init]  # of [CLS] and positions
+        # Standard deviations of [CLS] and positions.
+        cls_std, pos_std = {"deit": (0.02, 0.02), "big_vision": (0.0, c.width**-0.5)}[c.init]
 
         def normal(std, *shape):
             return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
 
         num_positions = math.prod(c.grid) + (0 if c.no_embed_class else c.prefix)
-        self.cls_token = normal(std, 1, 1, c.width) if c.prefix else None
+        self.cls_token = normal(cls_std, 1, 1, c.width) if c.prefix else None
         learned = c.pos_embed == "learned"
-        self.pos_embed = normal(std, 1, num_positions, c.width) if learned else None
+        self.pos_embed = normal(pos_std, 1, num_positions, c.width) if learned else None
         self.blocks = make_blocks(c, rngs=rngs)
         norm = LayerNorm(c.width, dtype=c.dtype)
         self.norm = None if c.norm_after_pool else norm
@@ -52,7 +54,9 @@ class ViT(nnx.Module):
         # As in big_vision, a zero classifier initially predicts all classes with equal probability.
         head_init = {"deit": INITS["deit"], "big_vision": nnx.initializers.zeros}[c.init]
         self.head = (
-            Linear(c.width, c.num_classes, init=head_init, dtype=c.dtype, rngs=rngs)
+            Linear(
+                c.width, c.num_classes, init=head_init, dtype=accumulation_dtype(c.dtype), rngs=rngs
+            )
             if c.num_classes
             else None
         )
@@ -89,20 +93,21 @@ class ViT(nnx.Module):
         if self.pos_embed is None:
             x = x + sincos2d(grid, c.width).astype(c.dtype)
         elif c.no_embed_class:
-            x = x + self.positions(grid)
+            x = add_bias(x, self.positions(grid))
         if self.cls_token is not None:
-            cls = jnp.broadcast_to(self.cls_token[...].astype(c.dtype), (x.shape[0], 1, c.width))
+            # Cast after broadcasting, so that the gradient is summed over the batch in float32.
+            cls = jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, c.width)).astype(c.dtype)
             x = jnp.concatenate([cls, x], axis=1)
         if self.pos_embed is not None and not c.no_embed_class:
-            x = x + self.positions(grid)
+            x = add_bias(x, self.positions(grid))
         return x
 
     def positions(self, grid):
-        """Return the learned positions [1, n, d] for a grid of patches, in the activation dtype."""
+        """Return the learned positions [n, d] for a grid of patches, float32."""
         c = self.config
         table = self.pos_embed[...]
         prefix = table.shape[1] - math.prod(c.grid)  # positions of tokens other than patches
-        return resize_positions(table, c.grid, grid, prefix, c.pos_resize).astype(c.dtype)
+        return resize_positions(table, c.grid, grid, prefix, c.pos_resize)[0]
 
     def __call__(self, images, *, train=False, attention=False, blocks=False, rng=None):
         """Run the model on a batch of images.
@@ -116,7 +121,8 @@ class ViT(nnx.Module):
 
         Returns:
           A dict of arrays:
-            "logits": float32 [b, k]; absent if num_classes is 0.
+            "logits": float32 (float64 for float64) [b, k], whatever dtype the activations have;
+              absent if num_classes is 0.
             "pooled": input of the classifier [b, d].
             "tokens": encoder output [b, n, d], after the final norm unless it follows pooling.
             "attention": softmax of each head [l, b, heads, q, m], if attention=True.
@@ -131,7 +137,7 @@ class ViT(nnx.Module):
         )
         out["tokens"], out["pooled"] = self.pool(x)
         if self.head is not None:
-            out["logits"] = self.head(out["pooled"]).astype(jnp.float32)
+            out["logits"] = self.head(out["pooled"])
         return out
 
     def views(self, groups, *, train=False, rng=None):

@@ -1,11 +1,17 @@
-"""Kernels with custom gradients against JAX's gradients, in float64 and bfloat16."""
+"""Kernels with custom gradients against JAX's and SciPy's, in float64, float32 and bfloat16."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import ndtr
 
+from vit_jax import variants
 from vit_jax.layers import kernels
+from vit_jax.layers.encoder import LayerScale
+from vit_jax.layers.mlp import INITS, Linear
+from vit_jax.layers.patch_embed import PatchEmbed
+from vit_jax.models import pure
 
 
 def layer_norm(x, scale, bias):
@@ -15,6 +21,7 @@ def layer_norm(x, scale, bias):
 
 CASES = {
     "dense": (lambda x, w: jnp.tensordot(x, w, 1), [(6, 5), (5, 3, 4)]),
+    "add_bias": (lambda x, b: x + b, [(6, 5, 3, 4), (3, 4)]),
     "gelu": (lambda x: jax.nn.gelu(x, approximate=False), [(7, 9)]),
     "softmax_product": (
         lambda q, k, v: jax.nn.softmax(q @ k.swapaxes(-1, -2)) @ v,
@@ -24,6 +31,7 @@ CASES = {
 }
 KERNELS = {
     "dense": kernels.dense,
+    "add_bias": kernels.add_bias,
     "gelu": kernels.gelu,
     "softmax_product": kernels.softmax_product,
     "layer_norm": lambda *x: kernels.normalize(*x, 1e-6),
@@ -46,7 +54,7 @@ def test_values_and_gradients_match_jax(name):
             np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["dense", "gelu", "softmax_product"])
+@pytest.mark.parametrize("name", ["dense", "add_bias", "gelu", "softmax_product"])
 def test_gradients_have_the_dtype_of_inputs(name):
     _, shapes = CASES[name]
     inputs = [jnp.ones(shape, jnp.bfloat16) for shape in shapes]
@@ -58,3 +66,49 @@ def test_gradients_have_the_dtype_of_inputs(name):
 def test_softmax_of_large_scores_is_finite():
     q = jnp.full((1, 1, 2, 4), 300.0)
     assert np.isfinite(kernels.softmax_product(q, q, q)).all()
+
+
+def test_gelu_is_accurate_in_the_tail():
+    x = np.linspace(-6, 6, 100_001).astype(np.float32)
+    y, vjp = jax.vjp(jax.jit(kernels.gelu), jnp.asarray(x))
+    wide = x.astype(np.float64)
+    cdf, slope = ndtr(wide), wide * np.exp(-(wide**2) / 2) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(y, wide * cdf, rtol=3e-6)
+    # The two terms of the derivative cancel at -0.75, so the error is relative to their sizes.
+    error = np.abs(vjp(jnp.ones_like(y))[0] - (cdf + slope))
+    assert (error / (cdf + np.abs(slope))).max() < 3e-6
+    extremes = jnp.array([-1e30, -20, 14, 2.0**99, np.inf, np.nan], jnp.float32)
+    np.testing.assert_array_equal(kernels.gelu(extremes), [0, 0, 14, 2.0**99, np.inf, np.nan])
+
+
+def patch_embed(how):
+    return lambda **options: PatchEmbed(2, 1, 8, how=how, init="deit", **options)
+
+
+def layer_scale(dtype, **_):
+    return LayerScale(variants.parse("mu/8", width=8, layer_scale_init=0.5, dtype=dtype))
+
+
+LAYERS = {
+    "linear": (lambda **options: Linear(4, 8, init=INITS["deit"], **options), (4096, 4)),
+    "patch_embed_conv": (patch_embed("conv"), (16, 32, 32, 1)),
+    "patch_embed_linear": (patch_embed("linear"), (16, 32, 32, 1)),
+    "layer_scale": (layer_scale, (4096, 8)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradients_of_biases_and_scales_are_summed_in_float32(name):
+    make, shape = LAYERS[name]
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.uniform(0.5, 1.5, shape), jnp.bfloat16)
+    model = pure(lambda rngs: make(dtype="bfloat16", rngs=rngs))
+    out, vjp = jax.vjp(lambda params: model.apply(params, x), model.init(jax.random.key(0)))
+    g = jnp.asarray(rng.uniform(0.5, 1.5, out.shape), jnp.bfloat16)
+    (gradient,) = vjp(g)
+    assert out.dtype == jnp.bfloat16
+    terms = np.asarray(g, np.float64)
+    if name == "layer_scale":
+        terms *= np.asarray(x, np.float64)
+    actual = gradient["gamma" if name == "layer_scale" else "bias"]
+    np.testing.assert_allclose(actual, terms.reshape(-1, 8).sum(0), rtol=1e-5)

@@ -8,6 +8,7 @@ import tests
 from vit_jax.layers.patch_embed import RESIZE, cubic_matrix, resize_positions
 
 GOLDEN = tests.GOLDEN / "dino"
+DEIT = np.load(tests.GOLDEN / "deit3/pos_embed_finetune/tables.npz")
 
 
 def load(folder, table):
@@ -40,6 +41,16 @@ def test_positions_match_dinov2(rule, reference, grid):
     resized = resize_positions(table, (37, 37), grid, 1, rule)
     name = reference.format("{}x{}".format(*grid))
     np.testing.assert_allclose(resized, expected[name], atol=2e-5)
+
+
+@pytest.mark.parametrize("side", [14, 6])
+def test_positions_match_deit_finetuning(side):
+    resized = resize_positions(jnp.asarray(DEIT["source"]), (12, 12), (side, side), 0, "deit")
+    np.testing.assert_allclose(resized, DEIT[f"to_{side}x{side}"], atol=2e-5)
+    # The other rules differ by more than the tolerance.
+    for rule in ("timm", "dino"):
+        other = resize_positions(jnp.asarray(DEIT["source"]), (12, 12), (side, side), 0, rule)
+        assert np.abs(other - resized).max() > 1e-3
 
 
 @pytest.mark.parametrize("rule", RESIZE)

@@ -34,7 +34,9 @@ class LayerScale(nnx.Module):
         self.dtype = config.dtype
 
     def __call__(self, x):
-        return x * self.gamma[...].astype(self.dtype)
+        # In float32, so that the gradient of gamma is summed in float32.
+        x = x.astype(kernels.accumulation_dtype(self.dtype))
+        return (x * self.gamma[...]).astype(self.dtype)
 
 
 class Block(nnx.Module):

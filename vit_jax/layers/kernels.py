@@ -3,6 +3,7 @@
 The custom gradients reduce memory traffic: JAX's gradients store and reread intermediate arrays,
 while these store the inputs and one or two numbers per token. They make a training step of Ti/16
 1.15 times faster on CPU (experiments/benchmarks). Values and gradients are tested against JAX's.
+Gradients of parameters that a batch shares are summed in float32, also for bfloat16 activations.
 Only reverse-mode differentiation is supported, not jax.jvp or jax.hessian.
 """
 
@@ -57,9 +58,29 @@ dense.defvjp(_dense_forward, _dense_backward)
 
 
 @jax.custom_vjp
+def add_bias(x, bias):
+    """Add a float32 bias to x in the dtype of x; the bias broadcasts over the leading axes of x."""
+    return x + bias.astype(x.dtype)
+
+
+def _add_bias_forward(x, bias):
+    return add_bias(x, bias), bias
+
+
+def _add_bias_backward(bias, g):
+    # JAX's rule sums in the dtype of x; in bfloat16, a running sum stops growing at 256 terms.
+    total = g.sum(tuple(range(g.ndim - bias.ndim)), dtype=accumulation_dtype(g.dtype))
+    return g, total.astype(bias.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+@jax.custom_vjp
 def gelu(x):
-    """Exact GELU, x * Phi(x) (arXiv:1606.08415)."""
-    return x * _normal_cdf(x)
+    """Exact GELU, x * Phi(x) (arXiv:1606.08415), computed in float32 (float64 for float64)."""
+    wide = x.astype(accumulation_dtype(x.dtype))
+    return (wide * _normal(wide)[0]).astype(x.dtype)
 
 
 def _gelu_forward(x):
@@ -67,12 +88,37 @@ def _gelu_forward(x):
 
 
 def _gelu_backward(x, g):
-    density = jnp.exp(-0.5 * x * x) * (2 * np.pi) ** -0.5
-    return (g * (_normal_cdf(x) + x * density),)
+    wide = x.astype(accumulation_dtype(x.dtype))
+    cdf, density = _normal(wide)
+    return ((g * (cdf + wide * density)).astype(x.dtype),)
 
 
-def _normal_cdf(x):
-    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+# Phi(-a) / exp(-a^2 / 2) for a in [0, 15] as a ratio of polynomials, constant terms first: a
+# minimax fit with a relative error below 1e-8.
+TAIL_NUMERATOR = (0.5, 0.43928267, 0.18396857, 0.04088093, 0.0041532)
+TAIL_DENOMINATOR = (1.0, 1.67645035, 1.20554592, 0.47140718, 0.10247942, 0.01041042)
+
+
+def _normal(x):
+    """Return the cumulative probability Phi(x) and the density of the standard normal distribution.
+
+    (1 + erf(x / sqrt(2))) / 2 cancels below -1 and is 0 below -5.4. XLA's erfc does not cancel, but
+    takes twice as long on CPU, because it does not share the exponential function of the density.
+    """
+    if x.dtype == jnp.float64:
+        kernel = jnp.exp(-0.5 * x * x)
+        return 0.5 * jax.lax.erfc(x * -(0.5**0.5)), kernel * (2 * np.pi) ** -0.5
+    a = jnp.minimum(jnp.abs(x), 15)  # at 15, the tail is 0 in float32
+    kernel = jnp.exp(-0.5 * a * a)
+    tail = kernel * (_polynomial(TAIL_NUMERATOR, a) / _polynomial(TAIL_DENOMINATOR, a))
+    return jnp.where(x < 0, tail, 1 - tail), kernel * (2 * np.pi) ** -0.5
+
+
+def _polynomial(coefficients, x):
+    total = coefficients[-1]
+    for coefficient in coefficients[-2::-1]:
+        total = total * x + coefficient
+    return total
 
 
 gelu.defvjp(_gelu_forward, _gelu_backward)

@@ -45,7 +45,7 @@ class Linear(nnx.Module):
         y = kernels.dense(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel)
         y = checkpoint_name(y, "dense")  # for remat policies, which cannot see into a custom_vjp
         if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype)
+            y = kernels.add_bias(y, self.bias[...])
         return y.reshape(*lead, *kernel.shape[1:])
 
 

@@ -11,29 +11,38 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vit_jax.layers import kernels
+
 
 class PatchEmbed(nnx.Module):
     """Patch embedding, [b, h, w, c] to [b, n, d].
 
     It is computed as a convolution with stride p (`how="conv"`) or as unfold followed by a linear
-    layer (`how="linear"`). Both are the same function with the same kernel [p, p, c, d]. The
-    initialization is the default of PyTorch's Conv2d, as in DeiT: uniform in
-    +-1 / sqrt(p * p * c).
+    layer (`how="linear"`). Both are the same function with the same kernel [p, p, c, d].
+
+    The initialization is the default of the convolution in the reference: with `init="deit"` that
+    of PyTorch's Conv2d, uniform in +-1 / sqrt(p * p * c) for kernel and bias; with
+    `init="big_vision"` that of Flax's Conv, LeCun normal for the kernel and a bias of 0.
     """
 
-    def __init__(self, patch, channels, width, *, how, dtype, rngs):
+    def __init__(self, patch, channels, width, *, how, init, dtype, rngs):
         bound = (patch * patch * channels) ** -0.5
+
+        def uniform(key, shape):
+            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
         shape = (patch, patch, channels, width)
-        key = rngs.params()
-        self.kernel = nnx.Param(jax.random.uniform(key, shape, jnp.float32, -bound, bound))
-        key = rngs.params()
-        self.bias = nnx.Param(jax.random.uniform(key, (width,), jnp.float32, -bound, bound))
+        kernel_init, bias_init = {
+            "deit": (uniform, uniform),
+            "big_vision": (nnx.initializers.lecun_normal(), nnx.initializers.zeros),
+        }[init]
+        self.kernel = nnx.Param(kernel_init(rngs.params(), shape))
+        self.bias = nnx.Param(bias_init(rngs.params(), (width,)))
         self.how = how
         self.dtype = dtype
 
     def __call__(self, images):
         kernel = self.kernel[...].astype(self.dtype)
-        bias = self.bias[...].astype(self.dtype)
         p, _, c, d = kernel.shape
         b = images.shape[0]
         images = images.astype(self.dtype)
@@ -42,8 +51,10 @@ class PatchEmbed(nnx.Module):
             x = jax.lax.conv_general_dilated(
                 images, kernel, (p, p), "VALID", dimension_numbers=layout
             )
-            return x.reshape(b, -1, d) + bias
-        return unfold(images, p) @ kernel.reshape(p * p * c, d) + bias
+            x = x.reshape(b, -1, d)
+        else:
+            x = unfold(images, p) @ kernel.reshape(p * p * c, d)
+        return kernels.add_bias(x, self.bias[...])
 
 
 def unfold(images, p):
@@ -56,7 +67,9 @@ def unfold(images, p):
 def sincos2d(grid, width):
     """Return fixed 2-D sin-cos position embeddings: sin x, cos x, sin y, cos y.
 
-    As in big_vision's "Better plain ViT baselines" (arXiv:2205.01580, section 2), after MoCo v3.
+    The order of the quarters and the frequencies 10000^(-i / (d / 4 - 1)) are those of big_vision's
+    "Better plain ViT baselines" (arXiv:2205.01580, section 2), after MoCo v3. MAE has the same
+    order of the quarters, but the frequencies 10000^(-i / (d / 4)).
 
     Args:
       grid: rows and columns of patches (h, w).
@@ -78,6 +91,7 @@ def sincos2d(grid, width):
 RESIZE = {
     "timm": (-0.5, True, 0.0),  # `resample_abs_pos_embed`; DINOv2 with registers
     "dino": (-0.75, False, 0.1),  # `interpolate_pos_encoding`; DINOv2 without registers
+    "deit": (-0.75, False, 0.0),  # DeiT's `main.py --finetune`; MAE's `interpolate_pos_embed`
 }
 
 
@@ -113,7 +127,7 @@ def cubic_matrix(old, new, rule):
     """Return the matrix [new, old] of cubic interpolation along one side, float64.
 
     Each row sums to 1. Row i is centered at (i + 1/2) old / (new + offset) - 1/2 (half-pixel
-    centers). Beyond the edge, "dino" repeats the edge value and "timm" has zero weight.
+    centers). Beyond the edge, "dino" and "deit" repeat the edge value and "timm" has zero weight.
     """
     a, antialias, offset = RESIZE[rule]
     center = (np.arange(new)[:, None] + 0.5) * old / (new + offset) - 0.5
