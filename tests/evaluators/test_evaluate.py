@@ -48,12 +48,17 @@ def test_accuracy_matches_numpy(setup):
         assert scores[name] == pytest.approx(value, rel=1e-5), name
 
 
-@pytest.mark.parametrize("value", [0.0, np.nan])
-def test_accuracy_is_zero_for_equal_or_nan_logits(setup, value):
+@pytest.mark.parametrize(
+    ("value", "acc1", "acc5", "loss"),
+    [(0.0, 0.1, 0.5, np.log(10)), (np.nan, 0, 0, np.nan), (np.inf, 0, 0, np.nan)],
+)
+def test_equal_logits_share_the_credit_and_nan_earns_none(setup, value, acc1, acc5, loss):
     config, mesh, model = setup
     params = jax.tree.map(lambda x: x * 0 + value, model.init(jax.random.key(0)))
     scores = evaluators.make(("accuracy",), model, config, "val", mesh)(params)
-    assert scores["acc1"] == scores["acc5"] == 0
+    assert scores == pytest.approx(
+        {"acc1": acc1, "acc5": acc5, "loss": loss, "images": 180}, rel=1e-6, nan_ok=True
+    )
 
 
 @pytest.mark.parametrize("devices", [1, 8])

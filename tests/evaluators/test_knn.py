@@ -103,6 +103,15 @@ def test_knn_invariants(blobs):
     assert (overall == np.bincount(labels).argmax()).all()
 
 
+@pytest.mark.parametrize("labels", [[4, 1, 2, 0], [1, 4, 2, 0]])
+def test_ties_are_resolved_by_row_and_by_class(labels):
+    bank = np.array([[1, 0], [1, 0], [1, 0], [0, 1]], np.float32)
+    classify = functools.partial(predict, bank, np.array(labels), bank[:1], temperature=0.07)
+    # One neighbor: the first of three equal rows. Two and three: the lowest class with one vote.
+    predicted = [int(classify(k=k, num_classes=5)[0]) for k in (1, 2, 3)]
+    assert predicted == [labels[0], 1, 1]
+
+
 def test_nan_features_count_as_wrong(blobs):
     bank, labels, queries, expected = blobs
     queries[3] = np.nan

@@ -6,13 +6,18 @@ import optax
 from vit_jax import augment, forward
 from vit_jax.errors import UserError
 from vit_jax.evaluators import read_split
+from vit_jax.scoring import top_k_credit
 
 
 def make(model, config, split, mesh):
     """Return `evaluate(params)`, which computes "acc1", "acc5", "loss" and "images".
 
-    "acc1" and "acc5" are fractions; "acc5" requires more than 5 classes. "loss" is the mean
-    cross-entropy and "images" the number of images. See `evaluators` for the arguments.
+    "acc1" and "acc5" are fractions. "acc5" is absent with five classes or fewer. Classes with equal
+    logits share the credit, as if ties were broken at random: a model that gives all of 1000
+    classes the same logit has an "acc1" of 0.001. A NaN counts as wrong (see `top_k_credit`).
+
+    "loss" is the mean cross-entropy, NaN or infinite if that of any image is. "images" is the
+    number of images. See `evaluators` for the arguments.
 
     Raises:
       UserError: if the model has no classifier.
@@ -25,14 +30,11 @@ def make(model, config, split, mesh):
         images = augment.normalize(batch["image"], config.data.mean, config.data.std)
         logits = model.apply(params, images)["logits"]
         label, mask = batch["label"], batch["mask"]
-        # Ties and NaN count against the true class: its rank is the number of other classes whose
-        # logit is not lower. A model with equal logits for all classes has accuracy 0.
-        true_logit = jnp.take_along_axis(logits, label[:, None], axis=-1)
-        rank = (~(logits < true_logit)).sum(-1) - 1
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-        sums = {"acc1": rank < 1, "loss": loss, "images": jnp.ones_like(loss)}
+        credit = top_k_credit(logits, label, 1)
+        sums = {"acc1": credit, "loss": loss, "images": jnp.ones_like(loss)}
         if logits.shape[-1] > 5:
-            sums["acc5"] = rank < 5
+            sums["acc5"] = top_k_credit(logits, label, 5)
         return {name: jnp.sum(jnp.where(mask, x, 0)) for name, x in sums.items()}
 
     run = forward.compile(count, mesh)

@@ -2,6 +2,9 @@
 
 This is the k-NN evaluation of DINO (arXiv:2104.14294, section 3.2): the k training images with the
 highest cosine similarity s vote for their class with weight exp(s / T).
+
+Ties: among equally similar training images, the one with the lower index in the training split is
+the nearer neighbor. Among classes with equal votes, the class with the lowest index is predicted.
 """
 
 import functools
@@ -53,7 +56,7 @@ def knn_predict(
       block: rows of features and of train_features compared at a time.
 
     Returns:
-      The predicted classes, int [n]; -1 where a feature is NaN.
+      The predicted classes, int [n]; the lowest class on ties, -1 where a feature is NaN.
 
     Raises:
       UserError: if shapes do not match or a value is out of range.
