@@ -124,7 +124,7 @@ def fit_duration(config, given, images, *, lr, steps, epochs):
             "optim.warmup": str(total // 10),
             "eval_every": interval,
             "checkpoint_every": interval,
-            "log_every": str(min(max(total // 100, 1), 50)),
+            "log_every": str(min(max(total // 50, 1), 50)),
         },
     )
 

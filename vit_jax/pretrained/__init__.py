@@ -290,7 +290,8 @@ def _resolve(weights, name, overrides):
         if heads is None:
             raise UserError(
                 f"{spec} does not determine the number of heads; pass the model name, such as "
-                "vit_tiny_patch16_224, or num_heads=3"
+                "vit_tiny_patch16_224, or num_heads=3; with config.model_init, pass "
+                "--config.model.num_heads=3"
             )
         try:
             config = variants.parse("S/16", **stated | options | {"num_heads": heads})
