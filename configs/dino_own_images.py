@@ -24,7 +24,6 @@ import math
 
 from configs import dino, own_images
 from vit_jax.config import defaults
-from vit_jax.data import folder
 
 
 def get_config():
@@ -53,7 +52,7 @@ def get_config():
 def adapt(config, given, arg):  # noqa: ARG001  the recipe has no argument
     """Set the keys that follow from the images, except those in `given`."""
     source = own_images.open_train(config, given)
-    if source.class_names == [folder.UNLABELED]:
+    if source.num_classes < 2:
         split = config.data.train.partition("[")[0]
         values = {"data.train": split, "data.val": split, "data.test": split, "evaluators": ()}
         own_images.set_missing(config, given, values)

@@ -1,4 +1,4 @@
-"""Exceptions with exit codes, and names in messages. Imports nothing: every module can import it."""
+"""Exceptions with exit codes, and names in messages. Imports nothing."""
 
 
 class UserError(ValueError):

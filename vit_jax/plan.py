@@ -137,8 +137,9 @@ class Plan:
         epochs = self.total / self.steps_per_epoch
         slices = [s for key, s in self.sources.items() if "[" in c.data[key]]
         orders = {s.source.order for s in slices if hasattr(s.source, "order")}
+        classes = "1 class" if self.num_classes == 1 else f"{self.num_classes} classes"
         return [
-            f"data: {printable(where)}: {sizes}; {self.num_classes} classes: {_names(source.class_names)}",
+            f"data: {printable(where)}: {sizes}; {classes}: {_names(source.class_names)}",
             *(f"the images of the slices are {order}" for order in orders),
             f"training: {self.total:,} steps of {c.batch_size} images, {epochs:.3g} "
             f"epoch{'s' * (epochs != 1)}",
@@ -167,6 +168,12 @@ def _check_classes(config, source):
             f"config.data.train = '{config.data.train}' has one class, "
             f"{source.class_names[0]!r}; a classifier needs at least 2. To train without labels, "
             "use configs/dino_own_images.py"
+        )
+    if config.evaluators and source.num_classes < 2:
+        raise UserError(
+            f"config.data.train = '{config.data.train}' has one class, "
+            f"{source.class_names[0]!r}, so that there is nothing to evaluate; pass "
+            "--config.evaluators='()'"
         )
     if count and count < source.num_classes:
         raise UserError(

@@ -46,6 +46,8 @@ class Run:
         sharding.check_batch_size(
             "batch_size / accum_steps =", config.batch_size // config.accum_steps, self.mesh
         )
+        if config.evaluators:
+            evaluators.check_batch_size(config, self.mesh)
         self.model = models.build(self.plan.model)
         self.objective = objectives.make(self.model, config, self.steps_per_epoch)
         tx, self.schedule = optim.make(config, self.steps_per_epoch)

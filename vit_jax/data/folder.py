@@ -50,15 +50,20 @@ def make(split, config):
     directory = split_directory(data_dir(config, CONTENTS), split)
     source = read(directory, config.model.channels)
     if config.data.train.partition("[")[0] == split:
-        empty = sorted(set(range(len(source.class_names))) - set(source.labels.tolist()))
-        if empty:
-            path = os.path.join(directory, source.class_names[empty[0]])
-            more = f" and {len(empty) - 1} more directories" if len(empty) > 1 else ""
-            verb = "have" if more else "has"
-            raise UserError(
-                f"{printable(path)}{more} {verb} no images; add images or remove the directory"
-            )
+        check_complete(source)
     return source
+
+
+def check_complete(source):
+    """Raise UserError if a class of a training split, as returned by `read`, has no images."""
+    empty = sorted(set(range(len(source.class_names))) - set(source.labels.tolist()))
+    if empty:
+        path = os.path.join(source.root, source.class_names[empty[0]])
+        more = f" and {len(empty) - 1} more directories" if len(empty) > 1 else ""
+        verb = "have" if more else "has"
+        raise UserError(
+            f"{printable(path)}{more} {verb} no images; add images or remove the directory"
+        )
 
 
 def read(directory, channels=3):

@@ -69,8 +69,7 @@ def read_split(config, split, mesh, batch_size=None):
       UserError: if the split does not exist, or the batch size is not divisible by
         mesh.data x mesh.fsdp.
     """
-    size = batch_size or config.eval_batch_size or config.batch_size
-    sharding.check_batch_size("eval_batch_size", size, mesh)
+    size = check_batch_size(config, mesh, batch_size)
     placement = sharding.batch_sharding(mesh)
     source = data.make(config, config.data[split])
     _, view = augment.transforms(config)
@@ -87,6 +86,17 @@ def read_split(config, split, mesh, batch_size=None):
         return (batch.to_devices(rows, placement) for rows in batches)
 
     return source, size, read
+
+
+def check_batch_size(config, mesh, batch_size=None):
+    """Return the evaluation batch size.
+
+    Raises:
+      UserError: if it is not divisible by mesh.data x mesh.fsdp.
+    """
+    size = batch_size or config.eval_batch_size or config.batch_size
+    sharding.check_batch_size("eval_batch_size", size, mesh)
+    return size
 
 
 def features(model, config, split, mesh, names=("pooled",), *, max_images=None, batch_size=None):

@@ -115,6 +115,8 @@ def _read_split(root, split):
         raise UserError(
             f"{root / split} has no class directories; --input must have <split>/<class>/<image>"
         )
+    if split == "train":
+        folder.check_complete(source)
     return source
 
 
