@@ -16,6 +16,7 @@ from vit_jax import cli
 from vit_jax.config import blocking_diff, flat, load_config, save_config
 from vit_jax.devices import distributed, memory
 from vit_jax.errors import Diverged, Preempted, UserError
+from vit_jax.schema import member
 from vit_jax.workdir import log, storage
 
 
@@ -49,6 +50,8 @@ def prepare(config, workdir):
     from vit_jax.plan import Plan
 
     storage.check_workdir(workdir)
+    for name in config.loggers:
+        getattr(member("loggers", name), "check", lambda: None)()
     directory = storage.resolve(workdir)
     resumes = checkpoint_steps(directory)
     if resumes:
@@ -91,6 +94,11 @@ def train(config, workdir, stop=lambda: False, devices=None, plan=None):
     """
     memory.keep_freed()
     plan = plan or prepare(config, workdir)
+    directory = storage.resolve(workdir)
+    latest = max(checkpoint_steps(directory), default=0)
+    if latest >= plan.total and (row := _finished(plan, workdir, latest)):
+        print(f"done: {workdir} is already trained to step {latest:,}; nothing to do")
+        return row
     # Imported here, so that --help and errors of the config and the data do not wait for JAX.
     import jax
 
@@ -102,20 +110,16 @@ def train(config, workdir, stop=lambda: False, devices=None, plan=None):
         jax.config.update("jax_compilation_cache_dir", str(cache_dir))
     primary = jax.process_index() == 0
     say = functools.partial(print, flush=True) if primary else lambda _: None
+    for line in plan.describe():
+        say(line)
+    run = Run(config, devices, plan)
+    say(run.describe())
     with checkpoint.Checkpoints(
         workdir, keep=config.keep_checkpoints, metric=config.best_metric
     ) as checkpoints:
         start = checkpoints.latest() or 0
-        if start >= plan.total and (row := _finished(plan, workdir, start)):
-            say(f"done: {workdir} is already trained to step {start:,}; nothing to do")
-            return row
-        for line in plan.describe():
-            say(line)
-        run = Run(config, devices, plan)
-        say(run.describe())
         state = checkpoints.restore(run.abstract) if start else run.init(say)
         if primary:
-            directory = storage.resolve(workdir)
             directory.mkdir(parents=True, exist_ok=True)
             save_config(config, directory / "config.json")
             changes = log.write_run_json(workdir, step=start, mesh=run.mesh, **run.metadata())

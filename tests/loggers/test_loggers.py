@@ -11,6 +11,9 @@ import pytest
 from PIL import Image
 
 import vit_jax.loggers
+from configs import digits
+from tests.tiny import tiny
+from vit_jax import train
 from vit_jax.config import defaults, flat
 from vit_jax.errors import UserError
 from vit_jax.workdir import log
@@ -153,8 +156,11 @@ def test_a_failing_logger_is_dropped_with_one_warning(tmp_path, third_party):
 
 def test_wandb_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
+    c = tiny(digits.get_config())
+    c.loggers = ("wandb",)
     with pytest.raises(UserError, match="'wandb' needs the package wandb; run make install EXTRA"):
-        open_log(tmp_path, "wandb")
+        train.train(c, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     assert list(tmp_path.iterdir()) == []
 
 

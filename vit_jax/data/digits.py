@@ -4,11 +4,11 @@ Source: Alpaydin & Kaynak, UCI "Optical Recognition of Handwritten Digits" (test
 """
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from vit_jax.data import unknown_split
 from vit_jax.data.sources import Arrays
+
+SPLITS = ("train", "val", "test")
 
 
 def make(split, config):
@@ -17,15 +17,18 @@ def make(split, config):
     Splits are stratified by class.
     """
     del config
+    if split not in SPLITS:
+        raise unknown_split(split, SPLITS)
+    # Imported here, because it takes longer than the check above.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     digits = load_digits()
     labels = digits.target
     rest, test = train_test_split(
         np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
     )
     train, val = train_test_split(rest, test_size=180, stratify=labels[rest], random_state=0)
-    splits = {"train": train, "val": val, "test": test}
-    if split not in splits:
-        raise unknown_split(split, splits)
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    indices = splits[split]
+    indices = dict(zip(SPLITS, (train, val, test), strict=True))[split]
     return Arrays(images[indices], labels[indices], [str(digit) for digit in range(10)])

@@ -6,8 +6,9 @@ A member NAME.py defines `make(workdir, config, start) -> logger`:
 * `config`: the ConfigDict of the run.
 * `start`: step of the restored checkpoint; 0: training starts at random or pretrained weights.
 
-`make` is called in one process, and raises UserError if the logger cannot be used. The logger is an
-object with the methods
+`make` is called in one process, and raises UserError if the logger cannot be used. A member may
+also define `check()`, which raises UserError if a package is missing, before anything is written.
+The logger is an object with the methods
 
 * `write(step, numbers)`: log {"train/loss": 0.5, ...} after `step` optimizer steps.
 * `image(step, tag, array)`: log an image, uint8 [h, w, c] with 1, 3 or 4 channels.

@@ -5,6 +5,7 @@ workdir/wandb_run_id. The environment variables of wandb apply, such as WANDB_PR
 vit_jax), WANDB_ENTITY and WANDB_MODE=offline.
 """
 
+import importlib.util
 import os
 import secrets
 import tempfile
@@ -16,14 +17,16 @@ INSTALL_HINT = "run make install EXTRA=wandb, or pip install wandb"
 FINISH_TIMEOUT_SECONDS = 60  # for uploads at the end; without a network, wandb would wait forever
 
 
+def check():
+    """Raise UserError if wandb is not installed."""
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError(f"config.loggers: 'wandb' needs the package wandb; {INSTALL_HINT}")
+
+
 def make(workdir, config, start):
     del start
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError(
-            f"config.loggers: 'wandb' needs the package {error.name}; {INSTALL_HINT}"
-        ) from None
+    import wandb
+
     path = workdir / "wandb_run_id"
     run_id = path.read_text().strip() if path.exists() else secrets.token_hex(4)
     try:

@@ -37,6 +37,7 @@ class Checkpoints:
             return metrics.get(metric, -math.inf)
 
         self.metric = metric
+        self.folder = storage.resolve(workdir) / "checkpoints"
         best = preservation_policy.BestN(
             get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False
         )
@@ -47,9 +48,8 @@ class Checkpoints:
             best_fn=score,
             best_mode="max",
             create=False,
-            cleanup_tmp_directories=write,
+            cleanup_tmp_directories=write and self.folder.exists(),
         )
-        self.folder = storage.resolve(workdir) / "checkpoints"
         self.manager = ocp.CheckpointManager(self.folder, options=options)
         self._unverified = None  # step of the latest save
 
