@@ -137,6 +137,11 @@ def train(config, workdir, stop=lambda: False, devices=None, plan=None):
             logger.info(f"resuming from step {start:,}" if start else f"training in {workdir}")
             state = _loop(run, state, start, checkpoints, logger, stop)
             checkpoints.wait()
+            if replaced := len(run.source.replaced):
+                logger.info(
+                    f"{replaced:,} training images could not be decoded and were replaced; "
+                    "python -m vit_jax.tools.doctor --max_images=0 lists them"
+                )
             row = _test(run, state, checkpoints, logger)
             if primary:
                 log.update_run_json(workdir, tested=plan.identity["splits"]["test"])
