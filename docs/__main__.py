@@ -27,7 +27,7 @@ the keys that differ. On the command line, `--config.KEY=VALUE` overrides any ke
 
 ```
 python -m vit_jax.train --config=configs/digits.py --workdir=runs/short \\
-    --config.total_steps=3ep --config.optim.lr=3e-3
+    --config.total_steps=10ep --config.optim.lr=3e-3
 ```
 
 Durations are strings: `1000`, `10k` or `1e3` optimizer steps, or `3ep` epochs of the training

@@ -4,7 +4,6 @@ import functools
 import importlib
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -19,6 +18,7 @@ from PIL import Image
 from configs import deit, digits, dino_digits, mae_scratch
 from docs import __main__ as config_page
 from tests import ROOT, command
+from tests.pretrained.test_describe import sparse
 from vit_jax import cli, config, flops, variants
 from vit_jax.config import save_config
 from vit_jax.run import Run
@@ -196,9 +196,8 @@ def parse(words):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_commands_parse(name, monkeypatch, capsys):
+def test_commands_parse(name, workspace, capsys):  # noqa: ARG001  recipes read its images
     """Modules, flags, recipes and config keys in the documentation exist."""
-    monkeypatch.chdir(ROOT)
     text = read(name)
     targets = re.search(r"^\.PHONY: (.*)", read("Makefile"), re.MULTILINE)[1].split()
     lines = [line for line, _ in commands(text)] + inline_commands(text)
@@ -234,9 +233,8 @@ def workspace(tmp_path, monkeypatch):
             for i in range(count):
                 image(tmp_path / "pets" / split / label / f"{i}.jpg")
     image(tmp_path / "picture.png")
-    np.save(tmp_path / "images.npy", np.zeros((2, 32, 32, 3), np.float32))
-    weights = ROOT / "tests/golden/vit/vit_cls/state_dict.safetensors"
-    shutil.copy(weights, tmp_path / "model.safetensors")
+    np.save(tmp_path / "images.npy", np.zeros((2, 224, 224, 3), np.float32))
+    sparse(tmp_path / "model.safetensors")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -258,15 +256,14 @@ def test_python_runs(name, workspace):
     if "dino_digits" in read(name):
         untrained_run(workspace / "runs/dino_digits", dino_digits.get_config())
     for block in PYTHON.findall(read(name)):
-        values = {"images": np.zeros((1, 32, 32, 3), np.float32), "rng": jax.random.key(0)}
+        values = {"images": np.zeros((1, 224, 224, 3), np.float32), "rng": jax.random.key(0)}
         values["picture"] = np.zeros((20, 30, 3), np.uint8)
-        size = 32 if "model.safetensors" in block else 224
-        values["images"] = np.zeros((1, size, size, 3), np.float32)
         exec(block, values)
 
 
 # Overrides that shrink training and searches, always the same, so that runs can be resumed.
-SMALL = ["--config.total_steps=4", "--config.batch_size=8", "--config.compilation_cache="]
+SMALL = ["--config.total_steps=4", "--config.optim.warmup=0", "--config.batch_size=8"]
+SMALL += ["--config.compilation_cache="]
 SMALL_VIT = ["model.variant=mu/16", "model.image=32", "data.workers=0", "augment.repeats=1"]
 # Commands that other tests cover, and pytest itself.
 RUN_ELSEWHERE = {"experiments.cnn_vs_vit", "experiments.size_vs_accuracy", "pytest", "docs"}

@@ -8,6 +8,7 @@ purpose. In the order in which a run uses them:
   config.py        every config key with default, unit, choices and range; joint checks; config.json
   schema.py        types and checks of config keys; lookup of the members of a family
   habits.py        equivalents of the flags and keys of other projects, for error messages
+  plan.py          what config and data determine, checked before JAX is imported
   train.py         the training loop
   run.py           config -> data, model, objective, optimizer, mesh
   data/            FAMILY: sources of encoded or decoded images with labels; decode.py
@@ -30,6 +31,7 @@ purpose. In the order in which a run uses them:
   evaluators/      FAMILY: parameters -> metrics
   workdir/         the files of a run: checkpoints, metrics, log; on disk or in a bucket
   loggers/         FAMILY: TensorBoard, Weights & Biases
+  snapshots.py     images for the loggers: augmented training images, attention maps
   pretrained/      FAMILY: weight layouts as tables of names; weights of runs
   inference.py     LoadedModel: weights of a run or file, preprocessing, class names, run(images)
   progress.py      progress of long operations on a terminal, or as lines
