@@ -42,13 +42,24 @@ def main(flags):
     with distributed.StopSignal() as stop:
         for seed in range(flags.seeds):
             job = runs.make_job(spec, fixed | {"seed": str(seed)}, root / str(seed))
-            rows.append(train(job, seed, stop))
+            code, row = train(job, seed, stop)
+            if code:
+                return code
+            rows.append(row)
             log.write_text(output, "".join(json.dumps(row) + "\n" for row in rows))
     print(describe(rows))
+    return 0
 
 
 def train(job, seed, stop):
-    """Train a seed unless it is finished, and return its row of the output. Raises UserError."""
+    """Train a seed unless it is finished.
+
+    Returns:
+        The exit code of training, and the row of the output; None if the code is not 0.
+
+    Raises:
+        UserError: if the metrics of the run have no test accuracy.
+    """
     path = job.workdir / "seconds.json"  # {start: seconds, including imports and compilation}
     print(f"seed {seed}: {job.log}", flush=True)
     starts_before = count_starts(job.workdir)
@@ -56,13 +67,13 @@ def train(job, seed, stop):
     code = runs.run_all([job], 1, stop)[job.name]
     elapsed = time.perf_counter() - start_time
     if code:
-        sys.exit(code)
+        return code, None
     seconds = json.loads(path.read_text()) if path.exists() else {}
     if (starts := count_starts(job.workdir)) > starts_before:  # else the run was already finished
         seconds[str(starts)] = round(elapsed, 2)
         log.write_json(path, seconds)
     run = json.loads((job.workdir / "run.json").read_text())
-    return result(log.read_metrics(job.workdir), run, seed, seconds)
+    return 0, result(log.read_metrics(job.workdir), run, seed, seconds)
 
 
 def count_starts(workdir):

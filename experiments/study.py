@@ -30,11 +30,7 @@ from vit_jax.devices import distributed
 from vit_jax.errors import NO_SPACE, Diverged, Preempted, UserError
 from vit_jax.workdir import log
 
-try:
-    import optuna
-except ImportError:
-    optuna = None
-
+optuna = None  # imported by `open_study`: it takes a second
 PRUNERS = {"none": "NopPruner", "median": "MedianPruner", "hyperband": "HyperbandPruner"}
 STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}  # others: not finished
 # These keys may change when a single run is resumed, but must be equal for all trials of a study.
@@ -104,8 +100,11 @@ def open_study(flags, output, space):
     Raises:
         UserError: if the study cannot be opened or was created with another config.
     """
-    if optuna is None:
-        raise UserError("Optuna is not installed; run make install EXTRA=sweep")
+    global optuna
+    try:
+        import optuna
+    except ImportError:
+        raise UserError("Optuna is not installed; run make install EXTRA=sweep") from None
     from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

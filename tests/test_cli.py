@@ -1,6 +1,7 @@
 """The command line, run as a user runs it: each case is a separate process."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -49,10 +50,11 @@ def call(tmp_path):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "my.py").write_text(RECIPE.format(""))
 
-    def run(*args):
+    def run(*args, stdout=subprocess.PIPE):
         command = [sys.executable, "entry.py", *args]
         env = {"PYTHONPATH": str(ROOT), "PATH": "", "HOME": str(tmp_path)}
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        output = {"stdout": stdout, "stderr": subprocess.PIPE}
+        return subprocess.run(command, cwd=tmp_path, env=env, text=True, **output)
 
     run.recipes = tmp_path / "recipes"
     return run
@@ -165,6 +167,61 @@ def test_exit_codes(call, seed, code, message):
     process = call("--config=recipes/my.py", "--workdir=w", f"--config.seed={seed}")
     assert process.returncode == code and process.stderr.endswith(message)
     assert ("Traceback" in process.stderr) == (code == 1)
+
+
+@pytest.mark.parametrize("flag", ["config", "workdir"])
+def test_empty_flags_are_rejected(call, flag):
+    flags = {"config": "recipes/my.py", "workdir": "w"} | {flag: ""}
+    process = call(*(f"--{name}={value}" for name, value in flags.items()))
+    assert process.returncode == 2
+    assert process.stderr == f"error: --{flag} is empty; pass --{flag}=VALUE\n"
+
+
+def test_closed_pipe_ends_the_command_quietly(call):
+    """As for `command | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    process = call("--config=recipes/my.py", "--workdir=w", stdout=write)
+    os.close(write)
+    assert process.returncode == 141 and not process.stderr
+
+
+def test_messages_are_printable(call):
+    process = call("--config=\x1b[31m.py", "--workdir=w")
+    assert process.stderr == "error: --config=\\x1b[31m.py: no such file\n"
+
+
+W = "tests/golden/vit/vit_cls/state_dict.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("vit_jax.tools.predict --weights=missing.safetensors x.png", "no file at missing"),
+        ("vit_jax.tools.predict --weights=README.md x.png", "not a .safetensors file"),
+        (f"vit_jax.tools.predict --weights={W} --model=num_heads=3 x.png", "x.png: no such file"),
+        (f"vit_jax.tools.predict --weights={W} --model=num_heads=3 --std=0 README.md", "--std=0"),
+        (
+            f"vit_jax.tools.attend --weights={W} --model=num_heads=3 --layers=9 --terminal LICENSE",
+            "--layers=9 must be numbers from 1 to 2",
+        ),
+        ("vit_jax.tools.evaluate --workdir=docs", "docs is not the workdir of a run"),
+        ("vit_jax.tools.report --weights=missing.safetensors --output=x.html", "no file at"),
+        ("vit_jax.tools.summary --model=UNKNOWN", "unknown model 'UNKNOWN'"),
+        ("vit_jax.tools.benchmark --what=startup --model=UNKNOWN", "unknown model 'UNKNOWN'"),
+        (
+            "vit_jax.tools.compile_check --config=configs/digits.py --topology=xyz",
+            "--topology=xyz must be TYPE:SHAPE",
+        ),
+        ("experiments.study --config=configs/digits.py --output=x", "no search space"),
+    ],
+)
+def test_errors_of_tools_are_reported_before_jax_is_imported(args, message):
+    command = [sys.executable, "-X", "importtime", "-m", *args.split()]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    imported = {line.rpartition("|")[2].strip() for line in process.stderr.splitlines()}
+    assert process.returncode == 2 and message in process.stderr.splitlines()[-1], process.stderr
+    assert not imported & {"jax", "flax", "orbax", "optuna", "sklearn", "matplotlib"}
 
 
 @pytest.mark.parametrize("args", ["--help", "--config=recipes/my.py --workdir=w --config.nope=1"])

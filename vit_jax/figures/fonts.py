@@ -8,16 +8,26 @@ import warnings
 from matplotlib import font_manager
 from matplotlib.text import Text
 
+from vit_jax.errors import printable
+
 CJK = re.compile(r"NotoSansCJK|NotoSansKR|Nanum|malgun|AppleSDGothic|msyh|Hiragino")
 REMEDY = "install one, such as Noto Sans CJK (Debian: fonts-noto-cjk)"
 
 
 def set_fonts(figure):
-    """Add installed CJK fonts to a figure whose text needs them, and return the figure.
+    """Make all text of a figure drawable, and return the figure.
+
+    Adds installed CJK fonts if the text needs them. Undecodable bytes and control characters in
+    names become escapes, and "$" is drawn as it is: names may contain what matplotlib reads as
+    mathematics.
 
     Characters that no font has are drawn as boxes and listed in a note on stderr.
     """
     texts = figure.findobj(Text)
+    for text in texts:
+        text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
+        if "$" in text.get_text():
+            text.set_parse_math(False)
     _, default = load_font(font_manager.findfont("DejaVu Sans"))
     missing = {x for text in texts for x in text.get_text() if x.isprintable()} - default
     families = ["DejaVu Sans"]

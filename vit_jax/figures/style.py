@@ -4,6 +4,7 @@ import unicodedata
 
 from matplotlib.ticker import MaxNLocator
 
+from vit_jax.errors import printable
 from vit_jax.figures.fonts import set_fonts
 
 # The color-blind safe palette of Okabe and Ito.
@@ -53,7 +54,8 @@ def text_width(text):
 
 
 def truncate(text, max_chars, keep_end=True):
-    """Shorten a text to `max_chars` characters with "…" in place of its start or its end."""
+    """Shorten a name to `max_chars` printable characters, with "…" for its start or its end."""
+    text = printable(text)
     max_chars = int(max_chars)
     if len(text) <= max_chars:
         return text

@@ -3,6 +3,7 @@
 import unicodedata
 
 from vit_jax.analysis import attention
+from vit_jax.errors import printable
 from vit_jax.figures.attention import describe_grid, head_title, query_name, select_maps
 from vit_jax.figures.catalog import ENGLISH
 
@@ -24,7 +25,7 @@ def text(names, models, heads, width=100, *, phrases=ENGLISH):
     for i, name in enumerate(names):
         for model in models:
             title = phrases("attention_of_in", query=query_name(model, phrases), name=model.name)
-            lines += [f"{name}: {title}", describe_grid(model, phrases), ""]
+            lines += [printable(f"{name}: {title}"), describe_grid(model, phrases), ""]
             blocks = [
                 [
                     phrases("layer_of", layer=layer, depth=model.depth),

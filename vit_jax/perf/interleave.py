@@ -36,6 +36,14 @@ POOLS = {"cls": "token", "gap": "avg", "map": "map"}
 IGNORED_OPTIONS = {"mlp_dim", "pool", "scan", "remat", "attn", "patch_embed", "dtype", "pos_resize"}
 
 
+def find_peer(name):
+    """Return the Python and the script of a peer. Raises UserError if it is not installed."""
+    python, script = (ROOT / path for path in PEERS[name])
+    if not python.exists():
+        raise UserError(f"{name} is not installed in .venv-peer; run make bench-peer first")
+    return python, script
+
+
 class LocalRunner:
     """A workload that runs in this process.
 
@@ -85,9 +93,7 @@ class PeerRunner:
     """
 
     def __init__(self, name, job):
-        python, script = (ROOT / path for path in PEERS[name])
-        if not python.exists():
-            raise UserError(f"{name} is not installed in .venv-peer; run make bench-peer first")
+        python, script = find_peer(name)
         pipe = subprocess.PIPE
         self.name = name
         self.process = subprocess.Popen([python, script], stdin=pipe, stdout=pipe, text=True)

@@ -4,12 +4,20 @@ A section is a dict with "blocks" and an "id", which is also the key of the titl
 is a dict whose "kind" selects its markup in page.html. Text that is not Markup is escaped.
 """
 
+import re
 from importlib import resources
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from vit_jax.errors import printable
 from vit_jax.report import inline
+
+# Characters in names that are not allowed in a page or change the direction of the text after it:
+# control characters, undecodable bytes, noncharacters, and overrides of the text direction.
+INVALID = re.compile(
+    "[\\0-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff\\ufffe\\uffff\\u202a-\\u202e\\u2066-\\u2069]"
+)
 
 
 def section(name, *blocks):
@@ -92,7 +100,7 @@ def render(phrases, title, subtitle, facts, sections):
         lstrip_blocks=True,
     )
     style = resources.files(__package__).joinpath("style.css").read_text("utf-8")
-    return environment.get_template("page.html").render(
+    html = environment.get_template("page.html").render(
         phrases=phrases,
         langs=phrases.langs,
         title=title,
@@ -101,3 +109,4 @@ def render(phrases, title, subtitle, facts, sections):
         sections=[part for part in sections if part],
         style=Markup(style),
     )
+    return INVALID.sub(lambda match: printable(match[0]), html)

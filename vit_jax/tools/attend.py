@@ -23,7 +23,7 @@ from pathlib import Path
 from absl import flags
 
 from vit_jax import cli, progress, variants
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 from vit_jax.tools import features, model_flags
 
 MAX_FIGURE_IMAGES = 16
@@ -86,7 +86,7 @@ def main(flags, args):
     if pictures:
         for model in models:
             if preprocessing := model_flags.preprocessing(model):
-                print(f"{model.name}{preprocessing}")
+                print(printable(f"{model.name}{preprocessing}"))
         attend(models, pictures, **cli.arguments(attend, flags))
     return 2 if errors else 0
 
@@ -331,7 +331,7 @@ def collect(names, views, extracted, keep):
 def save(path, arrays):
     """Write the arrays next to a figure and print the paths of both files."""
     features.write(path.with_suffix(".npz"), arrays)
-    print(f"{path}\n{path.with_suffix('.npz')}")
+    print(f"{printable(path)}\n{printable(path.with_suffix('.npz'))}")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from importlib import metadata
 
 from absl import flags
 
-from vit_jax import cli
+from vit_jax import cli, variants
 from vit_jax.devices import memory
 from vit_jax.errors import UserError
 from vit_jax.perf import interleave, workloads
@@ -107,7 +107,7 @@ def benchmark(
     Raises:
       UserError: if arguments cannot be combined, or the peer is not installed.
     """
-    check(what, config, against, threads)
+    check(what, config, model, against, threads)
     if against and what == "input":
         threads = 1
     if config is None:
@@ -137,8 +137,16 @@ def benchmark(
         return result | measure(what, config, model_config, against, folder, threads, schedule)
 
 
-def check(what, config, against, threads):
-    """Raise UserError if the arguments cannot be combined."""
+def check(what, config, model, against, threads):
+    """Raise UserError if the arguments cannot be combined, or the model or peer is unknown."""
+    if model:
+        base, _ = variants.split_name(model)
+        try:
+            variants.parse(base)
+        except UserError as error:
+            raise UserError(f"--model: {error}") from None
+    if against:
+        interleave.find_peer(against)
     if against and (config or what in ("startup", "attention")):
         other = "--config" if config else f"--what={what}"
         raise UserError(f"--against={against} cannot be combined with {other}")

@@ -15,6 +15,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import time
 from bisect import bisect_left, bisect_right
 from functools import partial
@@ -27,6 +28,7 @@ from vit_jax.errors import UserError
 from vit_jax.perf import device_specs, hlo, workloads
 
 GIB = 2**30
+TOPOLOGY = re.compile(r"\w+:\d+(x\d+){1,2}")
 # Environment for libtpu to compile without a TPU; it must be set before JAX is imported.
 LIBTPU_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -37,6 +39,7 @@ LIBTPU_ENVIRONMENT = {
 }
 # Training images and classes of datasets that are replaced by synthetic ones.
 KNOWN_DATASETS = {
+    "digits": (1257, 10),
     "imagenet2012": (1_281_167, 1000),
     "mnist": (60_000, 10),
     "fashion_mnist": (60_000, 10),
@@ -73,6 +76,11 @@ def compile_check(config, *, topology=None, search=True, log=lambda _: None):
     Raises:
       UserError: if the config does not match the devices, or the TPU compiler is not installed.
     """
+    if topology and not TOPOLOGY.fullmatch(topology):
+        raise UserError(
+            f"--topology={topology} must be TYPE:SHAPE in chips, such as v5e:2x4, v6e:4x4 or "
+            "v5p:2x2x2"
+        )
     if topology and importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "--topology requires the TPU compiler; run make install EXTRA=tpu, or "
@@ -116,11 +124,19 @@ def settle(config, platform):
     for key, value in resolve_auto(platform, depth).items():
         if config.model[key] == "auto":
             config.model[key] = value
-    name = {"tfds": config.data.dataset, "ilsvrc": "imagenet2012"}.get(config.data.name)
-    if name in KNOWN_DATASETS:
+    if known := known_dataset(config):
         config.data.name = "synthetic"
-        config.data.synthetic.images, config.data.synthetic.classes = KNOWN_DATASETS[name]
+        config.data.synthetic.images, config.data.synthetic.classes = known
+    if config.data.name == "synthetic":  # its splits; the step only depends on that for training
+        config.data.val = "val"
+        config.data.test = "test"
     return config
+
+
+def known_dataset(config):
+    """Return the training images and classes of a config's dataset; None if they are not known."""
+    names = {"tfds": config.data.dataset, "ilsvrc": "imagenet2012", "digits": "digits"}
+    return KNOWN_DATASETS.get(names.get(config.data.name))
 
 
 def compile_step(config, devices):

@@ -14,6 +14,7 @@ from absl import flags
 from vit_jax import cli, inference
 from vit_jax.config import load_config
 from vit_jax.errors import UserError
+from vit_jax.pretrained import runs
 from vit_jax.schema import members, one_of
 
 
@@ -39,6 +40,7 @@ def main(flags):
         raise UserError("pass --workdir=DIR; see --help")
     workdir = flags.workdir or flags.weights
     load_config(workdir)  # reports an invalid workdir before JAX is imported
+    runs.check_checkpoint(workdir, flags.checkpoint)
     model = inference.load(workdir, checkpoint=flags.checkpoint, raw=flags.raw)
     scores = evaluate(model, flags.split, evaluator=flags.evaluator)
     print(json.dumps(scores | {"raw": flags.raw}))

@@ -9,11 +9,12 @@ depends on --model; --mean, --std and --crop override it.
 """
 
 import json
+import sys
 
 from absl import flags
 
 from vit_jax import cli
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 from vit_jax.tools import model_flags
 
 MAX_FIGURE_IMAGES = 48
@@ -43,7 +44,7 @@ def main(flags, args):
     if pictures:
         tops = predict(model, [picture.image for picture in pictures], topk=flags.topk)
         if not flags.json:
-            print(model.name + model_flags.preprocessing(model))
+            print(printable(model.name + model_flags.preprocessing(model)))
         for picture, top in zip(pictures, tops, strict=True):
             print((as_json if flags.json else as_table)(model, picture, top))
         if flags.output:
@@ -87,21 +88,26 @@ def as_json(model, picture, top):
     result = {"image": picture.name, "top": rows}
     if picture.label is not None:
         result["label"] = picture.label
-    return json.dumps(result, ensure_ascii=False)
+    text = json.dumps(result, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(result)
+    return text if text.isprintable() else json.dumps(result)
 
 
 def as_table(model, picture, top):
     """Format a prediction as a table of name, probability and bar; mark the true class if known."""
-    names = model.class_names
-    width = max(len(names[i]) for i, _ in top)
-    title = picture.name
+    names = [printable(model.class_names[i]) for i, _ in top]
+    width = max(map(len, names))
+    title = printable(picture.name)
     if picture.label is not None:
-        title += f"  (true class: {names[picture.label]})"
+        title += f"  (true class: {printable(model.class_names[picture.label])})"
     lines = ["", title]
-    for i, p in top:
+    for (i, p), name in zip(top, names, strict=True):
         mark = "<- correct" if i == picture.label else ""
         bar = "█" * round(BAR_WIDTH * p) or "▏"
-        lines.append(f"  {names[i]:{width}}  {p:6.1%}  {bar:{BAR_WIDTH}} {mark}".rstrip())
+        lines.append(f"  {name:{width}}  {p:6.1%}  {bar:{BAR_WIDTH}} {mark}".rstrip())
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ the report of a run shows the first images of the split.
 from absl import flags
 
 from vit_jax import cli
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 from vit_jax.figures.catalog import LANGUAGES
 from vit_jax.tools import model_flags
 from vit_jax.workdir import storage
@@ -45,7 +45,7 @@ def main(flags, args):
         raise UserError("none of the images can be read")
     loaded = dict(zip(("model", "against"), models, strict=False))
     report(pictures=pictures, **cli.arguments(report, flags) | loaded)
-    print(f"{path}  {len(path.read_bytes()) / 1e6:.2f} MB")
+    print(f"{printable(path)}  {len(path.read_bytes()) / 1e6:.2f} MB")
 
 
 def report(

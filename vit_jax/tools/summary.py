@@ -8,6 +8,7 @@ stages, self-attention, multi-head attention, patch embedding, position embeddin
 config, student and teacher. It also writes a chart of the model's size next to the published sizes.
 """
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from absl import flags
 from vit_jax import cli, variants
 from vit_jax.errors import UserError
 from vit_jax.flops import count_flops
+
+DEFAULT_CLASSES = 1000  # those of ImageNet-1k
 
 
 def define_flags():
@@ -47,22 +50,33 @@ def resolve_model(name, config, num_classes=None):
       num_classes: number of classes; None: the config's or its dataset's, or 1000 for a name.
 
     Raises:
-      UserError: if the name is unknown, or the number of classes cannot be determined.
+      UserError: if the name is unknown, or options cannot be combined.
     """
     if config is None:
         return name, variants.parse(name, num_classes=num_classes)
     if num_classes is None and config.model.num_classes is None:
-        from vit_jax import data
-
-        try:
-            num_classes = data.make(config, config.data.train).num_classes
-        except UserError as error:
-            hint = "or pass the number of classes, as in --num_classes=1000"
-            raise UserError(f"{error}\n{hint}") from None
+        num_classes = count_classes(config)
     model = variants.from_config(config.model, num_classes)
     if num_classes is not None:
         model = replace(model, num_classes=num_classes)
     return config.model.variant, model
+
+
+def count_classes(config):
+    """Return the number of classes of a config's data; if they cannot be read, print a note."""
+    from vit_jax import data
+    from vit_jax.tools.compile_check import known_dataset
+
+    if config.data.class_names:
+        return len(config.data.class_names)
+    if known := known_dataset(config):
+        return known[1]
+    try:
+        return data.make(config, config.data.train).num_classes
+    except UserError:
+        note = f"note: {DEFAULT_CLASSES} classes are assumed, as the data cannot be read; "
+        print(f"{note}pass --num_classes to set another number", file=sys.stderr)
+        return DEFAULT_CLASSES
 
 
 def summary(name, config):
@@ -110,11 +124,16 @@ def draw(folder, name, model, config=None):
     Raises:
       UserError: if the files cannot be written.
     """
+    folder = Path(folder).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--drawings={folder} cannot be written: {error.strerror}") from None
+
     from vit_jax import models, objectives
     from vit_jax.analysis import stages, weight_stats
     from vit_jax.figures import diagrams, sizes
 
-    folder = Path(folder).expanduser()
     drawings = {"whole": diagrams.whole(stages.from_config(model)[0], name)}
     if isinstance(model, variants.ViTConfig):
         parts = ("self_attention", "multi_head", "patch_embedding", "positions")
@@ -125,7 +144,6 @@ def draw(folder, name, model, config=None):
             drawings[part] = getattr(diagrams, part)(model, config)
     bars = sizes.bars(weight_stats.compare_with_published(name.partition(",")[0], model))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for part, text in drawings.items():
             (folder / f"{part}.svg").write_text(text, encoding="utf-8")
         bars.savefig(folder / "sizes.svg")
