@@ -146,7 +146,9 @@ def _parse(argv):
         raise UserError(_unknown_flag(e.flagvalue, other_args)) from None
     except flags.Error as e:
         missing = re.match(r"flag --(\w+)=None", str(e))
-        message = f"--{missing[1]}=... is required; see --help" if missing else one_line(e)
+        message = " ".join(str(e).split())
+        if missing:
+            message = f"--{missing[1]}=... is required; see --help"
         raise UserError(message) from None
     for name, flag in _project_flags().items():
         values = flag.value if isinstance(flag.value, list) else [flag.value]

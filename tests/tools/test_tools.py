@@ -272,6 +272,18 @@ def test_summary_of_model_options():
         assert command.run(summary, f"--model={name}") == 2
 
 
+def test_summary_needs_no_data(capsys):
+    c = digits.get_config()
+    c.data.name, c.data.dataset, c.data.dir = "tfds", "imagenet2012", "/nowhere"
+    assert summary.resolve_model(None, c)[1].num_classes == 1000
+    c.data.dataset = "fashion_mnist"
+    assert summary.resolve_model(None, c)[1].num_classes == 10
+    assert not capsys.readouterr().err
+    c.data.name = "folder"
+    assert summary.resolve_model(None, c)[1].num_classes == 1000
+    assert capsys.readouterr().err.startswith("note: 1000 classes are assumed")
+
+
 def test_invalid_flags_exit_with_code_2(workdir, tmp_path):
     def call(tool, *args):
         command = [sys.executable, "-m", f"vit_jax.tools.{tool}", *args]

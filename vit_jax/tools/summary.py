@@ -36,6 +36,8 @@ def main(flags):
     if (flags.model is None) == (flags.config is None):
         raise UserError("pass either --model=NAME or --config=FILE; see --help")
     name, config = resolve_model(flags.model, flags.config, flags.num_classes)
+    if flags.drawings:
+        create(flags.drawings)  # reports an invalid path before JAX is imported
     print(summary(name, config))
     if flags.drawings:
         print("\n".join(map(str, draw(flags.drawings, name, config, flags.config))))
@@ -109,6 +111,16 @@ def summary(name, config):
     return "\n".join([f"{name}: width {config.width}, {sizes}", "", *lines])
 
 
+def create(folder):
+    """Create the directory of the drawings and return its Path. Raises UserError."""
+    folder = Path(folder).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--drawings={folder} cannot be written: {error.strerror}") from None
+    return folder
+
+
 def draw(folder, name, model, config=None):
     """Write SVG diagrams of a model.
 
@@ -124,16 +136,11 @@ def draw(folder, name, model, config=None):
     Raises:
       UserError: if the files cannot be written.
     """
-    folder = Path(folder).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--drawings={folder} cannot be written: {error.strerror}") from None
-
     from vit_jax import models, objectives
     from vit_jax.analysis import stages, weight_stats
     from vit_jax.figures import diagrams, sizes
 
+    folder = create(folder)
     drawings = {"whole": diagrams.whole(stages.from_config(model)[0], name)}
     if isinstance(model, variants.ViTConfig):
         parts = ("self_attention", "multi_head", "patch_embedding", "positions")
