@@ -35,7 +35,7 @@ def get_config():
     c.model.image = 8
     c.model.channels = 1
     c.model.pool = "gap"
-    c.model.init = "big_vision"
+    c.model.init = "xavier"
 
     c.objective.ema = 0.98
 

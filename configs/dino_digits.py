@@ -32,7 +32,7 @@ def get_config():
     c.model.variant = "nano/4"
     c.model.image = 16  # upsampled 2x: crops at 8 pixels would differ only in interpolation
     c.model.channels = 1
-    c.model.init = "big_vision"
+    c.model.init = "xavier"
 
     c.objective.out_dim = 512
     c.objective.hidden_dim = 128

@@ -29,7 +29,7 @@ def get_config():
     c.model.variant = "mini/7"
     c.model.depth = 4
     c.model.num_heads = 3
-    c.model.init = "big_vision"
+    c.model.init = "xavier"
 
     c.objective.out_dim = 1024
     c.objective.hidden_dim = 256

@@ -47,7 +47,7 @@ def get_config(size="nano"):
     c.model.depth = depth
     if "/" in variant:  # a ViT
         c.model.pool = "gap"
-        c.model.init = "big_vision"
+        c.model.init = "xavier"
 
     c.objective.label_smoothing = 0.1
     c.objective.ema = 0.995

@@ -21,7 +21,7 @@ def get_config():
     c.model.depth = 4
     c.model.num_heads = 3
     c.model.pool = "gap"
-    c.model.init = "big_vision"
+    c.model.init = "xavier"
 
     c.objective.label_smoothing = 0.1
     c.objective.ema = 0.999

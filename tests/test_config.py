@@ -46,7 +46,7 @@ VALUES = {
     "model.remat": ["none", "dots", "full"],
     "model.scan": ["auto", "on", "off"],
     "model.attn": ["auto", "matmul", "xla", "cudnn"],
-    "model.init": ["deit", "big_vision"],
+    "model.init": ["deit", "big_vision", "xavier"],
     "model.dtype": ["float32", "bfloat16", "float64"],
     "objective.name": ["supervised", "dino"],
     "augment.crop": ["none", "resized", "pad", "multi"],

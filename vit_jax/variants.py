@@ -94,8 +94,9 @@ class ViTConfig(ModelConfig):
         ("auto", "matmul", "xla", "cudnn"), "attention kernel; auto: matmul on CPU, xla elsewhere"
     )
     init: str = enum_option(
-        ("deit", "big_vision"),
-        "initialization of DeiT, or of big_vision (with MLP biases of 0, not normal(1e-6))",
+        ("deit", "big_vision", "xavier"),
+        "initialization of DeiT; of big_vision (with MLP biases of 0, not normal(1e-6)); or Xavier "
+        "kernels, a zero classifier, and the patch embedding of DeiT, for narrow models",
     )
 
     def __post_init__(self):

@@ -37,7 +37,12 @@ class ViT(nnx.Module):
             c.patch, c.channels, c.width, how=c.patch_embed, init=c.init, dtype=c.dtype, rngs=rngs
         )
         # Standard deviations of [CLS] and positions.
-        cls_std, pos_std = {"deit": (0.02, 0.02), "big_vision": (0.0, c.width**-0.5)}[c.init]
+        unit = c.width**-0.5  # a norm of about 1
+        cls_std, pos_std = {
+            "deit": (0.02, 0.02),
+            "big_vision": (0.0, unit),
+            "xavier": (unit, unit),
+        }[c.init]
 
         def normal(std, *shape):
             return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
@@ -52,7 +57,7 @@ class ViT(nnx.Module):
         self.fc_norm = norm if c.norm_after_pool else None
         self.attn_pool = AttentionPool(c, rngs=rngs) if c.pool == "map" else None
         # As in big_vision, a zero classifier initially predicts all classes with equal probability.
-        head_init = {"deit": INITS["deit"], "big_vision": nnx.initializers.zeros}[c.init]
+        head_init = INITS["deit"] if c.init == "deit" else nnx.initializers.zeros
         self.head = (
             Linear(
                 c.width, c.num_classes, init=head_init, dtype=accumulation_dtype(c.dtype), rngs=rngs

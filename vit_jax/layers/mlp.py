@@ -18,7 +18,7 @@ def xavier(key, shape, dtype=jnp.float32):
 
 # Kernel initializers: "deit" as in DeiT and timm, "big_vision" as in big_vision and MAE. A standard
 # deviation of 0.02 suits widths of Ti and above; narrower models train much faster with Xavier.
-INITS = {"deit": nnx.initializers.normal(0.02), "big_vision": xavier}
+INITS = {"deit": nnx.initializers.normal(0.02), "big_vision": xavier, "xavier": xavier}
 ACTIVATIONS = {"gelu": kernels.gelu, "gelu_tanh": partial(nnx.gelu, approximate=True)}
 
 

@@ -20,9 +20,9 @@ class PatchEmbed(nnx.Module):
     It is computed as a convolution with stride p (`how="conv"`) or as unfold followed by a linear
     layer (`how="linear"`). Both are the same function with the same kernel [p, p, c, d].
 
-    The initialization is the default of the convolution in the reference: with `init="deit"` that
-    of PyTorch's Conv2d, uniform in +-1 / sqrt(p * p * c) for kernel and bias; with
-    `init="big_vision"` that of Flax's Conv, LeCun normal for the kernel and a bias of 0.
+    The initialization is the default of the convolution in the reference: with `init="big_vision"`
+    that of Flax's Conv, LeCun normal for the kernel and a bias of 0; otherwise that of PyTorch's
+    Conv2d, uniform in +-1 / sqrt(p * p * c) for kernel and bias.
     """
 
     def __init__(self, patch, channels, width, *, how, init, dtype, rngs):
@@ -32,10 +32,9 @@ class PatchEmbed(nnx.Module):
             return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
         shape = (patch, patch, channels, width)
-        kernel_init, bias_init = {
-            "deit": (uniform, uniform),
-            "big_vision": (nnx.initializers.lecun_normal(), nnx.initializers.zeros),
-        }[init]
+        kernel_init = bias_init = uniform
+        if init == "big_vision":
+            kernel_init, bias_init = nnx.initializers.lecun_normal(), nnx.initializers.zeros
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape))
         self.bias = nnx.Param(bias_init(rngs.params(), (width,)))
         self.how = how
