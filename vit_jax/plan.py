@@ -130,9 +130,8 @@ class Plan:
         """Return the data, the duration and the learning rate as lines of text."""
         c = self.config
         source = self.sources["train"]
-        sizes = ", ".join(
-            f"{key} {c.data[key]} ({len(s):,} images)" for key, s in self.sources.items()
-        )
+        names = {key: key if c.data[key] == key else f"{key} {c.data[key]}" for key in self.sources}
+        sizes = ", ".join(f"{names[key]} ({len(s):,} images)" for key, s in self.sources.items())
         where = c.data.dataset if c.data.name == "tfds" else c.data.dir or c.data.name
         epochs = self.total / self.steps_per_epoch
         slices = [s for key, s in self.sources.items() if "[" in c.data[key]]
