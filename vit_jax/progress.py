@@ -5,7 +5,6 @@ import itertools
 import sys
 import threading
 import time
-from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import (
@@ -72,7 +71,8 @@ def status(text, done=None, console=None):
 
 
 def _format_seconds(seconds):
-    return f"{seconds:.1f} s" if seconds < 100 else f"{timedelta(seconds=round(seconds))} h"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{seconds:.1f} s" if seconds < 100 else f"{minutes} min {rest} s"
 
 
 @contextlib.contextmanager
