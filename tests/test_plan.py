@@ -17,6 +17,7 @@ from tests import ROOT, command
 from tests.tiny import tiny
 from vit_jax import data, evaluators, inference, train
 from vit_jax.batch import class_weights, train_batches
+from vit_jax.data import folder
 from vit_jax.errors import UserError
 from vit_jax.plan import Plan
 from vit_jax.workdir import log
@@ -167,10 +168,8 @@ def test_slices_of_a_folder_are_stratified(tmp_path):
 def test_choose_splits(tmp_path):
     def chosen(*directories):
         shutil.rmtree(tmp_path)
-        make_images(tmp_path, dict.fromkeys(directories, 1))
-        return tuple(data.folder.choose_splits(str(tmp_path)).values())
-
-    from vit_jax.data import folder  # noqa: F401  makes data.folder available
+        make_images(tmp_path, dict.fromkeys(directories, 20))
+        return tuple(folder.choose_splits(str(tmp_path)).values())
 
     assert chosen("cat", "dog") == ("all[:80%]", "all[80%:90%]", "all[90%:]")
     assert chosen("train/cat") == ("train[:80%]", "train[80%:90%]", "train[90%:]")
@@ -181,6 +180,14 @@ def test_choose_splits(tmp_path):
     assert chosen("train/cat", "val/cat", "test") == ("train[:90%]", "train[90%:]", "val")
     with pytest.raises(UserError, match="no directory train"):
         chosen("val/cat", "cat")
+    # With few images, one for validation and one for the test.
+    shutil.rmtree(tmp_path)
+    make_images(tmp_path, {"cat": 3, "dog": 2})
+    splits = folder.choose_splits(str(tmp_path))
+    assert tuple(splits.values()) == ("all[:-2]", "all[-2:-1]", "all[-1:]")
+    c = make_config(tmp_path, **{f"data.{key}": split for key, split in splits.items()})
+    assert [len(source) for source in data.splits(c).values()] == [3, 1, 1]
+    assert set(data.make(c, splits["train"]).labels) == {0, 1}
 
 
 def test_own_images_follows_from_the_images(tmp_path):

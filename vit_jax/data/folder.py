@@ -18,6 +18,7 @@ from vit_jax.errors import UserError, printable
 
 CONTENTS = "<split>/<class>/<image>"  # of the root directory
 ALL = "all"  # name of the split that is the root directory
+MIN_PERCENT_IMAGES = 20  # images of which 10% are at least two
 UNLABELED = "unlabeled"  # class of images without class directories
 
 
@@ -97,10 +98,10 @@ def choose_splits(root):
     """Choose a training, validation and test split from the directories that exist.
 
     Directories named train, val and test, or similar, are used as they are. If some are missing,
-    their images are taken from another one: 10% of the training split for validation, and for
-    the test split the validation directory or else another 10%. Without such directories, the root
-    is split in the same way. Directories without class directories, such as unlabeled test sets,
-    count as missing.
+    their images are taken from another one: 10% of the training split for validation, at least one
+    image, and for the test split the validation directory or else another 10%. Without such
+    directories, the root is split in the same way. Directories without class directories, such as
+    unlabeled test sets, count as missing.
 
     Args:
       root: the root directory.
@@ -109,8 +110,8 @@ def choose_splits(root):
       {"train", "val", "test": value for the key of config.data}
 
     Raises:
-      UserError: if the root is not a directory, or has a validation or test directory but no
-        training directory.
+      UserError: if the root is not a directory, has a validation or test directory but no training
+        directory, or has too few images.
     """
     available = splits(root)
 
@@ -128,11 +129,24 @@ def choose_splits(root):
             f"{printable(root)} has a directory {val or test}, but no directory train with one "
             "directory per class"
         )
-    if not train:
-        train = ALL
+    train = train or ALL
+    directory = split_directory(root, train)
+    count = len(scan(directory).paths)
+    if count < 4:
+        raise UserError(
+            f"{printable(directory)} has only {count} images; add images, or set "
+            "config.data.train, val and test"
+        )
+    # As percentages, unless these would leave a split without images.
+    bounds = ("80%", "90%") if count >= MIN_PERCENT_IMAGES else ("-2", "-1")
+    last = f"{train}[{bounds[1]}:]"
     if test or val:
-        return {"train": f"{train}[:90%]", "val": f"{train}[90%:]", "test": test or val}
-    return {"train": f"{train}[:80%]", "val": f"{train}[80%:90%]", "test": f"{train}[90%:]"}
+        return {"train": f"{train}[:{bounds[1]}]", "val": last, "test": test or val}
+    return {
+        "train": f"{train}[:{bounds[0]}]",
+        "val": f"{train}[{bounds[0]}:{bounds[1]}]",
+        "test": last,
+    }
 
 
 def split_directory(root, split):
