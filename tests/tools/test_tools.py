@@ -34,7 +34,8 @@ def run_predict(capsys, *args):
     """Run predict; return its exit code, the printed objects and the error lines."""
     code = command.run(predict, "--json", "--topk=3", *args)
     out, err = capsys.readouterr()
-    return code, [json.loads(line) for line in out.splitlines()], err.splitlines()
+    errors = [line for line in err.splitlines() if not line.startswith("predict: running")]
+    return code, [json.loads(line) for line in out.splitlines()], errors
 
 
 def probabilities(workdir, images):
@@ -191,7 +192,7 @@ def test_features_of_a_split(workdir, tmp_path, capsys):
     for args, message in (
         ([f"--workdir={workdir}"], "pass either --input=FILE.npy or, with a run, --split"),
         (["--split=val"], "pass either --workdir=DIR or --weights=FILE"),
-        ([f"--weights={WEIGHTS}", "--split=val"], "--split requires a run"),
+        ([f"--weights={WEIGHTS}", "--model=num_heads=3", "--split=val"], "--split requires a run"),
         ([f"--workdir={workdir}", "--split=val", "--blocks"], "--blocks require --input"),
         ([f"--weights={WEIGHTS}", "--input=x", "--checkpoint=7"], "--checkpoint require a run"),
         ([f"--weights={WEIGHTS}", "--input=x", "--model=nano/2", "--raw"], "--raw and"),
