@@ -19,7 +19,7 @@ if it moves from before to after the pooling. Any other mismatch is an error.
 
 own_images, the default, takes the model, its image size and the preprocessing from the weights, and
 the splits and the batch size from the directory of images, as configs/own_images.py does.
-Training takes 200 steps, but at least 10 and at most 30 epochs, with a peak learning rate of 3e-4
+Training takes 200 steps, but at least 10 and at most 30 epochs, with a peak learning rate of 1e-3
 at batch size 256, proportional to the square root of the batch size, and layer-wise decay. Keys
 that are set on the command line keep their values. For a TFDS dataset, pass
 --config.data.name=tfds --config.data.dataset=NAME and the splits --config.data.train, val and test.
@@ -73,7 +73,7 @@ def adapt(config, given, arg):
     if variants.is_cnn(config.model.variant):
         own_images.set_missing(config, given, {"optim.layer_decay": 1.0})
     source = own_images.open_train(config, given)
-    own_images.fit_duration(config, given, len(source), lr=3e-4, steps=200, epochs=(10, 30))
+    own_images.fit_duration(config, given, len(source), lr=1e-3, steps=200, epochs=(10, 30))
 
 
 def own():
