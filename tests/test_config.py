@@ -167,6 +167,7 @@ def test_model_group_has_the_options_of_vit_config():
         ("best_metric", "eval/val/knn5", "is not evaluated"),
         ("data.mean", (0.5,), "must have 3 numbers"),
         ("model.dtype", "float64", "JAX_ENABLE_X64=1"),
+        ("data.class_names", (1,), "must be a tuple"),
         ("objective.name", "dino", "set c.objective = objective.'dino'."),
     ],
 )

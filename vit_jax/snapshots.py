@@ -1,5 +1,6 @@
 """Images for the loggers: augmented training images, and attention maps of fixed images."""
 
+import functools
 from itertools import islice
 
 import jax
@@ -8,9 +9,9 @@ import numpy as np
 
 from vit_jax import augment
 from vit_jax.analysis import attention
+from vit_jax.devices import sharding
 
 MIN_SIDE, MAX_SIDE = 64, 224  # pixels of an image in a grid; others are enlarged or subsampled
-
 GAP = 2  # pixels between images
 
 
@@ -58,7 +59,7 @@ def attention_maps(run):
     images = np.stack([view(example["image"]) for example in examples])
     grid = (config.image // config.patch,) * 2
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
     def compute(weights, images):
         images = augment.normalize(images, run.config.data.mean, run.config.data.std)
         softmax = run.model.apply(weights, images, attention=True)["attention"][-1]

@@ -34,6 +34,10 @@ def check(config):
             "config.objective.name = 'dino' needs config.augment.crop = 'multi'; see "
             "configs/dino.py"
         )
+    if config.data.balance == "loss":
+        raise UserError(
+            "config.data.balance = 'loss' weights the supervised loss; for DINO, use 'sample'"
+        )
     if config.model.num_classes != 0:
         raise UserError("config.objective.name = 'dino' needs config.model.num_classes = 0")
     if variants.is_cnn(config.model.variant):
