@@ -409,6 +409,23 @@ def test_bfloat16_gradients_of_positions_are_summed_in_float32():
         np.testing.assert_array_equal(many[name], 1024 * one[name])
 
 
+def test_bfloat16_gradient_of_the_pooling_query_is_summed_in_float32():
+    model = vit.create("pico/8", image=16, pool="map", class_token=False, dtype="bfloat16")
+    graph, state = nnx.split(model.attn_pool)
+    tokens = jax.random.normal(jax.random.key(0), (1, 4, model.config.width), jnp.bfloat16)
+
+    def gradient(count):
+        def total(state):
+            out = nnx.merge(graph, state)(jnp.repeat(tokens, count, axis=0))
+            return out.astype(jnp.float32).sum()
+
+        return np.asarray(nnx.to_pure_dict(jax.grad(total)(state))["latent"], np.float64)
+
+    one, many = gradient(1), gradient(1024)
+    assert np.abs(one).max() > 0
+    np.testing.assert_allclose(many, 1024 * one, rtol=1e-6)
+
+
 def test_float64_logits_stay_float64():
     with jax.enable_x64(True):
         model = vit.create("pico/8", image=16, num_classes=3, dtype="float64")

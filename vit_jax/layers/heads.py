@@ -43,7 +43,9 @@ class AttentionPool(nnx.Module):
     def __call__(self, tokens):
         """Pool tokens [b, n, d] into one vector per image [b, d]."""
         b, n, d = tokens.shape
-        q = self.q(self.latent[...]).reshape(1, 1, self.num_heads, -1).repeat(b, axis=0)
+        q = self.q(self.latent[...]).reshape(1, 1, self.num_heads, -1)
+        # Repeated in float32, so that its gradient is summed over the batch in float32.
+        q = q.astype(kernels.accumulation_dtype(q.dtype)).repeat(b, axis=0).astype(q.dtype)
         kv = self.kv(tokens).reshape(b, n, 2, self.num_heads, -1)
         out, _ = attend(q, kv[:, :, 0], kv[:, :, 1], kernel="matmul")
         x = self.proj(out.reshape(b, d))
