@@ -15,6 +15,26 @@ MIN_SIDE, MAX_SIDE = 64, 224  # pixels of an image in a grid; others are enlarge
 GAP = 2  # pixels between images
 
 
+class Snapshots:
+    """Sends images of a run to its loggers, if config.log_images and config.loggers are set."""
+
+    def __init__(self, run, logger):
+        self.run = run
+        self.logger = logger
+        self.enabled = run.config.log_images > 0 and len(run.config.loggers) > 0
+        self.draw_attention = attention_maps(run) if self.enabled else None
+
+    def log_batch(self, step, rows):
+        """Log the first training images of a batch, in one process; see `training_views`."""
+        if self.enabled and jax.process_index() == 0:
+            self.logger.image(step, "train/images", training_views(self.run, rows, step))
+
+    def log_attention(self, step, weights):
+        """Log attention maps of validation images; called in all processes."""
+        if self.draw_attention is not None:
+            self.logger.image(step, "eval/attention", self.draw_attention(weights))
+
+
 def training_views(run, rows, step):
     """Draw the first training images of a batch as the model receives them.
 

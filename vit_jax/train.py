@@ -170,15 +170,12 @@ def _loop(run, state, start, checkpoints, logger, stop):
 
     They happen in this order, so that all metrics up to a checkpoint are on disk before it is.
     """
-    import jax
-
-    from vit_jax import snapshots
+    from vit_jax.snapshots import Snapshots
 
     best = checkpoints.best()
     best_score = best[1] if best else -math.inf
     batches = run.batches(start)
-    log_images = run.config.log_images > 0 and len(run.config.loggers) > 0
-    draw_attention = snapshots.attention_maps(run) if log_images else None
+    snapshots = Snapshots(run, logger)
     warning = None
     timer = StepTimer(start)
     try:
@@ -186,8 +183,7 @@ def _loop(run, state, start, checkpoints, logger, stop):
             with timer.measure("data_wait"):
                 batch = next(batches)
             if step == start + 1:  # exclude compilation from the timing
-                if log_images and jax.process_index() == 0:
-                    logger.image(start, "train/images", snapshots.training_views(run, batch, start))
+                snapshots.log_batch(start, batch)
                 with logger.status("compiling the training step", "compiled the training step"):
                     state, metrics = run.step(state, batch)
                     loss = float(metrics["loss"])
@@ -211,8 +207,7 @@ def _loop(run, state, start, checkpoints, logger, stop):
             if run.plan.due(step, "eval_every"):
                 with timer.measure("paused"):
                     scores = run.evaluate("val", run.weights(state))
-                    if draw_attention is not None:
-                        logger.image(step, "eval/attention", draw_attention(run.weights(state)))
+                    snapshots.log_attention(step, run.weights(state))
                 if scores:
                     logger.write(step, scores)
             score = scores.get(run.config.best_metric, -math.inf)
