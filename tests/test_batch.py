@@ -169,10 +169,6 @@ def test_invalid_batch_sizes_are_rejected():
         take(1, process_count=3)
     with pytest.raises(UserError, match="multiple of the number of processes, 3"):
         batch.eval_batches(Indices(20), lambda x: x, batch_size=8, process_count=3)
-    with pytest.raises(
-        UserError, match="batch_size = 8 is larger than the training split, 7 .* 7 or less"
-    ):
-        take(1, source=Indices(7))
 
 
 def test_to_devices_shards_rows_over_the_mesh():

@@ -37,6 +37,7 @@ def start(workdir, count):
         port = s.getsockname()[1]
     command = [sys.executable, "-m", "vit_jax.train", "--config=configs/digits.py"]
     command += [f"--workdir={workdir}", "--config.total_steps=60", "--config.log_every=5"]
+    command += ["--config.optim.warmup=5"]
     command += ["--config.checkpoint_every=10", "--config.model.depth=1"]
     command += [f"--config.compilation_cache={workdir}-cache"]
     environment = os.environ | {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}

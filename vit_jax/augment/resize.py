@@ -59,8 +59,8 @@ def resize_window(image, width, height, window):
     top, bottom, rows = _source(image.shape[0], height, y, h)
     left, right, columns = _source(image.shape[1], width, x, w)
     result = image[rows, columns]
-    tall = image.shape[0] > 100 * image.shape[1] and height < image.shape[0]
-    for axis in (0, 1) if tall else (1, 0):  # the order of the passes in Pillow
+    vertical_first = _vertical_first(image.shape[1], image.shape[0], width, height)
+    for axis in (0, 1) if vertical_first else (1, 0):
         if axis:
             n = result.shape[0]
             result = _pillow(result, w, n, (left, 0, right, n))
@@ -142,10 +142,12 @@ def _compile():
 def _vertical_first(w, h, width, height):
     """Return whether Pillow runs the vertical pass first.
 
-    Pillow does so since version 13.0 if the height shrinks much more than the width.
+    Since version 13.0, it does so if the height shrinks much more than the width; before, if the
+    image is more than 100 times as tall as wide.
     """
-    supported = int(PIL.__version__.split(".")[0]) >= 13
-    return supported and h - height > 2 * max(w - width, 0)
+    if int(PIL.__version__.split(".")[0]) >= 13:
+        return h - height > 2 * max(w - width, 0)
+    return h > 100 * w and h > height
 
 
 def _weights(old_size, new_size):

@@ -145,8 +145,6 @@ def check(what, config, model, against, threads):
             variants.parse(base)
         except UserError as error:
             raise UserError(f"--model: {error}") from None
-    if against:
-        interleave.find_peer(against)
     if against and (config or what in ("startup", "attention")):
         other = "--config" if config else f"--what={what}"
         raise UserError(f"--against={against} cannot be combined with {other}")
@@ -154,6 +152,8 @@ def check(what, config, model, against, threads):
         raise UserError(f"--config requires --what=train_step or --what=input, not --what={what}")
     if against and what == "input" and threads > 1:
         raise UserError("--what=input --against runs on one core per side; pass --threads=1")
+    if against:
+        interleave.find_peer(against)
 
 
 def prepare(what, config, model, batch_size, dtype, folder, threads):
