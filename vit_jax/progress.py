@@ -149,7 +149,8 @@ class _Display:
         if self.bar is not None:
             self.bar.update(self.task, completed=i, description=title)
             return
-        self.line = f"{title} ({i + 1:,} of {self.total:,})"
+        count = f" ({i + 1:,} of {self.total:,})" if self.total > 1 else ""
+        self.line = title + count
         if self.previous is not None:
             # Lines of a long loop are rarer and rarer: each tenth of the elapsed time.
             wait = max(SHOW_AFTER_SECONDS, (self.previous - self.start) / 10)
