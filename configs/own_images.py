@@ -20,13 +20,14 @@ augment.eval_crop     0.875 at 224 pixels, otherwise the whole image
 With fewer than about 100,000 images, fine-tuning is far more accurate: see configs/finetune.py.
 """
 
+import contextlib
 import math
 
 from vit_jax import data
 from vit_jax.config import defaults
 from vit_jax.config import steps as duration
 from vit_jax.data import folder
-from vit_jax.errors import UserError
+from vit_jax.errors import DecodeError, UserError
 
 PATCHES = {32: 4, 64: 8, 96: 8, 128: 16, 160: 16, 224: 16}  # image size: patch size, pixels
 MAX_SAMPLE = 32  # images that are decoded to find the median size
@@ -91,8 +92,12 @@ def open_train(config, given):
 def image_size(source):
     """Return the largest size of `PATCHES` that the median image has, at least the smallest."""
     count = min(len(source), MAX_SAMPLE)
-    sides = sorted(min(source[i * len(source) // count]["image"].shape[:2]) for i in range(count))
-    return max((size for size in PATCHES if size <= sides[count // 2]), default=min(PATCHES))
+    sides = []
+    for i in range(count):
+        with contextlib.suppress(DecodeError):  # reported when it is read for training
+            sides.append(min(source[i * len(source) // count]["image"].shape[:2]))
+    median = sorted(sides)[len(sides) // 2] if sides else 0
+    return max((size for size in PATCHES if size <= median), default=min(PATCHES))
 
 
 def fit_duration(config, given, images, *, lr, steps, epochs):

@@ -139,7 +139,7 @@ def train(config, workdir, stop=lambda: False, devices=None, plan=None):
             checkpoints.wait()
             if replaced := len(run.source.replaced):
                 logger.info(
-                    f"{replaced:,} training images could not be decoded and were replaced; "
+                    f"training images that could not be decoded and were replaced: {replaced:,}; "
                     "python -m vit_jax.tools.doctor --max_images=0 lists them"
                 )
             row = _test(run, state, checkpoints, logger)
