@@ -18,7 +18,7 @@ from vit_jax.errors import UserError, printable
 
 CONTENTS = "<split>/<class>/<image>"  # of the root directory
 ALL = "all"  # name of the split that is the root directory
-MIN_PERCENT_IMAGES = 20  # images of which 10% are at least two
+MIN_PERCENT_IMAGES = 20  # smaller sets hold out single images instead of 10%
 UNLABELED = "unlabeled"  # class of images without class directories
 
 

@@ -85,7 +85,7 @@ class _Weights(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    """A tensor of which only the shape is read."""
+    """The shape of a tensor, read without its data."""
 
     shape: tuple
 
