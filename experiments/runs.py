@@ -23,7 +23,7 @@ from experiments import tables
 from vit_jax import cli
 from vit_jax.config import config_diff, flat, load_config
 from vit_jax.devices import distributed
-from vit_jax.errors import NO_SPACE, Preempted, UserError
+from vit_jax.errors import NoSpace, Preempted, UserError
 from vit_jax.workdir import log, storage
 
 FINAL_CODES = (0, 2, 3, 4)  # exit codes after which a restart would give the same result
@@ -186,7 +186,7 @@ def run_all(jobs, max_parallel, stop):
                 codes[job.name] = code
                 result = format_result(job, code)
                 print(f"{len(codes)}/{len(jobs)}  {job.name}  {result}", flush=True)
-                if code == NO_SPACE:
+                if code == NoSpace.exit_code:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job.workdir))
         pending = [job for job in pending if job.name not in codes]
         time.sleep(0.5 if pending else 0)

@@ -27,7 +27,7 @@ from experiments import runs, sweep
 from vit_jax import cli
 from vit_jax.config import config_diff, flat, schema
 from vit_jax.devices import distributed
-from vit_jax.errors import NO_SPACE, Diverged, Preempted, UserError
+from vit_jax.errors import Diverged, NoSpace, Preempted, UserError
 from vit_jax.workdir import log
 
 optuna = None  # imported by `open_study`: it takes a second
@@ -35,7 +35,7 @@ PRUNERS = {"none": "NopPruner", "median": "MedianPruner", "hyperband": "Hyperban
 STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}  # others: not finished
 # These keys may change when a single run is resumed, but must be equal for all trials of a study.
 FIXED_KEYS = {"total_steps", "eval_every", "evaluators"}
-FATAL_CODES = {UserError.exit_code, NO_SPACE}  # exit codes of a trial that end the study
+FATAL_CODES = {UserError.exit_code, NoSpace.exit_code}  # exit codes of a trial that end the study
 
 
 def define_flags():
@@ -230,7 +230,7 @@ class Search:
         self.codes[trial.number] = code if code or scores else 1
         if code in FATAL_CODES:
             self.study.stop()
-        if code in (NO_SPACE, Preempted.exit_code):
+        if code in (NoSpace.exit_code, Preempted.exit_code):
             raise Interrupted
         return max(scores) if code == 0 and scores else math.nan  # NaN marks the trial as failed
 

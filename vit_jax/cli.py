@@ -24,7 +24,15 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from vit_jax.config import check, flat, schema, suggest
-from vit_jax.errors import INTERRUPTED, NO_SPACE, Diverged, Preempted, UserError, printable
+from vit_jax.errors import (
+    INTERRUPTED,
+    Diverged,
+    NoSpace,
+    Preempted,
+    UserError,
+    WorkdirLost,
+    printable,
+)
 from vit_jax.schema import KIND_NAMES, kind_name
 from vit_jax.workdir import storage
 
@@ -72,8 +80,8 @@ def run(main, args=None):
     """Parse sys.argv, call `main(FLAGS)` and exit.
 
     Exit codes: the return value of `main`, where None is 0; 2 user error, 3 diverged, 4 no space
-    left, 75 preempted after saving a checkpoint, 130 interrupted, 141 if the reader of the output
-    has closed it, as `head` does. Any other exception is a bug; its traceback is printed.
+    left, 5 workdir lost, 75 preempted (rerun to resume), 130 interrupted, 141 if the reader of the
+    output has closed it, as `head` does. Any other exception is a bug; its traceback is printed.
 
     Args:
       main: function of the flags.
@@ -352,7 +360,7 @@ def _value(text, kind):
 
 def _outcome(e):
     """Return the exit code and message of an exception; (None, None) for a bug."""
-    if isinstance(e, (UserError, Diverged, Preempted)):
+    if isinstance(e, (UserError, Diverged, NoSpace, WorkdirLost, Preempted)):
         return e.exit_code, str(e)
     if isinstance(e, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
@@ -361,7 +369,8 @@ def _outcome(e):
         full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left on device" in str(cause):
             file = f" to write {cause.filename}" if getattr(cause, "filename", None) else ""
-            return NO_SPACE, f"no space left{file}; free some space and rerun the same command"
+            message = f"no space left{file}; free some space and rerun the same command"
+            return NoSpace.exit_code, message
         cause = cause.__cause__ or cause.__context__
     if isinstance(e, OSError) and e.errno in FILE_ERRORS and e.filename:
         return UserError.exit_code, f"cannot access {e.filename}: {e.strerror}"

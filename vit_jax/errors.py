@@ -20,13 +20,24 @@ class Diverged(Exception):
     exit_code = 3
 
 
+class NoSpace(Exception):
+    """A checkpoint or the metrics cannot be written, because the disk is full. Exit code 4."""
+
+    exit_code = 4
+
+
+class WorkdirLost(Exception):
+    """The workdir was removed, replaced or taken over while training. Exit code 5."""
+
+    exit_code = 5
+
+
 class Preempted(Exception):
     """Stopped by a signal after saving; rerunning the same command resumes. Exit code 75."""
 
     exit_code = 75
 
 
-NO_SPACE = 4  # exit code if a disk is full or a quota is exceeded
 INTERRUPTED = 130  # exit code after a second Ctrl-C: 128 + SIGINT, as in shells
 
 
