@@ -1,8 +1,11 @@
 """Workdirs in a GCS bucket: the real clients, against a local emulator."""
 
 import importlib.util
+import json
+import os
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -11,9 +14,9 @@ import pytest
 from tests import ROOT
 from tests.test_train import StopAfter, recipe, restore, rows, train_on_one_device
 from vit_jax import inference
-from vit_jax.errors import Preempted
+from vit_jax.errors import Preempted, UserError, WorkdirLost
 from vit_jax.tools import evaluate
-from vit_jax.workdir import checkpoint, log, metrics, storage
+from vit_jax.workdir import checkpoint, lease, log, metrics, owner, storage
 
 INSTALL = "run make test-long, or pip install -e .[long]"
 if importlib.util.find_spec("gcsfs") is None:  # must be imported after the environment is set
@@ -91,6 +94,38 @@ def test_rows_are_flushed_before_each_checkpoint(monkeypatch):
     with checkpoint.Checkpoints(workdir) as checkpoints:
         assert checkpoints.latest() == 4
     assert [row["step"] for row in rows(workdir)] == [2, 4, 4]
+
+
+def test_one_trainer_per_bucket_directory(bucket):
+    """Of two that create or take over a lease at the same time, one succeeds."""
+    first, second = stores = [lease.BucketStore("gs://test/owned/.lease.json") for _ in range(2)]
+    assert first.create(b"1") and not second.create(b"2") and second.read() == b"1"
+    with owner.Owner("gs://test/free", renew_seconds=0.1) as owned:
+        owned.check()
+        with pytest.raises(UserError, match=f"being trained by process {os.getpid()} on "):
+            owner.check_free("gs://test/free")
+        time.sleep(0.5)
+        record = json.loads(bucket.blob("free/.lease.json").download_as_bytes())
+        assert record["renewed"] >= 2
+    assert blob_names(bucket, "free/") == []
+    generation = stores[0]._read()[1]
+    assert second.remove(b"1") and second.create(b"2")
+    assert not first._write(b"1", generation) and not first.remove(b"1")
+    assert first.update("x", b"1") == b"2" == second.read()
+    with pytest.raises(OSError):
+        lease.BucketStore("gs://nowhere/owned").create(b"")
+
+
+def test_stale_lease_in_a_bucket_is_taken_over(bucket):
+    name = "left/.lease.json"
+    record = {"id": "x", "renewed": 3} | lease.make_record() | {"machine": "other"}
+    bucket.blob(name).upload_from_string(json.dumps(record))
+    with owner.Owner("gs://test/left", renew_seconds=0.1, takeover_seconds=0.5) as owned:
+        owned.check()
+        bucket.blob(name).upload_from_string(json.dumps(record))
+        with pytest.raises(WorkdirLost, match="gs://test/left was taken over by process"):
+            owned.check()
+    assert blob_names(bucket, "left/") == [".lease.json"]
 
 
 @pytest.mark.parametrize(

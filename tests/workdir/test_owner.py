@@ -100,10 +100,12 @@ def test_rerun_at_once_after_sigkill(tmp_path, start, kind, machine):
     assert_owned(first)
     first.kill()
     first.wait()
-    begin = time.monotonic()
-    assert_owned(start(tmp_path, kind, machine))
+    second = start(tmp_path, kind, machine)
+    assert_owned(second)
+    second.stdin.close()
+    assert second.wait(10) == 0
     waits = kind == "lease" and machine == "renamed"  # it may be another machine
-    assert (time.monotonic() - begin > 1.5) == waits
+    assert second.stderr.read().startswith("waiting up to 1.5 s: ") == waits
 
 
 @KINDS
@@ -118,7 +120,7 @@ def test_rerun_under_the_same_pid(tmp_path, monkeypatch, kind):
         owned.check()
         with pytest.raises(UserError, match=f"is being trained by process {os.getpid()} on "):
             owner.check_free(tmp_path)
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 60  # it does not wait
     owner.check_free(tmp_path)
 
 
@@ -182,7 +184,7 @@ def test_trainer_on_another_machine(tmp_path, start):
     begin = time.monotonic()
     third = start(tmp_path, "lease", "two")
     assert_owned(third)
-    assert 1.5 < time.monotonic() - begin < 4
+    assert time.monotonic() - begin > 1.5
     third.stdin.close()
     assert third.wait(10) == 0
     waiting = f"waiting up to 1.5 s: {tmp_path} is, or was, trained by process {first.pid} on one"

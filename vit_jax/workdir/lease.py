@@ -244,12 +244,14 @@ class BucketStore:
         from google.api_core import exceptions
         from google.auth.exceptions import GoogleAuthError
         from google.cloud.storage import Client
+        from google.cloud.storage.retry import DEFAULT_RETRY
 
+        self._conflict = exceptions.PreconditionFailed
         self._changed = (exceptions.NotFound, exceptions.PreconditionFailed)
         self._errors = (exceptions.GoogleAPIError, GoogleAuthError)
         bucket, _, self._name = url.removeprefix("gs://").partition("/")
         self._bucket = Client().bucket(bucket)
-        self._options = dict(timeout=20, retry=None)
+        self._options = dict(timeout=20, retry=DEFAULT_RETRY.with_timeout(20))
 
     def read(self):
         return self._read()[0]
@@ -295,7 +297,7 @@ class BucketStore:
                 options = dict(if_generation_match=generation, **self._options)
                 blob.upload_from_string(contents, "application/json", **options)
                 return True
-            except self._changed:
+            except self._conflict:
                 # A request whose response is lost has been carried out all the same.
                 return self._read()[0] == contents
 
