@@ -8,11 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
 
 from tests import ROOT
 from vit_jax import cli
-from vit_jax.config import config_diff, load_config, save_config, steps
+from vit_jax.config import config_diff, defaults, load_config, save_config, steps
 from vit_jax.errors import UserError
 from vit_jax.workdir import storage
 
@@ -261,14 +260,75 @@ def test_resolve_local_paths_and_bucket_addresses():
 
 
 def test_config_save_and_load(tmp_path):
-    config = ConfigDict({"a": (1, (2.5, "x")), "b": {"c": None, "d": True}})
+    config = defaults()
+    config.augment.scale = (0.25, 1.0)
     save_config(config, tmp_path / "config.json")
     loaded = load_config(tmp_path)
-    assert loaded == config and loaded.a == (1, (2.5, "x")) and config_diff(config, loaded) == []
-    loaded.b.d = False
-    assert config_diff(config, loaded) == ["b.d: True -> False"]
-    (tmp_path / "config.json").write_text('{"a": 1')
-    with pytest.raises(UserError, match="cannot be read"):
-        load_config(tmp_path)
+    assert loaded.augment.scale == (0.25, 1.0) and config_diff(config, loaded) == []
+    loaded.optim.clip = 2.5
+    assert config_diff(config, loaded) == ["optim.clip: 0.0 -> 2.5"]
     with pytest.raises(UserError, match="is not the workdir of a run"):
         load_config(tmp_path / "nothing")
+
+
+CONFIG = json.dumps(defaults().to_dict())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "not a JSON object"),
+        ("null", "not a JSON object"),
+        ("3", "not a JSON object"),
+        ("", "Expecting value"),
+        ('{"a": 1', "Expecting"),
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ('{"seed": ' + "[" * 40 + "]" * 40 + "}", "nested more than 32 levels deep"),
+        (" " * 9_000_000, "larger than 8 MiB"),
+        (b"\xff\xfe", "can't decode byte 0xff"),
+        ('{"seed": NaN}', "not finite"),
+        ('{"seed": 1e999}', "not finite"),
+        ('{"seed": ' + "9" * 5000 + "}", "too many digits"),
+        (
+            CONFIG.replace('"seed": 0', '"seed": "0"'),
+            "config.seed must be an integer, .*got '0'",
+        ),
+        (
+            CONFIG.replace('"seed": 0', '"seed": null'),
+            "config.seed must be an integer, .*got None",
+        ),
+        (
+            CONFIG.replace('"seed": 0', '"seed": {}'),
+            "config.seed must be an integer, .*got {}",
+        ),
+        (
+            CONFIG.replace('"seed": 0', '"seed": true'),
+            "config.seed must be an integer, .*got True",
+        ),
+        (CONFIG.replace('"seed": 0', '"seeds": 0'), "no key 'seeds'; did you mean 'seed'"),
+        (CONFIG.replace('"S/16"', '"!!python/object:os.system"'), "config.model: unknown"),
+        (CONFIG.replace('"300ep"', '"1e300"'), "more than 2,147,483,647 steps"),
+        (CONFIG.replace('"supervised"', "[1]"), "config.objective.name = .1,. must be one of"),
+        (CONFIG.replace('"supervised"', '"dino"'), "does not belong to the objective 'dino'"),
+    ],
+)
+def test_malformed_config_json_is_one_line(text, message, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=message) as error:
+        load_config(tmp_path)
+    line = str(error.value)
+    assert str(path) in line and "restore" in line and "\n" not in line and len(line) < 500
+
+
+def test_config_json_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "config.json")  # does not block
+    with pytest.raises(UserError, match="config.json is not a regular file"):
+        load_config(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match="config.json is not a regular file"):
+        load_config(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is not the workdir of a run"):
+        load_config(tmp_path / "file")

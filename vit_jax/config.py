@@ -5,7 +5,6 @@ data source are defined next to that module, in `MODULE_keys.py`; the keys of th
 fields of `ViTConfig` in `variants.py`. This module imports neither JAX nor NumPy.
 """
 
-import json
 import math
 import os
 import re
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from vit_jax import variants
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 from vit_jax.schema import (
     Key,
     area_range,
@@ -56,6 +55,13 @@ KEYS = {
     ),
     "keep_checkpoints": Key(
         2, "number of latest checkpoints to keep, besides the best", minimum=1, resumable=True
+    ),
+    "max_bad_steps": Key(
+        10,
+        "training stops after this many steps in a row whose loss, gradients or updates are not "
+        "finite; such steps are skipped",
+        minimum=1,
+        resumable=True,
     ),
     "best_metric": Key(
         "eval/val/acc1", "metric that selects the best checkpoint; larger is better"
@@ -315,15 +321,7 @@ def check(config):
     _check_member("objective.name", "objectives", name)
     keys = schema(name)
     for key, value in values.items():
-        if key not in keys:
-            objectives = members("objectives") if key.startswith("objective.") else ()
-            if any(key in schema(objective_name) for objective_name in objectives):
-                raise UserError(
-                    f"config key {key!r} does not belong to the objective {name!r}; in the recipe, "
-                    f"set c.objective = objective({name!r})"
-                )
-            raise UserError(f"config has no key {key!r}; {suggest(key, keys)}")
-        keys[key].check(f"config.{key}", value)
+        _find_key(keys, key, name).check(f"config.{key}", value)
     if missing := keys.keys() - values.keys():
         key = min(missing)
         raise UserError(f"config has no value for {key!r}; start from vit_jax.config.defaults()")
@@ -338,6 +336,19 @@ def check(config):
         module = member_keys(family, member)
         if hasattr(module, "check"):
             module.check(config)
+
+
+def _find_key(keys, key, objective_name):
+    """Return keys[key]. Raises UserError with a hint for an unknown key."""
+    if key in keys:
+        return keys[key]
+    names = members("objectives") if key.startswith("objective.") else ()
+    if any(key in schema(name) for name in names):
+        raise UserError(
+            f"config key {key!r} does not belong to the objective {objective_name!r}; in the "
+            f"recipe, set c.objective = objective({objective_name!r})"
+        )
+    raise UserError(f"config has no key {key!r}; {suggest(key, keys)}")
 
 
 def _check_combinations(c, model):
@@ -484,18 +495,34 @@ def load_config(workdir):
       ConfigDict.
 
     Raises:
-      UserError: if the file is missing or cannot be parsed.
+      UserError: if the file is missing or malformed, or `check` fails.
     """
     path = storage.resolve(workdir) / "config.json"
     try:
-        values = flat(ConfigDict(_tuples(json.loads(path.read_text()))))
+        values = _flat_dict(_tuples(storage.read_json(path)))
     except FileNotFoundError:
         raise UserError(f"{workdir} is not the workdir of a run: {path} does not exist") from None
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     values = {RENAMED_KEYS.get(name, name): value for name, value in values.items()}
-    name = values.get("objective.name")
-    return _tree(schema(name) if name in members("objectives") else {}, values)
+    try:
+        name = values.get("objective.name", "supervised")
+        _check_member("objective.name", "objectives", name)
+        keys = schema(name)
+        for key, value in values.items():  # before `_tree`, which replaces None by the default
+            _find_key(keys, key, name).check(f"config.{key}", value)
+        config = _tree(keys, values)
+        check(config)
+    except UserError as error:
+        raise UserError(f"{printable(path)}: {error}; restore the file from a copy") from None
+    return config
+
+
+def _flat_dict(value, prefix=""):
+    """Flatten nested dicts; see `flat`. Empty dicts are values."""
+    values = {}
+    for key, item in value.items():
+        nested = isinstance(item, dict) and item
+        values |= _flat_dict(item, f"{prefix}{key}.") if nested else {f"{prefix}{key}": item}
+    return values
 
 
 def config_diff(old, new):

@@ -113,10 +113,12 @@ class Plan:
                 f"the run was trained on {len(old)} classes ({_names(old)}), but the data have "
                 f"{len(new)} ({_names(new)}); restore the data or pass another --workdir"
             )
-        facts = {"train": {"images": recorded["train_images"]}} | recorded.get("splits", {})
+        facts = recorded.get("splits", {})
+        if "train_images" in recorded:
+            facts = {"train": {"images": recorded["train_images"]}} | facts
         for key in ("train", "val"):
             now = current["splits"][key]
-            changed = {k: x for k, x in facts.get(key, {}).items() if now[k] != x}
+            changed = {k: x for k, x in facts.get(key, {}).items() if now.get(k) != x}
             if changed:
                 what = f"config.data.{key} = '{self.config.data[key]}'"
                 if "images" in changed:

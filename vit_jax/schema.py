@@ -13,11 +13,15 @@ import inspect
 import math
 import pkgutil
 import re
+import sys
 from typing import Any
 
 from vit_jax.errors import UserError
 
 DURATION = re.compile(r"(\d+\.?\d*(?:e\+?\d+)?|\.\d+)(k|ep)?")
+MAX_DURATION_CHARS = 32
+MAX_STEPS = 2**31 - 1  # the step of the training state is an int32
+MAX_SHOWN_CHARS = 200  # of a value in a message
 KIND_NAMES = {
     "bool": "true or false",
     "int": "an integer",
@@ -77,20 +81,22 @@ class Key:
             return
         if not self._fits(value):
             example = f", such as {self.default}" if self.default not in (None, "", ()) else ""
-            raise UserError(f"{name} must be {kind_name(self.value_type)}{example}; got {value!r}")
+            raise UserError(
+                f"{name} must be {kind_name(self.value_type)}{example}; got {shown(value)}"
+            )
         if self.duration and not steps(value, 1, f"{name}: ") and self.greater_than >= 0:
-            raise UserError(f"{name} = {value!r} must be longer than 0")
+            raise UserError(f"{name} = {shown(value)} must be longer than 0")
         elements = value if isinstance(value, tuple) else (value,)
         if self.length is not None and len(elements) != self.length:
-            raise UserError(f"{name} = {value} must have {self.length} elements")
+            raise UserError(f"{name} = {shown(value)} must have {self.length} elements")
         choices = members(self.family) if self.family else self.choices
         for element in elements:
             if choices and element not in choices:
-                raise UserError(f"{name} = {element!r} must be {one_of(choices, element)}")
+                raise UserError(f"{name} = {shown(element)} must be {one_of(choices, element)}")
             if not isinstance(element, str) and not self._in_range(element):
-                raise UserError(f"{name} = {value} must be {self.range}")
+                raise UserError(f"{name} = {shown(value)} must be {self.range}")
         if self.increasing and list(elements) != sorted(elements):
-            raise UserError(f"{name} = {value} must be in ascending order")
+            raise UserError(f"{name} = {shown(value)} must be in ascending order")
 
     @property
     def range(self):
@@ -114,8 +120,14 @@ def _is_a(value, kind):
     if isinstance(value, bool):
         return kind is bool
     if kind is float:
-        return isinstance(value, (int, float)) and math.isfinite(value)
+        return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
     return isinstance(value, kind)
+
+
+def shown(value):
+    """Return the repr of a value for a message, abbreviated if it is long."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
 
 
 def kind_name(kind):
@@ -191,14 +203,16 @@ def steps(text, steps_per_epoch, prefix=""):
     Raises:
       UserError: if `text` is not a duration, or is a fractional number of steps.
     """
-    match = DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
+    short = isinstance(text, str) and len(text) <= MAX_DURATION_CHARS
+    match = DURATION.fullmatch(text.strip()) if short else None
     if match is None:
         examples = '"1000", "10k" or "1e3" for steps, or "3ep" for epochs'
-        raise UserError(f"{prefix}{text!r} is not a duration; pass {examples}")
-    amount = float(match[1])
+        raise UserError(f"{prefix}{shown(text)} is not a duration; pass {examples}")
+    amount = float(match[1]) * {"k": 1000, "ep": steps_per_epoch}.get(match[2], 1)
+    if amount > MAX_STEPS:
+        raise UserError(f"{prefix}{text!r} is more than {MAX_STEPS:,} steps")
     if match[2] == "ep":
-        return max(round(amount * steps_per_epoch), 1) if amount else 0
-    amount *= 1000 if match[2] else 1
+        return max(round(amount), 1) if amount else 0
     if not amount.is_integer():
         raise UserError(
             f'{prefix}"{text}" is not an integer number of steps; for epochs, pass "3ep"'
@@ -248,6 +262,10 @@ def lazy(module, *names):
 
 def one_of(choices, near=None):
     """Return "one of a, b, c", with a hint if one of the choices is similar to `near`."""
-    close = difflib.get_close_matches(str(near), choices, 1) if near is not None else ()
+    close = (
+        difflib.get_close_matches(str(near)[:MAX_SHOWN_CHARS], choices, 1)
+        if near is not None
+        else ()
+    )
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"one of {', '.join(map(str, choices))}{hint}"

@@ -1,7 +1,6 @@
 """Metrics and logs survive restarts, incomplete lines and full disks."""
 
 import contextlib
-import errno
 import fcntl
 import io
 import json
@@ -21,7 +20,8 @@ import pytest
 
 from tests import ROOT
 from vit_jax import progress
-from vit_jax.workdir import log, metrics
+from vit_jax.errors import NoSpace, UserError
+from vit_jax.workdir import log, metrics, storage
 
 
 def steps(folder):
@@ -94,20 +94,128 @@ def test_bucket_rows_are_written_on_flush(tmp_path):
     assert (tmp_path / "metrics.discarded.jsonl").read_text() == '{"step": 20}\n'
 
 
-def test_full_disk_leaves_no_partial_line(tmp_path):
-    with log.Log(tmp_path, 3, stream=io.StringIO()) as out:
-        out.write(1, {"a": 1})
-        file = out._writer.file
-        out._writer.file = SimpleNamespace(
-            write=lambda line: file.write(line[:5]), fileno=file.fileno, truncate=file.truncate
-        )
-        with pytest.raises(OSError) as error:
-            out.write(2, {"a": 2})
-        out._writer.file = file
-        out.write(3, {"a": 3})
-    assert error.value.errno == errno.ENOSPC
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["a"]) for row in rows] == [(1, 1), (3, 3)]
+def test_lines_that_are_not_rows_are_skipped_and_discarded(tmp_path):
+    """Readers and a resumed run use the same rule."""
+    rows = [
+        b'{"step": 1, "a": 0.5}',
+        b'{"step": 2, "a": null, "b": true}',
+    ]
+    others = [
+        b'{"step": "1"}',
+        b'{"step": [1]}',
+        b'{"step": -1}',
+        b'{"step": 1.0}',
+        b'{"step": true}',
+        b'{"step": NaN}',
+        b'{"step": ' + b"9" * 30 + b"}",
+        b'{"step": 1, "a": NaN}',
+        b'{"step": 1, "a": 1e999}',
+        b'{"step": 1, "a": "0.5"}',
+        b'{"step": 1, "a": [0.5]}',
+        b'{"step": 1, "a": {"b": 1}}',
+        b'{"a": 1}',
+        b"[" * 100_000,
+        b'[{"step": 1}]',
+        b"3",
+        b"",
+        b"\xff\xfe",
+        b'{"step": 1, "a": ' + b" " * metrics.MAX_ROW_BYTES + b"1}",
+        b'{"step": 1, "a"',
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([rows[0], *others, rows[1]]) + b"\n")
+    expected = [{"step": 1, "a": 0.5}, {"step": 2, "a": None, "b": True}]
+    assert log.read_metrics(tmp_path) == expected
+    with log.Log(tmp_path, 3, start=2, stream=io.StringIO()):
+        pass
+    assert path.read_bytes().splitlines() == rows
+    assert (tmp_path / "metrics.discarded.jsonl").read_bytes().splitlines() == others
+    path.unlink()
+    os.mkfifo(path)  # does not block
+    for use in (log.read_metrics, lambda folder: log.Log(folder, 3)):
+        with pytest.raises(UserError, match="metrics.jsonl is not a regular file"):
+            use(tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a file system is not permitted")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder):
+    """Fill a file system; returns the file that does it."""
+    path = folder / "filler"
+    with contextlib.suppress(OSError), open(path, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return path
+
+
+def test_full_disk_keeps_rows_until_there_is_space(small_disk):
+    stream = io.StringIO()
+    value = 1 / 3
+    columns = {f"x{i:03}": value for i in range(200)}  # a row is about 5 kB, more than a page
+    with log.Log(small_disk, 9, loggers=("tensorboard",), stream=stream) as out:
+        out.write(1, columns)
+        filler = fill(small_disk)
+        for step in (2, 3, 4):
+            out.write(step, columns)
+        assert steps(small_disk) == [1]
+        assert (small_disk / "metrics.jsonl").read_bytes().endswith(b"}\n"), "no partial line"
+        with pytest.raises(NoSpace, match="no space left to write .*disk/metrics.jsonl; free"):
+            out.flush()
+        assert steps(small_disk) == [1]
+        with pytest.raises(NoSpace, match="no space left to write .*/run.json"):
+            log.write_run_json(small_disk, x="x" * 4096)
+        assert not (small_disk / "run.json").exists()
+        filler.unlink()
+        out.write(5, columns)
+        out.flush()
+        assert steps(small_disk) == [1, 2, 3, 4, 5]
+        assert all(row["x199"] == value for row in log.read_metrics(small_disk))
+        filler = fill(small_disk)
+        out.write(6, columns)
+    assert steps(small_disk) == [1, 2, 3, 4, 5]
+    lines = [line for line in stream.getvalue().splitlines() if not line.startswith("step")]
+    path = small_disk / "metrics.jsonl"
+    assert lines[0].startswith(f"warning: no space left to write {path}; rows are kept in memory")
+    dropped = [line for line in lines if "logger tensorboard failed" in line]
+    assert len(dropped) == 1 and "No space left on device" in dropped[0]
+    lines.remove(dropped[0])
+    assert lines[1] == f"the rows kept in memory are written to {path}"
+    assert lines[2] == lines[0]
+    assert lines[3:] == ["warning: the last 1 rows of metrics are lost (disk full)"]
+
+
+LIMITED_RUN = """
+import resource, sys
+from vit_jax.workdir import log
+
+with log.Log(sys.argv[1], 9, loggers=("tensorboard",)) as out:
+    out.write(1, {"a": 1})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    for step in range(2, 6):
+        out.write(step, {"a": step})
+"""
+
+
+def test_file_size_limit_is_like_a_full_disk(tmp_path):
+    command = [sys.executable, "-c", LIMITED_RUN, str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, ""), "no traceback at exit"
+    assert steps(tmp_path) == [1, 2]
+    assert result.stdout.count("warning: the logger tensorboard failed") == 1
+    assert result.stdout.count("rows are kept in memory") == 1
+    assert "warning: the last 3 rows of metrics are lost" in result.stdout
 
 
 ROW = {
@@ -250,3 +358,50 @@ def test_run_json_lists_all_starts(tmp_path, monkeypatch):
     assert run["command"] == ["train", "--api_key=***", "--workdir=w"]
     assert run["versions"]["jax"] and run["devices"] and run["python"].startswith("3.")
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+RUN = {
+    "steps_per_epoch": 2.5,
+    "data": {"num_classes": 2, "class_names": ["a", "b"], "train_images": 5, "splits": {}},
+    "devices": ["cpu"],
+    "starts": [{"time": "2026-01-01", "step": 0}],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ([], "not a JSON object"),
+        ({"data": None}, "'data'"),
+        ({"data": {}}, "'data.num_classes'"),
+        ({"data": RUN["data"] | {"num_classes": 0}}, "'data.num_classes'"),
+        ({"data": RUN["data"] | {"num_classes": True}}, "'data.num_classes'"),
+        ({"data": RUN["data"] | {"class_names": [1]}}, "'data.class_names'"),
+        ({"data": RUN["data"] | {"class_names": "ab"}}, "'data.class_names'"),
+        ({"data": RUN["data"] | {"train_images": "5"}}, "'data.train_images'"),
+        ({"data": RUN["data"] | {"splits": {"val": 3}}}, "'data.splits'"),
+        ({"steps_per_epoch": 0}, "'steps_per_epoch'"),
+        ({"steps_per_epoch": "2"}, "'steps_per_epoch'"),
+        ({"devices": "cpu"}, "'devices'"),
+        ({"code": {"revision": 1}}, "'code'"),
+        ({"versions": {"jax": 1}}, "'versions'"),
+        ({"mesh": []}, "'mesh'"),
+        ({"starts": [{"step": "0", "time": ""}]}, "'starts'"),
+    ],
+)
+def test_malformed_run_json_is_one_line(change, message, tmp_path):
+    path = tmp_path / "run.json"
+    storage.write_json(path, RUN)
+    assert log.read_run_json(tmp_path) == RUN
+    storage.write_json(path, RUN | change if isinstance(change, dict) else change)
+    for use in (log.read_run_json, log.update_run_json):
+        with pytest.raises(UserError, match=message) as error:
+            use(tmp_path)
+        assert str(path) in str(error.value) and "restore it" in str(error.value)
+        assert "\n" not in str(error.value)
+    if change != {"data": {}}:  # incomplete, as in a run that begins
+        (line,) = log.write_run_json(tmp_path, **RUN)
+        assert line.startswith("warning: ") and "it is replaced" in line
+    path.unlink()
+    with pytest.raises(UserError, match="does not exist; train the model first"):
+        log.read_run_json(tmp_path)

@@ -1,7 +1,7 @@
 """Logging of a run: metrics, loggers, the progress bar and run.json."""
 
 import contextlib
-import json
+import functools
 import math
 import platform
 import re
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from vit_jax import progress
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 from vit_jax.schema import member
 from vit_jax.workdir import metrics, storage
 from vit_jax.workdir.metrics import read_metrics
@@ -68,6 +68,7 @@ class Log:
         self.console = progress.make_console(stream, quiet=not primary)
         self._interactive = progress.is_interactive(self.console)
         self._writer = None
+        self._full = False  # whether rows could not be written
         self._loggers = {}
         self._bar = None
         self._start = start
@@ -89,14 +90,14 @@ class Log:
           step: number of completed optimizer steps.
           values: {name: value}, such as {"train/loss": 0.5}. JAX scalars are fetched to the host.
 
-        Raises:
-          OSError: ENOSPC if the disk is full. The file is left without a partial line.
+        If the disk is full, a warning is printed once, and the row is written later.
         """
         if self._writer is None:
             return
         step = int(step)
         values = {key: _to_python(value) for key, value in values.items()}
         self._writer.write({"step": step, "time": round(time.time(), 3)} | values)
+        self._report_space()
         numbers = {k: v for k, v in values.items() if isinstance(v, (int, float))}
         self._forward("write", step, numbers)
         if self._writer.due:
@@ -131,11 +132,16 @@ class Log:
         """Store all rows that were written so far.
 
         Call it before saving a checkpoint, so that the rows up to the checkpoint are never lost.
-        On a disk, rows are stored as they are written.
+
+        Raises:
+          NoSpace: if the disk is full and rows cannot be written. They are kept in memory.
         """
         if self._writer is not None:
-            self._writer.flush()
             self._forward("flush")
+            try:
+                self._writer.flush()
+            finally:
+                self._report_space()
 
     def update_progress(self, step, values=None):
         """Update the progress display. Cheap enough to call after every step.
@@ -176,7 +182,23 @@ class Log:
         finally:
             if self._writer is not None:
                 self._writer.close()
+                if rows := len(self._writer.pending):
+                    self.info(f"warning: the last {rows:,} rows of metrics are lost (disk full)")
+                else:
+                    self._report_space()
             self._forward("close")
+
+    def _report_space(self):
+        """Print a line when the disk becomes full, and when the rows can be written again."""
+        full = bool(self._writer.pending)
+        if full != self._full:
+            self._full = full
+            path = printable(self.workdir / "metrics.jsonl")
+            self.info(
+                f"warning: no space left to write {path}; rows are kept in memory"
+                if full
+                else f"the rows kept in memory are written to {path}"
+            )
 
     def _forward(self, method, *args):
         """Call a method of all loggers. Those that fail are not used any more."""
@@ -288,10 +310,17 @@ def write_run_json(workdir, *, step=0, mesh=None, **facts):
     import jax
 
     path = storage.resolve(workdir) / "run.json"
+    lines = []
     try:
-        run = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+        run = storage.read_json(path)
+        _check_run_json(path, run)
+    except FileNotFoundError:
         run = {}
+    except UserError as error:
+        if not storage.is_bucket(path) and not path.is_file():
+            raise
+        run = {}
+        lines.append(f"warning: {error}; it is replaced, and lists only the current start")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     devices = jax.devices()
     current = run | {
@@ -307,7 +336,7 @@ def write_run_json(workdir, *, step=0, mesh=None, **facts):
         "starts": [*run.get("starts", []), {"time": now, "step": int(step)}],
     }
     write_json(path, current)
-    return _describe_changes(run, current)
+    return lines + _describe_changes(run, current)
 
 
 def _describe_changes(old, new):
@@ -326,22 +355,95 @@ def _describe_changes(old, new):
 def read_run_json(workdir):
     """Return the contents of workdir/run.json.
 
+    The entries "data" (with "num_classes" and "class_names") and "steps_per_epoch" are present. The
+    other entries of `write_run_json` may be missing, but are of the right types.
+
     Raises:
-      UserError: if the file is missing or corrupt.
+      UserError: if the file is missing or malformed.
     """
     path = storage.resolve(workdir) / "run.json"
     try:
-        run = json.loads(path.read_text())
-        run["data"]["class_names"], run["steps_per_epoch"]  # noqa: B018  raises if missing
-        return run
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {path} ({error}); train the model first") from error
+        run = storage.read_json(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"{printable(path)} does not exist; train the model first, or restore it from a copy"
+        ) from None
+    _check_run_json(path, run)
+    for group, key in (("data", "num_classes"), ("data", "class_names"), ("", "steps_per_epoch")):
+        if key not in (run.get(group, {}) if group else run):
+            raise _invalid_run_json(path, ".".join(filter(None, (group, key))))
+    return run
 
 
 def update_run_json(workdir, **facts):
-    """Set entries of workdir/run.json."""
-    path = storage.resolve(workdir) / "run.json"
-    write_json(path, json.loads(path.read_text()) | facts)
+    """Set entries of workdir/run.json. Raises UserError if the file is missing or malformed."""
+    write_json(storage.resolve(workdir) / "run.json", read_run_json(workdir) | facts)
+
+
+def _check_run_json(path, run):
+    """Raise UserError if an entry of a run.json has the wrong type. Entries may be missing."""
+    for key, fits in RUN_JSON.items():
+        group = run
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            group = group.get(parent, {})
+        if leaf in group and not fits(group[leaf]):
+            raise _invalid_run_json(path, key)
+
+
+def _invalid_run_json(path, key):
+    return UserError(f"{printable(path)} has no valid value for {key!r}; restore it from a copy")
+
+
+def _is_count(value, minimum=0):
+    return type(value) is int and value >= minimum
+
+
+def _is_dict_of(kind):
+    return lambda value: isinstance(value, dict) and all(type(x) is kind for x in value.values())
+
+
+def _is_list_of(kind):
+    return lambda value: isinstance(value, list) and all(type(x) is kind for x in value)
+
+
+def _is_split(value):
+    fits = isinstance(value, dict) and _is_count(value.get("images"))
+    return fits and type(value.get("fingerprint")) is str
+
+
+def _is_start(value):
+    return (
+        isinstance(value, dict) and type(value.get("time")) is str and _is_count(value.get("step"))
+    )
+
+
+def _is_revision(value):
+    if value is None:
+        return True
+    fits = isinstance(value, dict) and type(value.get("revision")) is str
+    return fits and type(value.get("changed")) is bool
+
+
+# Checks of the entries of run.json, groups before their keys.
+RUN_JSON = {
+    "command": _is_list_of(str),
+    "code": _is_revision,
+    "python": lambda value: type(value) is str,
+    "versions": _is_dict_of(str),
+    "platform": lambda value: type(value) is str,
+    "devices": _is_list_of(str),
+    "processes": functools.partial(_is_count, minimum=1),
+    "mesh": lambda value: value is None or _is_dict_of(int)(value),
+    "model": lambda value: isinstance(value, dict),
+    "steps_per_epoch": lambda value: type(value) in (int, float) and value > 0,
+    "starts": lambda value: isinstance(value, list) and all(map(_is_start, value)),
+    "data": lambda value: isinstance(value, dict),
+    "data.num_classes": functools.partial(_is_count, minimum=1),
+    "data.class_names": _is_list_of(str),
+    "data.train_images": functools.partial(_is_count, minimum=1),
+    "data.splits": lambda value: isinstance(value, dict) and all(map(_is_split, value.values())),
+}
 
 
 def _to_python(value):

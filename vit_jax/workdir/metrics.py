@@ -1,12 +1,13 @@
 """Reader and writers of metrics.jsonl.
 
-Each line is one row, a JSON object with the key `step` first. Non-finite values are null. On a
-disk, complete lines are appended, and readers skip incomplete lines left by a crash or a full disk.
-Objects in a bucket cannot be appended to, so metrics.jsonl is rewritten at every checkpoint and
-once per minute.
+Each line is one row, a JSON object with the key `step` first. Non-finite values are null. Readers
+skip lines that are not rows, such as incomplete lines left by a crash; see `parse_row`.
+
+On a disk, complete lines are appended. If the disk is full, rows are kept in memory until they can
+be written. Objects in a bucket cannot be appended to, so metrics.jsonl is rewritten at every
+checkpoint and once per minute.
 """
 
-import errno
 import json
 import os
 import time
@@ -14,16 +15,21 @@ import time
 from vit_jax.workdir import storage
 
 FLUSH_SECONDS = 60  # interval between writes to a bucket, in addition to those at checkpoints
+MAX_ROW_BYTES = 2**20
 
 
 def open_writer(folder, start):
     """Open metrics.jsonl for a run that resumes from step `start`.
 
-    Rows after `start`, which will be written again, are moved to metrics.discarded.jsonl; all rows
-    if `start` is 0.
+    Rows after `start`, which will be written again, and lines that are not rows are moved to
+    metrics.discarded.jsonl; all lines if `start` is 0.
 
     Returns:
       A `FileWriter` on a disk, or a `BucketWriter` in a bucket.
+
+    Raises:
+      UserError: if metrics.jsonl is not a regular file.
+      NoSpace: if the disk is full and lines have to be moved.
     """
     path = folder / "metrics.jsonl"
     _discard(path, start)
@@ -31,30 +37,64 @@ def open_writer(folder, start):
 
 
 class FileWriter:
-    """Writer of metrics.jsonl on a disk. Rows are stored as they are written."""
+    """Writer of metrics.jsonl on a disk.
 
-    due = False  # there is never anything to flush
+    Rows are stored as they are written. While the disk is full, they stay in memory, in order.
+
+    Attributes:
+      pending: lines of the rows that are not in the file.
+    """
+
+    due = False  # `write` stores the rows
 
     def __init__(self, path):
+        self.path = path
         self.file = open(path, "ab", buffering=0)
+        self.pending = []
 
     def write(self, row):
-        """Append a row. If the disk is full, remove the partial line and raise OSError."""
-        line = _line(row)
-        size = os.fstat(self.file.fileno()).st_size
-        if self.file.write(line) != len(line):
-            self.file.truncate(size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
+        """Append a row, after those that could not be written before."""
+        self.pending.append(_line(row))
+        self._store()
 
     def flush(self):
-        pass
+        """Store all rows on the disk. Raises NoSpace if some of them cannot be written."""
+        self._store()
+        try:
+            if not self.pending:
+                os.fsync(self.file.fileno())
+                return
+        except OSError as error:
+            if error.errno not in storage.FULL:
+                raise
+        raise storage.no_space(self.path)
 
     def close(self):
+        """Close the file. `pending` has the rows that could not be written."""
+        self._store()
         self.file.close()
+
+    def _store(self):
+        """Write the pending rows until the disk is full. Never leaves a partial line."""
+        while self.pending:
+            line = self.pending[0]
+            size = os.fstat(self.file.fileno()).st_size
+            try:
+                complete = self.file.write(line) == len(line)
+            except OSError as error:
+                if error.errno not in storage.FULL:
+                    raise
+                complete = False
+            if not complete:
+                self.file.truncate(size)
+                return
+            del self.pending[0]
 
 
 class BucketWriter:
     """Writer of metrics.jsonl in a bucket. Rows are stored by `flush`."""
+
+    pending = ()
 
     def __init__(self, path):
         self.path = path
@@ -85,8 +125,32 @@ def read_metrics(workdir):
     return [row for _, row in _lines(storage.resolve(workdir) / "metrics.jsonl") if row]
 
 
+def parse_row(line):
+    """Parse a line of metrics.jsonl.
+
+    Args:
+      line: bytes, without the newline.
+
+    Returns:
+      The row, a dict of finite numbers or None by name, with an integer "step" of at least 0; None
+      if the line is not such a row.
+    """
+    if len(line) > MAX_ROW_BYTES:
+        return None
+    try:
+        row = storage.parse_json(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not all(
+        isinstance(x, int | float | None) for x in row.values()
+    ):
+        return None
+    step = row.get("step")
+    return row if type(step) is int and step >= 0 else None
+
+
 def _discard(path, start):
-    """Move rows after step `start`, and incomplete lines, to metrics.discarded.jsonl."""
+    """Move rows after step `start`, and lines that are not rows, to metrics.discarded.jsonl."""
     keep, drop = [], []
     for line, row in _lines(path):
         kept = row is not None and start and row["step"] <= start
@@ -99,19 +163,16 @@ def _discard(path, start):
 
 
 def _lines(path):
-    """Return [(line, row)]; the row is None if the line is incomplete."""
-    pairs = []
-    for line in _read(path).splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        pairs.append((line, row if isinstance(row, dict) and "step" in row else None))
-    return pairs
+    """Return [(line, row)]; the row is None if the line is not a row, see `parse_row`."""
+    return [(line, parse_row(line)) for line in _read(path).splitlines()]
 
 
 def _read(path):
-    return path.read_bytes() if path.exists() else b""
+    """Return the contents of a file; b"" if it does not exist."""
+    try:
+        return storage.read_bytes(path)
+    except FileNotFoundError:
+        return b""
 
 
 def _line(row):

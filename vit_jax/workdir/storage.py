@@ -8,12 +8,19 @@ import errno
 import functools
 import json
 import logging
+import math
 import os
+import stat
 from pathlib import Path
 
-from vit_jax.errors import UserError, printable
+from vit_jax.errors import NoSpace, UserError, printable
 
 INSTALL_HINT = "run make install EXTRA=gcs, or pip install gcsfs google-cloud-storage"
+MAX_JSON_BYTES = 8 * 2**20  # of config.json or run.json; 100,000 class names have about 4 MB
+MAX_JSON_DEPTH = 32
+MAX_INTEGER_DIGITS = 18  # fits in 64 bits
+# Errno values of a disk without space: full, over the quota, or beyond the file size limit.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ROLES = "roles/storage.objectUser and roles/storage.legacyBucketReader"
 
 
@@ -115,6 +122,107 @@ def _check_access(bucket):
     raise UserError(f"cannot access gs://{bucket}: {problem}")
 
 
+def no_space(path):
+    """Return the `NoSpace` exception for a file that cannot be written."""
+    return NoSpace(
+        f"no space left to write {printable(path)}; free some space and rerun the same command"
+    )
+
+
+def read_bytes(path, max_bytes=None):
+    """Read a file. Unlike `Path.read_bytes`, it does not block on a named pipe.
+
+    Args:
+      path: local path, or `epath.Path` in a bucket.
+      max_bytes: maximum size of the file; None: any.
+
+    Raises:
+      FileNotFoundError: if the file does not exist.
+      UserError: if it is not a regular file, or too large.
+      OSError: if it cannot be read.
+    """
+    if "://" in str(path):
+        data = path.read_bytes()
+    else:
+        try:
+            number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except NotADirectoryError:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            os.close(number)
+            raise UserError(f"{printable(path)} is not a regular file; restore it from a copy")
+        with open(number, "rb") as file:
+            data = file.read(-1 if max_bytes is None else max_bytes + 1)
+    if max_bytes is not None and len(data) > max_bytes:
+        raise UserError(
+            f"{printable(path)} is larger than {max_bytes / 2**20:g} MiB; restore it from a copy"
+        )
+    return data
+
+
+def read_json(path):
+    """Read a file with a JSON object, such as config.json or run.json. Nothing is executed.
+
+    Numbers are finite, and integers fit in 64 bits.
+
+    Args:
+      path: local path, or `epath.Path` in a bucket.
+
+    Returns:
+      A dict.
+
+    Raises:
+      FileNotFoundError: if the file does not exist.
+      UserError: if it cannot be read, is too large, nested too deeply, or not a JSON object. The
+        message is one line with the file, the cause and the fix.
+    """
+    try:
+        value = parse_json(read_bytes(path, MAX_JSON_BYTES))
+        if isinstance(value, dict):
+            return value
+        problem = "not a JSON object"
+    except (FileNotFoundError, UserError):
+        raise
+    except OSError as error:
+        problem = error.strerror or _line(error)
+    except ValueError as error:
+        problem = _line(error)
+    raise UserError(f"{printable(path)} cannot be read ({problem}); restore it from a copy")
+
+
+def parse_json(data):
+    """Parse JSON from bytes, with finite numbers and limited nesting. Raises ValueError."""
+    try:
+        value = json.loads(
+            data.decode(), parse_constant=_number, parse_float=_number, parse_int=_integer
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [item for group in level for item in _items(group)]
+    if level:
+        raise ValueError(f"nested more than {MAX_JSON_DEPTH} levels deep")
+    return value
+
+
+def _items(value):
+    """Return the items of a list or the values of a dict; () for other values."""
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _number(text):
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"the number {text[:MAX_INTEGER_DIGITS]} is not finite")
+    return number
+
+
+def _integer(text):
+    if len(text.lstrip("-")) > MAX_INTEGER_DIGITS:
+        raise ValueError(f"the integer {text[:MAX_INTEGER_DIGITS]}... has too many digits")
+    return int(text)
+
+
 def write_json(path, value):
     """Write a value as JSON, atomically."""
     write_text(path, json.dumps(value, indent=2) + "\n")
@@ -126,7 +234,7 @@ def write_text(path, text):
 
 
 def write_bytes(path, data):
-    """Write a binary file atomically, like `write_text`."""
+    """Write a binary file atomically, like `write_text`. Raises NoSpace if the disk is full."""
     if "://" in str(path):
         return _put(path, data)
     temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}")
@@ -136,6 +244,10 @@ def write_bytes(path, data):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in FULL:
+            raise no_space(path) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
