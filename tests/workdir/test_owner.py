@@ -30,8 +30,8 @@ try:
     owner.check_free(workdir)
     with owner.Owner(workdir, renew_seconds=0.2, takeover_seconds=1.5) as owned:
         print("owned", flush=True)
-        for _ in sys.stdin:
-            owned.check()
+        for line in sys.stdin:
+            owned.check(fresh=line == "fresh\\n")
             print("checked", flush=True)
 except (UserError, WorkdirLost) as error:
     print(error, file=sys.stderr)
@@ -192,7 +192,8 @@ def test_trainer_on_another_machine(tmp_path, start):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_suspended_trainer_loses_its_lease(tmp_path, start):
+@pytest.mark.parametrize("check", ["fresh", "cheap"])
+def test_suspended_trainer_loses_its_lease(tmp_path, start, check):
     """It notices this before the next write, and leaves the lease of the other one alone."""
     first = start(tmp_path, "lease", "one")
     assert_owned(first)
@@ -200,13 +201,13 @@ def test_suspended_trainer_loses_its_lease(tmp_path, start):
     second = start(tmp_path, "lease", "two")
     assert_owned(second)
     first.send_signal(signal.SIGCONT)
-    first.stdin.write("check\n")
+    first.stdin.write(f"{check}\n")
     first.stdin.close()
     assert first.wait(10) == 5
     expected = f"{tmp_path} was taken over by process {second.pid} on two since "
     message = first.stderr.read()
     assert message.startswith(expected) and message.count("\n") == 1
-    second.stdin.write("check\n")
+    second.stdin.write("fresh\n")
     second.stdin.flush()
     assert second.stdout.readline() == "checked\n"
 
@@ -225,7 +226,7 @@ def test_workdir_is_lost(tmp_path, monkeypatch, kind, change):
             workdir.rename(tmp_path / "elsewhere")
         if change == "replaced":
             workdir.mkdir()
-        with pytest.raises(WorkdirLost, match="/run was .* while training; put it back") as error:
+        with pytest.raises(WorkdirLost, match="/run (was|is gone).*rerun the same") as error:
             owned.check()
     assert "\n" not in str(error.value)
     assert workdir.exists() == (change == "replaced")
@@ -307,7 +308,7 @@ def test_lease_that_cannot_be_renewed(tmp_path):
     held.check()
     store.broken = False
     time.sleep(0.6)
-    held.check()
+    held.check(fresh=False)
     store.broken = True
     time.sleep(0.7)
     with pytest.raises(WorkdirLost, match=r"runs/a could not be renewed for 0.6 s \(.*output"):

@@ -70,13 +70,18 @@ class Lease:
             self._store.remove(found)
         self._thread.start()
 
-    def check(self):
-        """Renew the lease now.
+    def check(self, fresh=True):
+        """Check that the lease is held.
+
+        Args:
+          fresh: renew it now; False: a renewal is enough after which nobody may have taken it over.
 
         Raises:
           WorkdirLost: if it is held by another process, if it was deleted, or if it could not be
             renewed for `takeover_seconds`.
         """
+        if not fresh and time.monotonic() - self._renewed < self._takeover_seconds:
+            return
         deadline = time.monotonic() + PUT_BACK_SECONDS
         while True:
             try:
@@ -98,8 +103,9 @@ class Lease:
                 )
             if time.monotonic() > deadline:
                 raise WorkdirLost(
-                    f"{self.workdir} was deleted, renamed or replaced while training; put it back "
-                    "and rerun the same command to resume, or rerun it to start again"
+                    f"the lease on {self.workdir} is gone: another process took it over and has "
+                    "ended, or the directory was deleted, renamed or replaced; rerun the same "
+                    "command to resume from what is there"
                 )
             time.sleep(PUT_BACK_SECONDS / 10)
 

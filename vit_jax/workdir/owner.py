@@ -97,15 +97,19 @@ class Owner:
             self._lease.release()
             self._lease = None
 
-    def check(self):
+    def check(self, fresh=True):
         """Check that this process still owns the workdir. Call it before each write to it.
+
+        Args:
+          fresh: renew a lease now, for checkpoints; False: without access to its storage unless it
+            was not renewed for long, for frequent writes.
 
         Raises:
           WorkdirLost: if the workdir was deleted, renamed or replaced, or if another process has
             taken it over.
         """
         if self._lease is not None:
-            self._lease.check()
+            self._lease.check(fresh)
         elif not _is_same_file(self._fd, self._directory / LOCK):
             what = "replaced, or its .lock was deleted," if self._directory.is_dir() else "deleted"
             raise WorkdirLost(
