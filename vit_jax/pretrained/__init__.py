@@ -10,84 +10,35 @@ A layout module has three functions:
 not import JAX. `template` is our parameter tree; only its paths and shapes are used.
 """
 
-import contextlib
-import json
 import math
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from vit_jax import variants
 from vit_jax.errors import UserError
 from vit_jax.pretrained import runs, timm_config
-from vit_jax.schema import member, members
-from vit_jax.variants import SIZE_OPTIONS, ViTConfig
+from vit_jax.pretrained._describe import (
+    Description,
+    check_init,
+    describe,
+    determine,
+    resolve,
+    undetermined,
+)
+from vit_jax.pretrained._files import read
 from vit_jax.workdir import storage
 
+__all__ = [
+    "Description",
+    "check_init",
+    "describe",
+    "init_params",
+    "load",
+    "preprocessing",
+    "read",
+    "runs",
+]
 NON_MEMBERS = ("runs", "timm_config")  # modules of this package that are not weight layouts
-MAX_HEADER_BYTES = 16 << 20  # for comparison, the header of 20,000 tensors takes 2 MB
-
-# Options that the weights of a model determine, besides its sizes. Other options, such as dropout
-# or dtype, can be changed freely.
-ARCHITECTURE_OPTIONS = (
-    *("channels", "pool", "class_token", "fc_norm", "pos_embed", "no_embed_class", "pos_resize"),
-    *("norm", "act", "qkv_bias", "layer_scale_init"),
-)
-ASSUMABLE = ("num_heads", "norm", "act")  # options that neither names nor shapes determine
-
-
-class Description(NamedTuple):
-    """What is known about weights without loading them.
-
-    Attributes:
-      model: keys of `config.model` for a model with these weights: "variant" if the sizes are
-        published ones, otherwise each size; and the options that differ from their defaults.
-      mean: mean of images scaled to [0, 1], one value per channel.
-      std: standard deviation of images scaled to [0, 1], one value per channel.
-      crop: crop ratio for evaluation.
-      certain: whether mean, std and crop are known; False: they are assumed.
-      image: image size of the weights, pixels.
-      num_classes: number of classes; 0: no classifier.
-      source: where mean, std and crop are from, for messages.
-      class_names: names of the classes; None: unknown.
-      assumed: names of what is assumed, such as "norm", "act", "mean", "std" and "crop".
-      notes: what the user should know about how the weights are used, as texts.
-    """
-
-    model: dict
-    mean: tuple
-    std: tuple
-    crop: float
-    certain: bool
-    image: int
-    num_classes: int
-    source: str
-    class_names: list | None = None
-    assumed: tuple = ()
-    notes: tuple = ()
-
-
-class _Weights(NamedTuple):
-    """What the names and shapes of a file, and the config.json next to it, determine.
-
-    Attributes:
-      spec: the file.
-      layout: module of this package.
-      options: options of `ViTConfig` that are determined.
-      card: a `timm_config.Card`, or None.
-    """
-
-    spec: str
-    layout: object
-    options: dict
-    card: timm_config.Card | None
-
-
-class _Shape(NamedTuple):
-    """The shape of a tensor, read without its data."""
-
-    shape: tuple
 
 
 def load(spec, name=None, **overrides):
@@ -121,8 +72,8 @@ def load(spec, name=None, **overrides):
     from vit_jax import vit
 
     tensors = read(spec)
-    weights = _determine(spec, tensors)
-    config, _ = _resolve(weights, name, overrides)
+    weights = determine(spec, tensors)
+    config, _ = resolve(weights, name, overrides)
     try:
         # eval_shape skips the random initialization, which the weights would overwrite.
         model = nnx.eval_shape(lambda: vit.ViT(config, rngs=nnx.Rngs(params=0)))
@@ -130,249 +81,6 @@ def load(spec, name=None, **overrides):
         return nnx.merge(graph, weights.layout.params(tensors, nnx.to_pure_dict(template)))
     except ValueError as error:
         raise UserError(f"{spec}: {error}") from error
-
-
-def describe(spec, variant=None):
-    """Describe weights from the header of a file or the config of a run; imports no JAX.
-
-    Args:
-      spec: a weight file or the workdir of a run, as in `load`.
-      variant: name of the model, for a file that does not determine it.
-
-    Returns:
-      A `Description`.
-
-    Raises:
-      UserError: if the weights cannot be read, are not supported, or contradict `variant`.
-    """
-    if storage.is_directory(spec):
-        return _describe_run(spec)[1]
-    weights = _determine(spec, _read_shapes(spec))
-    config, assumed = _resolve(weights, variant, {})
-    return _describe_file(weights, config, variant, assumed)
-
-
-def _describe_run(workdir):
-    """Return the `ViTConfig` or `ResNetConfig` of a run, and the `Description`."""
-    c, record = runs.read(workdir)
-    config = variants.from_config(c.model, record["data"]["num_classes"])
-    return config, Description(
-        model=_model_keys(config, c.model.variant),
-        mean=c.data.mean,
-        std=c.data.std,
-        crop=c.augment.eval_crop,
-        certain=True,
-        image=config.image,
-        num_classes=config.num_classes,
-        source=f"the config of {workdir}",
-        class_names=record["data"]["class_names"],
-    )
-
-
-def _describe_file(weights, config, name, assumed):
-    """Return the `Description` of a file that is loaded as a model with this `ViTConfig`."""
-    card = weights.card
-    name = name if name and "=" not in name.split(",")[0] else None
-    label = card.name if card else name
-    dino = config.pos_resize == "dino"
-    mean, std, crop, certain = timm_config.preprocessing(
-        label, config.image, config.channels, dino=dino
-    )
-    source = f"the name {label.split(',')[0]}" if certain and label else "DINO's code"
-    if card and card.preprocessing:
-        mean, std, crop = card.preprocessing
-        certain = True
-        source = str(card.path)
-    if not certain:
-        assumed += ("mean", "std", "crop")
-        source = "an assumption"
-    notes = card.notes if card else ()
-    match = variants.TIMM_NAME.fullmatch(timm_config.plain_name((name or "").split(",")[0])[0])
-    if match and int(match["image"]) != config.image:
-        notes += (f"image size {config.image} as in the file, not {match['image']}",)
-    return Description(
-        model=_model_keys(config),
-        mean=mean,
-        std=std,
-        crop=crop,
-        certain=certain,
-        image=config.image,
-        num_classes=config.num_classes,
-        source=source,
-        class_names=card.class_names if card else None,
-        assumed=assumed,
-        notes=notes,
-    )
-
-
-def _determine(spec, tensors):
-    """Determine the layout and the options of the weights of a file, as `_Weights`.
-
-    Args:
-      spec: the file.
-      tensors: its tensors, or only their shapes.
-    """
-    layouts = (member("pretrained", name) for name in members("pretrained"))
-    layout = next((m for m in layouts if m.matches(tensors)), None)
-    if layout is None:
-        examples = ", ".join(sorted(tensors)[:3])
-        raise UserError(f"{spec}: unknown weight layout, with keys such as {examples}")
-    try:
-        options = layout.options(tensors)
-    except UserError as error:
-        raise UserError(f"{spec}: {error}") from None
-    except KeyError as error:
-        raise UserError(f"{spec}: missing tensor {error}") from error
-    except (ValueError, IndexError) as error:
-        raise UserError(f"{spec}: the tensor shapes do not match a ViT") from error
-    card = timm_config.read_card(spec)
-    if card or options.get("pos_resize") == "dino":
-        options |= {"norm": "pre", "act": "gelu"}  # of all models that timm and DINO have here
-    if card:
-        base, named = timm_config.plain_name(card.name)
-        expected = {k: getattr(variants.parse(base), k) for k in SIZE_OPTIONS if k != "mlp_dim"}
-        expected |= named | card.options
-        options["num_heads"] = expected["num_heads"]
-        if "pool" in expected:
-            options.setdefault("pool", expected["pool"])
-        if different := _contradictions(options, expected):
-            ours, theirs = _compare(different, options, expected)
-            raise UserError(
-                f"{spec}: the weights have {ours}, but {card.path} has {theirs}; remove the "
-                "config.json if it is of other weights"
-            )
-    return _Weights(spec, layout, options, card)
-
-
-def _resolve(weights, name, overrides):
-    """Combine what weights determine with what the user states.
-
-    Args:
-      weights: `_Weights`.
-      name: name of the model, as in `load`.
-      overrides: options of `ViTConfig`, as in `load`.
-
-    Returns:
-      The `ViTConfig`, and the names of the options in it that are assumed.
-
-    Raises:
-      UserError: if they contradict each other, or the number of heads is unknown.
-    """
-    spec, options = weights.spec, weights.options
-    if variants.is_cnn(name or ""):
-        raise UserError(f"{spec}: {name} weights can only be loaded from a run; name a ViT")
-    name = name or ""
-    base, stated = variants.split_name(f",{name}" if "=" in name.split(",")[0] else name)
-    stated = {key: x for key, x in (stated | overrides).items() if x is not None}
-    if different := _contradictions(options, stated):
-        ours, theirs = _compare(different, options, stated, " = ")
-        raise UserError(f"{spec}: the weights have {ours}, but {theirs} was passed; leave it out")
-    if "pos_embed" not in options and stated.get("pos_embed") != "sincos2d":
-        raise UserError(
-            f"{spec}: the weights have no position embeddings; if they are fixed 2-D sin-cos "
-            "embeddings, pass pos_embed=sincos2d; rotary embeddings are not supported"
-        )
-    assumed = [key for key in ("norm", "act") if key not in options | stated]
-    if base:
-        plain, named = timm_config.plain_name(base)
-        rest = {key: x for key, x in options.items() if key not in SIZE_OPTIONS}
-        config = variants.parse(plain, **named | rest | stated)
-        named |= {key: getattr(config, key) for key in SIZE_OPTIONS}
-        if different := _contradictions(options, named):
-            ours, theirs = _compare(different, options, named)
-            remedy = _remedy(base, options, stated)
-            raise UserError(f"{spec}: the weights have {ours}, but {base} has {theirs}; {remedy}")
-    else:
-        heads = options.get("num_heads", stated.get("num_heads"))
-        if heads is None:
-            assumed = ["num_heads", *assumed]
-            heads = _published_heads(options["width"])
-        if heads is None:
-            raise UserError(
-                f"{spec} does not determine the number of heads; pass the model name, such as "
-                "vit_tiny_patch16_224, or num_heads=3; with config.model_init, pass "
-                "--config.model.num_heads=3"
-            )
-        try:
-            config = variants.parse("S/16", **stated | options | {"num_heads": heads})
-        except UserError as error:
-            raise UserError(f"{spec}: {error}") from None
-    if variants.TIMM_NAME.fullmatch(timm_config.plain_name(base)[0]):
-        assumed = []  # timm's names are those of pre-norm models with exact GELU
-    return config, tuple(assumed)
-
-
-def _contradictions(options, stated):
-    """Return the sorted names of the options whose stated values contradict the determined ones."""
-    different = [
-        key for key, x in stated.items() if key in options and not _agree(key, options[key], x)
-    ]
-    # mlp_dim follows from the width.
-    hidden = {"mlp_dim"} if "width" in different and "mlp_dim" in different else set()
-    return sorted(set(different) - hidden, key=list(options).index)
-
-
-def _agree(key, a, b):
-    """Return whether two values of an option allow the same weights."""
-    if key == "layer_scale_init":
-        return (a is None) == (b is None)
-    return a == b
-
-
-def _compare(keys, options, stated, equals=" "):
-    """Describe determined and stated options, such as "width 384, depth 12"."""
-    ours = ", ".join(f"{key}{equals}{options[key]}" for key in keys)
-    return ours, ", ".join(f"{key}{equals}{stated[key]}" for key in keys)
-
-
-def _remedy(base, options, stated):
-    """Return what to pass instead of a model name that contradicts the weights."""
-    size = _published_size(options)
-    if size is None:
-        if _published_heads(options["width"]) is None:
-            stated = {"num_heads": "N"} | stated
-        overrides = ",".join(f"{key}={x}" for key, x in stated.items())
-        return f"pass --model={overrides}" if overrides else "leave out --model"
-    timm_sizes = {ours: theirs for theirs, ours in variants.TIMM_SIZES.items()}
-    name = f"{size}/{options['patch']}"
-    if variants.TIMM_NAME.fullmatch(base) and size in timm_sizes:
-        name = f"vit_{timm_sizes[size]}_patch{options['patch']}_{options.get('image', 224)}"
-    return f"pass --model={name} or leave out --model"
-
-
-def _published_size(options):
-    """Return the name of the published size with these options, such as "S", or None."""
-    keys = [key for key in SIZE_OPTIONS[:-1] if key in options]
-    for size, values in variants.VARIANTS.items():
-        if all(options[k] == x for k, x in zip(SIZE_OPTIONS, values, strict=False) if k in keys):
-            return size
-    return None
-
-
-def _published_heads(width):
-    """Return the number of heads of the published sizes of this width, or None."""
-    # Looked up by width, because the heads of H, g and G are not 64 wide.
-    heads = {width: heads for width, _, heads, _ in variants.VARIANTS.values() if width >= 192}
-    return heads.get(width)
-
-
-def _model_keys(config, cnn=None):
-    """Return the keys of `config.model` for a model with this config; cnn: the name of a ResNet."""
-    if not isinstance(config, ViTConfig):
-        base = variants.parse(cnn)
-        options = {key: getattr(config, key) for key in ("width", "channels")}
-        return {"variant": cnn} | {k: x for k, x in options.items() if x != getattr(base, k)}
-    sizes = {key: getattr(config, key) for key in SIZE_OPTIONS}
-    size = _published_size(sizes)
-    default = variants.parse("S/16", pool=config.pool)
-    options = {key: getattr(config, key) for key in ARCHITECTURE_OPTIONS}
-    options["class_token"] = None if config.prefix == default.prefix else bool(config.prefix)
-    norm_after_pool = config.norm_after_pool
-    options["fc_norm"] = None if norm_after_pool == default.norm_after_pool else norm_after_pool
-    options = {k: x for k, x in options.items() if k == "pool" or x != getattr(default, k)}
-    if options["pool"] == "cls":
-        del options["pool"]
-    return ({"variant": f"{size}/{config.patch}"} if size else sizes) | options
 
 
 def preprocessing(model, name):
@@ -391,132 +99,6 @@ def preprocessing(model, name):
     dino = c.pos_resize == "dino"
     mean, std, crop, _ = timm_config.preprocessing(name, c.image, c.channels, dino=dino)
     return {"mean": mean, "std": std, "crop": crop}
-
-
-def check_init(config, num_classes=None):
-    """Check that config.model_init fits config.model and config.data; imports no JAX.
-
-    Args:
-      config: a checked config with config.model_init.
-      num_classes: number of classes of the dataset; None: unknown.
-
-    Returns:
-      A list of lines to print at the start of training; may be empty.
-
-    Raises:
-      UserError: if the weights cannot be read or do not fit. The message names the config keys.
-    """
-    spec = config.model_init
-    path = storage.resolve(spec)
-    ours = variants.from_config(config.model, num_classes)
-    is_run = storage.is_directory(path)
-    try:
-        found = _describe_run(path) if is_run else _determine(path, _read_shapes(path))
-    except UserError as error:
-        raise UserError(f"config.model_init: {error}") from None
-    if is_run:
-        source, description = found
-        theirs = _architecture(source)
-        if type(source) is not type(ours):
-            flags = " ".join(f"--config.model.{key}={x}" for key, x in description.model.items())
-            raise UserError(
-                f"config.model_init = '{spec}' is a {type(source).__name__.removesuffix('Config')}"
-                f", but config.model.variant = '{config.model.variant}'; pass {flags}"
-            )
-        _check_architecture(config, theirs, ours, description.model)
-    else:
-        weights = found
-        if not isinstance(ours, ViTConfig):
-            raise UserError(
-                f"config.model_init = '{spec}' has the weights of a ViT, but config.model.variant "
-                f"= '{config.model.variant}'; pass a ViT, such as --config.model.variant=S/16"
-            )
-        theirs = {"pos_embed": "sincos2d"} | weights.options
-        _check_architecture(config, theirs, ours)
-        resolved, assumed = _resolve(weights, None, _undetermined(ours))
-        description = _describe_file(weights, resolved, config.model.variant, assumed)
-    if not description.certain:
-        return [
-            f"{spec} does not determine mean, std, norm and act: training uses config.data.mean = "
-            f"{config.data.mean}, config.data.std = {config.data.std}, config.model.norm = "
-            f"'{ours.norm}' and config.model.act = '{ours.act}'"
-        ]
-    flags = []
-    for key in ("mean", "std"):
-        values = getattr(description, key)
-        pairs = zip(values, config.data[key], strict=False)
-        if not all(math.isclose(a, b, abs_tol=1e-3) for a, b in pairs):
-            flags.append(f"--config.data.{key}='{tuple(values)}'")
-    if flags:
-        raise UserError(
-            f"config.model_init = '{spec}' expects mean {description.mean} and std "
-            f"{description.std} ({description.source}), but config.data has mean "
-            f"{config.data.mean} and std {config.data.std}; pass {' '.join(flags)}"
-        )
-    return []
-
-
-def _undetermined(config):
-    """Return the options of a `ViTConfig` that the weights of a file may leave open."""
-    options = {key: getattr(config, key) for key in ASSUMABLE}
-    return options | ({"pos_embed": "sincos2d"} if config.pos_embed == "sincos2d" else {})
-
-
-def _architecture(config):
-    """Return the options of a model that must agree for fine-tuning, as {key of config.model: x}.
-
-    What may differ is left out: image size, number of classes, the place of the final norm, and
-    pooling other than attention pooling.
-    """
-    if not isinstance(config, ViTConfig):
-        return {key: getattr(config, key) for key in ("block", "layers", "width", "channels")}
-    keys = (*SIZE_OPTIONS, "channels", "pos_embed", "norm", "act", "qkv_bias", "layer_scale_init")
-    options = {key: getattr(config, key) for key in keys}
-    options["class_token"] = bool(config.prefix)
-    if config.prefix and config.pos_embed == "learned":
-        options["no_embed_class"] = config.no_embed_class
-    if config.pool == "map":
-        options["pool"] = "map"
-    return options
-
-
-def _check_architecture(config, theirs, ours, cnn=None):
-    """Raise UserError if weights do not fit config.model.
-
-    Args:
-      config: the config of the run.
-      theirs: options of the weights: all of `_architecture`, or those that a file determines.
-      ours: the `ViTConfig` or `ResNetConfig` of config.model.
-      cnn: for a ResNet: keys of config.model for a model with these weights.
-    """
-    wanted = _architecture(ours)
-    if "map" in (theirs.get("pool"), wanted.get("pool")):
-        # Other kinds of pooling have no weights.
-        theirs = {"pool": "cls" if theirs["class_token"] else "gap"} | theirs
-        wanted["pool"] = ours.pool
-    if not (different := _contradictions(theirs, wanted)):
-        return
-    has, expected = _compare(different, theirs, wanted)
-    flags = {key: theirs[key] for key in different}
-    if not isinstance(ours, ViTConfig):
-        flags = cnn
-    elif flags.keys() & {*SIZE_OPTIONS}:
-        size = _published_size(theirs)
-        if size and all(config.model[key] is None for key in SIZE_OPTIONS):
-            variant = f"{size}/{theirs['patch']}"
-            has = f"{has} ({variant})"
-            expected = f"{expected} (config.model.variant = '{config.model.variant}')"
-            flags = {k: x for k, x in flags.items() if k not in SIZE_OPTIONS}
-            flags = {"variant": variant} | flags
-        elif "width" in flags:  # heads and MLP follow from it unless they are set
-            flags |= {k: theirs[k] for k in ("num_heads", "mlp_dim") if k in theirs}
-    if flags.get("class_token") is False and ours.pool == "cls":
-        flags = {"pool": "gap"} | {k: x for k, x in flags.items() if k != "class_token"}
-    flags = " ".join(f"--config.model.{key}={x}" for key, x in flags.items())
-    raise UserError(
-        f"config.model_init = '{config.model_init}' has {has}, but config.model has {expected}; "
-        f"pass {flags}"
-    )
 
 
 def init_params(spec, module, config):
@@ -551,7 +133,7 @@ def init_params(spec, module, config):
     elif variants.is_cnn(config.variant):
         source = load(path, config.variant)
     else:
-        source = load(path, **_undetermined(module.config))
+        source = load(path, **undetermined(module.config))
     weights = jax.device_get(functional(source)[1])
     template = nnx.to_pure_dict(nnx.state(module))
     if "pos_embed" in weights.keys() & template.keys():
@@ -575,46 +157,3 @@ def init_params(spec, module, config):
                 f"shape {theirs.get(path, 'none')}, expected {ours.get(path, 'none')}"
             )
     return {k: v for k, v in weights.items() if k not in fresh}, sorted(fresh & template.keys())
-
-
-def read(path):
-    """Read a safetensors file into a flat dict of numpy arrays, with floats as float32.
-
-    Raises:
-      UserError: if there is no such file, or it is not a valid safetensors file.
-    """
-    with _open(path) as file:
-        return {key: _float32(file, key) for key in file.keys()}  # noqa: SIM118
-
-
-def _read_shapes(path):
-    """Read the header of a safetensors file as {name: `_Shape`}. Raises UserError as `read`."""
-    with _open(path) as file:
-        keys = file.keys()
-        return {key: _Shape(tuple(file.get_slice(key).get_shape())) for key in keys}
-
-
-@contextlib.contextmanager
-def _open(path):
-    """Open a safetensors file; the errors are those of `read`."""
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no file at {path}; pass a .safetensors file or the workdir of a run")
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path.name} is not a .safetensors file; convert the weights first")
-    with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    if not 0 < header <= min(MAX_HEADER_BYTES, path.stat().st_size):
-        raise UserError(f"{path} is truncated or not a safetensors file; download it again")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            yield file
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is truncated or not a safetensors file: {error}") from error
-
-
-def _float32(file, key):
-    value = file.get_tensor(key)
-    return value.astype(np.float32) if value.dtype.kind in "fV" else value

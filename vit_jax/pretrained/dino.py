@@ -41,7 +41,7 @@ def head_params(tensors, norm_last_layer=None):
       A nested dict of arrays.
 
     Raises:
-      ValueError: if a tensor is missing or unexpected.
+      ValueError: if a tensor is missing, unexpected or of the wrong shape.
     """
     import jax.numpy as jnp  # here, because the options of a file are read without JAX
 
@@ -56,6 +56,7 @@ def head_params(tensors, norm_last_layer=None):
     if mismatched := sorted(expected ^ tensors.keys()):
         problem = "missing" if mismatched[0] in expected else "unexpected"
         raise ValueError(f"{problem} tensor '{mismatched[0]}' in the projection head")
+    _check_head_shapes(tensors, names)
     head = {
         ours: {
             "kernel" if ours.startswith("fc") else "scale": jnp.asarray(
@@ -73,6 +74,31 @@ def head_params(tensors, norm_last_layer=None):
     if not (fixed if norm_last_layer is None else norm_last_layer):
         head["last_layer"]["scale"] = jnp.asarray(norms.T)
     return head
+
+
+def _check_head_shapes(tensors, names):
+    """Raise ValueError unless the output of each layer is the input of the next one.
+
+    Args:
+      tensors: {name in the reference: tensor} of a head.
+      names: `mlp_names`.
+    """
+    inputs = None  # the first layer determines the width of the features
+    outputs = {}
+    for theirs, ours in names.items():  # linear layers in order, then norms
+        weight = tensors[f"{theirs}.weight"]
+        if ours.startswith("fc"):
+            rows, columns = (*weight.shape, 0, 0)[:2]
+            expected = (rows, inputs or columns)
+            inputs = outputs[ours.removeprefix("fc")] = rows
+        else:
+            expected = (outputs[ours.removeprefix("norm")],)
+        timm.check_shape(f"{theirs}.weight", weight, expected)
+        timm.check_shape(f"{theirs}.bias", tensors[f"{theirs}.bias"], expected[:1])
+    prototypes = tensors["last_layer.weight_v"]
+    count = (*prototypes.shape, 0)[0]
+    timm.check_shape("last_layer.weight_v", prototypes, (count, inputs))
+    timm.check_shape("last_layer.weight_g", tensors["last_layer.weight_g"], (count, 1))
 
 
 def mlp_names(num_layers=3, batch_norm=False):

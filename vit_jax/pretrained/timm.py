@@ -48,10 +48,14 @@ def options(tensors):
     width, channels, patch, columns = tensors["patch_embed.proj.weight"].shape
     if patch != columns:
         raise UserError(f"patches of {patch}x{columns} pixels are not supported, only square ones")
-    blocks = [int(m[1]) for key in tensors if (m := re.match(r"blocks\.(\d+)\.", key))]
+    blocks = {int(m[1]) for key in tensors if (m := re.match(r"blocks\.(\d+)\.", key))}
+    depth = len(blocks)
+    if max(blocks) >= depth:
+        first = min(set(range(depth)) - blocks)
+        raise UserError(f"the weights have no block {first}, but a block {max(blocks)}")
     result = dict(
         width=width,
-        depth=max(blocks) + 1,
+        depth=depth,
         mlp_dim=tensors["blocks.0.mlp.fc1.weight"].shape[0],
         patch=patch,
         channels=channels,
@@ -117,17 +121,8 @@ def params(tensors, template):
         if name not in tensors:
             raise ValueError(f"missing tensor '{name}'")
         unused.discard(name)
-        if tensors[name].dtype.kind != "f":
-            raise ValueError(
-                f"tensor '{name}' has dtype {tensors[name].dtype}; only floats are supported"
-            )
-        try:
-            return from_torch(tensors[name], path, shape)
-        except ValueError:
-            actual = list(tensors[name].shape)
-            raise ValueError(
-                f"tensor '{name}' has shape {actual}, which does not match the model"
-            ) from None
+        check_shape(name, tensors[name], torch_shape(path, shape))
+        return from_torch(tensors[name], path, shape)
 
     def convert(path, leaf):
         path = tuple(part.key for part in path)
@@ -142,23 +137,34 @@ def params(tensors, template):
     return converted
 
 
+def torch_shape(path, shape):
+    """Return the shape of a parameter in PyTorch's layout; arguments as in `from_torch`."""
+    if path == ("patch_embed", "kernel"):
+        return (shape[3], shape[2], *shape[:2])  # p p c d -> d c p p
+    if path[-1] == "kernel":
+        return (math.prod(shape[1:]), shape[0])  # d ... -> (...) d
+    return (math.prod(shape),) if path[-1] == "bias" else tuple(shape)
+
+
+def check_shape(name, tensor, expected):
+    """Raise ValueError if a tensor has another shape than expected."""
+    if tensor.shape != expected:
+        raise ValueError(
+            f"tensor '{name}' has shape {list(tensor.shape)}, which does not match the model; "
+            f"expected {list(expected)}"
+        )
+
+
 def from_torch(tensor, path, shape):
     """Convert one tensor from PyTorch's layout to ours.
 
     Args:
-      tensor: numpy array, such as a linear weight [out, in].
+      tensor: numpy array, such as a linear weight [out, in], of the shape `torch_shape`.
       path: our path of the parameter.
       shape: shape in our layout.
-
-    Raises:
-      ValueError: if the tensor cannot be converted to this shape.
     """
     if path == ("patch_embed", "kernel"):
-        tensor = tensor.transpose(2, 3, 1, 0)  # d c p p -> p p c d
-    elif path[-1] == "kernel":
-        tensor = np.moveaxis(tensor.reshape(*shape[1:], shape[0]), -1, 0)  # (...) d -> d ...
-    elif path[-1] == "bias":
-        tensor = tensor.reshape(shape)
-    if tensor.shape != tuple(shape):
-        raise ValueError
-    return tensor
+        return tensor.transpose(2, 3, 1, 0)  # d c p p -> p p c d
+    if path[-1] == "kernel":
+        return np.moveaxis(tensor.reshape(*shape[1:], shape[0]), -1, 0)  # (...) d -> d ...
+    return tensor.reshape(shape)

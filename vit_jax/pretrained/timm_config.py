@@ -4,7 +4,7 @@ The values are those of timm 1.0.31, `default_cfgs` in models/vision_transformer
 models/deit.py, unless a comment names another source.
 """
 
-import json
+import math
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,8 @@ from typing import NamedTuple
 from vit_jax import variants
 from vit_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from vit_jax.data.class_names import readable
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
+from vit_jax.workdir import storage
 
 HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -50,6 +51,8 @@ IGNORED_ARGS = {
 }
 # DeiT III is the ViT of timm with LayerScale and without a position for [CLS].
 DEIT3_OPTIONS = {"layer_scale_init": 1.0, "no_embed_class": True}
+MAX_CARD_BYTES = 8 << 20  # of a config.json; with 21,843 class names, it has about 2 MB
+MAX_SHOWN = 200  # characters of a value in a message
 
 
 class Card(NamedTuple):
@@ -118,53 +121,52 @@ def read_card(weights):
     """
     path = Path(weights).with_name("config.json")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = storage.parse_json(storage.read_bytes(path, MAX_CARD_BYTES))
+        if not isinstance(config, dict) or "architecture" not in config:
+            return None
+        return _card(path, config)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read: {message}; correct or remove it") from None
-    if not isinstance(config, dict) or "architecture" not in config:
-        return None
-    try:
-        return _card(path, config)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is malformed ({error}); correct or remove it") from None
+    except (OSError, OverflowError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} cannot be used: {_shown(error)}; correct or remove it") from None
 
 
 def _card(path, config):
     """Return the `Card` of a parsed config.json."""
     # Old files have no group pretrained_cfg.
-    cfg = config | config.get("pretrained_cfg", {})
-    architecture = config["architecture"]
-    args = config.get("model_args") or {}
-    base, deit3_options = plain_name(architecture)
+    cfg = config | _typed(config, "pretrained_cfg", dict, {})
+    architecture = _typed(config, "architecture", str)
+    args = _typed(config, "model_args", dict, {})
+    base, _ = plain_name(architecture)
     unknown = sorted(args.keys() - SIZE_ARGS.keys() - IGNORED_ARGS)
     try:
-        variants.parse(base)
+        supported = bool(variants.parse(base)) and "," not in base
     except UserError:
-        raise UserError(f"architecture {architecture!r} is not supported") from None
+        supported = False
+    if not supported:
+        raise UserError(f"architecture {architecture!r} is not supported")
     if unknown:
         raise UserError(f"model_args {', '.join(unknown)} are not supported")
-    tag = cfg.get("tag")
+    tag = _typed(cfg, "tag", str, "")
     values = None
     if any(cfg.get(key) is not None for key in ("mean", "std", "crop_pct")):
         values = _numbers(cfg, "mean"), _numbers(cfg, "std"), _number(cfg, "crop_pct")
-        if not (0 < values[2] <= 1 and min(values[1]) > 0):
+        if not (0 < values[2] <= 1 and min(values[1], default=0) > 0):
             raise UserError("crop_pct must be above 0 and at most 1, and std above 0")
     options = {SIZE_ARGS[key]: x for key, x in args.items() if key in SIZE_ARGS}
     options |= {"pool": POOLS.get(cfg.get("global_pool")), "num_classes": cfg.get("num_classes")}
-    names = cfg.get("label_names") or cfg.get("labels")
+    for key, x in options.items():
+        if key != "pool" and x is not None and (type(x) is not int or x < 0):
+            raise UserError(f"{key} must be an integer of at least 0; got {x!r}")
+    names = _typed(cfg, "label_names", list, None) or _typed(cfg, "labels", list, None)
     if names is not None:
-        if not all(isinstance(name, str) for name in names):
-            raise UserError("label_names must be strings")
-        descriptions = cfg.get("label_descriptions") or {}
-        names = [descriptions.get(name, name) for name in readable(list(names))]
+        descriptions = _typed(cfg, "label_descriptions", dict, {})
+        if not all(isinstance(name, str) for name in (*names, *descriptions.values())):
+            raise UserError("label_names and label_descriptions must be strings")
+        names = [printable(descriptions.get(name, name)) for name in readable(names)]
     expected = {"interpolation": "bicubic", "crop_mode": "center"}
     notes = tuple(
-        f"{key.replace('_', ' ')} {cfg[key]} is not supported and replaced by {default}"
+        f"{key.replace('_', ' ')} {_shown(cfg[key])} is not supported and replaced by {default}"
         for key, default in expected.items()
         if cfg.get(key) not in (None, default)
     )
@@ -178,17 +180,31 @@ def _card(path, config):
     )
 
 
+def _shown(value):
+    """Return a value or an error as one line of limited length."""
+    text = printable(" ".join(str(value).split()))
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def _typed(cfg, key, kind, *default):
+    """Return a value of a type in config.json; a missing value or null is the default, if any."""
+    value = cfg.get(key)
+    if default and value is None:
+        return default[0]
+    if not isinstance(value, kind):
+        kinds = {dict: "an object", list: "a list", str: "a string"}
+        raise UserError(f"{key} must be {kinds[kind]}; got {value!r}")
+    return value
+
+
 def _numbers(cfg, key):
     """Return a list of numbers in config.json as a tuple of floats."""
-    values = cfg.get(key)
-    if not isinstance(values, list) or not values:
-        raise UserError(f"{key} must be a list of numbers; got {values!r}")
-    return tuple(_number({key: x}, key) for x in values)
+    return tuple(_number({key: x}, key) for x in _typed(cfg, key, list))
 
 
 def _number(cfg, key):
     """Return a number in config.json as a float."""
     value = cfg.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise UserError(f"{key} must be a number; got {value!r}")
     return float(value)
