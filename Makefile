@@ -1,11 +1,12 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart quickstart-dino test test-long lint docs notebooks bench-peer
+.PHONY: help install lock quickstart quickstart-dino test test-long lint docs notebooks bench-peer
 
 VENV := .venv
 PEER := .venv-peer
 BIN := $(VENV)/bin/python
-STAMP := $(VENV)/.installed$(addprefix -,$(EXTRA))
+ONLY_LOCKED := $(filter 1,$(LOCKED))
+STAMP := $(VENV)/.installed$(if $(ONLY_LOCKED),-locked,$(addprefix -,$(EXTRA)))
 comma := ,
 EXTRAS := dev$(addprefix $(comma),$(EXTRA))
 FIGURE := runs/digits/figures/quickstart.png
@@ -18,6 +19,8 @@ CANDIDATES = $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.1
 help:
 	@echo 'make install [EXTRA=NAME,...]  create .venv and install the package (PYTHON=... selects Python);'
 	@echo '                               extras: tpu, cuda, fast, gcs, sweep, demo, docs'
+	@echo 'make install LOCKED=1          install the exact versions of requirements.lock, checked by hash'
+	@echo 'make lock                      update requirements.lock within the ranges of requirements.txt'
 	@echo 'make quickstart                train a ViT on digits, classify eight, draw the figure'
 	@echo 'make quickstart-dino           train DINO on digits without labels, draw its attention'
 	@echo 'make test                      run the quick tests'
@@ -29,16 +32,32 @@ help:
 
 install: $(STAMP)
 
+ifneq ($(and $(ONLY_LOCKED),$(EXTRA)),)
+$(error LOCKED=1 has no extras but dev; run make install LOCKED=1, then make install EXTRA=$(EXTRA))
+endif
+
 # Each extra has a stamp of its own and also touches the plain one, on which other targets depend.
-$(STAMP): requirements.txt pyproject.toml
+$(STAMP): requirements.txt pyproject.toml $(if $(ONLY_LOCKED),requirements.lock)
 	@$(call make_venv,$(VENV))
+ifdef ONLY_LOCKED
+	$(BIN) -m pip install --require-hashes -r requirements.lock
+	$(BIN) -m pip install --no-deps --no-build-isolation -e .
+else
 	$(BIN) -m pip install -e '.[$(EXTRAS)]'
+endif
 	@touch $(VENV)/.installed $@
 	@echo 'installed; next: make quickstart, or . $(VENV)/bin/activate'
 
 ifneq ($(STAMP),$(VENV)/.installed)
 $(VENV)/.installed: $(STAMP) ;
 endif
+
+# One file for all platforms and Python versions.
+lock:
+	@$(call make_venv,$(VENV))
+	$(BIN) -m pip install -q 'uv>=0.13,<1'
+	$(VENV)/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --custom-compile-command 'make lock' --extra dev -o requirements.lock pyproject.toml
 
 # An interrupted quickstart resumes from its latest checkpoint.
 quickstart: $(FIGURE)
