@@ -170,18 +170,18 @@ def scan(directory):
     names = _directories(directory)
     images, ignored = [], []
     for label, name in enumerate(names):
-        for path in _files(os.path.join(directory, name), (os.path.realpath(directory),)):
-            if path.lower().endswith(SUFFIXES):
-                images.append((path, label))
+        for entry in _files(os.path.join(directory, name), (os.path.realpath(directory),)):
+            if _is_image(entry):
+                images.append((entry.path, label))
             else:
-                ignored.append(path)
-    loose = [f.path for f in _entries(directory) if not f.is_dir()]
+                ignored.append(entry.path)
+    loose = [entry for entry in _entries(directory) if not _is_directory(entry)]
     if names:  # images next to class directories have no class
-        ignored += loose
+        ignored += [entry.path for entry in loose]
     else:
         names = [UNLABELED]
-        images = [(path, 0) for path in loose if path.lower().endswith(SUFFIXES)]
-        ignored = [path for path in loose if not path.lower().endswith(SUFFIXES)]
+        images = [(entry.path, 0) for entry in loose if _is_image(entry)]
+        ignored = [entry.path for entry in loose if not _is_image(entry)]
     return Scan([path for path, _ in images], [label for _, label in images], names, ignored)
 
 
@@ -193,25 +193,41 @@ def _ignored_note(found):
     files = "1 file is" if count == 1 else f"{count:,} files are"
     example = printable(os.path.basename(found.ignored[0]))
     return [
-        f"{files} not used, such as {example}; images must be in class directories and have one of "
-        f"the suffixes {' '.join(SUFFIXES)}"
+        f"{files} not used, such as {example}; images must be regular files in class directories "
+        f"and have one of the suffixes {' '.join(SUFFIXES)}"
     ]
 
 
 def _directories(folder):
-    return [entry.name for entry in _entries(folder) if entry.is_dir()]
+    return [entry.name for entry in _entries(folder) if _is_directory(entry)]
+
+
+def _is_directory(entry):
+    """Return whether an `os.DirEntry` is a directory; a loop of symbolic links is none."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
+
+
+def _is_image(entry):
+    """Return whether an `os.DirEntry` is named as an image, and not a pipe, socket or device.
+
+    A broken symbolic link counts as an image, so that reading it reports an error.
+    """
+    if not entry.name.lower().endswith(SUFFIXES):
+        return False
+    is_file = entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)
+    return is_file or not os.path.exists(entry.path)
 
 
 def _files(folder, above):
-    """Yield the paths of the files below a directory, sorted; `above` are its real parents."""
+    """Yield the files below a directory as `os.DirEntry`, sorted; `above` are its real parents."""
     identity = os.path.realpath(folder)
     if identity in above:  # a symbolic link to a parent directory
         return
     for entry in _entries(folder):
-        if entry.is_dir():
+        if _is_directory(entry):
             yield from _files(entry.path, (*above, identity))
         else:
-            yield entry.path
+            yield entry
 
 
 def _entries(folder):

@@ -5,6 +5,7 @@ http://yann.lecun.com/exdb/mnist, "file formats".
 """
 
 import gzip
+import math
 import os
 import re
 import zlib
@@ -12,8 +13,10 @@ import zlib
 import numpy as np
 
 from vit_jax.data.sources import Arrays
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 
+MAX_COMPRESSION = 100  # of .gz files; MNIST's have 5
+SMALL_BYTES = 64 * 2**20  # files that are decompressed whatever their compression
 FILE_NAME = re.compile(r"(train|t10k)-(images|labels)[-.]idx[13]-ubyte(?:\.gz)?")
 
 
@@ -35,11 +38,15 @@ def read(root, class_names=None):
     arrays = {}
     for prefix in sorted({prefix for prefix, _ in paths}, reverse=True):  # train before t10k
         if not {(prefix, "images"), (prefix, "labels")} <= paths.keys():
-            raise UserError(f"{root}: {prefix} needs both an images file and a labels file")
+            raise UserError(
+                f"{printable(root)}: {prefix} needs both an images file and a labels file"
+            )
         images = _array(paths[prefix, "images"], 3)[..., None]
         labels = _array(paths[prefix, "labels"], 1)
         if len(images) != len(labels):
-            raise UserError(f"{root}: {prefix} has {len(images)} images and {len(labels)} labels")
+            raise UserError(
+                f"{printable(root)}: {prefix} has {len(images)} images and {len(labels)} labels"
+            )
         arrays["train" if prefix == "train" else "test"] = images, labels
     count = max((int(labels.max()) + 1 for _, labels in arrays.values()), default=0)
     names = class_names or [str(k) for k in range(count)]
@@ -51,14 +58,28 @@ def read(root, class_names=None):
 
 
 def _array(path, ndim):
-    """Read an idx file as a uint8 array with `ndim` dimensions."""
+    """Read an idx file as a uint8 array with `ndim` dimensions.
+
+    No more bytes are decompressed than the header says, and the header cannot say much more than
+    the size of the file allows.
+    """
+    name = printable(path)
+    if not os.path.isfile(path):
+        raise UserError(f"{name} is not a regular file; remove it")
     try:
         with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-            data = file.read()
+            header = file.read(4 + 4 * ndim)
+            shape = np.frombuffer(header[4 : len(header) // 4 * 4], ">u4").tolist()
+            size = math.prod(shape)
+            if header[:4] != bytes([0, 0, 8, ndim]) or len(shape) < ndim or not size:
+                raise UserError(f"{name} is not an idx file of {ndim}-dimensional uint8 data")
+            if size > max(SMALL_BYTES, MAX_COMPRESSION * os.path.getsize(path)):
+                raise UserError(f"{name} has {shape} in its header, too much for its size")
+            data = file.read(size)
+            surplus = file.read(1)
     except (EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{path}: {error}") from None
-    shape = np.frombuffer(data[4 : 4 + 4 * ndim], ">u4").tolist()
-    body = data[4 + 4 * ndim :]
-    if data[:4] != bytes([0, 0, 8, ndim]) or len(body) != np.prod(shape) or not body:
-        raise UserError(f"{path} is truncated, or not an idx file of {ndim}-dimensional uint8 data")
-    return np.frombuffer(body, np.uint8).reshape(shape)
+        raise UserError(f"{name} cannot be read ({error}); download it again") from None
+    if len(data) < size or surplus:
+        problem = "has more data than" if surplus else "is truncated: it has less data than"
+        raise UserError(f"{name} {problem} its header says, {shape}; download it again")
+    return np.frombuffer(data, np.uint8).reshape(shape)

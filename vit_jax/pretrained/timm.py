@@ -42,12 +42,15 @@ def options(tensors):
     Raises:
       KeyError: if a tensor is missing.
       ValueError: if a tensor has the wrong number of axes.
-      UserError: if the tensors are those of a model that is not supported.
+      UserError: if the tensors are those of a model that is not supported, or the MLP does not
+        have the width of the patch embedding.
     """
     _check_supported(tensors)
     width, channels, patch, columns = tensors["patch_embed.proj.weight"].shape
     if patch != columns:
         raise UserError(f"patches of {patch}x{columns} pixels are not supported, only square ones")
+    mlp = tensors["blocks.0.mlp.fc1.weight"]
+    check_shape("blocks.0.mlp.fc1.weight", mlp, (mlp.shape[0], width))
     blocks = {int(m[1]) for key in tensors if (m := re.match(r"blocks\.(\d+)\.", key))}
     depth = len(blocks)
     if max(blocks) >= depth:
@@ -56,7 +59,7 @@ def options(tensors):
     result = dict(
         width=width,
         depth=depth,
-        mlp_dim=tensors["blocks.0.mlp.fc1.weight"].shape[0],
+        mlp_dim=mlp.shape[0],
         patch=patch,
         channels=channels,
         num_classes=tensors["head.weight"].shape[0] if "head.weight" in tensors else 0,
@@ -147,9 +150,9 @@ def torch_shape(path, shape):
 
 
 def check_shape(name, tensor, expected):
-    """Raise ValueError if a tensor has another shape than expected."""
+    """Raise UserError if a tensor has another shape than expected."""
     if tensor.shape != expected:
-        raise ValueError(
+        raise UserError(
             f"tensor '{name}' has shape {list(tensor.shape)}, which does not match the model; "
             f"expected {list(expected)}"
         )

@@ -121,13 +121,15 @@ def read_card(weights):
     """
     path = Path(weights).with_name("config.json")
     try:
-        config = storage.parse_json(storage.read_bytes(path, MAX_CARD_BYTES))
+        data = storage.read_bytes(path, MAX_CARD_BYTES)
+    except FileNotFoundError:
+        return None
+    try:
+        config = storage.parse_json(data)
         if not isinstance(config, dict) or "architecture" not in config:
             return None
         return _card(path, config)
-    except FileNotFoundError:
-        return None
-    except (OSError, OverflowError, TypeError, ValueError, AttributeError) as error:
+    except (OverflowError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} cannot be used: {_shown(error)}; correct or remove it") from None
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from absl import flags
 
 from vit_jax import cli
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 
 OUTPUT = "~/tensorflow_datasets"
 
@@ -68,7 +68,7 @@ def prepare(source, name, *, output=OUTPUT, version="1.0.0", class_names=None):
         raise UserError(
             f"--name={name} must be a lowercase letter, then lowercase letters, digits, _"
         )
-    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+    if not re.fullmatch(r"[0-9]+\.[0-9]+\.[0-9]+", version):
         raise UserError(f"--version={version} must have the form 1.0.0")
     if not source.is_dir():
         raise UserError(f"--input={source} is not a directory")
@@ -113,7 +113,8 @@ def _read_split(root, split):
     source = folder.read(folder.split_directory(root, split))
     if source.class_names == [folder.UNLABELED]:
         raise UserError(
-            f"{root / split} has no class directories; --input must have <split>/<class>/<image>"
+            f"{printable(root / split)} has no class directories; --input must have "
+            "<split>/<class>/<image>"
         )
     if split == "train":
         folder.check_complete(source)
