@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import functools
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -38,13 +39,16 @@ OVERRIDES = {
     "loggers": "()",
     "log_images": 0,
 }
+DIGITS = {"augment.erase": 0.25, "augment.mixup": 0.2}
+DINO = {"objective.out_dim": 64, "objective.hidden_dim": 32, "objective.bottleneck_dim": 16}
+# Recipes with overrides. Those of injected.py have the fault of the environment variable FAULT.
 RECIPES = {
-    "digits": ("configs/digits.py", {"augment.erase": 0.25, "augment.mixup": 0.2}),
-    "DINO digits": (
-        "configs/dino_digits.py",
-        {"objective.out_dim": 64, "objective.hidden_dim": 32, "objective.bottleneck_dim": 16},
-    ),
+    "digits": ("configs/digits.py", DIGITS),
+    "DINO digits": ("configs/dino_digits.py", DINO),
+    "injected digits": ("tests/faults/injected.py:digits", DIGITS),
+    "injected DINO digits": ("tests/faults/injected.py:dino_digits", DINO),
 }
+PLAIN = ("digits", "DINO digits")
 
 
 @functools.cache
@@ -59,11 +63,11 @@ def train_command(recipe, workdir, **overrides):
     """Return the training command of a tiny model.
 
     Args:
-      recipe: a key of `RECIPES`, or the path of a recipe.
+      recipe: a key of `RECIPES`.
       workdir: directory of the run.
       **overrides: config keys with "__" for ".".
     """
-    path, values = RECIPES.get(recipe, (recipe, {}))
+    path, values = RECIPES[recipe]
     values = OVERRIDES | values
     values |= {key.replace("__", "."): value for key, value in overrides.items()}
     command = [sys.executable, "-m", "vit_jax.train", f"--config={path}", f"--workdir={workdir}"]
@@ -129,6 +133,14 @@ class Process:
             time.sleep(POLL_S)
         return True
 
+    def cpu_seconds(self):
+        """Return the CPU time so far, which other load of the machine does not change."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return math.inf
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def send(self, number):
         self.process.send_signal(number)
 
@@ -154,10 +166,10 @@ class Process:
         return text
 
 
-def train(recipe, workdir, output=None, **overrides):
+def train(recipe, workdir, **overrides):
     """Train to the end and return the output."""
-    output = output or Path(workdir).with_suffix(".txt")
-    return Process(train_command(recipe, workdir, **overrides), output).check(0)
+    command = train_command(recipe, workdir, **overrides)
+    return Process(command, Path(workdir).with_suffix(".txt")).check(0)
 
 
 @functools.cache
@@ -195,7 +207,7 @@ def resumed_from(text):
 
 
 def read_arrays(checkpoint):
-    """Read all arrays of a checkpoint as {path: NumPy array}, without the library.
+    """Read all arrays of a checkpoint as {name: NumPy array}, without the library.
 
     Args:
       checkpoint: path of a directory checkpoints/<step>.
@@ -210,7 +222,8 @@ def read_arrays(checkpoint):
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         values = reader.restore(checkpoint / item, restore_args=as_numpy)
         for path, value in jax.tree_util.tree_leaves_with_path(values):
-            arrays[item + jax.tree_util.keystr(path)] = np.asarray(value)
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            arrays[f"{item}/{name}"] = np.asarray(value)
     return arrays
 
 
