@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install lock quickstart quickstart-dino test test-long lint docs notebooks bench-peer
+.PHONY: help install lock quickstart quickstart-dino test test-long test-faults lint docs notebooks bench-peer
 
 VENV := .venv
 PEER := .venv-peer
@@ -25,6 +25,7 @@ help:
 	@echo 'make quickstart-dino           train DINO on digits without labels, draw its attention'
 	@echo 'make test                      run the quick tests'
 	@echo 'make test-long                 run all tests, including those that take minutes'
+	@echo 'make test-faults               kill, damage, fill and mutate: a part of the fault cases, ten minutes'
 	@echo 'make lint                      run ruff and import-linter'
 	@echo 'make docs                      build the documentation into build/site'
 	@echo 'make notebooks                 generate experiments/notebooks/*.ipynb from the .py files'
@@ -82,6 +83,10 @@ test: $(VENV)/.installed
 test-long: $(VENV)/.installed
 	$(BIN) -m pip install -q -e '.[long]'
 	$(BIN) -m pytest $(PARALLEL) -m ''
+
+# One core: with another number of threads, XLA rounds differently.
+test-faults: $(VENV)/.installed
+	$(BIN) -m pytest -n 0 -m faults tests/faults
 
 lint: $(VENV)/.installed
 	$(BIN) -m ruff check
