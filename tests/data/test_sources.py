@@ -1,3 +1,4 @@
+import os
 import pickle
 
 import numpy as np
@@ -134,6 +135,29 @@ def test_folder_errors(folder):
     expect_error("empty/train has no images", root=folder / "empty")
     (folder / "train" / "hollow").mkdir()
     expect_error("hollow has no images")
+
+
+def test_folder_ignores_what_is_not_a_regular_file(folder):
+    """Reading a named pipe blocks; a loop of links has no type; a broken link is an error."""
+    odd = folder / "train" / "apple"
+    os.mkfifo(odd / "pipe.png")
+    (odd / "zero.png").symlink_to("/dev/zero")
+    (odd / "linked.png").symlink_to("1.PNG")
+    (odd / "up").symlink_to("..")
+    c = config(name="folder", dir=str(folder))
+    source = data.make(c, "train")
+    assert len(source) == 13 and len([source[i] for i in range(13)]) == 13
+    (note,) = source.notes
+    assert "5 files are not used" in note and "images must be regular files in class" in note
+    for name in ("$HOME.png", "\x1b[2J\n.png", "'.png"):
+        save(odd / name)
+    assert len([data.make(c, "train")[i] for i in range(16)]) == 16
+    for name, target in (("loop.png", "loop.png"), ("broken.png", "missing")):
+        (odd / name).symlink_to(target)
+        with pytest.raises(DecodeError, match=name):
+            source = data.make(c, "train")
+            [source[i] for i in range(len(source))]
+        (odd / name).unlink()
 
 
 def test_corrupt_image_is_reported(folder):

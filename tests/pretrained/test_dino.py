@@ -101,7 +101,18 @@ def test_invalid_heads_are_rejected():
     assert dino.head_params(ones, norm_last_layer=False)["last_layer"]["scale"].shape == (1, 200)
     with pytest.raises(ValueError, match=r"unexpected tensor 'mlp.1.running_mean'"):
         dino.head_params(tensors | {"mlp.1.running_mean": tensors["mlp.0.bias"]})
+    for name, change in (
+        ("mlp.0.weight", lambda x: x.reshape(x.shape[1], -1)),
+        ("mlp.4.weight", np.transpose),
+        ("mlp.2.bias", lambda x: x[None]),
+        ("last_layer.weight_v", np.transpose),
+        ("last_layer.weight_g", np.transpose),
+    ):
+        with pytest.raises(ValueError, match=r"shape .*, which does not match"):
+            dino.head_params(tensors | {name: change(tensors[name])})
     bn = load_file(GOLDEN / "head/bn/state_dict.safetensors")
+    with pytest.raises(ValueError, match=r"'mlp.1.weight' has shape .* expected"):
+        dino.head_params(bn | {"mlp.1.weight": bn["mlp.1.weight"][:-1]})
     with pytest.raises(ValueError, match=r"missing tensor 'mlp.4.bias'"):
         dino.head_params({k: v for k, v in bn.items() if k != "mlp.4.bias"})
     with pytest.raises(ValueError, match=r"missing tensor 'mlp.0.bias'"):

@@ -5,17 +5,21 @@ import io
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 from scipy.io import savemat
+from tensorflow_datasets.proto import tf_example_pb2
 
+from tests.faults import datasets
+from tests.faults.forked import CANARY
 from vit_jax import data
 from vit_jax.config import defaults
 from vit_jax.data import tfds as tfds_source
-from vit_jax.data.decode import decode
+from vit_jax.data.decode import DecodeError, decode
 from vit_jax.errors import UserError
 from vit_jax.tools import prepare
 
@@ -113,6 +117,67 @@ def test_corrupt_idx_files_are_rejected(idx, tmp_path, damage, message):
     with pytest.raises(UserError, match=message):
         prepare_tiny(source, tmp_path / "sets")
     assert not list((tmp_path / "sets").rglob("*.*"))
+
+
+def test_idx_files_are_read_no_further_than_their_header(idx, tmp_path):
+    source, _ = idx
+    file = source / "train-images-idx3-ubyte.gz"
+    for shape, message in (((30, 6, 5), "more data than"), ((128, 1024, 1024), "too much for its")):
+        header = bytes([0, 0, 8, 3]) + np.array(shape, ">u4").tobytes()
+        file.write_bytes(gzip.compress(header + bytes(128 << 20), 1))
+        tracemalloc.start()
+        with pytest.raises(UserError, match=message):
+            prepare_tiny(source, tmp_path / "sets")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 16 << 20
+
+
+@pytest.mark.parametrize(
+    "case", [x for x in datasets.dataset_damages() if "runs code" in x[0]], ids=lambda x: x[0]
+)
+def test_feature_classes_are_not_imported(case, tmp_path, monkeypatch):
+    _, damage, message = case
+    damage(datasets.copy_dataset(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path / "sets", "train")
+    assert not (tmp_path / CANARY).exists() and "evil" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "case", [x for x in datasets.dataset_damages() if "runs code" not in x[0]], ids=lambda x: x[0]
+)
+def test_damaged_datasets_are_refused_before_training(case, tmp_path):
+    _, damage, message = case
+    damage(datasets.copy_dataset(tmp_path))
+    with pytest.raises(UserError, match=message) as error:
+        load(tmp_path / "sets", "train", channels=1)
+    assert str(error.value).isprintable()
+
+
+def test_damaged_records_are_reported(tmp_path):
+    """A record with a wrong checksum, and one without a label."""
+    path = next(datasets.copy_dataset(tmp_path).glob("tiny-train*"))
+    raw = bytearray(path.read_bytes())
+    raw[300] ^= 1
+    path.write_bytes(raw)
+    source = load(tmp_path / "sets", "train", channels=1)
+    with pytest.raises(DecodeError, match=r"example \d+ of tiny train is damaged \(Corrupted"):
+        [source[i] for i in range(len(source))]
+    data = [tf_example_pb2.Example().SerializeToString()]
+    with pytest.raises(DecodeError, match="example 0 of tiny has 0 values of 'label'"):
+        tfds_source.Records(data, ["a"], 1, "tiny", ()).label(0)
+
+
+@pytest.mark.parametrize("name", ["a\nb", " cat", "\udcff"])
+def test_names_that_a_text_file_cannot_hold_are_refused(name, tmp_path):
+    for folder in ("cat", name):
+        (tmp_path / "train" / folder).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / "train" / folder / "a.png")
+    with pytest.raises(UserError, match="the name of a class must be UTF-8 without line breaks"):
+        prepare_tiny(tmp_path, tmp_path / "sets")
 
 
 def test_directory_keeps_jpegs_unchanged_and_is_sharded(tmp_path, monkeypatch):

@@ -46,7 +46,8 @@ def head_params(tensors, norm_last_layer=None):
     import jax.numpy as jnp  # here, because the options of a file are read without JAX
 
     tensors = strip_prefix(tensors, "head.") or strip_prefix(tensors, "")
-    num_layers = sum(k.startswith("mlp.") and v.ndim == 2 for k, v in tensors.items())
+    weights = [v for k, v in tensors.items() if k.startswith("mlp.") and k.endswith("weight")]
+    num_layers = sum(v.ndim == 2 for v in weights)
     batch_norm = "mlp.1.weight" in tensors
     if batch_norm:
         tensors = {k: v for k, v in tensors.items() if not k.endswith(RUNNING_STATISTICS)}
