@@ -11,6 +11,7 @@ import difflib
 import errno
 import inspect
 import itertools
+import math
 import os
 import re
 import runpy
@@ -33,7 +34,7 @@ from vit_jax.errors import (
     WorkdirLost,
     printable,
 )
-from vit_jax.schema import KIND_NAMES, kind_name
+from vit_jax.schema import KIND_NAMES, kind_name, shown
 from vit_jax.workdir import storage
 
 FLAGS = flags.FLAGS
@@ -41,9 +42,20 @@ CONFIG_HELP = """
 --config.KEY=VALUE overrides a key of the recipe: --config.batch_size=64, --config.optim.lr=1e-3.
 vit_jax/config.py lists the keys and their defaults. Durations are "1000", "10k" or "1e3" steps, or
 "3ep" epochs."""
+MAX_LINES = 3  # of an error message
+MAX_LINE_CHARS = 1000
 NUMBER = re.compile(r"-?[\d.]+(e-?\d+)?")
 CLOSED_PIPE = 141  # exit code: 128 + SIGPIPE, as in shells
-FILE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+FILE_ERRORS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 
 
 def figure_path(flag, text):
@@ -116,12 +128,23 @@ def _run(main, args):
             raise UserError(_unexpected(positional[0]))
         return main(FLAGS) if args is None else main(FLAGS, positional)
     except (Exception, KeyboardInterrupt) as e:
-        code, message = _outcome(e)
+        code, message = outcome(e)
         if code is None:
             raise
-    message = "\n".join(map(printable, message.splitlines()))
+    message = _shorten(message)
     print(message if code == Preempted.exit_code else f"error: {message}", file=sys.stderr)
     return code
+
+
+def _shorten(message):
+    """Return a message as printable lines, with the middle of long lines left out."""
+    lines = message.splitlines()
+    lines = [printable(line) for line in (lines if len(lines) <= MAX_LINES else [message])]
+    half = MAX_LINE_CHARS // 2
+    return "\n".join(
+        line if len(line) <= MAX_LINE_CHARS else f"{line[:half]} ... {line[-half:]}"
+        for line in lines
+    )
 
 
 def _is_closed(stream):
@@ -146,22 +169,26 @@ def _parse(argv):
         if value is None and queue and re.match(r"[^-]|-[\d.]|$", queue[0]):
             value = queue.pop(0)
         overrides.append((match[2], value))
+    if unknown := _find_unknown_flag(other_args[1:]):
+        raise UserError(_unknown_flag(unknown, other_args))
     try:
         FLAGS.unparse_flags()
         FLAGS.set_gnu_getopt(True)
         positional = FLAGS(other_args + queue)[1:]
-    except flags.UnrecognizedFlagError as e:
-        raise UserError(_unknown_flag(e.flagvalue, other_args)) from None
     except flags.Error as e:
-        missing = re.match(r"flag --(\w+)=None", str(e))
         message = " ".join(str(e).split())
-        if missing:
-            message = f"--{missing[1]}=... is required; see --help"
+        name = re.match(r"flag --(\w+)=", message)
+        if name and message.startswith(f"flag --{name[1]}=None"):
+            message = f"--{name[1]}=... is required; see --help"
+        elif name and (expected := _describe_type(FLAGS[name[1]])):
+            message = f"--{name[1]} must be {expected}"
         raise UserError(message) from None
     for name, flag in _project_flags().items():
         values = flag.value if isinstance(flag.value, list) else [flag.value]
         if flag.present and (not values or "" in (str(value).strip() for value in values)):
             raise UserError(f"--{name} is empty; pass --{name}=VALUE")
+        if isinstance(flag.value, float) and not math.isfinite(flag.value):
+            raise UserError(f"--{name}={flag.value} must be a finite number")
     spec = FLAGS["config"].value if "config" in FLAGS else None
     if overrides and spec is None:
         raise UserError(f"--config.{overrides[0][0]} needs --config=FILE")
@@ -174,6 +201,35 @@ def _project_flags():
     """Return the flags that this project defines, {name: flag}; absl defines others."""
     modules = FLAGS.flags_by_module_dict().items()
     return {f.name: f for name, fs in modules if not name.startswith("absl") for f in fs}
+
+
+def _find_unknown_flag(args):
+    """Return the first argument that is not a flag of this project, or None.
+
+    The flags of absl, such as --log_dir and --flagfile, are unknown too.
+    """
+    known = _project_flags()
+    queue = iter(args)
+    for arg in queue:
+        match = re.fullmatch(r"--?([^-=][^=]*)(=.*)?", arg, re.DOTALL)
+        if match is None:
+            continue
+        name, value = match.groups()
+        if name in known:
+            if value is None and not known[name].boolean:
+                next(queue, None)  # the value
+        elif not (name.startswith("no") and name[2:] in known and known[name[2:]].boolean):
+            return arg
+    return None
+
+
+def _describe_type(flag):
+    """Return the values that a flag accepts, as text; None if any."""
+    if flag.boolean:
+        return "true or false"
+    if values := getattr(flag.parser, "enum_values", None):
+        return f"one of {', '.join(values)}"
+    return getattr(flag.parser, "syntactic_help", None)
 
 
 def _config_keys():
@@ -235,7 +291,7 @@ def recipe_module(spec):
     """
     name, colon, arg = (spec, "", "") if os.path.isfile(spec) else spec.partition(":")
     path = Path(name).expanduser()
-    if not path.is_file():
+    if not os.path.isfile(path):
         stems = [p.stem for p in path.parent.glob("*.py")]
         similar = difflib.get_close_matches(path.stem, stems, 1)
         hint = f"; did you mean {path.with_name(similar[0] + '.py')}?" if similar else ""
@@ -301,7 +357,7 @@ def _recipe_errors(path, keep=()):
         yield
     except keep:
         raise
-    except Exception as e:
+    except (Exception, SystemExit) as e:  # a recipe may call sys.exit
         lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
         if isinstance(e, SyntaxError) and e.filename == str(path):
             lines.append(e.lineno)
@@ -336,8 +392,8 @@ def override(config, key, text):
     kind = config.get_type(leaf)
     try:
         config[leaf] = None if (text, config[leaf]) == ("None", None) else _value(text, kind)
-    except (ValueError, TypeError, SyntaxError, OverflowError):
-        given = f"'{text}'" if text is not None else "no value"
+    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError):
+        given = shown(text) if text is not None else "no value"
         raise UserError(f"{flag} must be {kind_name(kind)}; got {given}") from None
 
 
@@ -358,7 +414,7 @@ def _value(text, kind):
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
 
 
-def _outcome(e):
+def outcome(e):
     """Return the exit code and message of an exception; (None, None) for a bug."""
     if isinstance(e, (UserError, Diverged, NoSpace, WorkdirLost, Preempted)):
         return e.exit_code, str(e)
@@ -366,7 +422,7 @@ def _outcome(e):
         return INTERRUPTED, "interrupted"
     cause = e
     while cause is not None:
-        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = isinstance(cause, OSError) and cause.errno in storage.FULL
         if full or "No space left on device" in str(cause):
             file = f" to write {cause.filename}" if getattr(cause, "filename", None) else ""
             message = f"no space left{file}; free some space and rerun the same command"

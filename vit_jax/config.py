@@ -499,9 +499,20 @@ def load_config(workdir):
     """
     path = storage.resolve(workdir) / "config.json"
     try:
-        values = _flat_dict(_tuples(storage.read_json(path)))
+        return from_dict(storage.read_json(path))
     except FileNotFoundError:
         raise UserError(f"{workdir} is not the workdir of a run: {path} does not exist") from None
+    except ConfigError as error:
+        raise UserError(f"{printable(path)}: {error}; restore the file from a copy") from None
+
+
+def from_dict(values):
+    """Return the config of nested dicts, as of a JSON file; see `load_config`.
+
+    Raises:
+      ConfigError: if a key or value is invalid.
+    """
+    values = _flat_dict(_tuples(values))
     values = {RENAMED_KEYS.get(name, name): value for name, value in values.items()}
     try:
         name = values.get("objective.name", "supervised")
@@ -512,8 +523,12 @@ def load_config(workdir):
         config = _tree(keys, values)
         check(config)
     except UserError as error:
-        raise UserError(f"{printable(path)}: {error}; restore the file from a copy") from None
+        raise ConfigError(str(error)) from None
     return config
+
+
+class ConfigError(UserError):
+    """A config has an invalid key or value."""
 
 
 def _flat_dict(value, prefix=""):

@@ -4,6 +4,8 @@ The function to run is `apply(params, batch) -> outputs`, a tree of arrays. A ba
 arrays [b, ...]; all batches have the same b. Its "mask", bool [b], is False in padding rows.
 """
 
+import contextlib
+import contextvars
 import functools
 
 import jax
@@ -32,6 +34,19 @@ def compile(apply, mesh=None):
     return run
 
 
+_poll = contextvars.ContextVar("poll", default=lambda: None)
+
+
+@contextlib.contextmanager
+def polling(function):
+    """Call a function after every batch of `stream` in a `with` block, to interrupt it."""
+    token = _poll.set(function)
+    try:
+        yield
+    finally:
+        _poll.reset(token)
+
+
 def stream(run, params, batches):
     """Yield (outputs, mask) of each batch as NumPy arrays.
 
@@ -49,6 +64,7 @@ def stream(run, params, batches):
         if previous is not None:
             yield jax.device_get(previous)
         previous = result
+        _poll.get()()
     if previous is not None:
         yield jax.device_get(previous)
 

@@ -14,12 +14,22 @@ class TrainState(NamedTuple):
     params: Any
     extra: Any  # state of the objective that is not trained by gradients, such as an EMA
     opt_state: Any
+    bad: "BadSteps"  # training steps that were skipped
+
+
+class BadSteps(NamedTuple):
+    """Counts of the training steps whose loss, gradients or updates were not finite, int32."""
+
+    total: jax.Array  # of the whole run
+    in_a_row: jax.Array  # at the end of the latest steps; 0 after a good step
+    first: jax.Array  # number of the first step of the latest row, counted from 1; 0: none
 
 
 def init_state(objective, tx, rng):
     """Return the TrainState of step 0 for an `Objective` and an optax transformation."""
     params, extra = objective.init(rng)
-    return TrainState(jnp.zeros((), jnp.int32), params, extra, tx.init(params))
+    zeros = (jnp.zeros((), jnp.int32) for _ in range(4))  # a donated state has no shared buffers
+    return TrainState(next(zeros), params, extra, tx.init(params), BadSteps(*zeros))
 
 
 def make_train_step(objective, tx, accum_steps=1):
@@ -33,6 +43,9 @@ def make_train_step(objective, tx, accum_steps=1):
     batch norm (ResNets, `objective.head_bn`), which uses the statistics of each micro-batch, as in
     PyTorch.
 
+    A step whose loss, gradients or updates are not finite advances `step` and `bad`, and changes
+    nothing else. A finite state therefore remains finite. The decision is made on the device.
+
     Args:
       objective: `objectives.Objective`.
       tx: optax.GradientTransformation.
@@ -40,7 +53,7 @@ def make_train_step(objective, tx, accum_steps=1):
 
     Returns:
       train_step(state, batch, rng) -> (state, metrics). `batch` is a dict of arrays [b, ...];
-      `metrics` is a dict of scalars: "loss", "grad_norm" and those of the objective.
+      `metrics` is a dict of scalars: "loss", "grad_norm", "update_norm" and those of the objective.
     """
     value_and_grad = jax.value_and_grad(objective.loss, has_aux=True)
 
@@ -59,10 +72,35 @@ def make_train_step(objective, tx, accum_steps=1):
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         extra = objective.update(state.extra, params, aux, state.step)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **objective.metrics(aux)}
-        return TrainState(state.step + 1, params, extra, opt_state), metrics
+        norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
+        # `extra` may depend on the carried means even where the loss does not.
+        ok = jnp.isfinite(jnp.stack([loss, *norms.values(), *_sums(aux["carry"])])).all()
+        number = state.step + 1
+        new = jax.tree.map(
+            lambda new, old: jnp.where(ok, new, old),
+            (params, extra, opt_state),
+            (state.params, state.extra, state.opt_state),
+        )
+        metrics = {"loss": loss, **norms, **objective.metrics(aux)}
+        return TrainState(number, *new, _count(state.bad, ok, number)), metrics
 
     return train_step
+
+
+def _count(bad, ok, number):
+    """Return the `BadSteps` after step `number`."""
+    begins = ~ok & (bad.in_a_row == 0)
+    return BadSteps(
+        total=bad.total + ~ok,
+        in_a_row=jnp.where(ok, 0, bad.in_a_row + 1),
+        first=jnp.where(begins, number, bad.first),
+    )
+
+
+def _sums(tree):
+    """Return the sums of the floating-point leaves of a tree; not finite if a leaf is not."""
+    leaves = (x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating))
+    return [x.sum(dtype=jnp.float32) for x in leaves]
 
 
 def split_batch(batch, parts):

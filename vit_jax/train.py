@@ -7,6 +7,8 @@ import contextlib
 import functools
 import math
 import os
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from vit_jax.config import blocking_diff, flat, load_config, save_config
 from vit_jax.devices import distributed, memory
 from vit_jax.errors import Diverged, Preempted, UserError
 from vit_jax.schema import member
-from vit_jax.workdir import log, storage
+from vit_jax.workdir import log, manifest, owner, storage
 
 
 def define_flags():
@@ -26,10 +28,19 @@ def define_flags():
 
 
 def main(flags):
-    plan = prepare(flags.config, flags.workdir)
-    multi_process = distributed.initialize()
-    with distributed.StopSignal(multi_process) as stop:
-        train(flags.config, flags.workdir, stop, plan=plan)
+    with distributed.StopSignal() as stop:
+        plan = error = None
+        try:
+            plan = prepare(flags.config, flags.workdir)
+        except UserError as e:
+            error = e
+            if not distributed.has_peers():
+                raise
+        stop.multiprocess = distributed.initialize()
+        if stop.multiprocess:  # otherwise the others would wait for a process that has ended
+            distributed.agree(flat(flags.config), error)
+        with distributed.lost_peers(stop.multiprocess):
+            train(flags.config, flags.workdir, stop, plan=plan)
 
 
 def prepare(config, workdir):
@@ -44,8 +55,8 @@ def prepare(config, workdir):
       The `Plan` of the run.
 
     Raises:
-      UserError: if the workdir cannot be used, the plan is invalid, or the directory holds the
-        checkpoints of a run with a different config or different data.
+      UserError: if the workdir cannot be used, another process trains in it, the plan is invalid,
+        or the directory holds the checkpoints of a run with a different config or different data.
     """
     from vit_jax.plan import Plan
 
@@ -53,7 +64,7 @@ def prepare(config, workdir):
     for name in config.loggers:
         getattr(member("loggers", name), "check", lambda: None)()
     directory = storage.resolve(workdir)
-    resumes = checkpoint_steps(directory)
+    resumes = bool(manifest.steps(directory / "checkpoints"))
     if resumes:
         differences = blocking_diff(load_config(directory), config)
         if differences:
@@ -62,24 +73,27 @@ def prepare(config, workdir):
                 f"{workdir} holds a run with a different config: {differences[0]}{more}.\n"
                 "Pass another --workdir, or the config that the run was started with."
             )
-    plan = Plan(config, resumes=bool(resumes))
+    plan = Plan(config, resumes=resumes)
     if resumes:
         try:
             plan.check_identity(log.read_run_json(directory)["data"])
         except UserError as error:
             raise UserError(f"{workdir}: {error}") from None
+    if not _finished(plan, workdir):
+        storage.check_writable(workdir)
+        owner.check_free(workdir)
     return plan
 
 
-def train(config, workdir, stop=lambda: False, devices=None, plan=None):
-    """Train to config.total_steps, resuming from the latest checkpoint in workdir, if any.
+def train(config, workdir, stop=None, devices=None, plan=None):
+    """Train to config.total_steps, resuming from the latest checkpoint in workdir that verifies.
 
     The config is written when training begins. A start that fails writes nothing.
 
     Args:
       config: a checked config.
       workdir: directory of the run; created if necessary.
-      stop: called once per step; if it returns True, a checkpoint is saved and Preempted raised.
+      stop: `StopSignal`; when it is received, a checkpoint is saved, if anything is unsaved.
       devices: JAX devices of the mesh; None: all.
       plan: as returned by `prepare`; None: call it.
 
@@ -87,76 +101,105 @@ def train(config, workdir, stop=lambda: False, devices=None, plan=None):
       The metrics of the test split, as a row of metrics.jsonl.
 
     Raises:
-      Diverged: if a logged training metric, or the loss or gradient norm at a checkpoint, is not
-        finite.
-      Preempted: after saving a checkpoint, if `stop` returned True.
+      Diverged: if config.max_bad_steps steps in a row were not finite.
+      NoSpace: if the last checkpoint or the metrics cannot be written.
+      Preempted: after saving a checkpoint, if `stop` was received.
       UserError: if the run cannot be built from the config, or as in `prepare`.
+      WorkdirLost: if the workdir was removed, replaced or taken over.
     """
     memory.keep_freed()
     plan = plan or prepare(config, workdir)
     directory = storage.resolve(workdir)
-    latest = max(checkpoint_steps(directory), default=0)
-    if latest >= plan.total and (row := _finished(plan, workdir, latest)):
-        print(f"done: {workdir} is already trained to step {latest:,}; nothing to do")
+    if row := _finished(plan, workdir):
+        print(f"done: {workdir} is already trained to step {row['step']:,}; nothing to do")
         return row
     # Imported here, so that --help and errors of the config and the data do not wait for JAX.
     import jax
 
     from vit_jax.run import Run
-    from vit_jax.workdir import checkpoint
+    from vit_jax.workdir.checkpoint import Checkpoints
 
     if config.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache_dir = Path(config.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache_dir))
+    stop = stop or distributed.StopSignal()
     primary = jax.process_index() == 0
     say = functools.partial(print, flush=True) if primary else lambda _: None
     for line in plan.describe():
         say(line)
     run = Run(config, devices, plan)
     say(run.describe())
-    with checkpoint.Checkpoints(
-        workdir, keep=config.keep_checkpoints, metric=config.best_metric
-    ) as checkpoints:
-        start = checkpoints.latest() or 0
-        state = checkpoints.restore(run.abstract) if start else run.init(say)
+    with contextlib.ExitStack() as stack:
+        stop.cleanup = stack.close
+        lock = _own(workdir, stack, primary)
+        checkpoints = Checkpoints(
+            workdir, keep=config.keep_checkpoints, metric=config.best_metric, owner=lock, say=say
+        )
+        stack.enter_context(checkpoints)
+        start, state = checkpoints.restore_latest(run.abstract)
+        state = state if start else run.init(say)
         if primary:
-            directory.mkdir(parents=True, exist_ok=True)
             save_config(config, directory / "config.json")
             changes = log.write_run_json(workdir, step=start, mesh=run.mesh, **run.metadata())
             for line in changes if start else ():
                 say(line)
-        with log.Log(
-            workdir,
-            run.total,
-            start=start,
-            steps_per_epoch=run.steps_per_epoch,
-            loggers=config.loggers,
-            config=config,
-            primary=primary,
-        ) as logger:
-            logger.info(f"resuming from step {start:,}" if start else f"training in {workdir}")
+            facts = log.read_run_json(workdir)
+            checkpoints.record = {"config": config.to_dict()} | {
+                key: facts.get(key) for key in ("data", "code", "versions")
+            }
+        logger = stack.enter_context(
+            log.Log(
+                workdir,
+                run.total,
+                start=start,
+                steps_per_epoch=run.steps_per_epoch,
+                loggers=config.loggers,
+                config=config,
+                primary=primary,
+            )
+        )
+        checkpoints.say = logger.info
+        logger.info(f"resuming from step {start:,}" if start else f"training in {workdir}")
+        with stop.react(None):  # the loop polls, except in the blocks of its guard
             state = _loop(run, state, start, checkpoints, logger, stop)
-            checkpoints.wait()
-            if replaced := len(run.source.replaced):
-                logger.info(
-                    f"training images that could not be decoded and were replaced: {replaced:,}; "
-                    "python -m vit_jax.tools.doctor --max_images=0 lists them"
-                )
-            row = _test(run, state, checkpoints, logger)
-            if primary:
-                log.update_run_json(workdir, tested=plan.identity["splits"]["test"])
-            logger.hparams(flat(config), row)
-            return row
+        if replaced := len(run.source.replaced):
+            logger.info(
+                f"training images that could not be decoded and were replaced: {replaced:,}; "
+                "python -m vit_jax.tools.doctor --max_images=0 lists them"
+            )
+        row = _test(run, state, checkpoints, logger, stop)
+        if primary:
+            log.update_run_json(workdir, tested=plan.identity["splits"]["test"])
+        logger.hparams(flat(config), row)
+        return row
 
 
-def checkpoint_steps(directory):
-    """Return the steps of the checkpoints in a workdir, without importing Orbax."""
-    folder = directory / "checkpoints"
-    return [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+def _own(workdir, stack, primary):
+    """Become the owner of the workdir, in process 0. Raises UserError in all processes."""
+    lock = error = None
+    if primary:
+        try:
+            storage.resolve(workdir).mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(owner.Owner(workdir))
+        except (UserError, OSError) as e:
+            error = e
+    if distributed.has_peers():
+        distributed.agree({}, error)
+    if error is not None:
+        raise error
+    return lock
 
 
-def _finished(plan, workdir, step):
-    """Return the row of the test evaluation of a finished run; None to evaluate (again)."""
+def _finished(plan, workdir):
+    """Return the row of the test evaluation of a finished run; None to train or evaluate."""
+    folder = storage.resolve(workdir) / "checkpoints"
+    step = max(manifest.steps(folder), default=0)
+    if step < plan.total:
+        return None
+    try:
+        manifest.check(folder / str(step), step, everything=False)
+    except manifest.Damaged:
+        return None
     rows = [r for r in log.read_metrics(workdir) if r["step"] == step and "eval/test/step" in r]
     if not rows or load_config(workdir).data.test != plan.config.data.test:
         return None
@@ -172,21 +215,30 @@ def _loop(run, state, start, checkpoints, logger, stop):
     """
     from vit_jax.snapshots import Snapshots
 
+    guard = Guard(checkpoints, logger, stop, start)
+    snapshots = Snapshots(run, logger)
     best = checkpoints.best()
     best_score = best[1] if best else -math.inf
-    batches = run.batches(start)
-    snapshots = Snapshots(run, logger)
+    bad = BadSteps(run, state)
     warning = None
     timer = StepTimer(start)
+    if start and checkpoints.is_pending(start):
+        with guard.unsaved(start, state):
+            scores = run.evaluate("val", run.weights(state))
+        logger.write(start, scores)
+        checkpoints.set_metrics(start, scores)
+        best_score = max(best_score, scores.get(run.config.best_metric, -math.inf))
+    batches = run.batches(start)
     try:
         for step in range(start + 1, run.total + 1):
-            with timer.measure("data_wait"):
+            with timer.measure("data_wait"), guard.unsaved(step - 1, state):
                 batch = next(batches)
             if step == start + 1:  # exclude compilation from the timing
-                snapshots.log_batch(start, batch)
-                with logger.status("compiling the training step", "compiled the training step"):
-                    state, metrics = run.step(state, batch)
-                    loss = float(metrics["loss"])
+                with guard.unsaved(start, state):
+                    snapshots.log_batch(start, batch)
+                    with logger.status("compiling the training step", "compiled the training step"):
+                        state, metrics = run.step(state, batch)
+                        loss = float(metrics["loss"])
                 logger.update_progress(step, {"train/loss": loss, "sched/lr": run.lr(step - 1)})
                 timer = StepTimer(step)
             else:
@@ -194,18 +246,20 @@ def _loop(run, state, start, checkpoints, logger, stop):
             logger.update_progress(step)
             if run.plan.due(step, "log_every"):
                 values = {name: float(x) for name, x in metrics.items()}
-                row = {f"train/{name}": x for name, x in values.items()}
-                _check_finite(step, row, checkpoints)
+                bad.check(step, state, values, checkpoints, logger)
+                row = {f"train/{name}": x for name, x in values.items()} | bad.metrics()
                 last_warning = warning
                 warning = run.objective.alarm(values)
                 if warning and warning != last_warning:
                     logger.info(f"step {step:,}  warning: {warning}")
-                row |= {"train/epoch": step / run.steps_per_epoch, "sched/lr": run.lr(step - 1)}
+                lr = run.lr(step - 1 - bad.total)  # the optimizer does not count skipped steps
+                row |= {"train/epoch": step / run.steps_per_epoch, "sched/lr": lr}
+                guard.check()
                 logger.write(step, row | timer.read(step, run.config.batch_size))
                 timer = StepTimer(step)
             scores = {}
             if run.plan.due(step, "eval_every"):
-                with timer.measure("paused"):
+                with timer.measure("paused"), guard.unsaved(step, state, pending=True):
                     scores = run.evaluate("val", run.weights(state))
                     snapshots.log_attention(step, run.weights(state))
                 if scores:
@@ -213,45 +267,187 @@ def _loop(run, state, start, checkpoints, logger, stop):
             score = scores.get(run.config.best_metric, -math.inf)
             stopping = stop()  # call once per step: a second call may differ
             if run.plan.due(step, "checkpoint_every") or score > best_score or stopping:
-                row = {f"train/{name}": float(metrics[name]) for name in ("loss", "grad_norm")}
-                _check_finite(step, row, checkpoints)
+                bad.check(step, state, metrics, checkpoints, logger)
                 with timer.measure("paused"):
-                    logger.flush()
-                    checkpoints.save(step, state, scores)
+                    guard.save(step, state, scores, now=stopping or step == run.total)
                 best_score = max(best_score, score)
             if stopping:
-                checkpoints.wait()
-                raise Preempted(
-                    f"preempted: saved a checkpoint at step {step:,}; rerun the same command to "
-                    "resume"
-                )
+                raise Preempted(checkpoints.preempted())
     finally:
         batches.close()
     return state
 
 
-def _test(run, state, checkpoints, logger):
+def _test(run, state, checkpoints, logger, stop):
     """Evaluate on the test split with the best checkpoint, or the last if none was evaluated."""
-    best = checkpoints.best()
-    step = best[0] if best else run.total
-    if step == run.total:
-        weights = run.weights(state)
-    else:
-        weights = run.objective.weights(*checkpoints.restore_model(*run.abstract[1:3], step))
-    row = run.evaluate("test", weights) | {"eval/test/step": step}
+    while True:
+        best = checkpoints.best()
+        step = best[0] if best else run.total
+        if step == run.total:
+            weights = run.weights(state)
+            break
+        try:
+            weights = run.objective.weights(*checkpoints.restore_model(*run.abstract[1:3], step))
+            break
+        except manifest.Damaged as error:
+            checkpoints.set_aside(step, error)
+    try:
+        with _interruptible(stop):
+            row = run.evaluate("test", weights) | {"eval/test/step": step}
+    except Interrupted:
+        raise Preempted(checkpoints.preempted()) from None
     logger.write(run.total, row)
+    logger.flush()
     return {"step": run.total} | row
 
 
-def _check_finite(step, row, checkpoints):
-    for name, value in row.items():
-        if not math.isfinite(value):
-            latest = checkpoints.latest()
-            saved = f"the latest checkpoint is step {latest:,}" if latest else "no checkpoint yet"
+class Guard:
+    """Saves what is unsaved when training is interrupted or fails.
+
+    Args:
+      checkpoints: the `Checkpoints` of the run.
+      logger: the `Log` of the run.
+      stop: the `StopSignal`.
+      start: step that training begins with; it needs no saving.
+    """
+
+    def __init__(self, checkpoints, logger, stop, start):
+        self.checkpoints = checkpoints
+        self.logger = logger
+        self.stop = stop
+        self.start = start
+
+    @contextlib.contextmanager
+    def unsaved(self, step, state, *, pending=False):
+        """Protect a state during a `with` block that does not change it and that may block.
+
+        If a signal arrives, another thread saves the state and ends the process. If the block
+        fails, the state is saved before the exception is raised.
+
+        Args:
+          step: number of completed optimizer steps.
+          state: the `TrainState`.
+          pending: whether the block is an evaluation, which a resumed run then repeats.
+        """
+        save = functools.partial(self.save, step, state, now=True, pending=pending)
+        try:
+            with self.stop.react(lambda: self._leave(save)), _interruptible(self.stop):
+                yield
+        except Interrupted:
+            save()
+            raise Preempted(self.checkpoints.preempted()) from None
+        except Exception as error:
+            if self.stop.multiprocess:  # the others do not save
+                raise
+            save()
+            if isinstance(error, UserError) or not _lost_worker(error):
+                raise
+            raise Preempted(
+                f"a process that loads data was killed, perhaps because memory was short; "
+                f"{self.checkpoints.preempted().removeprefix('preempted: ')}"
+            ) from error
+
+    def save(self, step, state, scores=(), *, now=False, pending=False):
+        """Save a checkpoint after the rows up to it; now: return when it is verified."""
+        if step == self.start or step == self.checkpoints.saved:
+            return
+        self.logger.flush()
+        save = self.checkpoints.save_now if now else self.checkpoints.save
+        save(step, state, scores, pending=pending)
+
+    def check(self):
+        """Check that the workdir is still there, before a row is written to it."""
+        if self.checkpoints.owner is not None:
+            self.checkpoints.owner.check(fresh=False)
+
+    def _leave(self, save):
+        """Save and end the process, in a thread."""
+        try:
+            save()
+        except Exception as error:
+            code, message = cli.outcome(error)
+            self.stop.exit(f"error: {message or cli.one_line(error)}", code or 1)
+        self.stop.exit(self.checkpoints.preempted())
+
+
+class Interrupted(Exception):
+    """An evaluation was interrupted by a signal, in all processes."""
+
+
+@contextlib.contextmanager
+def _interruptible(stop):
+    """With several processes, poll after every batch that is evaluated in a `with` block.
+
+    Raises:
+      Interrupted: in all processes, at the same batch.
+    """
+    if not stop.multiprocess:  # a thread reacts
+        yield
+        return
+    from vit_jax import forward
+
+    def poll():
+        if stop():
+            raise Interrupted
+
+    with forward.polling(poll):
+        yield
+
+
+def _lost_worker(error):
+    """Return whether an exception is about a data-loading process that was killed."""
+    text = str(error).lower()
+    return any(words in text for words in ("worker process", "was terminated", "exit code", "died"))
+
+
+class BadSteps:
+    """Reports the training steps that were skipped, and stops if there are too many.
+
+    Args:
+      run: the `Run`.
+      state: the `TrainState` that training begins with.
+    """
+
+    def __init__(self, run, state):
+        self.limit = run.config.max_bad_steps
+        self.total = int(state.bad.total)
+
+    def metrics(self):
+        """Return the metrics for a row; none if no step was skipped."""
+        return {"train/bad_steps": self.total} if self.total else {}
+
+    def check(self, step, state, metrics, checkpoints, logger):
+        """Warn of steps that were skipped since the last call.
+
+        Raises:
+          Diverged: if the last `max_bad_steps` steps were skipped.
+        """
+        total, in_a_row, first = map(int, state.bad)
+        new, self.total = total - self.total, total
+        if in_a_row >= self.limit:
+            names = ("loss", "grad_norm", "update_norm")
+            values = ", ".join(f"{name} {float(metrics[name]):g}" for name in names)
+            saved = checkpoints.saved
+            latest = f"the latest checkpoint is step {saved:,}" if saved else "no checkpoint yet"
             raise Diverged(
-                f"{name} is {value} at step {step:,}; {saved}.\n"
-                "Lower optim.lr, lengthen optim.warmup or set optim.clip=1, and use a new workdir."
+                f"the steps from {first:,} to {step:,} were not finite ({values} at step "
+                f"{step:,}); {latest}. Lower optim.lr, lengthen optim.warmup or set optim.clip=1, "
+                f"and use a new workdir.\nTo reproduce step {first:,}: {_reproduce()}"
             )
+        if new:
+            steps = f"step {first:,}" if new == 1 else f"{new:,} steps, the latest from {first:,}"
+            logger.info(
+                f"step {step:,}  warning: {steps}: the loss, gradients or updates were not finite; "
+                "skipped"
+            )
+
+
+def _reproduce():
+    """Return the command that stops at the first bad step after the latest checkpoint."""
+    keys = "--config.log_every=1 --config.max_bad_steps=1"
+    if Path(sys.argv[0]).name != "train.py":
+        return f"train it with {keys}"
+    return f"python -m vit_jax.train {shlex.join(sys.argv[1:])} {keys}"
 
 
 class StepTimer:

@@ -7,12 +7,15 @@ The environment variable VIT_JAX_DISTRIBUTED is one of:
     process.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
 import signal
+import sys
+import threading
 
-from vit_jax.errors import UserError
+from vit_jax.errors import Diverged, NoSpace, Preempted, UserError, WorkdirLost
 
 ENV_VARIABLE = "VIT_JAX_DISTRIBUTED"
 SLURM_VARIABLES = (
@@ -23,6 +26,9 @@ SLURM_VARIABLES = (
     "SLURM_STEP_NODELIST",
 )
 CONNECT_TIMEOUT_S = 300
+CLEANUP_SECONDS = 2
+LOST_PEER = r"(?i)connection (closed|reset)|gloo|heartbeat|peer|coordination|unavailable|aborted"
+LOST_PEER_CODE = 1
 
 
 def initialize_args(environ=os.environ):
@@ -91,42 +97,176 @@ def initialize():
     return jax.process_count() > 1
 
 
-class StopSignal:
-    """A context manager that detects preemption: SIGTERM, SIGUSR1 or Ctrl-C. Call it to poll.
+def has_peers():
+    """Return whether this process is one of several, as far as the environment tells."""
+    arguments = initialize_args()
+    return arguments is not None and arguments.get("num_processes") != 1
 
-    A second signal terminates the process. In a run with several processes, JAX handles SIGTERM,
-    which may be sent to only one of them. All processes then return True in the same call, provided
-    that each process calls once per step.
+
+@contextlib.contextmanager
+def lost_peers(multiprocess):
+    """Report in one line that another process of the run was lost during a `with` block.
+
+    JAX raises errors of many kinds then. The process is ended at once: at a normal exit, JAX would
+    wait for the other process.
+    """
+    try:
+        yield
+    except (UserError, Diverged, NoSpace, WorkdirLost, Preempted):
+        raise
+    except Exception as error:
+        if not multiprocess or not re.search(LOST_PEER, str(error)):
+            raise
+        rank = re.search(r"task[:=/ ]*(\d+)", str(error))
+        which = f"process {rank[1]}" if rank else "another process of the run"
+        sys.stdout.flush()
+        print(
+            f"error: lost {which}; rerun the same command in all processes to resume",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(LOST_PEER_CODE)
+
+
+def agree(config, error=None):
+    """Check that all processes of a run start with the same config, and without an error.
 
     Args:
-      multiprocess: whether the run has several processes.
+      config: the config of this process, a flat dict {"optim.lr": 1e-3, ...}.
+      error: the UserError of this process, or None.
+
+    Raises:
+      UserError: in every process, if one of them has an error or another config.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    def share(text):
+        """Return the texts of all processes."""
+        data = np.frombuffer(text.encode(), np.uint8)
+        sizes = multihost_utils.process_allgather(np.int32(len(data)))
+        padded = np.zeros(sizes.max(), np.uint8)
+        padded[: len(data)] = data
+        rows = multihost_utils.process_allgather(padded)
+        return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+    errors = share("" if error is None else str(error))
+    if any(errors):
+        index = next(i for i, text in enumerate(errors) if text)
+        where = "" if index == jax.process_index() else f"process {index}: "
+        raise UserError(where + errors[index])
+    texts = share("\n".join(f"{key} = {value!r}" for key, value in config.items()))
+    for index, text in enumerate(texts):
+        if text != texts[0]:
+            pairs = zip(texts[0].splitlines(), text.splitlines(), strict=False)
+            ours, theirs = next(((a, b) for a, b in pairs if a != b), ("more keys", "fewer keys"))
+            raise UserError(
+                f"the processes have different configs: process 0 has {ours}, process {index} has "
+                f"{theirs}; start all processes with the same command and version"
+            )
+
+
+class StopSignal:
+    """A context manager that handles preemption: SIGTERM, SIGUSR1 or Ctrl-C. Call it to poll.
+
+    The main thread cannot react while it compiles, waits for data or evaluates. A thread therefore
+    reacts for it: at first by ending the process at once, because nothing is unsaved, and then as
+    set by `react`. A second signal terminates the process.
+
+    With several processes, JAX handles SIGTERM once `initialize` has returned: it may be sent to
+    only one of them. All processes then return True in the same call, provided that each process
+    calls equally often.
+
+    Attributes:
+      multiprocess: whether the run has several processes. Set it after `initialize`.
+      cleanup: function called before this object ends the process, for a few seconds at most.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-    def __init__(self, multiprocess=False):
-        self.multiprocess = multiprocess
-        self.signals = () if multiprocess else self.SIGNALS
-        self.calls = 0
+    def __init__(self):
+        self.multiprocess = False
         self.received = False
+        self.cleanup = lambda: None
+        self._calls = 0
+        self._action = self.exit
+        self._lock = threading.RLock()
+        self._pipe = None
 
     def __enter__(self):
-        self.previous = {s: signal.signal(s, self._handle) for s in self.signals}
+        self._pipe = os.pipe()
+        os.set_blocking(self._pipe[1], False)
+        self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        self._previous = {s: signal.signal(s, self._handle) for s in self.SIGNALS}
+        threading.Thread(target=self._watch, name="stop signal", daemon=True).start()
         return self
 
     def __exit__(self, *_):
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+        for number, handler in self._previous.items():
+            if signal.getsignal(number) == self._handle:  # otherwise JAX handles it
+                signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._pipe[1])  # ends the thread
 
     def __call__(self):
         """Return whether to stop."""
         if self.multiprocess:
             from jax.experimental.multihost_utils import reached_preemption_sync_point
 
-            self.calls += 1
-            self.received = self.received or reached_preemption_sync_point(self.calls)
+            self._calls += 1
+            return reached_preemption_sync_point(self._calls)
         return self.received
+
+    @contextlib.contextmanager
+    def react(self, action):
+        """Set how to react to a signal during a `with` block, in which this thread may block.
+
+        Args:
+          action: function called in another thread, which must end the process; None: the main
+            thread polls. While it runs, the end of the block waits.
+        """
+        previous = self._action
+        self._set_action(action)
+        try:
+            yield
+        finally:
+            self._set_action(previous)
+
+    def _set_action(self, action):
+        with self._lock:
+            self._action = action
+        if self.received and self._pipe is not None:
+            os.write(self._pipe[1], b"\0")  # the signal came before
+
+    def exit(
+        self,
+        message="preempted: nothing to save; rerun the same command to resume",
+        code=Preempted.exit_code,
+    ):
+        """Print a message and end the process, from any thread."""
+        thread = threading.Thread(target=self._clean_up, daemon=True)
+        thread.start()
+        thread.join(CLEANUP_SECONDS)
+        print(f"\n{message}" if sys.stderr.isatty() else message, file=sys.stderr, flush=True)
+        os._exit(code)
+
+    def _clean_up(self):
+        with contextlib.suppress(Exception):
+            self.cleanup()
+            sys.stdout.flush()
 
     def _handle(self, number, _frame):
         self.received = True
-        signal.signal(number, signal.SIG_DFL)
+        if self.multiprocess:
+            os.kill(os.getpid(), signal.SIGTERM)  # handled by JAX
+        else:
+            signal.signal(number, signal.SIG_DFL)
+
+    def _watch(self):
+        """React to signals; ends when the pipe is closed."""
+        while os.read(self._pipe[0], 1):
+            self.received = True
+            with self._lock:
+                if self._action is not None and not self.multiprocess:
+                    self._action()

@@ -1,11 +1,10 @@
 """Load the model and weights of a run. Imports JAX only when weights are loaded."""
 
-import json
-
 from vit_jax import variants
-from vit_jax.config import load_config
-from vit_jax.errors import UserError
-from vit_jax.workdir import storage
+from vit_jax.config import blocking_diff, from_dict, load_config
+from vit_jax.errors import UserError, printable
+from vit_jax.workdir import log, manifest, storage
+from vit_jax.workdir.manifest import Damaged
 
 
 def choose_checkpoint(checkpoints, which):
@@ -16,27 +15,40 @@ def choose_checkpoint(checkpoints, which):
       which: "best", "latest" or a step. Before the first evaluation, "best" is the latest.
 
     Raises:
-      UserError: if there is no such checkpoint.
+      UserError: if there is no such checkpoint, or if one is damaged so that the best is unknown.
     """
-    steps = checkpoints.manager.all_steps()
+    steps = checkpoints.steps()
     _check_step(steps, which, checkpoints.folder)
-    best = checkpoints.best()
-    choices = {"latest": max(steps), "best": best[0] if best else max(steps)}
-    return choices[which] if which in choices else int(which)
+    if which == "latest":
+        return steps[-1]
+    if which != "best":
+        return int(which)
+    try:
+        best = checkpoints.best()
+    except Damaged as error:
+        raise UserError(f"{_damaged(checkpoints, error)}, so that the best is unknown") from None
+    return best[0] if best else steps[-1]
+
+
+def _damaged(checkpoints, problem):
+    """Describe a damaged checkpoint, and what to do."""
+    return (
+        f"a checkpoint in {printable(checkpoints.folder)} is damaged ({printable(problem)}); "
+        "python -m vit_jax.tools.checkpoint verify lists those that can be passed to --checkpoint"
+    )
 
 
 def check_checkpoint(workdir, which):
     """Raise UserError unless a run has a checkpoint, as in `choose_checkpoint`; imports no JAX."""
     folder = storage.resolve(workdir) / "checkpoints"
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    _check_step([int(name) for name in names if name.isdigit()], which, folder)
+    _check_step(manifest.steps(folder), which, folder)
 
 
 def _check_step(steps, which, folder):
     if not steps:
         raise UserError(f"no checkpoints in {folder}; train the model first")
     if str(which) not in ("best", "latest", *map(str, steps)):
-        numbers = ", ".join(map(str, sorted(steps)))
+        numbers = ", ".join(map(str, steps))
         raise UserError(f"no checkpoint '{which}' in {folder}; pass one of best, latest, {numbers}")
 
 
@@ -46,26 +58,7 @@ def read(workdir):
     Raises:
       UserError: if `workdir` is not the workdir of a run, or a file is malformed.
     """
-    config = load_config(workdir)
-    path = storage.resolve(workdir) / "run.json"
-    try:
-        record = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; train the model first") from None
-    except (OSError, ValueError) as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read ({message}); restore it from a copy") from None
-    try:
-        data = record["data"]
-        names = data["class_names"]
-        valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        valid = valid and isinstance(data["num_classes"], int)
-        valid = valid and record["steps_per_epoch"] > 0
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} has no valid value for {error}; restore it from a copy") from None
-    if not valid:
-        raise UserError(f"{path} has no valid data or steps_per_epoch; restore it from a copy")
-    return config, record
+    return load_config(workdir), log.read_run_json(workdir)
 
 
 def load_weights(workdir, checkpoint="best", raw=False):
@@ -84,7 +77,8 @@ def load_weights(workdir, checkpoint="best", raw=False):
       step: the training step of the checkpoint.
 
     Raises:
-      UserError: if `workdir` is not the workdir of a run, or has no such checkpoint.
+      UserError: if `workdir` is not the workdir of a run, has no such checkpoint, if it is damaged,
+        or if config.json or run.json are not those that it was saved with.
     """
     import jax
 
@@ -101,11 +95,39 @@ def load_weights(workdir, checkpoint="best", raw=False):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
         jax.eval_shape(objective.init, jax.random.key(0)),
     )
-    with Checkpoints(workdir, metric=config.best_metric, write=False) as checkpoints:
+    with Checkpoints(workdir, metric=config.best_metric) as checkpoints:
         step = choose_checkpoint(checkpoints, checkpoint)
-        params, extra = checkpoints.restore_model(params, extra, step)
+        try:
+            _check_record(workdir, config, record, checkpoints.verify(step, everything=False))
+            params, extra = checkpoints.restore_model(params, extra, step)
+        except Damaged as error:
+            raise UserError(_damaged(checkpoints, f"step {step:,}: {error}")) from None
     weights = (objective.raw if raw else objective.weights)(params, extra)
     return config, record, model, weights, step
+
+
+def _check_record(workdir, config, record, found):
+    """Raise UserError if a run's files are not those that its checkpoint was saved with.
+
+    Args:
+      workdir: workdir of the run.
+      config: contents of config.json.
+      record: contents of run.json.
+      found: the manifest of the checkpoint. It has no config if it was not saved by training.
+    """
+    if found["config"]:
+        differences = blocking_diff(from_dict(found["config"]), config)
+        if differences:
+            raise UserError(
+                f"{printable(workdir)}/config.json is not that of the checkpoint of step "
+                f"{found['step']:,}: {differences[0]}; restore it from a copy"
+            )
+    names = found["data"] and found["data"].get("class_names")
+    if names and names != record["data"]["class_names"]:
+        raise UserError(
+            f"{printable(workdir)}/run.json has other class names than the checkpoint of step "
+            f"{found['step']:,}; restore it from a copy"
+        )
 
 
 def load_model(workdir):

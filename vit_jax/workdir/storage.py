@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 from vit_jax.errors import NoSpace, UserError, printable
@@ -49,14 +50,14 @@ def resolve(path):
 
 
 def check_workdir(path):
-    """Check that a run can be stored in a directory. Creates nothing, and does not import JAX.
+    """Check that a run can be stored in a directory. Leaves nothing, and does not import JAX.
 
     Args:
       path: --workdir, as a string; it may exist.
 
     Raises:
       UserError: if the path is empty, has characters that Orbax interprets as patterns or that
-        are not printable, is a file or in one, or if the directory cannot be written.
+        are not printable, or is a file or in one.
     """
     if not str(path).strip():
         raise UserError("--workdir is empty; pass --workdir=DIR, such as runs/digits")
@@ -70,15 +71,37 @@ def check_workdir(path):
             f"--workdir={name} contains {' '.join(patterns)}: checkpoints in such a directory "
             "cannot be restored; use a path without * ? [ ]"
         )
-    if in_bucket:
-        return
-    directory = Path(absolute)
-    parent = next(p for p in (directory, *directory.parents) if os.path.lexists(p))
-    if not parent.is_dir():
+    if not in_bucket and not (parent := _existing_parent(absolute)).is_dir():
         what = f"{printable(parent)} is not a directory"
         raise UserError(f"--workdir={name}: {what}; pass another path")
+
+
+def check_writable(path):
+    """Raise UserError unless a workdir that passes `check_workdir` can be written.
+
+    Leaves nothing.
+    """
+    if is_bucket(path):
+        return
+    directory = resolve(path)
+    parent = _existing_parent(directory)
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir={name}: no permission to write in {printable(parent)}")
+        raise UserError(
+            f"--workdir={directory}: no permission to write in {printable(parent)}; pass another "
+            "path"
+        )
+    try:  # in /proc, for example, the permissions do not tell
+        os.rmdir(tempfile.mkdtemp(prefix=".vit_jax-", dir=parent))
+    except OSError as error:
+        if error.errno not in FULL:
+            raise UserError(
+                f"--workdir={directory} cannot be written: {error.strerror}; pass another path"
+            ) from None
+
+
+def _existing_parent(path):
+    path = Path(path)
+    return next(p for p in (path, *path.parents) if os.path.lexists(p))
 
 
 def is_directory(path):
@@ -250,6 +273,15 @@ def write_bytes(path, data):
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_directory(path):
+    """Make renamings in a local directory durable, so that they survive a loss of power."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _put(path, data):
