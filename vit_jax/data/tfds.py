@@ -37,6 +37,7 @@ FEATURES = {
     )
 }
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # of the class in features.json
+JSON_KEYS = ("content", "json")  # of JSON in a string
 FILE_KEYS = ("names_file", "namesFile")  # of a file that TFDS would read
 
 
@@ -94,7 +95,7 @@ def _check_files(folder):
       UserError: if a file is missing, malformed or not a regular file, or features.json has a
         feature class other than FEATURES.
     """
-    if not storage.is_bucket(folder):
+    if "://" not in str(folder):
         with os.scandir(folder) as entries:
             for entry in entries:
                 if os.path.exists(entry.path) and not (
@@ -108,20 +109,21 @@ def _check_files(folder):
             raise UserError(f"{folder / name} does not exist; restore it from a copy") from None
     try:
         _check_features(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{folder / name}: {error}; use datasets written by TFDS") from None
 
 
 def _check_features(value):
     """Raise ValueError if features.json, or JSON in one of its strings, has an unknown class."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
-        value = storage.parse_json(value.encode())
     if isinstance(value, dict):
         for key in value.keys() & {*CLASS_KEYS}:
             if isinstance(value[key], str) and value[key] not in FEATURES:
                 raise ValueError(f"the feature class {_shown(value[key])} is not supported")
         if present := value.keys() & {*FILE_KEYS}:
             raise ValueError(f"the key {present.pop()} is not supported")
+        for key in value.keys() & {*JSON_KEYS}:
+            if isinstance(value[key], str):
+                _check_features(storage.parse_json(value[key].encode()))
         value = list(value.values())
     for item in value if isinstance(value, list) else ():
         _check_features(item)
