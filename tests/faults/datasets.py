@@ -19,6 +19,8 @@ from tests import ROOT
 from tests.faults.case import Case
 from tests.faults.forked import CANARY, Touch, attempt, check, make_special
 
+DAMAGED = "cannot be read|is damaged|does not exist|not a regular|has the features|classes"
+
 
 @functools.cache
 def dataset():
@@ -58,11 +60,16 @@ def evil_feature(cls, legacy=False):
     return {"pythonClassName": cls, "tensor": {"shape": {}, "dtype": "int64"}}
 
 
+def entries(features):
+    """Return the features in a parsed features.json, {name: entry}."""
+    return features["featuresDict"]["features"]
+
+
 def hostile_features():
     """Yield (name, change of features.json) for classes outside of TFDS."""
 
     def extra(feature):
-        return lambda x: x["featuresDict"]["features"].update(extra=feature)
+        return lambda x: entries(x).update(extra=feature)
 
     def within(feature):
         return {
@@ -75,7 +82,7 @@ def hostile_features():
         return lambda x: (x.clear(), x.update(type=kind, content=content))
 
     def at(key):
-        return lambda x: x["featuresDict"]["features"]["label"].update(pythonClassName=key)
+        return lambda x: entries(x)["label"].update(pythonClassName=key)
 
     evil = "evil.Feature"
     text = json.dumps({"a": evil_feature(evil, legacy=True)})
@@ -102,82 +109,90 @@ def hostile_features():
     yield "a file of names", extra({"type": kind, "content": {"names_file": "/dev/zero"}})
 
 
+def edit(file, change):
+    """Return a damage that changes the parsed JSON of a file."""
+
+    def damage(d):
+        value = json.loads((d / file).read_text())
+        change(value)
+        (d / file).write_text(json.dumps(value))
+
+    return damage
+
+
+def overwrite(file, content):
+    """Return a damage that writes bytes to a file."""
+    return lambda d: (d / file).write_bytes(content)
+
+
+def replace(file, kind):
+    """Return a damage that replaces a file; kind: as for `make_special`."""
+
+    def damage(d):
+        (d / file).unlink()
+        make_special(kind, d / file)
+
+    return damage
+
+
 def dataset_damages():
-    """Yield (name, function of the directory of the version, pattern)."""
+    """Yield (name, damage, pattern); a damage is a function of the directory of the version."""
+    yield from feature_damages()
+    yield from info_damages()
+    yield from shard_damages()
+    yield from name_damages()
 
-    def edit(file, change):
-        def damage(d):
-            value = json.loads((d / file).read_text())
-            change(value)
-            (d / file).write_text(json.dumps(value))
 
-        return damage
+def json_damages(file):
+    """Yield (name, damage, pattern) for a JSON file that is missing or malformed."""
+    yield f"{file}: missing", lambda d: (d / file).unlink(), f"{file} does not exist"
+    for title, content in {
+        "empty": b"",
+        "half": b'{"name": "ti',
+        "a list": b"[]",
+        "an empty object": b"{}",
+        "deep": b'{"a":' * 5000 + b"1" + b"}" * 5000,
+        "a pickle": pickle.dumps(Touch()),
+        "not UTF-8": b'{"a": "\xff"}',
+    }.items():
+        yield f"{file}: {title}", overwrite(file, content), DAMAGED
+    yield f"{file}: a named pipe", replace(file, "a named pipe"), "is not a regular file"
 
-    def text(file, content):
-        return lambda d: (d / file).write_bytes(content)
 
-    def shard(d):
-        return next(d.glob("tiny-train*"))
+def feature_damages():
+    """Yield (name, damage, pattern) for features.json."""
+    file = "features.json"
+    yield from json_damages(file)
+    for name, change in hostile_features():
+        pattern = f"{file}: .*not supported|{file}: the number NaN"
+        yield f"{file}: {name} runs code", edit(file, change), pattern
+    for title, change in {
+        "shape of text": lambda x: entries(x)["image"]["image"].update(shape="x"),
+        "image is text": lambda x: entries(x).update(image="x"),
+        "9 classes": lambda x: entries(x)["label"]["classLabel"].update(numClasses="9"),
+        "10**15 classes": lambda x: entries(x)["label"]["classLabel"].update(numClasses="9" * 15),
+        "no features": lambda x: entries(x).clear(),
+    }.items():
+        yield f"{file}: {title}", edit(file, change), DAMAGED
 
-    def resize(size):
-        def damage(d):
-            raw = shard(d).read_bytes()
-            shard(d).write_bytes((raw + bytes(max(size, 0)))[: size if size < 0 else None])
 
-        return damage
+def info_damages():
+    """Yield (name, damage, pattern) for dataset_info.json."""
 
     def split(**facts):
-        return edit("dataset_info.json", lambda x: x["splits"][0].update(facts))
+        return lambda x: x["splits"][0].update(facts)
 
-    def replace(file, kind):
-        def damage(d):
-            (d / file).unlink(missing_ok=True)
-            make_special(kind, d / file)
-
-        return damage
-
-    for name, change in hostile_features():
-        pattern = "features.json: .*not supported|features.json: the number NaN"
-        yield f"features.json: {name} runs code", edit("features.json", change), pattern
-    damaged = (
-        "cannot be read|is damaged|does not exist|not a regular|has the features|has no|classes"
-    )
-    for file in ("dataset_info.json", "features.json"):
-        yield f"{file} missing", lambda d, f=file: (d / f).unlink(), f"{file} does not exist"
-        for title, content in {
-            "empty": b"",
-            "half": b'{"name": "ti',
-            "a list": b"[]",
-            "an empty object": b"{}",
-            "deep": b'{"a":' * 5000 + b"1" + b"}" * 5000,
-            "a pickle": pickle.dumps(Touch()),
-            "not UTF-8": b'{"a": "\xff"}',
-        }.items():
-            yield f"{file}: {title}", text(file, content), damaged
-        yield f"{file} is a named pipe", replace(file, "a named pipe"), "is not a regular file"
+    file = "dataset_info.json"
+    yield from json_damages(file)
     for title, change in {
-        "shape of text": lambda x: x["featuresDict"]["features"]["image"]["image"].update(
-            shape="x"
-        ),
-        "image is text": lambda x: x["featuresDict"]["features"].update(image="x"),
-        "9 classes": lambda x: x["featuresDict"]["features"]["label"]["classLabel"].update(
-            numClasses="9"
-        ),
-        "10**15 classes": lambda x: x["featuresDict"]["features"]["label"]["classLabel"].update(
-            numClasses=str(10**15)
-        ),
-        "no features": lambda x: x["featuresDict"].update(features={}),
-    }.items():
-        yield f"features.json: {title}", edit("features.json", change), damaged
-    for title, damage in {
-        "a version of text": edit("dataset_info.json", lambda x: x.update(version="../..")),
-        "no version": edit("dataset_info.json", lambda x: x.pop("version")),
-        "another name": edit("dataset_info.json", lambda x: x.update(name="../tiny")),
-        "name is a number": edit("dataset_info.json", lambda x: x.update(name=3)),
-        "splits is an object": edit("dataset_info.json", lambda x: x.update(splits={})),
-        "no splits": edit("dataset_info.json", lambda x: x.update(splits=[])),
-        "unknown format": edit("dataset_info.json", lambda x: x.update(fileFormat="pickle")),
-        "a module": edit("dataset_info.json", lambda x: x.update(fileFormat="evil")),
+        "a version of text": lambda x: x.update(version="../.."),
+        "no version": lambda x: x.pop("version"),
+        "another name": lambda x: x.update(name="../tiny"),
+        "name is a number": lambda x: x.update(name=3),
+        "splits is an object": lambda x: x.update(splits={}),
+        "no splits": lambda x: x.update(splits=[]),
+        "unknown format": lambda x: x.update(fileFormat="pickle"),
+        "a module": lambda x: x.update(fileFormat="evil"),
         "13 examples": split(shardLengths=["13"]),
         "11 examples": split(shardLengths=["11"]),
         "0 examples": split(shardLengths=["0"]),
@@ -190,23 +205,50 @@ def dataset_damages():
         "an empty template": split(filepathTemplate=""),
         "a template of braces": split(filepathTemplate="{0.__class__}"),
     }.items():
-        pattern = f"{damaged}|available splits|has 12 examples|empty or out of range"
-        yield f"dataset_info.json: {title}", damage, pattern
+        pattern = f"{DAMAGED}|available splits|has 12 examples|empty or out of range"
+        yield f"{file}: {title}", edit(file, change), pattern
+
+
+def shard_damages():
+    """Yield (name, damage, pattern) for the file with the examples."""
+
+    def rewrite(change):
+        def damage(d):
+            path = next(d.glob("tiny-train*"))
+            path.write_bytes(change(path.read_bytes()))
+
+        return damage
+
+    def change_kind(kind):
+        def damage(d):
+            name = next(d.glob("tiny-train*")).name
+            replace(name, kind.replace("itself", name))(d)
+
+        return damage
+
+    def swap(d):
+        shutil.copy(next(d.glob("tiny-test*")), next(d.glob("tiny-train*")))
+
     for title, damage in {
-        "missing": lambda d: shard(d).unlink(),
-        "empty": lambda d: shard(d).write_bytes(b""),
-        "1 byte short": resize(-1),
-        "1 byte long": resize(1),
-        "half": lambda d: shard(d).write_bytes(shard(d).read_bytes()[:40_000]),
-        "zeros": lambda d: shard(d).write_bytes(bytes(shard(d).stat().st_size)),
-        "a web page": lambda d: shard(d).write_bytes(b"<html>" * 20_000),
-        "a pickle": lambda d: shard(d).write_bytes(pickle.dumps(Touch())),
-        "of the other split": lambda d: shutil.copy(next(d.glob("tiny-test*")), shard(d)),
-        "a named pipe": lambda d: replace(shard(d).name, "a named pipe")(d),
-        "a directory": lambda d: replace(shard(d).name, "a directory")(d),
-        "a link to itself": lambda d: replace(shard(d).name, f"a link to {shard(d).name}")(d),
+        "missing": change_kind("nothing"),
+        "empty": rewrite(lambda _: b""),
+        "1 byte short": rewrite(lambda raw: raw[:-1]),
+        "1 byte long": rewrite(lambda raw: raw + b"x"),
+        "half": rewrite(lambda raw: raw[: len(raw) // 2]),
+        "zeros": rewrite(lambda raw: bytes(len(raw))),
+        "a web page": rewrite(lambda _: b"<html>" * 20_000),
+        "a pickle": rewrite(lambda _: pickle.dumps(Touch())),
+        "of the other split": swap,
+        "a named pipe": change_kind("a named pipe"),
+        "a directory": change_kind("a directory"),
+        "a link to itself": change_kind("a link to itself"),
     }.items():
         yield f"shard: {title}", damage, "restore it from a copy|is not a regular file"
+
+
+def name_damages():
+    """Yield (name, damage, pattern) for the names of the classes."""
+    file = "label.labels.txt"
     for title, content, pattern in (
         ("2 names", b"cat\ndog\n", "has 2 names, but features.json has 3 classes"),
         ("4 names", b"cat\ndog\nemu\nfox\n", "has 4 names, but features.json has 3 classes"),
@@ -214,10 +256,13 @@ def dataset_damages():
         ("not UTF-8", b"cat\n\xff\nemu\n", "cannot be read"),
         ("two equal names", b"cat\ncat\nemu\n", "two classes with the name 'cat'"),
     ):
-        yield f"label.labels.txt: {title}", text("label.labels.txt", content), pattern
-    file = "label.labels.txt"
-    yield f"{file} missing", lambda d: (d / file).unlink(), f"{file} does not exist; write the name"
-    yield f"{file} is a named pipe", replace(file, "a named pipe"), "is not a regular file"
+        yield f"{file}: {title}", overwrite(file, content), pattern
+    yield (
+        f"{file}: missing",
+        lambda d: (d / file).unlink(),
+        f"{file} does not exist; write the name",
+    )
+    yield f"{file}: a named pipe", replace(file, "a named pipe"), "is not a regular file"
 
 
 EVIL = f"open({CANARY!r}, 'w')\n"

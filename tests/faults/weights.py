@@ -568,21 +568,18 @@ def command_cases():
     train += ("--config.data.name=tfds", "--config.data.dataset=tiny", "--config.data.dir=sets")
     prepare = ("vit_jax.tools.prepare", "--input=.", "--name=tiny", "--output=sets")
 
-    def file(content):
+    def file(content=None, special=None):
         def write_files(folder):
             from PIL import Image
 
-            write(folder, content)
+            if special:
+                make_special(special, folder / "w.safetensors")
+            else:
+                write(folder, content)
             Image.new("RGB", (32, 32)).save(folder / "x.png")
             np.save(folder / "x.npy", np.zeros((1, 32, 32, 3), np.float32))
 
         return write_files
-
-    def special(kind):
-        return lambda folder: (
-            (file(b"")(folder), (folder / "w.safetensors").unlink())[:0]
-            or (make_special(kind, folder / "w.safetensors"))
-        )
 
     def damaged(name):
         damages = {title: damage for title, damage, _ in datasets.dataset_damages()}
@@ -594,42 +591,36 @@ def command_cases():
         (folder / "train-images-idx3-ubyte").unlink()
         (folder / "train-images-idx3-ubyte.gz").write_bytes(packed)
 
+    pipe = file(special="a named pipe")
+    deep = functools.partial(nested, 1_000_000)
+    many = functools.partial(many_tensors, 20_001)
+    no_patch = with_tensor(PATCH, shape=[48, 3, 0, 0])
     nan = with_values(_7=float("nan"))
     transposed = with_tensor(shape=[48, 192])
     rows = (
         ("predict with a pickle", file(pickle.dumps(Touch())), predict, "a pickle"),
-        ("predict with a named pipe", special("a named pipe"), predict, "not a regular file"),
-        ("predict with a directory", special("a directory"), predict, "is not the workdir|--model"),
+        ("predict with a named pipe", pipe, predict, "not a regular file"),
+        (
+            "predict with a directory",
+            file(special="a directory"),
+            predict,
+            "is not the workdir|--model",
+        ),
         ("predict with NaN", file(nan), predict, "1 of 9,216 values of tensor"),
         ("predict with a transposed tensor", file(transposed), predict, "does not match the model"),
-        (
-            "predict with a deep header",
-            file(functools.partial(nested, 1_000_000)),
-            predict,
-            INVALID,
-        ),
-        (
-            "predict with 20,001 tensors",
-            file(functools.partial(many_tensors, 20_001)),
-            predict,
-            "more than 20,000 tensors",
-        ),
+        ("predict with a deep header", file(deep), predict, INVALID),
+        ("predict with 20,001 tensors", file(many), predict, "more than 20,000 tensors"),
         ("features with int8", file(with_tensor(dtype="I8")), features, "dtype I8"),
-        (
-            "features with patch 0",
-            file(with_tensor(PATCH, shape=[48, 3, 0, 0])),
-            features,
-            "above 0",
-        ),
+        ("features with patch 0", file(no_patch), features, "sizes must be above 0"),
         ("features with NaN", file(nan), features, "are NaN or infinite"),
         ("fine-tuning from a zip", file(zipped(("a", "b"))), finetune, "a zip archive"),
-        ("fine-tuning from a pipe", special("a named pipe"), finetune, "not a regular file"),
+        ("fine-tuning from a pipe", pipe, finetune, "not a regular file"),
     )
     rows += tuple(
         (f"train on a dataset, {name}", damaged(name), train, pattern)
         for name, pattern in (
             ("features.json: the class of the label runs code", "evil.Feature is not supported"),
-            ("dataset_info.json missing", "does not exist"),
+            ("dataset_info.json: missing", "does not exist"),
             ("shard: half", "restore it from a copy"),
             ("label.labels.txt: 2 names", "has 2 names"),
         )
