@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import functools
 import hashlib
+import logging
 import math
 import os
 import re
@@ -26,7 +27,7 @@ from vit_jax.workdir import log
 
 TOTAL_STEPS = 60
 CHECKPOINT_EVERY = 5
-TIMEOUT_S = 300
+TIMEOUT_S = 600
 POLL_S = 0.001
 OVERRIDES = {
     "total_steps": TOTAL_STEPS,
@@ -215,6 +216,7 @@ def read_arrays(checkpoint):
     import jax
     import orbax.checkpoint as ocp
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax misses a file that it does not need
     arrays = {}
     for item in ("model", "optimizer"):
         reader = ocp.PyTreeCheckpointer()
