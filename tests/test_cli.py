@@ -114,7 +114,12 @@ def test_overrides_follow_big_vision_syntax(call):
         ("--out_dim=3", "unknown flag --out_dim; see --help"),
         ("--optim.lr=-1", "pass --config.optim.lr=-1"),
         ("--resume", "rerunning the same command resumes"),
-        ("--topk=three", "--topk=three"),
+        ("--topk=three", "--topk=three must be an integer"),
+        ("--topk 1.5", "--topk=1.5 must be an integer"),
+        ("--log_dir=x", "unknown flag --log_dir; see --help"),
+        ("--flagfile=x", "unknown flag --flagfile; see --help"),
+        ("--config.data.std=" + "(" * 3000, "--config.data.std must be a tuple"),
+        ("--config.total_steps=1e300", "more than 2,147,483,647 steps"),
     ],
 )
 def test_user_error_is_one_line(call, args, message):

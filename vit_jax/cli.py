@@ -176,13 +176,7 @@ def _parse(argv):
         FLAGS.set_gnu_getopt(True)
         positional = FLAGS(other_args + queue)[1:]
     except flags.Error as e:
-        message = " ".join(str(e).split())
-        name = re.match(r"flag --(\w+)=", message)
-        if name and message.startswith(f"flag --{name[1]}=None"):
-            message = f"--{name[1]}=... is required; see --help"
-        elif name and (expected := _describe_type(FLAGS[name[1]])):
-            message = f"--{name[1]} must be {expected}"
-        raise UserError(message) from None
+        raise UserError(_parse_error(str(e), other_args)) from None
     for name, flag in _project_flags().items():
         values = flag.value if isinstance(flag.value, list) else [flag.value]
         if flag.present and (not values or "" in (str(value).strip() for value in values)):
@@ -221,6 +215,22 @@ def _find_unknown_flag(args):
         elif not (name.startswith("no") and name[2:] in known and known[name[2:]].boolean):
             return arg
     return None
+
+
+def _parse_error(text, args):
+    """Return the message for an error of absl, which was raised while parsing arguments."""
+    match = re.match(r"flag --(\w+)=(.*)", text, re.DOTALL)
+    if match is None:
+        return " ".join(text.split())
+    name, rest = match.groups()
+    if rest.startswith("None"):
+        return f"--{name}=... is required; see --help"
+    given = [value for arg in args for value in (arg, arg.partition("=")[2])]
+    given = [shown(value) for value in given if rest.startswith(f"{value}: ")]
+    expected = _describe_type(FLAGS[name])
+    if not given or not expected:
+        return " ".join(text.split())
+    return f"--{name}={max(given, key=len)[1:-1]} must be {expected}"
 
 
 def _describe_type(flag):

@@ -35,7 +35,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Durations are strings: "1000", "10k" or "1e3" optimizer steps, "3ep" epochs of the training split.
 KEYS = {
-    "seed": Key(0, "random seed of initialization, data order and augmentation", minimum=0),
+    "seed": Key(
+        0,
+        "random seed of initialization, data order and augmentation",
+        minimum=0,
+        maximum=2**32 - 1,
+    ),
     "batch_size": Key(1024, "images per optimizer step, summed over all devices", minimum=1),
     "accum_steps": Key(
         1,

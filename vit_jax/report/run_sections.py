@@ -3,6 +3,7 @@
 Arguments named `phrases` are `words.Phrases`; `model` is an `inference.LoadedModel` of a run.
 """
 
+import collections
 from functools import partial
 
 import jax
@@ -43,7 +44,7 @@ def facts(phrases, model):
         pairs.append((f"{value:,.0f}", phrases("speed")))
     if (value := median(rows, "perf/data_wait_frac")) is not None:
         pairs.append((f"{value:.0%}", phrases("wait")))
-    if model.record:
+    if model.record and "devices" in model.record:
         pairs.append((devices(model.record), phrases("device")))
     return pairs
 
@@ -73,8 +74,8 @@ def median(rows, key):
 
 def devices(record):
     """Return the devices of run.json, such as "8 × TPU v5 lite"."""
-    kinds = dict.fromkeys(record["devices"])
-    return ", ".join(f"{record['devices'].count(kind)} × {kind}" for kind in kinds)
+    kinds = collections.Counter(record.get("devices", ()))
+    return ", ".join(f"{count} × {kind}" for kind, count in kinds.items())
 
 
 def setup(phrases, model):
@@ -98,37 +99,39 @@ def setup(phrases, model):
 
 
 def environment(phrases, record):
-    """Table of the environment of the run.
+    """Table of the environment of the run, without entries that its run.json lacks.
 
     Args:
       phrases: `words.Phrases`.
       record: contents of run.json.
     """
     code = phrases("unknown")
-    if git := record["code"]:
+    if git := record.get("code"):
         code = phrases("changed", **git) if git["changed"] else git["revision"]
     dataset = record["data"]
     names = dataset["class_names"]
     shown = ", ".join(names[:MAX_CLASS_NAMES]) + (", …" if len(names) > MAX_CLASS_NAMES else "")
+    versions = record.get("versions", {})
+    mesh = record.get("mesh") or {}
     rows = {
-        "command": " ".join(record["command"]),
+        "command": " ".join(record.get("command", ())),
         "code": code,
-        "python": record["python"],
-        "versions": ", ".join(f"{name} {x}" for name, x in record["versions"].items()),
-        "device": f"{record['platform']}: {devices(record)}",
-        "processes": record["processes"],
-        "mesh": ", ".join(f"{axis} {size}" for axis, size in record["mesh"].items()),
+        "python": record.get("python"),
+        "versions": ", ".join(f"{name} {x}" for name, x in versions.items()),
+        "device": ": ".join(filter(None, (record.get("platform"), devices(record)))),
+        "processes": record.get("processes"),
+        "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.items()),
         "classes": f"{dataset['num_classes']:,}: {shown}",
-        "train_images": f"{dataset['train_images']:,}",
+        "train_images": f"{dataset['train_images']:,}" if "train_images" in dataset else "",
     }
-    rows = [[phrases(name), value] for name, value in rows.items()]
+    rows = [[phrases(name), value] for name, value in rows.items() if value]
     return table("environment", [phrases("what"), phrases("value")], rows, phrases("environment"))
 
 
 def training(phrases, model):
     """Training curves that mark where training resumed, and a table of the starts of the run."""
     rows = model.metrics
-    starts = model.record["starts"]
+    starts = model.record.get("starts", [])
     resumed = sorted({start["step"] for start in starts} - {0})
     try:
         plot = figure(phrases, "curves", partial(curves.curves, rows, restarts=resumed), None)
