@@ -40,9 +40,18 @@ from absl import flags
 from experiments import runs, sweep, tpu
 from vit_jax import cli
 from vit_jax.devices import distributed
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 
 ROOT = Path(__file__).resolve().parents[1]
+# What SLURM and Google Cloud accept as names; a leading dash would be an option of their commands.
+JOB_NAME = r"\w[\w.=+-]*"
+TPU_NAMES = {
+    "name": r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?",
+    "zone": r"[a-z][a-z0-9-]*",
+    "project": r"[a-z][a-z0-9-]*",
+    "accelerator": r"[a-z][a-z0-9-]*",
+    "runtime": r"[a-z][a-z0-9.-]*",
+}
 # One process per GPU, as JAX expects under SLURM.
 SBATCH_SCRIPT = """#!/bin/bash
 #SBATCH --job-name={name}
@@ -61,7 +70,7 @@ if [ $code -eq 75 ]; then scontrol requeue {job}; fi  # 75: saved before the tim
 exit $code
 """
 # experiments.sweep prints the training command of a task, and srun runs it in all processes.
-TASK_SCRIPT = """PATH={root}/.venv/bin:$PATH
+TASK_SCRIPT = """PATH={bin}:$PATH
 train=$({sweep} --index=$SLURM_ARRAY_TASK_ID --dry_run) || exit
 eval "srun --kill-on-bad-exit=1 $train\""""
 
@@ -90,6 +99,7 @@ def define_flags():
 
 
 def main(flags):
+    check_arguments(sys.argv[1:])
     spec, fixed = runs.recipe_and_overrides(sys.argv[1:])
     jobs = None
     args = runs.make_job(spec, fixed, flags.workdir).command[1:]
@@ -105,12 +115,25 @@ def main(flags):
     name = flags.name or re.sub(r"[^a-z0-9-]+", "-", Path(flags.workdir).name.lower()).strip("-")
     if flags.target == "slurm":
         cli.check_local("workdir", flags.workdir)
+        check_name("name", name, JOB_NAME)
+        if re.search(r"[\s%\\\"'#]", flags.workdir):  # SLURM interprets these in --output
+            raise UserError(
+                f"--workdir={flags.workdir} must not have spaces, quotes or any of % \\ # on SLURM"
+            )
         if not flags.dry_run:
-            Path(flags.workdir).mkdir(parents=True, exist_ok=True)  # for the log
+            runs.output_path("workdir", flags.workdir, directory=True)  # for the log
         return shell(["sbatch"], text=sbatch_script(name, args, jobs and len(jobs), flags))
     if not flags.zone:
         raise UserError(f"--target={flags.target} requires --zone, such as --zone=us-west4-a")
-    archive = Path(flags.code) if flags.code else tpu.snapshot(write=not flags.dry_run)
+    check_name("name", f"{name}-{len(jobs) - 1}" if jobs else name, TPU_NAMES["name"])
+    for flag in ("zone", "project", "accelerator", "runtime"):
+        if flags[flag].value is not None:
+            check_name(flag, flags[flag].value, TPU_NAMES[flag])
+    archive = Path(flags.code).absolute() if flags.code else tpu.snapshot(write=not flags.dry_run)
+    if not re.fullmatch(r"\w[\w.-]*\.tar\.gz", archive.name, re.ASCII) or ":" in str(archive):
+        raise UserError(
+            f"--code={archive} must be named like code-1.tar.gz, in a directory without colons"
+        )
     if not flags.dry_run and not archive.is_file():
         raise UserError(f"--code={archive} does not exist")
     if jobs:
@@ -123,6 +146,20 @@ def main(flags):
     finally:
         if not flags.keep:
             slice_.delete()
+
+
+def check_arguments(args):
+    """Raise UserError if an argument could add a line to the scripts of this command."""
+    for arg in args:
+        if not arg.isprintable():
+            raise UserError(f"{printable(arg)} has characters that are not printable")
+
+
+def check_name(flag, name, pattern):
+    """Raise UserError if a name, passed as --flag or its default, does not match a pattern."""
+    if not re.fullmatch(pattern, name, re.ASCII):
+        allowed = pattern.replace("\\w", "[A-Za-z0-9_]")
+        raise UserError(f"--{flag}={name} is not a valid {flag}; it must match {allowed}")
 
 
 def format_flags(flags, *names):
@@ -153,11 +190,12 @@ def sbatch_script(name, args, num_tasks, flags):
     if num_tasks:
         parts["array"] = f"\n#SBATCH --array=0-{num_tasks - 1}%{flags.jobs}"
         parts["log"] = "%A_%a"
-        parts["train"] = TASK_SCRIPT.format(root=ROOT, sweep=command)
+        executables = shlex.quote(str(ROOT / ".venv/bin"))
+        parts["train"] = TASK_SCRIPT.format(bin=executables, sweep=command)
         # In one of the tasks, SLURM_JOB_ID is the ID of the whole array.
         parts["job"] = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
     values = {key: flags[key].value for key in ("workdir", "nodes", "gpus", "hours")}
-    return SBATCH_SCRIPT.format(name=name, root=ROOT, **parts, **values)
+    return SBATCH_SCRIPT.format(name=name, root=shlex.quote(str(ROOT)), **parts, **values)
 
 
 def launch_slices(jobs, name, archive, flags):

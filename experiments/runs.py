@@ -23,7 +23,7 @@ from experiments import tables
 from vit_jax import cli
 from vit_jax.config import config_diff, flat, load_config
 from vit_jax.devices import distributed
-from vit_jax.errors import NoSpace, Preempted, UserError
+from vit_jax.errors import NoSpace, Preempted, UserError, printable
 from vit_jax.workdir import log, storage
 
 FINAL_CODES = (0, 2, 3, 4)  # exit codes after which a restart would give the same result
@@ -64,6 +64,36 @@ class Job:
         if not rows or "eval/test/step" not in rows[-1]:
             return False
         return not config_diff(load_config(self.workdir), self.config)
+
+
+def output_path(flag, text, directory=False):
+    """Return the Path of --flag=text, before anything is trained, and create its directory.
+
+    Args:
+        flag: the name of the flag.
+        text: its value.
+        directory: whether it is a directory, rather than a file.
+
+    Raises:
+        UserError: if the file or directory cannot be written.
+    """
+    shown = f"--{flag}={printable(text)}"
+    if not text.isprintable():
+        raise UserError(f"{shown} has characters that are not printable; rename it")
+    cli.check_local(flag, text)
+    path = Path(text).expanduser()
+    folder = path if directory else path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.stat()  # fails if the name is too long
+    except OSError as error:
+        raise UserError(f"{shown} cannot be created: {error.strerror}") from None
+    if not directory and path.is_dir():
+        raise UserError(f"{shown} is a directory; pass the name of a file")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{shown}: no permission to write in {folder}")
+    return path
 
 
 def recipe_and_overrides(argv):
@@ -181,7 +211,8 @@ def run_all(jobs, max_parallel, stop):
                 if code is None:
                     if job not in announced:
                         announced.add(job)
-                        print(f"waiting for another process to train {job.workdir}", flush=True)
+                        workdir = printable(job.workdir)
+                        print(f"waiting for another process to train {workdir}", flush=True)
                     continue
                 codes[job.name] = code
                 result = format_result(job, code)
@@ -315,7 +346,7 @@ def last_error(job):
     """Return the last error message in the log of a job, or its last line if there is none."""
     lines = job.log.read_text(errors="replace").strip().splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
-    return (errors or lines or ["no output"])[-1]
+    return printable((errors or lines or ["no output"])[-1])
 
 
 def format_result(job, code):

@@ -34,10 +34,10 @@ def main(flags):
     spec, fixed = runs.recipe_and_overrides(sys.argv[1:])
     if "seed" in fixed:
         raise UserError("--config.seed is set by this command; pass --seeds=N")
-    output = Path(flags.output).expanduser()
+    output = runs.output_path("output", flags.output)
     name = Path(spec.partition(":")[0]).stem
-    root = Path(flags.workdir or f"runs/seeds/{name}").expanduser()
-    output.parent.mkdir(parents=True, exist_ok=True)
+    workdir = flags.workdir or f"runs/seeds/{name}"
+    root = runs.output_path("workdir", workdir, directory=True)
     rows = []
     with distributed.StopSignal() as stop:
         for seed in range(flags.seeds):

@@ -28,7 +28,7 @@ from absl import flags
 from experiments import runs, tables
 from vit_jax import cli
 from vit_jax.devices import distributed
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 
 
 def define_flags():
@@ -56,6 +56,7 @@ def main(flags):
     jobs = runs.select(jobs, flags.index)
     if flags.dry_run:
         return runs.print_commands(jobs)
+    runs.output_path("output", flags.output, directory=True)
     codes = {}
     if not flags.table:
         with distributed.StopSignal() as stop:
@@ -63,7 +64,7 @@ def main(flags):
     if flags.index is None:
         rows = [runs.table_row(job) for job in jobs]
         table = write(rows, jobs[0].changes, jobs[0].config.best_metric, output / "sweep")
-        print(table, end="")
+        print("\n".join(map(printable, table.splitlines())))
     return max(codes.values(), default=0)
 
 
@@ -184,6 +185,8 @@ def plot(rows, keys, metric):
     """
     from matplotlib.figure import Figure
 
+    from vit_jax.figures.style import finish
+
     rows = [row for row in rows if row["val"] is not None]
     figure = Figure(figsize=(3.4 * max(len(keys), 1), 3.2), layout="constrained")
     axes = figure.subplots(1, max(len(keys), 1), sharey=True, squeeze=False)[0]
@@ -193,14 +196,16 @@ def plot(rows, keys, metric):
             values = [float(value) for value in values]
             if min(values) > 0 and max(values) / min(values) >= 10:
                 axis.set_xscale("log")
-        except ValueError:
-            pass  # matplotlib uses a categorical axis for text
+        except ValueError:  # text
+            names = list(dict.fromkeys(values))
+            values = [names.index(value) for value in values]
+            axis.set_xticks(range(len(names)), names)
         axis.plot(values, [row["val"] for row in rows], "o", color="#0072B2", alpha=0.7)
         axis.set_xlabel(key)
         axis.grid(color="0.9")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel(metric)
-    return figure
+    return finish(figure)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments import launch, tpu
-from tests import ROOT
+from tests import ROOT, command
 
 # A fake gcloud: replies to `describe` and `cat job.exit` from replies.json, and records all calls.
 SCRIPTED_GCLOUD = """#!{python}
@@ -175,6 +175,92 @@ def test_slurm_sweep_is_a_job_array(run_launch, tmp_path):
         "--workdir=/shared/deit_s/optim.lr=3e-3 --config.seed=3 --config.optim.lr=3e-3\n"
         "scontrol requeue 90_1\n"
     )
+
+
+HOSTILE = "'; touch canary; $(touch canary) `touch canary` \" && touch canary #"
+
+
+@pytest.fixture
+def run_hostile(tmp_path):
+    """Return run(*flags) -> arguments of the training command, started by fake tools.
+
+    sbatch and `gcloud ssh` run the real scripts; srun, or python on the worker, records arguments.
+    """
+    record = f'#!/bin/bash\nprintf "%s\\0" "$@" > {tmp_path}/arguments\n'
+    run = f'bash -n "$0.script" && cd {tmp_path} && exec bash "$0.script"\n'
+    fakes = {
+        "srun": record,
+        "sbatch": f'#!/bin/bash\ncat > "$0.script"\n{run}',
+        "gcloud": "#!/bin/bash\n"
+        'if [ "$4" = describe ]; then echo READY; fi\n'
+        'if [ "$4" != ssh ]; then exit; fi\n'
+        f'printf "%s\\n" "${{@: -1}}" | sed "1s/^--command=//" > "$0.script"; {run}',
+        "python3.11": "#!/bin/bash\n",
+        "python": record,
+        "Makefile": "install:\n",
+    }
+    for name, text in fakes.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    with tarfile.open(tmp_path / "code.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "Makefile", "Makefile")
+        tar.add(tmp_path / "python", ".venv/bin/python")
+    (tmp_path / "python").unlink()
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment |= {"SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "9"}
+
+    def run_launch(*flags):
+        command = [sys.executable, "-m", "experiments.launch", "--config=configs/digits.py"]
+        command += [f"--config.data.dir={HOSTILE}", f"--code={tmp_path}/code.tar.gz", "--zone=z"]
+        options = dict(cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+        process = subprocess.run([*command, "--restarts=0", "--name=n", *flags], **options)
+        assert process.returncode == 0, process.stdout + process.stderr
+        assert not [*tmp_path.rglob("canary"), *ROOT.glob("canary")]
+        return (tmp_path / "arguments").read_text().split("\0")[:-1]
+
+    return run_launch
+
+
+@pytest.mark.parametrize(
+    ("target", "sweep_args"), [("slurm", []), ("slurm", ["--grid=seed=1,2"]), ("tpu-vm", [])]
+)
+def test_hostile_values_reach_training_unchanged(run_hostile, tmp_path, target, sweep_args):
+    workdir = f"{tmp_path}/w;$(touch${{IFS}}canary)`id`&"
+    args = run_hostile(f"--target={target}", f"--workdir={workdir}", *sweep_args)
+    assert f"--config.data.dir={HOSTILE}" in args
+    assert f"--workdir={workdir}" + ("/seed=2" if sweep_args else "") in args
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--name=a\n#SBATCH --uid=0"],
+        ["--name=-x"],
+        ["--name=a b"],
+        ["--name=%j"],
+        ["--workdir=/tmp/a\n#SBATCH --wrap=x"],
+        ["--workdir=/tmp/%j"],
+        ["--workdir=/tmp/a b"],
+        ["--workdir=/tmp/a\nEOF\ntouch canary"],
+        ["--config.data.dir=a\nEOF\ntouch canary"],
+        ["--grid=data.dir=a\nEND\ntouch canary"],
+        ["--target=tpu-vm", "--name=--project=x"],
+        ["--target=tpu-vm", "--name=Upper"],
+        ["--target=tpu-vm", "--zone=z --flags-file=x"],
+        ["--target=tpu-vm", "--zone=z;id"],
+        ["--target=queued", "--project=$(id)"],
+        ["--target=tpu-vm", "--accelerator=v5 "],
+        ["--target=tpu-vm", "--runtime=-x"],
+        ["--target=tpu-vm", "--code=/tmp/$(touch canary).tar.gz"],
+        ["--target=tpu-vm", "--code=host:code.tar.gz"],
+    ],
+)
+def test_values_that_cannot_be_quoted_are_refused(args, capsys):
+    defaults = ["--target=slurm", "--zone=z", "--workdir=/tmp/w", "--config=configs/digits.py"]
+    code = command.run(launch, *defaults, "--dry_run", *args)
+    out, err = capsys.readouterr()
+    assert code == 2 and not out
+    assert err.startswith("error: --") and err.count("\n") == 1 and err[:-1].isprintable()
 
 
 @pytest.fixture

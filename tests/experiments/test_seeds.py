@@ -4,7 +4,10 @@ import json
 import subprocess
 import sys
 
-from tests import ROOT
+import pytest
+
+from experiments import seeds
+from tests import ROOT, command
 
 RECIPE = """
 from configs import digits
@@ -34,3 +37,14 @@ def test_finished_seed_is_skipped(tmp_path):
     assert "1 already finished" in second.stdout and json.loads(output.read_text()) == row
     invalid = subprocess.run([*command, "--config.seed=1"], **options)
     assert invalid.returncode == 2 and "pass --seeds=N" in invalid.stderr
+
+
+@pytest.mark.parametrize(
+    "output", ["/proc/none/a", "/dev/null/a", "{0}", "{0}/a\nb", "{0}/\x1b[31m", "{0}/" + "a" * 300]
+)
+def test_output_that_cannot_be_written_is_refused_before_training(output, tmp_path, capsys):
+    output = output.format(tmp_path)
+    flags = ["--config=configs/digits.py", f"--workdir={tmp_path}/runs", f"--output={output}"]
+    assert command.run(seeds, *flags) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("error: --output=") and err[:-1].isprintable()

@@ -1,6 +1,7 @@
 """Test experiments.sweep and experiments.runs: planning, resuming, locking, and the table."""
 
 import csv
+import io
 import os
 import signal
 import subprocess
@@ -152,3 +153,13 @@ def test_job_is_run_by_one_process(tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert not runs.is_locked(job) and job.log.read_text() == "off\n"
+
+
+def test_plot_draws_hostile_values_as_they_are():
+    values = ["$x$", "$unbalanced", "a\nb", "\x1b[31m", "\u202egpj"]
+    rows = [{"data.name": value, "val": i / 10} for i, value in enumerate(values)]
+    figure = sweep.plot(rows, ["data.name"], "eval/val/$acc")
+    figure.savefig(io.BytesIO(), format="png")
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels == ["$x$", "$unbalanced", "a\nb", r"\x1b[31m", r"\u202egpj"]
+    assert not any(text.get_parse_math() for text in figure.axes[0].get_xticklabels()[:2])
