@@ -135,7 +135,8 @@ def _reduce_tiff(data):
             entries[tag] = data[pos : pos + entry_size]
     directory = len(entries).to_bytes(count_size, order) + b"".join(entries.values())
     directory += bytes(offset_size)  # no next page
-    return data[:start] + directory + data[start + len(directory) :]
+    view = memoryview(data)  # slices without copies
+    return b"".join([view[:start], directory, view[start + len(directory) :]])
 
 
 def _integer(data, pos, size, order):

@@ -13,10 +13,14 @@ Images are decoded with Pillow. If simplejpeg is installed (the extra "fast"), i
 JPEGs faster and to identical pixels, as both use libjpeg-turbo.
 """
 
+import ctypes
 import functools
 import io
+import logging
 import os
+import stat
 import warnings
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageCms, TiffImagePlugin
@@ -33,10 +37,18 @@ SUFFIXES = tuple(
     ".avif .avifs".split()
 )
 MAX_PIXELS = 89_000_000  # 267 MB decoded to RGB; the compressed file can be as small as 10 kB
-MAX_FILE_BYTES = 2**30  # above the size of an uncompressed 16-bit image of MAX_PIXELS
-MAX_PIPE_BYTES = 2**26  # for files whose size is unknown
-# EXIF orientation -> the Image.Transpose that makes the image upright.
-TRANSPOSES = dict(zip(range(2, 9), (0, 3, 1, 5, 4, 6, 2), strict=True))
+MAX_BYTES_PER_PIXEL = 6  # of a file, relative to max_pixels: uncompressed RGB of 16 bits
+BAND_PIXELS = 2**20  # of the rows that are converted at a time
+# EXIF orientation -> a function of an array [h, w, c] that makes the image upright.
+TRANSPOSES = {
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: x[::-1].swapaxes(0, 1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: x[:, ::-1].swapaxes(0, 1),
+}
 # None, CCITT, LZW, JPEG, Deflate and PackBits. Others are rare, and LZMA can allocate 4 GB.
 TIFF_COMPRESSIONS = {"raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "jpeg"}
 TIFF_COMPRESSIONS |= {"tiff_adobe_deflate", "tiff_deflate", "packbits"}
@@ -53,6 +65,14 @@ UNKNOWN_RANGE = (
     "8 or 16 bits"
 )
 
+# Corrupt TIFF files are reported once, by DecodeError: not by Pillow, nor by libtiff, which
+# prints to stderr. Wheels of Pillow contain their own libtiff.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
+for _directory in ("pillow.libs", "PIL/.dylibs"):  # Linux and macOS
+    for _library in Path(Image.__file__).parents[1].glob(f"{_directory}/libtiff*"):
+        ctypes.CDLL(str(_library)).TIFFSetErrorHandler(None)
+
 # By default, exceeding Pillow's pixel limit, slightly above MAX_PIXELS, only raises a warning.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
 # Pillow's own reader of uncompressed TIFF files is wrong for YCbCr and for planes of 16 bits.
@@ -66,7 +86,8 @@ def decode(file, channels=3, *, name=None, max_pixels=MAX_PIXELS, formats=FORMAT
       file: a path, or the contents of a file as bytes.
       channels: 3 (RGB) or 1 (luma).
       name: name of the image in error messages; None: the path.
-      max_pixels: maximum number of pixels, checked in the header before decompression.
+      max_pixels: maximum number of pixels, checked in the header before decompression. Half as
+        many for WebP, whose decoder needs four copies of the image.
       formats: accepted formats, a subset of FORMATS.
 
     Returns:
@@ -77,16 +98,15 @@ def decode(file, channels=3, *, name=None, max_pixels=MAX_PIXELS, formats=FORMAT
     """
     head = b""
     try:
-        data = file if isinstance(file, bytes) else _read(file)
+        data = file if isinstance(file, bytes) else _read(file, MAX_BYTES_PER_PIXEL * max_pixels)
         head = data[:64]
         kind = _metadata.detect(data, formats)
         accepted = [kind] if kind else [name for name in formats if name not in _metadata.MAGIC]
         data, exif = _metadata.remove_metadata(data, kind)
         with Image.open(io.BytesIO(data), "r", accepted) as im:
-            if im.width * im.height > max_pixels:
-                raise DecodeError(
-                    f"{im.width} x {im.height} pixels exceed the limit of {max_pixels:,}"
-                )
+            limit = max_pixels // 2 if im.format == "WEBP" else max_pixels
+            if im.width * im.height > limit:
+                raise DecodeError(f"{im.width} x {im.height} pixels exceed the limit of {limit:,}")
             mode = "L" if channels == 1 else "RGB"
             array = _decode_jpeg(im, data, mode, exif)
             if array is None:
@@ -100,12 +120,16 @@ def decode(file, channels=3, *, name=None, max_pixels=MAX_PIXELS, formats=FORMAT
         raise DecodeError(printable(f"{name}: {_cause(e, head, formats)}")) from e
 
 
-def _read(path):
+def _read(path, max_bytes):
+    info = os.stat(path)
+    if stat.S_ISDIR(info.st_mode):
+        raise DecodeError("is a directory")
+    if not stat.S_ISREG(info.st_mode):  # opening a pipe may block, and a device may have no end
+        raise DecodeError("a pipe, socket or device, not a file")
+    if info.st_size > max_bytes:
+        raise DecodeError(f"{info.st_size:,} bytes exceed the limit of {max_bytes:,}")
     with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > MAX_FILE_BYTES:
-            raise DecodeError(f"{size:,} bytes exceed the limit of {MAX_FILE_BYTES:,}")
-        return file.read(size or MAX_PIPE_BYTES)
+        return file.read(info.st_size)
 
 
 def _decode_jpeg(im, data, mode, exif):
@@ -147,7 +171,7 @@ def _simplejpeg():
 def _check_tiff(im):
     """Raise DecodeError if an open TIFF image may need a lot of memory, or has signed samples."""
     tile = im.tag_v2.get(TILE_WIDTH, 0) * im.tag_v2.get(TILE_LENGTH, 0)
-    if tile > max(2 * im.width * im.height, MAX_TILE_PIXELS):
+    if tile > max(im.width * im.height * 5 // 4, MAX_TILE_PIXELS):
         raise DecodeError(f"tiles of {tile:,} pixels in an image of {im.width} x {im.height}")
     compression = im.info["compression"]
     if compression not in TIFF_COMPRESSIONS:
@@ -157,7 +181,9 @@ def _check_tiff(im):
 
 
 def _to_array(im, mode, exif, head):
-    """Convert a loaded image to an array, uint8 [h, w, c].
+    """Convert a loaded image to an array, uint8 [h, w, c], a band of rows at a time.
+
+    Whole images would need a copy in memory for each conversion.
 
     Args:
       im: the image.
@@ -165,38 +191,53 @@ def _to_array(im, mode, exif, head):
       exif: EXIF data that was removed from the file.
       head: the first bytes of the file.
     """
-    transpose = TRANSPOSES.get(_metadata.orientation(exif or im.info.get("exif", b"")))
     if im.format == "PNG" and im.mode in ("L", "RGB") and "transparency" in im.info:
         # Pillow scales pixels to 8 bits, but not the transparent color.
         depth = head[24]  # bits per channel
         color = np.array(im.info["transparency"]) % 2**depth
         color = color >> 8 if depth == 16 else color * (255 // (2**depth - 1))
         im.info["transparency"] = tuple(color.tolist()) if im.mode == "RGB" else int(color)
-    if im.mode.startswith("I;16") or (im.mode == "I" and im.format == "PPM"):
-        im = _upper_byte(im)  # convert() would clip values at 255
+    tags = dict(im.tag_v2) if im.format == "TIFF" else {}
+    array = np.empty((im.height, im.width, len(mode)), np.uint8)
+    rows = max(1, BAND_PIXELS // im.width)
+    for top in range(0, im.height, rows):
+        band = im.crop((0, top, im.width, min(top + rows, im.height)))
+        band = _convert(band, mode, im.format, tags)
+        array[top : top + rows] = np.asarray(band).reshape(-1, im.width, len(mode))
+    transpose = _metadata.orientation(exif or im.info.get("exif", b""))
+    if transpose in TRANSPOSES:
+        array = np.ascontiguousarray(TRANSPOSES[transpose](array))
+    return array
+
+
+def _convert(im, mode, kind, tags):
+    """Convert an image to another mode.
+
+    Args:
+      im: the image.
+      mode: "L" or "RGB".
+      kind: the format of its file.
+      tags: its TIFF tags.
+    """
+    if im.mode.startswith("I;16") or (im.mode == "I" and kind == "PPM"):
+        im = _upper_byte(im, tags)  # convert() would clip values at 255
     elif im.mode in ("I", "F"):
         raise DecodeError(UNKNOWN_RANGE)
     elif im.has_transparency_data:
         white = Image.new("RGBA", im.size, "white")
         im = Image.alpha_composite(white, im.convert("RGBA")).convert("RGB")
-    elif im.mode == "CMYK" and im.format == "JPEG" and "adobe" not in im.info:
+    elif im.mode == "CMYK" and kind == "JPEG" and "adobe" not in im.info:
         # Pillow assumes that all CMYK JPEGs are inverted, as Adobe's are.
         im = ImageChops.invert(im)
     elif im.mode == "LAB":
         profiles = (ImageCms.createProfile(space) for space in ("LAB", "sRGB"))
         im = ImageCms.profileToProfile(im, *profiles, outputMode="RGB")
-    if im.mode != mode:
-        im = im.convert(mode)
-    if transpose is not None:
-        im = im.transpose(transpose)
-    array = np.asarray(im)
-    return array[:, :, None] if mode == "L" else array
+    return im if im.mode == mode else im.convert(mode)
 
 
-def _upper_byte(im):
+def _upper_byte(im, tags):
     """Convert a 12- or 16-bit grayscale image to mode "L"."""
     samples = np.asarray(im)
-    tags = im.tag_v2 if im.format == "TIFF" else {}
     gray = (samples >> (tags.get(BITS, (16,))[0] - 8)).astype(np.uint8)
     if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         gray = 255 - gray
