@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from vit_jax.errors import printable
 from vit_jax.figures.style import text_width
 
 # Lengths in px.
@@ -32,7 +33,7 @@ class Drawing:
         self.root = ElementTree.Element(
             "svg", STYLE, xmlns="http://www.w3.org/2000/svg", role="img"
         )
-        ElementTree.SubElement(self.root, "title").text = title
+        ElementTree.SubElement(self.root, "title").text = printable(title)
         self.width = self.height = 0.0
 
     def add(self, name, right, bottom, text=None, **attributes):
@@ -43,7 +44,7 @@ class Drawing:
             key.replace("_", "-"): str(round(value, 2) if isinstance(value, float) else value)
             for key, value in attributes.items()
         }
-        ElementTree.SubElement(self.root, name, formatted).text = text
+        ElementTree.SubElement(self.root, name, formatted).text = text and printable(text)
 
     def text(self, x, y, text, anchor="middle", **style):
         """Draw one line of text, vertically centered at y; `anchor` is SVG's text-anchor."""

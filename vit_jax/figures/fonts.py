@@ -6,6 +6,7 @@ import sys
 import warnings
 
 from matplotlib import font_manager
+from matplotlib.axis import Axis
 from matplotlib.text import Text
 
 from vit_jax.errors import printable
@@ -23,9 +24,13 @@ def set_fonts(figure):
 
     Characters that no font has are drawn as boxes and listed in a note on stderr.
     """
+    for axis in figure.findobj(Axis):  # which writes the texts of its ticks in every draw
+        labels = [label.get_text() for label in axis.get_majorticklabels()]
+        if labels != [_printable_lines(label) for label in labels]:
+            axis.set_ticks(axis.get_majorticklocs(), map(_printable_lines, labels))
     texts = figure.findobj(Text)
     for text in texts:
-        text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
+        text.set_text(_printable_lines(text.get_text()))
         if "$" in text.get_text():
             text.set_parse_math(False)
     _, default = load_font(font_manager.findfont("DejaVu Sans"))
@@ -41,6 +46,10 @@ def set_fonts(figure):
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the note replaces it
         print(f"note: no installed font has {''.join(sorted(missing))}; {REMEDY}", file=sys.stderr)
     return figure
+
+
+def _printable_lines(text):
+    return "\n".join(map(printable, text.split("\n")))
 
 
 @functools.cache
