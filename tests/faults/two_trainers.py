@@ -9,7 +9,8 @@ from tests.faults import training
 from tests.faults.case import Case
 
 DELAYS_S = (0, 0.05, 0.2, 0.5, 1, 1.5, 2, 3)
-TOTAL_STEPS = 300
+TOTAL_STEPS = 150
+OVERRIDES = {"total_steps": TOTAL_STEPS, "checkpoint_every": 50, "eval_every": TOTAL_STEPS}
 TAKEOVER_S = 4
 
 # Runs the training command on another machine, or on a disk without locks. Usage: HOST lock|lease.
@@ -66,9 +67,7 @@ def cases():
 
 def start(folder, number, workdir=None, host="this", kind="lock", **overrides):
     """Start trainer `number` of a case."""
-    command = training.train_command(
-        "digits", workdir or folder / "run", **{"total_steps": TOTAL_STEPS} | overrides
-    )
+    command = training.train_command("digits", workdir or folder / "run", **OVERRIDES | overrides)
     if (host, kind) != ("this", "lock"):
         command = [sys.executable, "-c", WRAPPER, host, kind, *command[3:]]
     return training.Process(command, folder / f"{number}.txt")
