@@ -77,6 +77,7 @@ class Chain:
         return self.folder / f"run{self.runs}"
 
     def start(self, **environment):
+        self.before = self._saving()
         command = training.train_command(self.recipe, self.workdir)
         return training.Process(command, self.folder / "output.txt", **environment)
 
@@ -124,13 +125,19 @@ class Chain:
 
     def _killed(self, process):
         self.kills += 1
-        self.inside_save += bool(training.unfinished(self.workdir))
+        self.inside_save += bool(self._saving() - self.before)
         text = process.text()
         assert "Traceback" not in text, text
         self._resumed(text)
         steps = [row["step"] for row in training.rows(self.workdir)]
         checkpoints = training.complete_steps(self.workdir)
         self.lost = max(steps, default=0), max(checkpoints, default=0)
+
+    def _saving(self):
+        """Return the unfinished checkpoints, by name and inode."""
+        folder = self.workdir / "checkpoints"
+        names = training.unfinished(self.workdir)
+        return {(name, (folder / name).stat().st_ino) for name in names}
 
     def _resumed(self, text):
         """Check that the process resumed from the last checkpoint before the last kill."""
