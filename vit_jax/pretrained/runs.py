@@ -86,8 +86,6 @@ def load_weights(workdir, checkpoint="best", raw=False):
     from vit_jax.workdir.checkpoint import Checkpoints
 
     config, record = read(workdir)
-    # Labels keep their meaning, whatever classes the data have now.
-    config.data.class_names = tuple(record["data"]["class_names"])
     model = models.build(variants.from_config(config.model, record["data"]["num_classes"]))
     objective = objectives.make(model, config, record["steps_per_epoch"])
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -102,6 +100,8 @@ def load_weights(workdir, checkpoint="best", raw=False):
             params, extra = checkpoints.restore_model(params, extra, step)
         except Damaged as error:
             raise UserError(_damaged(checkpoints, f"step {step:,}: {error}")) from None
+    # Labels keep their meaning, whatever classes the data have now.
+    config.data.class_names = tuple(record["data"]["class_names"])
     weights = (objective.raw if raw else objective.weights)(params, extra)
     return config, record, model, weights, step
 
