@@ -245,7 +245,7 @@ def untrained_run(folder, config):
     save_config(config, folder / "config.json")
     run = Run(config, jax.devices()[:1])
     with checkpoint.Checkpoints(folder, metric=config.best_metric) as saved:
-        saved.save(0, run.init())
+        saved.save(1, run.init())
         saved.wait()
     log.write_run_json(folder, mesh=run.mesh, **run.metadata())
 

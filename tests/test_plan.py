@@ -14,6 +14,7 @@ from PIL import Image
 
 from configs import deit, digits, dino_own_images, own_images
 from tests import ROOT, command
+from tests.stop import StopAfter
 from tests.tiny import tiny
 from vit_jax import data, evaluators, inference, train
 from vit_jax.batch import class_weights, train_batches
@@ -268,9 +269,8 @@ def test_data_are_part_of_a_run(tmp_path):
 def test_a_run_says_that_the_code_changed(tmp_path, capsys):
     c = tiny(digits.get_config())
     c.loggers = ()
-    stops = iter([True])
     with pytest.raises(Exception, match="preempted"):
-        train.train(c, tmp_path, lambda: next(stops), jax.devices()[:1])
+        train.train(c, tmp_path, StopAfter(0), jax.devices()[:1])
     record = json.loads((tmp_path / "run.json").read_text())
     record["versions"]["jax"] = "0.0.1"
     (tmp_path / "run.json").write_text(json.dumps(record))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import digits
+from tests.stop import StopAfter
 from vit_jax import inference, models, optim, resnet, train, variants
 from vit_jax.config import check
 from vit_jax.errors import Preempted, UserError
@@ -185,10 +186,9 @@ def test_batch_statistics_are_global():
 def test_resume_is_bit_exact_and_statistics_are_restored(tmp_path):
     devices = jax.devices()[:1]
     config = recipe()
-    stops = iter([False, False, True])
     rows = {}
     with pytest.raises(Preempted):
-        train.train(config, tmp_path / "resumed", lambda: next(stops), devices)
+        train.train(config, tmp_path / "resumed", StopAfter(2), devices)
     for name in ("uninterrupted", "resumed"):
         train.train(config, tmp_path / name, devices=devices)
         rows[name] = [

@@ -11,7 +11,7 @@ import pytest
 from configs import digits
 from tests import GOLDEN
 from tests.tiny import tiny
-from vit_jax import objectives, pretrained, vit
+from vit_jax import objectives, optim, pretrained, vit
 from vit_jax.devices import sharding
 from vit_jax.objectives.supervised import cross_entropy, smooth
 from vit_jax.optim import add_decay
@@ -113,6 +113,53 @@ def losses(config, devices, steps=3):
         values.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     batches.close()
     return np.array(values), state
+
+
+@pytest.mark.parametrize("accum_steps", [1, 2])
+def test_bad_steps_change_nothing_but_the_counters(accum_steps):
+    """NaN in one image of the second and third batch; the EMA, moments and counts stay as well."""
+    config = small_config(accum_steps=accum_steps)
+    run = Run(config, jax.devices()[:1])
+    step = jax.jit(make_train_step(run.objective, optim.make(config, 8)[0], accum_steps))
+    state = run.init()
+    batches = run.batches(0)
+    states = []
+    for i in range(4):
+        rows = next(batches)
+        rows["image"] = rows["image"].astype(np.float32)
+        if i in (1, 2):
+            rows["image"][0, 0, 0] = np.nan
+        state, metrics = step(state, rows, run.train_rng)
+        states.append(jax.device_get(state))
+        assert np.isfinite(float(metrics["loss"])) == (i not in (1, 2))
+    batches.close()
+    first, second, third, last = states
+    for skipped in (second, third):
+        jax.tree.map(np.testing.assert_array_equal, skipped[1:4], first[1:4])
+    assert [state.step for state in states] == [1, 2, 3, 4]
+    assert [tuple(map(int, state.bad)) for state in states] == [
+        (0, 0, 0),
+        (1, 1, 2),
+        (2, 2, 2),
+        (2, 0, 2),
+    ]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(last))
+    assert (last.params["head"]["kernel"] != first.params["head"]["kernel"]).any()
+
+
+def test_an_update_that_overflows_is_a_bad_step():
+    """The loss and the gradients are finite, the update is not."""
+    config = small_config()
+    run = Run(config, jax.devices()[:1])
+    tx = optax.chain(optax.scale(1e38), optax.scale(1e38))
+    state = init_state(run.objective, tx, run.init_rng)
+    batches = run.batches(0)
+    train_step = jax.jit(make_train_step(run.objective, tx))
+    new, metrics = train_step(state, next(batches), run.train_rng)
+    batches.close()
+    assert np.isfinite(float(metrics["loss"])) and np.isfinite(float(metrics["grad_norm"]))
+    jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
+    assert tuple(map(int, new.bad)) == (1, 1, 1)
 
 
 def test_loss_is_equal_on_every_mesh():

@@ -1,11 +1,13 @@
 """Training end to end: bit-exact resume, preemption, checkpoints and divergence."""
 
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -14,9 +16,11 @@ import pytest
 
 from configs import digits
 from tests import ROOT
+from tests.stop import StopAfter
 from tests.tiny import tiny
 from vit_jax import train
 from vit_jax.config import load_config
+from vit_jax.devices.distributed import StopSignal
 from vit_jax.errors import Diverged, Preempted, UserError
 from vit_jax.run import Run
 from vit_jax.workdir import checkpoint, log
@@ -40,7 +44,7 @@ def recipe(**overrides):
     return c
 
 
-def train_on_one_device(config, workdir, stop=lambda: False):
+def train_on_one_device(config, workdir, stop=None):
     """Train on one device: compiling for all eight simulated devices takes a minute."""
     return train.train(config, workdir, stop, jax.devices()[:1])
 
@@ -57,18 +61,7 @@ def restore(workdir, config):
     """Return the step and the state of the latest checkpoint."""
     run = Run(config, jax.devices()[:1])
     with checkpoint.Checkpoints(workdir) as checkpoints:
-        return checkpoints.latest(), jax.device_get(checkpoints.restore(run.abstract))
-
-
-class StopAfter:
-    """Stop signal that becomes True after `steps` calls. Training calls it once per step."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def __call__(self):
-        self.steps -= 1
-        return self.steps < 0
+        return jax.device_get(checkpoints.restore_latest(run.abstract))
 
 
 def test_resume_is_bit_exact(tmp_path):
@@ -131,9 +124,82 @@ def test_a_run_with_checkpoints_keeps_its_config(tmp_path):
 
 
 def test_divergence_raises(tmp_path):
-    config = recipe(optim__name="sgd", optim__lr=1e25, optim__warmup="5")
-    with pytest.raises(Diverged, match="optim.lr"):
+    """The parameters of every checkpoint are finite, and a rerun says the same."""
+    config = recipe(optim__name="sgd", optim__lr=1e25, optim__warmup="5", max_bad_steps=3)
+    for _ in range(2):
+        with pytest.raises(Diverged, match=r"the steps from \d+ to \d+ were not finite") as error:
+            train_on_one_device(config, tmp_path)
+        assert "To reproduce step" in str(error.value) and "optim.lr" in str(error.value)
+    _, state = restore(tmp_path, config)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+def test_bad_steps_are_reported(tmp_path, capsys, monkeypatch):
+    """Two of twelve steps are skipped; the next row says which."""
+
+    def poison(self, start, batches=Run.batches):
+        for step, rows in enumerate(batches(self, start), start + 1):
+            rows["image"] = rows["image"].astype(np.float32)
+            if step in (5, 6):
+                rows["image"][:] = np.nan
+            yield rows
+
+    monkeypatch.setattr(Run, "batches", poison)
+    train_on_one_device(recipe(), tmp_path)
+    assert "step 6  warning: 2 steps, the latest from 5: " in capsys.readouterr().out
+    counts = [r.get("train/bad_steps") for r in rows(tmp_path) if "train/loss" in r]
+    assert counts == [None, None, 2, 2, 2, 2]
+
+
+def test_an_interrupted_evaluation_is_repeated(tmp_path, monkeypatch):
+    """A signal during the evaluation at step 8, which a thread handles while it goes on."""
+    config = recipe()
+    train_on_one_device(config, tmp_path / "uninterrupted")
+    stop = StopSignal()
+    messages = []
+    stop.exit = messages.append  # instead of ending this process
+    evaluations = []
+
+    def evaluate(self, *args, evaluate=Run.evaluate):
+        evaluations.append(args)
+        if len(evaluations) == 2:
+            thread = threading.Thread(target=stop._action)
+            thread.start()
+            thread.join()
+            raise KeyboardInterrupt
+        return evaluate(self, *args)
+
+    monkeypatch.setattr(Run, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        train_on_one_device(config, tmp_path / "resumed", stop)
+    monkeypatch.undo()
+    assert messages == ["preempted: saved a checkpoint at step 8; rerun the same command to resume"]
+    assert rows(tmp_path / "resumed")[-1]["step"] == 8
+    train_on_one_device(config, tmp_path / "resumed")
+    assert rows(tmp_path / "resumed") == rows(tmp_path / "uninterrupted")
+    assert restore(tmp_path / "resumed", config)[0] == 12
+
+
+@pytest.mark.parametrize("error", [UserError("an image is broken"), RuntimeError("a bug")])
+def test_the_state_is_saved_if_data_fail(tmp_path, monkeypatch, error):
+    def fail(self, start, batches=Run.batches):
+        yield from itertools.islice(batches(self, start), 6 - start)
+        raise error
+
+    config = recipe()
+    monkeypatch.setattr(Run, "batches", fail)
+    with pytest.raises(type(error), match=str(error)):
         train_on_one_device(config, tmp_path)
+    assert restore(tmp_path, config)[0] == 6
+
+
+def test_a_finished_run_in_a_read_only_workdir_is_done(tmp_path, monkeypatch):
+    config = recipe(total_steps="2")
+    row = train_on_one_device(config, tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert train_on_one_device(config, tmp_path) == row
+    with pytest.raises(UserError, match="no permission to write"):
+        train_on_one_device(recipe(total_steps="4"), tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

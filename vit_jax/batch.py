@@ -6,6 +6,11 @@ independent of the numbers of processes and workers, and the only state of the l
 epoch is a new permutation of the data; a batch may span two epochs.
 """
 
+import multiprocessing
+import os
+import threading
+from multiprocessing import connection
+
 import grain
 import jax
 import numpy as np
@@ -74,6 +79,8 @@ def train_batches(
         return _Batches(_prefetch(batches, threads), source)
     if not flags.FLAGS.is_parsed():  # in a notebook: grain reads absl flags
         flags.FLAGS.mark_as_parsed()
+    # Otherwise, multiprocessing warns of shared memory after a worker was killed.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
     # Each worker buffers one batch and prepares the next.
     batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
     batches = iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
@@ -142,6 +149,16 @@ def to_devices(batch, sharding):
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def end_with_parent():
+    """End this worker process when its parent ends, even if the parent is killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and threading.current_thread() is threading.main_thread():
+        sentinel = [parent.sentinel]
+        watch = threading.Thread(target=lambda: connection.wait(sentinel) and os._exit(1))
+        watch.daemon = True
+        watch.start()
+
+
 def reports_replaced(source):
     """Return whether unreadable images of a source are replaced, see `data.Slice`."""
     return getattr(source, "on_error", "raise") == "skip"
@@ -201,6 +218,10 @@ class _DrawClass:
 class _TrainRow:
     def __init__(self, view, weights, replaced):
         self.view, self.weights, self.replaced = view, weights, replaced
+
+    def __setstate__(self, state):
+        self.__dict__ = state
+        end_with_parent()
 
     def __call__(self, example, rng):
         view = self.view(example["image"], rng)

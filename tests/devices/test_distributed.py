@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from tests import ROOT
+from vit_jax.config import load_config
 from vit_jax.devices import distributed
 from vit_jax.errors import UserError
-from vit_jax.workdir import log
+from vit_jax.run import Run
+from vit_jax.workdir import checkpoint, log, manifest
 
 SLURM = dict.fromkeys(distributed.SLURM_VARIABLES, "1") | {"SLURM_NTASKS": "4"}
 
@@ -30,7 +33,7 @@ def test_options_from_environment():
             distributed.initialize_args({distributed.ENV_VARIABLE: invalid})
 
 
-def start(workdir, count):
+def start(workdir, count, *flags, flags_of_last=()):
     """Start the `count` processes of a run."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
@@ -39,11 +42,11 @@ def start(workdir, count):
     command += [f"--workdir={workdir}", "--config.total_steps=60", "--config.log_every=5"]
     command += ["--config.optim.warmup=5"]
     command += ["--config.checkpoint_every=10", "--config.model.depth=1"]
-    command += [f"--config.compilation_cache={workdir}-cache"]
+    command += [f"--config.compilation_cache={workdir}-cache", *flags]
     environment = os.environ | {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}
     return [
         subprocess.Popen(
-            command,
+            [*command, *(flags_of_last if i == count - 1 else ())],
             cwd=ROOT,
             env=environment | {distributed.ENV_VARIABLE: f"localhost:{port},{count},{i}"},
             stdout=subprocess.PIPE,
@@ -54,13 +57,17 @@ def start(workdir, count):
     ]
 
 
+def wait_for_checkpoint(workdir, process):
+    deadline = time.time() + 240
+    while not any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*")):
+        assert process.poll() is None and time.time() < deadline, process.communicate()[0]
+        time.sleep(0.02)
+
+
 def test_two_processes_stop_together_and_resume(tmp_path):
     """A SIGTERM to one process stops both at the same step; losses match a single process."""
     processes = start(tmp_path / "two", 2)
-    deadline = time.time() + 240
-    while not any(p.name.isdigit() for p in (tmp_path / "two/checkpoints").glob("*")):
-        assert processes[0].poll() is None and time.time() < deadline, processes[0].communicate()[0]
-        time.sleep(0.02)
+    wait_for_checkpoint(tmp_path / "two", processes[0])
     processes[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [75, 75], outputs
@@ -76,3 +83,42 @@ def test_two_processes_stop_together_and_resume(tmp_path):
         losses.append({r["step"]: r["train/loss"] for r in rows if "train/loss" in r})
     assert list(losses[1]) == list(range(5, 61, 5))
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_shards_of_two_processes_are_verified_and_restored_by_one(tmp_path):
+    """Each process checks the shards that it wrote; the checksums are those of one process."""
+    processes = start(tmp_path / "run", 2, "--config.mesh.data=1", "--config.mesh.fsdp=2")
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    found = manifest.check(tmp_path / "run/checkpoints/60", 60)
+    owners = {name.partition("ocdbt.process_")[2].partition("/")[0] for name in found["files"]}
+    assert {"0", "1"} <= owners
+    config = load_config(tmp_path / "run")
+    config.mesh.fsdp = 1
+    run = Run(config, jax.devices()[:1])
+    with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+        step, state = checkpoints.restore_latest(run.abstract)
+    assert step == 60 and int(state.step) == 60
+
+
+def test_different_configs_are_refused_by_all_processes(tmp_path):
+    processes = start(tmp_path / "run", 2, flags_of_last=["--config.seed=1"])
+    for process in processes:
+        output = process.communicate(timeout=240)[0]
+        assert process.returncode == 2, output
+        last = output.strip().splitlines()[-1]
+        assert last.startswith("error: the processes have different configs: process 0 has seed")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_lost_process_ends_the_others(tmp_path):
+    """SIGKILL to one process; the other says so in one line, and a rerun resumes."""
+    processes = start(tmp_path / "run", 2, "--config.total_steps=2000")
+    wait_for_checkpoint(tmp_path / "run", processes[0])
+    processes[1].kill()
+    begin = time.monotonic()
+    output = processes[0].communicate(timeout=120)[0]
+    assert time.monotonic() - begin < 60, output
+    assert processes[0].returncode == 1
+    last = output.strip().splitlines()[-1]
+    assert last.startswith("error: lost ") and "Traceback" not in output

@@ -12,6 +12,7 @@ import pytest
 
 import vit_jax.objectives
 from tests import command
+from tests.stop import StopAfter
 from vit_jax import cli, optim, train
 from vit_jax.errors import Preempted
 from vit_jax.run import Run
@@ -161,9 +162,8 @@ def workdir(recipe, tmp_path_factory):
     """A run of the toy objective, interrupted after two steps and resumed."""
     config = cli.load_recipe(str(recipe))
     workdir = tmp_path_factory.mktemp("run")
-    stops = iter([False, True])
     with pytest.raises(Preempted):
-        train.train(config, workdir, lambda: next(stops), jax.devices()[:1])
+        train.train(config, workdir, StopAfter(1), jax.devices()[:1])
     train.train(config, workdir, devices=jax.devices()[:1])
     return workdir
 

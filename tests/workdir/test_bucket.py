@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from tests import ROOT
-from tests.test_train import StopAfter, recipe, restore, rows, train_on_one_device
+from tests.stop import StopAfter
+from tests.test_train import recipe, restore, rows, train_on_one_device
 from vit_jax import inference
 from vit_jax.errors import Preempted, UserError, WorkdirLost
 from vit_jax.tools import evaluate
@@ -87,12 +88,17 @@ def test_rows_are_flushed_before_each_checkpoint(monkeypatch):
     config = recipe()
     workdir = "gs://test/killed"
     monkeypatch.setattr(metrics.BucketWriter, "close", lambda _: None)
-    stops = iter([False] * 6)
-    with pytest.raises(StopIteration):
-        train_on_one_device(config, workdir, lambda: next(stops))
+
+    class Killed(StopAfter):
+        def __call__(self):
+            if super().__call__():
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_on_one_device(config, workdir, Killed(6))
     monkeypatch.undo()
     with checkpoint.Checkpoints(workdir) as checkpoints:
-        assert checkpoints.latest() == 4
+        assert checkpoints.steps() == [4]
     assert [row["step"] for row in rows(workdir)] == [2, 4, 4]
 
 

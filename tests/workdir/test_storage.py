@@ -47,6 +47,7 @@ def test_pattern_in_the_current_directory(tmp_path, monkeypatch):
 def test_valid_workdir_creates_nothing(tmp_path):
     for workdir in (tmp_path, tmp_path / "a b/ü-{1}", "gs://bucket/run"):
         storage.check_workdir(str(workdir))
+        storage.check_writable(str(workdir))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -56,7 +57,7 @@ sys.modules["jax"] = None  # must not be imported
 from vit_jax.workdir import storage
 if os.geteuid() == 0:  # root may write everywhere
     os.setuid(65534)
-storage.check_workdir(sys.argv[1])
+storage.check_writable(sys.argv[1])
 """
 
 
@@ -67,4 +68,4 @@ def test_directory_without_permission(tmp_path):
             folder.chmod(0o755)
     command = [sys.executable, "-c", CHECK_AS_USER, str(tmp_path / "locked" / "run")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert f"/locked/run: no permission to write in {tmp_path}/locked\n" in result.stderr
+    assert f"/locked/run: no permission to write in {tmp_path}/locked; pass" in result.stderr

@@ -26,6 +26,7 @@ SLURM_VARIABLES = (
     "SLURM_STEP_NODELIST",
 )
 CONNECT_TIMEOUT_S = 300
+HEARTBEAT_TIMEOUT_S = 40  # after which JAX ends the processes that wait for a lost one
 CLEANUP_SECONDS = 2
 LOST_PEER = r"(?i)connection (closed|reset)|gloo|heartbeat|peer|coordination|unavailable|aborted"
 LOST_PEER_CODE = 1
@@ -81,7 +82,11 @@ def initialize():
     import jax
 
     try:
-        jax.distributed.initialize(**arguments, initialization_timeout=CONNECT_TIMEOUT_S)
+        jax.distributed.initialize(
+            **arguments,
+            initialization_timeout=CONNECT_TIMEOUT_S,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+        )
     except ValueError:
         if arguments:  # otherwise a single process: libtpu is installed, but there is no TPU
             raise

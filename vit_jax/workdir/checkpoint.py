@@ -291,7 +291,9 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
+        if kind is not None and jax.process_count() > 1:
+            return  # the background save may wait for a process that has ended
         if self._thread is not None:
             self._thread.join()
         if self._writer is not None:

@@ -32,6 +32,21 @@ def checksum_of(directory, name, array, blocks):
       array: {"shape", "dtype"}.
       blocks: as returned by `owned_blocks`.
     """
+    store = _open(directory, name, array)
+    total = 0
+    for block in blocks:
+        for start, stop in _pieces(block, store.dtype.numpy_dtype.itemsize):
+            values = store[tuple(map(slice, start, stop))].read().result()
+            total += checksum.of_block(np.asarray(values), start, store.shape)
+    return total % 2**32
+
+
+def read(directory, name, array):
+    """Return a stored array as a NumPy array; the arguments are those of `checksum_of`."""
+    return np.asarray(_open(directory, name, array).read().result())
+
+
+def _open(directory, name, array):
     item, _, path = name.partition("/")
     base = str(directory / item)
     base = f"{base}/" if "://" in base else f"file://{base}/"
@@ -39,12 +54,7 @@ def checksum_of(directory, name, array, blocks):
     store = tensorstore.open({"driver": "zarr", "kvstore": kvstore}, open=True, read=True).result()
     if list(store.shape) != array["shape"] or str(store.dtype.numpy_dtype) != array["dtype"]:
         raise Damaged(f"{name} was written as {store.dtype.name} {list(store.shape)}")
-    total = 0
-    for block in blocks:
-        for start, stop in _pieces(block, store.dtype.numpy_dtype.itemsize):
-            values = store[tuple(map(slice, start, stop))].read().result()
-            total += checksum.of_block(np.asarray(values), start, store.shape)
-    return total % 2**32
+    return store
 
 
 def _pieces(block, itemsize):
