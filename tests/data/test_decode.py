@@ -1,5 +1,6 @@
 import io
 import os
+import socket
 import struct
 import tracemalloc
 import zlib
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.faults import pictures as fault_pictures
 from vit_jax.data import decode as decode_module
 from vit_jax.data.decode import DecodeError, decode
 from vit_jax.data.pictures import open_images
@@ -511,3 +513,64 @@ def test_mutated_files_decode_or_raise_decode_error():
         except DecodeError:
             num_errors += 1
     assert 0 < num_errors < 1000
+
+
+def test_pipes_sockets_and_devices_are_refused_without_blocking(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        for path in (tmp_path / "pipe", tmp_path / "socket", "/dev/zero", "/dev/null"):
+            with pytest.raises(DecodeError, match=f"^{path}: a pipe, socket or device"):
+                decode(path)
+
+
+def test_bands_of_rows_equal_the_whole_image(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 7, 4), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(Image.fromarray(pixels), "PNG", exif=exif)
+    whole = decode(data)
+    monkeypatch.setattr(decode_module, "BAND_PIXELS", 21)  # three rows
+    assert whole.shape == (7, 50, 3) and np.array_equal(decode(data), whole)
+
+
+def test_corrupt_tiff_prints_nothing(capfd):
+    data = bytearray(encode(Image.new("RGB", (40, 30)), "TIFF", compression="tiff_adobe_deflate"))
+    data[8:40] = bytes(32)
+    with pytest.raises(DecodeError):
+        decode(bytes(data))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("start", range(0, 2000, 167))
+def test_corrupt_file_is_decoded_or_refused(start, tmp_path):
+    """A sample of `tests.faults.pictures`: each of its dozen ranges, including bombs."""
+    number = start // 10 * 10 + start // 167 % 3
+    data, shape = fault_pictures.make(number)
+    (tmp_path / "file").write_bytes(data)
+    try:
+        got = decode(tmp_path / "file", max_pixels=50_000_000).shape
+    except DecodeError as error:
+        got = None
+        assert str(error).startswith(f"{tmp_path}/file: ") and str(error).isprintable()
+    assert shape in ("any", got)
+
+
+class Square:
+    """The preprocessing of a model whose view is one pixel."""
+
+    image, channels, crop = 1, 3, 1.0
+
+    def view(self, image):
+        return image[:1, :1]
+
+
+def test_only_the_views_of_opened_images_are_kept(tmp_path):
+    for name in ("a.png", "c.png"):
+        Image.new("RGB", (60, 40), RED).save(tmp_path / name)
+    os.mkfifo(tmp_path / "b.png")
+    names = [str(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
+    pictures, errors = open_images(names, models=[Square()])
+    assert [picture.name for picture in pictures] == [names[0], names[2]] and len(errors) == 1
+    assert all(picture.image is None for picture in pictures)
+    assert np.array_equal(pictures[0].view(Square()), np.full((1, 1, 3), RED))

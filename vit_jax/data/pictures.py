@@ -13,20 +13,39 @@ MAX_PIXELS = 50_000_000  # per file
 
 
 class Picture(NamedTuple):
-    """An image, uint8 [h, w, c] of any size, and its label if it is known."""
+    """An image and its label.
+
+    Attributes:
+      name: name of the image.
+      image: uint8 [h, w, c] of any size; None: only its views are kept.
+      label: index of its class; None: unknown.
+      views: {model's preprocessing: view}, see `view`.
+    """
 
     name: str
-    image: np.ndarray
+    image: np.ndarray | None
     label: int | None = None
+    views: dict = {}  # noqa: RUF012: never changed
+
+    def view(self, model):
+        """Return the view of a `inference.LoadedModel`, uint8 [image, image, channels]."""
+        key = _preprocessing(model)
+        return self.views[key] if key in self.views else model.view(self.image)
 
 
-def open_images(names, config=None, channels=3):
+def _preprocessing(model):
+    return model.image, model.channels, model.crop
+
+
+def open_images(names, config=None, channels=3, models=()):
     """Load images from files and from a run's dataset.
 
     Args:
       names: paths of files, or "SPLIT:INDEX" for an example of the dataset, such as "test:0".
       config: config of the run whose dataset is used; None: files only.
       channels: channels of images from files: 3 (RGB) or 1 (grayscale).
+      models: `inference.LoadedModel`s; only their views of each image are kept, which need less
+        memory. (): keep the images.
 
     Returns:
       A list of `Picture`, and a list with one error message per image that cannot be read.
@@ -36,10 +55,14 @@ def open_images(names, config=None, channels=3):
         match = re.fullmatch(r"(train|val|test):([0-9]{1,18})", name)
         try:
             if match and not Path(name).exists():
-                pictures.append(_example(name, config, match[1], int(match[2]), sources))
+                picture = _example(name, config, match[1], int(match[2]), sources)
             else:
                 image = decode.decode(name, channels, max_pixels=MAX_PIXELS)
-                pictures.append(Picture(name, image))
+                picture = Picture(name, image)
+            if models:
+                views = {_preprocessing(model): picture.view(model) for model in models}
+                picture = picture._replace(image=None, views=views)
+            pictures.append(picture)
         except (decode.DecodeError, UserError) as error:
             errors.append(str(error))
     return pictures, errors

@@ -38,7 +38,7 @@ class Inspection:
             picture.name if picture.label is None else f"{classes[picture.label]}, {picture.name}"
             for picture in pictures
         ]
-        self.views = [model.view(picture.image) for picture in pictures]
+        self.views = [picture.view(model) for picture in pictures]
         self.blocks = None if model.is_cnn else spaced_layers(model.depth, MAX_BLOCKS)
         layers = model.depth + 1 + model.module.has_stem_pool if model.is_cnn else len(self.blocks)
         max_passes = int(MAX_FIELD_FLOPS // effective_fields.field_flops(model, layers))

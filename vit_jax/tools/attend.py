@@ -108,7 +108,7 @@ def attend(
 
     Args:
       models: one or two ViTs, each an `inference.LoadedModel`.
-      pictures: images of any size, each a `data.pictures.Picture`.
+      pictures: `data.pictures.Picture`s.
       layers: a list of numbers from 1, "last" or "all". None: first, middle and last; for two
         models the last; for the animation of a single image all.
       heads: a list of numbers from 0, "all", "mean", "max" or "rollout". None: the mean; for a
@@ -143,7 +143,7 @@ def attend(
     row_per_layer = len(heads) > 1 and num_layers > 1
     check_size(len(pictures) if output else 1, layers, heads, row_per_layer or frame_per_layer)
     names = [picture.name for picture in pictures]
-    views = [[model.view(picture.image) for picture in pictures] for model in models]
+    views = [[picture.view(model) for picture in pictures] for model in models]
     extracted = [
         attention_maps.extract(model, images, numbers, "rollout" in heads, title="attend")
         for model, images, numbers in zip(models, views, layers, strict=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from vit_jax import cli
-from vit_jax.errors import UserError
+from vit_jax.errors import UserError, printable
 from vit_jax.tools import model_flags
 
 
@@ -63,7 +63,7 @@ def main(flags):
         outputs = dict(attention=flags.attention, blocks=flags.blocks)
         arrays = features(model, images, batch_size=flags.batch_size or 32, **outputs)
     write(output, arrays)
-    print(model.name + model_flags.preprocessing(model, view=False))
+    print(printable(model.name + model_flags.preprocessing(model, view=False)))
     for name, array in arrays.items():
         print(f"{name:10} {list(array.shape)}")
 

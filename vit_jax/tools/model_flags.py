@@ -1,5 +1,6 @@
 """Flags that select a model, shared by several tools."""
 
+import math
 import os
 import re
 import sys
@@ -145,6 +146,8 @@ def _view(flags, channels):
             continue
         try:
             numbers = tuple(map(float, texts))
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError
         except ValueError:
             raise UserError(f"--{key} must be numbers, such as 0.5,0.5,0.5") from None
         values[key] = numbers * channels if len(numbers) == 1 else numbers
@@ -177,7 +180,7 @@ def open_images(names, models):
         model.check_channels()
     config = next((model.config for model in models if model.config is not None), None)
     channels = max(min(model.channels, 3) for model in models)
-    images, errors = pictures.open_images(names, config, channels)
+    images, errors = pictures.open_images(names, config, channels, models)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     return images, errors

@@ -42,7 +42,7 @@ def main(flags, args):
     (model,) = model_flags.load(flags)
     pictures, errors = model_flags.open_images(args, [model])
     if pictures:
-        tops = predict(model, [picture.image for picture in pictures], topk=flags.topk)
+        tops = classify(model, [picture.view(model) for picture in pictures], topk=flags.topk)
         if not flags.json:
             print(printable(model.name + model_flags.preprocessing(model)))
         for picture, top in zip(pictures, tops, strict=True):
@@ -66,12 +66,16 @@ def predict(model, images, *, topk=5):
     Raises:
       UserError: if the model has no classifier.
     """
+    return classify(model, [model.view(image) for image in images], topk=topk)
+
+
+def classify(model, views, *, topk=5):
+    """Classify preprocessed images, uint8 [image, image, channels] each; see `predict`."""
     import jax
     import numpy as np
 
     if not model.module.config.num_classes:
         raise UserError(f"{model.name} has no classifier")
-    views = [model.view(image) for image in images]
     outputs = model.run(views, batch_size=64, title="predict")
     probabilities = np.asarray(jax.nn.softmax(outputs["logits"]))
     order = (-probabilities).argsort(axis=1, kind="stable")[:, :topk]
@@ -117,7 +121,7 @@ def draw(model, pictures, tops):
 
     names = model.class_names
     return predictions(
-        [model.view(picture.image) for picture in pictures],
+        [picture.view(model) for picture in pictures],
         [[(names[i], p) for i, p in top] for top in tops],
         titles=[picture.name for picture in pictures],
         labels=[None if p.label is None else names[p.label] for p in pictures],

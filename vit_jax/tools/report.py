@@ -40,12 +40,13 @@ def main(flags, args):
     model_flags.check_flags(flags, args)
     path = output_path(flags.workdir or flags.weights, flags.output)
     models = model_flags.load(flags)
-    pictures, _ = model_flags.open_images(args, models)
+    pictures, errors = model_flags.open_images(args, models)
     if args and not pictures:
         raise UserError("none of the images can be read")
     loaded = dict(zip(("model", "against"), models, strict=False))
     report(pictures=pictures, **cli.arguments(report, flags) | loaded)
     print(f"{printable(path)}  {len(path.read_bytes()) / 1e6:.2f} MB")
+    return 2 if errors else 0
 
 
 def report(
