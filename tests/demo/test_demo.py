@@ -1,5 +1,6 @@
 """Tests of the demo: access control, explanations, panel, and the server if gradio is installed."""
 
+import contextlib
 import http.client
 import importlib.util
 import json
@@ -8,12 +9,15 @@ import string
 import subprocess
 import sys
 import tempfile
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests import GOLDEN, ROOT
 from vit_jax import inference, resnet, vit
 from vit_jax.demo import access, explain, panel
 from vit_jax.errors import UserError
@@ -333,3 +337,31 @@ def test_only_uploaded_files_are_opened(server, photo, tmp_path):
     (path,) = upload(client, b"<html>").json()
     answer = send(client, picture={"path": path} | marks)
     assert "an HTML or XML document" in str(answer["output"]["data"])
+
+
+@pytest.mark.skipif(not HAS_GRADIO, reason="not installed: gradio")
+def test_half_open_connections_do_not_keep_visitors_out():
+    """Each connection needs a file descriptor; the soft limit here is below their number."""
+    weights = GOLDEN / "vit/vit_cls/state_dict.safetensors"
+    command = f"{sys.executable} -m vit_jax.tools.demo --weights={weights} --model=num_heads=3"
+    command = ["bash", "-c", f"ulimit -S -n 128; exec {command} --port=0"]
+    requests = [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-a: b",
+        b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nuser",
+        b"POST /gradio_api/queue/join HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n\r\n{",
+    ]
+    with (
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process,
+        contextlib.ExitStack() as half_open,
+    ):
+        try:
+            url = urllib.parse.urlsplit(process.stdout.readline().strip())
+            page = f"{url.geturl()}gradio_api/startup-events"
+            urllib.request.urlopen(page, timeout=60).close()  # the first request may be slow
+            for i in range(200):
+                connection = socket.create_connection((url.hostname, url.port), timeout=10)
+                half_open.enter_context(connection).sendall(requests[i % len(requests)])
+            assert urllib.request.urlopen(page, timeout=2).status == 200
+        finally:
+            process.terminate()

@@ -1,6 +1,7 @@
 """Serve the page with gradio, with checks of the Host and Origin headers."""
 
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from vit_jax.demo import access
 from vit_jax.figures.catalog import Catalog
 
 FOLDER = Path(__file__).parent
+MAX_OPEN_FILES = 8192  # below the maximum of macOS
 
 
 class RequestFilter:
@@ -84,8 +86,17 @@ def launch(models, lang, host, port, auth=None):
     return blocks
 
 
+def raise_open_files():
+    """Raise the soft limit of open files: each connection that a client leaves open needs one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
 def serve(models, lang, host, port, auth=None):
     """Serve the page until the process is interrupted; see `launch` for the arguments."""
+    raise_open_files()
     # The default handler of SIGTERM would not delete the uploads.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with tempfile.TemporaryDirectory(prefix="vit_jax-demo-") as folder:
