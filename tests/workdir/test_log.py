@@ -110,6 +110,7 @@ def test_lines_that_are_not_rows_are_skipped_and_discarded(tmp_path):
         b'{"step": ' + b"9" * 30 + b"}",
         b'{"step": 1, "a": NaN}',
         b'{"step": 1, "a": 1e999}',
+        b'{"step": 1, "a": -1e300}',
         b'{"step": 1, "a": "0.5"}',
         b'{"step": 1, "a": [0.5]}',
         b'{"step": 1, "a": {"b": 1}}',

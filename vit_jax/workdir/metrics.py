@@ -16,6 +16,7 @@ from vit_jax.workdir import storage
 
 FLUSH_SECONDS = 60  # interval between writes to a bucket, in addition to those at checkpoints
 MAX_ROW_BYTES = 2**20
+MAX_VALUE = 3.5e38  # metrics are float32; the axes of figures overflow above 1e300
 
 
 def open_writer(folder, start):
@@ -132,7 +133,7 @@ def parse_row(line):
       line: bytes, without the newline.
 
     Returns:
-      The row, a dict of finite numbers or None by name, with an integer "step" of at least 0; None
+      The row, a dict of float32 numbers or None by name, with an integer "step" of at least 0; None
       if the line is not such a row.
     """
     if len(line) > MAX_ROW_BYTES:
@@ -141,12 +142,14 @@ def parse_row(line):
         row = storage.parse_json(line)
     except ValueError:
         return None
-    if not isinstance(row, dict) or not all(
-        isinstance(x, int | float | None) for x in row.values()
-    ):
+    step = row.get("step") if isinstance(row, dict) else None
+    if type(step) is not int or step < 0:
         return None
-    step = row.get("step")
-    return row if type(step) is int and step >= 0 else None
+    return row if all(map(_is_value, row.values())) else None
+
+
+def _is_value(x):
+    return x is None or (isinstance(x, (int, float)) and abs(x) <= MAX_VALUE)
 
 
 def _discard(path, start):
