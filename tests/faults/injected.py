@@ -9,6 +9,7 @@ command, the config and all other code are those of a run without a fault. Keys:
   nan_loss: [first, last]: the loss of these training steps is NaN.
   poison: {"part", "step", "value", "marker"}: before this training step, the first array of a part
     of the TrainState is set to the value, unless the file `marker` exists. It is then created.
+  crash: {"point", "save"}: the process ends at a point of its save number `save`, from 1.
 """
 
 import importlib
@@ -17,11 +18,22 @@ import os
 import time
 from pathlib import Path
 
+# Points of a save: before or after a stage of `Checkpoints`.
+CRASH_POINTS = {
+    "save_started": ("_write_arrays", "before"),
+    "arrays_written": ("_verify_written", "before"),
+    "files_verified": ("_verify_written", "after"),
+    "manifest_written": ("_write_manifest", "after"),
+    "committed": ("_commit", "after"),
+    "old_deleted": ("_delete_old", "after"),
+}
+CRASH_CODE = 137  # that of SIGKILL, in shells
+
 
 def get_config(name):
     fault = json.loads(os.environ.get("FAULT", "{}"))
     for kind, value in fault.items():
-        {"read": slow_reads, "nan_loss": nan_loss, "poison": poison}[kind](value)
+        KINDS[kind](value)
     config = importlib.import_module(f"configs.{name}").get_config()
     config.data.cache = False
     return config
@@ -84,3 +96,26 @@ def poison(fault):
         return step(self, state, rows)
 
     Run.step = poisoned
+
+
+def crash(fault):
+    from vit_jax.workdir.checkpoint import Checkpoints
+
+    name, when = CRASH_POINTS[fault["point"]]
+    stage = getattr(Checkpoints, name)
+    count = 0
+
+    def crashing(*args):
+        nonlocal count
+        count += 1
+        if count == fault["save"] and when == "before":
+            os._exit(CRASH_CODE)
+        result = stage(*args)
+        if count == fault["save"]:
+            os._exit(CRASH_CODE)
+        return result
+
+    setattr(Checkpoints, name, crashing)
+
+
+KINDS = {"read": slow_reads, "nan_loss": nan_loss, "poison": poison, "crash": crash}

@@ -1,24 +1,18 @@
-"""SIGKILL at random times, inside saves, and at every named point of a save.
+"""SIGKILL at random times and inside saves, and sudden ends at every point of a save.
 
 A case is a chain of kills: the command is started, killed and started again. A run that ends before
 its kill is compared, and the chain continues with a new run. The last run is trained to its end.
 """
 
 import functools
+import json
 import random
 
 from tests.faults import training
 from tests.faults.case import Case
+from tests.faults.injected import CRASH_CODE, CRASH_POINTS
 
 KILLS_PER_CASE = 8
-CRASH_POINTS = (
-    "save_started",
-    "arrays_written",
-    "files_verified",
-    "manifest_written",
-    "committed",
-    "old_deleted",
-)
 MAX_SAVE_S = 0.05  # CPU time after the start of a save until a kill inside it
 # A killed process loses the steps since the last checkpoint, and those during an unfinished save.
 MAX_REPEATED = 2 * training.CHECKPOINT_EVERY
@@ -30,9 +24,9 @@ def cases():
         for seed in range(11):
             name = f"{recipe}, chain {seed}: {KILLS_PER_CASE} kills, half of them inside a save"
             found.append(Case(name, functools.partial(random_kills, recipe, seed)))
-        for occurrence in (1, 2):
-            name = f"{recipe}: every named point of save {occurrence} of a process"
-            found.append(Case(name, functools.partial(crash_points, recipe, occurrence)))
+        for save in (1, 2):
+            name = f"{recipe}: every point of save {save} of a process"
+            found.append(Case(name, functools.partial(crash_points, recipe, save)))
     return found
 
 
@@ -51,11 +45,11 @@ def random_kills(recipe, seed, folder, count=KILLS_PER_CASE):
     return chain.finish()
 
 
-def crash_points(recipe, occurrence, folder):
-    """Exit without cleaning up at every named point of a save."""
-    chain = Chain(folder, recipe, training.control(recipe))
+def crash_points(recipe, save, folder):
+    """End a process at every point of a save."""
+    chain = Chain(folder, f"injected {recipe}", training.control(recipe))
     for point in CRASH_POINTS:
-        chain.crash_at(point if occurrence == 1 else f"{point}:{occurrence}")
+        chain.crash_at(point, save)
     return chain.finish() | {"points": len(CRASH_POINTS)}
 
 
@@ -108,10 +102,11 @@ class Chain:
             process.wait_until(lambda: process.cpu_seconds() >= moment)
         self._kill(process)
 
-    def crash_at(self, point):
-        process = self.start(VIT_JAX_CRASH_AT=point)
+    def crash_at(self, point, save):
+        """End without cleaning up at a point of a save."""
+        process = self.start(FAULT=json.dumps({"crash": {"point": point, "save": save}}))
         code = process.wait()
-        assert code == 137, f"exit code {code} instead of 137 at {point}\n{process.text()}"
+        assert code == CRASH_CODE, f"exit code {code} at {point}\n{process.text()}"
         self._killed(process)
 
     def _kill(self, process):
