@@ -1,7 +1,6 @@
 """Flags that select a model, shared by several tools."""
 
 import math
-import math
 import os
 import re
 import sys
