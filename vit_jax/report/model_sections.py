@@ -118,13 +118,13 @@ def predictions(phrases, model, split, max_images):
         summary += phrases("by_knn", k=k)
 
     def card(i):
-        name, image, _ = load_image(source, split, i)
+        picture = load_image(source, split, i)
         order = (-probabilities[i]).argsort(kind="stable")[:TOP_K]
         true = int(labels[i])
         return {
-            "src": inline.data_url(model.view(image)),
-            "alt": name,
-            "name": name,
+            "src": inline.data_url(picture.view(model)),
+            "alt": picture.name,
+            "name": picture.name,
             "true": names[true],
             "right": bool(correct[i]),
             "bars": [(names[j], float(probabilities[i, j]), j == true) for j in order],
