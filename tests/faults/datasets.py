@@ -257,6 +257,107 @@ def name_damages():
         ("two equal names", b"cat\ncat\nemu\n", "two classes with the name 'cat'"),
     ):
         yield f"{file}: {title}", overwrite(file, content), pattern
+    yield f"{file}: a named pipe", replace(file, "a named pipe"), "is not a regular file"
+
+
+def feature_damages():
+    """Yield (name, damage, pattern) for features.json."""
+    file = "features.json"
+    yield from json_damages(file)
+    for name, change in hostile_features():
+        pattern = f"{file}: .*not supported|{file}: the number NaN"
+        yield f"{file}: {name} runs code", edit(file, change), pattern
+    for title, change in {
+        "shape of text": lambda x: entries(x)["image"]["image"].update(shape="x"),
+        "image is text": lambda x: entries(x).update(image="x"),
+        "9 classes": lambda x: entries(x)["label"]["classLabel"].update(numClasses="9"),
+        "10**15 classes": lambda x: entries(x)["label"]["classLabel"].update(numClasses="9" * 15),
+        "no features": lambda x: entries(x).clear(),
+    }.items():
+        yield f"{file}: {title}", edit(file, change), DAMAGED
+
+
+def info_damages():
+    """Yield (name, damage, pattern) for dataset_info.json."""
+
+    def split(**facts):
+        return lambda x: x["splits"][0].update(facts)
+
+    file = "dataset_info.json"
+    yield from json_damages(file)
+    for title, change in {
+        "a version of text": lambda x: x.update(version="../.."),
+        "no version": lambda x: x.pop("version"),
+        "another name": lambda x: x.update(name="../tiny"),
+        "name is a number": lambda x: x.update(name=3),
+        "splits is an object": lambda x: x.update(splits={}),
+        "no splits": lambda x: x.update(splits=[]),
+        "unknown format": lambda x: x.update(fileFormat="pickle"),
+        "a module": lambda x: x.update(fileFormat="evil"),
+        "13 examples": split(shardLengths=["13"]),
+        "11 examples": split(shardLengths=["11"]),
+        "0 examples": split(shardLengths=["0"]),
+        "10**15 examples": split(shardLengths=[str(10**15)]),
+        "-12 examples": split(shardLengths=["-12"]),
+        "two shards": split(shardLengths=["6", "6"]),
+        "no shards": split(shardLengths=[]),
+        "shards of text": split(shardLengths=["x"]),
+        "a template outside": split(filepathTemplate="/dev/zero"),
+        "an empty template": split(filepathTemplate=""),
+        "a template of braces": split(filepathTemplate="{0.__class__}"),
+    }.items():
+        pattern = f"{DAMAGED}|available splits|has 12 examples|empty or out of range"
+        yield f"{file}: {title}", edit(file, change), pattern
+
+
+def shard_damages():
+    """Yield (name, damage, pattern) for the file with the examples."""
+
+    def rewrite(change):
+        def damage(d):
+            path = next(d.glob("tiny-train*"))
+            path.write_bytes(change(path.read_bytes()))
+
+        return damage
+
+    def change_kind(kind):
+        def damage(d):
+            name = next(d.glob("tiny-train*")).name
+            replace(name, kind.replace("itself", name))(d)
+
+        return damage
+
+    def swap(d):
+        shutil.copy(next(d.glob("tiny-test*")), next(d.glob("tiny-train*")))
+
+    for title, damage in {
+        "missing": change_kind("nothing"),
+        "empty": rewrite(lambda _: b""),
+        "1 byte short": rewrite(lambda raw: raw[:-1]),
+        "1 byte long": rewrite(lambda raw: raw + b"x"),
+        "half": rewrite(lambda raw: raw[: len(raw) // 2]),
+        "zeros": rewrite(lambda raw: bytes(len(raw))),
+        "a web page": rewrite(lambda _: b"<html>" * 20_000),
+        "a pickle": rewrite(lambda _: pickle.dumps(Touch())),
+        "of the other split": swap,
+        "a named pipe": change_kind("a named pipe"),
+        "a directory": change_kind("a directory"),
+        "a link to itself": change_kind("a link to itself"),
+    }.items():
+        yield f"shard: {title}", damage, "restore it from a copy|is not a regular file"
+
+
+def name_damages():
+    """Yield (name, damage, pattern) for the names of the classes."""
+    file = "label.labels.txt"
+    for title, content, pattern in (
+        ("2 names", b"cat\ndog\n", "has 2 names, but features.json has 3 classes"),
+        ("4 names", b"cat\ndog\nemu\nfox\n", "has 4 names, but features.json has 3 classes"),
+        ("empty", b"", "has 0 names"),
+        ("not UTF-8", b"cat\n\xff\nemu\n", "cannot be read"),
+        ("two equal names", b"cat\ncat\nemu\n", "two classes with the name 'cat'"),
+    ):
+        yield f"{file}: {title}", overwrite(file, content), pattern
     yield (
         f"{file}: missing",
         lambda d: (d / file).unlink(),

@@ -85,7 +85,10 @@ def make(split, config):
         list(pool.map(_check_shard, shards))
     name = f"{config.data.dataset} {split}"
     facts = (builder.info.full_name, split, *facts)
-    return Records(data, class_names, config.model.channels, name, facts)
+    source = Records(data, class_names, config.model.channels, name, facts)
+    if not (folder / "label.labels.txt").exists():
+        source.notes = [f"{folder} has no label.labels.txt: its classes are named by numbers"]
+    return source
 
 
 def _check_files(folder):
@@ -130,14 +133,16 @@ def _check_features(value):
 
 
 def _read_names(folder, count):
-    """Return the names of the classes from label.labels.txt; `count` are expected."""
+    """Return the names of the classes from label.labels.txt; `count` are expected.
+
+    TFDS does not write the file for datasets without names, such as its MNIST, and names the
+    classes by their numbers.
+    """
     path = folder / "label.labels.txt"
     try:
         lines = storage.read_bytes(path, MAX_NAMES_BYTES).decode().split("\n")
     except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist; write the names of the {count} classes to it, one per line"
-        ) from None
+        return [str(label) for label in range(count)]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} cannot be read ({_shown(error)}); restore it from a copy"
