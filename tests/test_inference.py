@@ -131,5 +131,5 @@ def test_class_names_of_a_run_are_checked(tmp_path, train_digits):
         with pytest.raises(UserError, match=message):
             load(**changes)
     path.write_text("{}")
-    with pytest.raises(UserError, match="run.json has no valid value for 'data'"):
+    with pytest.raises(UserError, match="run.json has no valid value for 'data.num_classes'"):
         inference.load(str(workdir))
