@@ -13,9 +13,9 @@ workers share, or gs://BUCKET/RUN (not with SLURM). A restart resumes from the l
 On TPU VMs, each worker receives a copy of this working tree and installs the package versions of
 this environment, which must use Python 3.11 as the workers do. The training log is printed, and
 training continues if the ssh connection is lost. A preempted slice is deleted and recreated, and
-training is resumed. Exit codes 0, 2 (user error), 3 (diverged) and 4 (no space left) of training
-are final; after 75 (preempted and saved) or a crash, training is restarted, at most --restarts
-times. The slice is deleted at the end unless --keep is passed.
+training is resumed. Exit codes 0, 2 (user error), 3 (diverged), 4 (no space left) and 5 (workdir
+lost) of training are final; after 75 (preempted and saved) or a crash, training is restarted, at
+most --restarts times. The slice is deleted at the end unless --keep is passed.
 
 With --sweep, --grid or --draw (see experiments.sweep), each run of a sweep becomes a task of a
 SLURM array, or runs on a separate TPU slice, NAME-0, NAME-1, ..., --jobs of them at a time:

@@ -26,7 +26,7 @@ from vit_jax.devices import distributed
 from vit_jax.errors import NoSpace, Preempted, UserError, printable
 from vit_jax.workdir import log, storage
 
-FINAL_CODES = (0, 2, 3, 4)  # exit codes after which a restart would give the same result
+FINAL_CODES = (0, 2, 3, 4, 5)  # exit codes after which a restart would give the same result
 MAX_RETRIES = 3  # restarts of a job that was preempted (exit code 75) by another process
 MAX_NAME_CHARS = 120
 

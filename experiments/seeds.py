@@ -72,14 +72,14 @@ def train(job, seed, stop):
     if (starts := count_starts(job.workdir)) > starts_before:  # else the run was already finished
         seconds[str(starts)] = round(elapsed, 2)
         log.write_json(path, seconds)
-    run = json.loads((job.workdir / "run.json").read_text())
+    run = log.read_run_json(job.workdir)
     return 0, result(log.read_metrics(job.workdir), run, seed, seconds)
 
 
 def count_starts(workdir):
     """Return the number of times training was started or resumed in a workdir."""
-    path = workdir / "run.json"
-    return len(json.loads(path.read_text())["starts"]) if path.exists() else 0
+    exists = (workdir / "run.json").exists()
+    return len(log.read_run_json(workdir)["starts"]) if exists else 0
 
 
 def result(rows, run, seed, seconds):

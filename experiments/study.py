@@ -27,7 +27,7 @@ from experiments import runs, sweep
 from vit_jax import cli
 from vit_jax.config import config_diff, flat, schema
 from vit_jax.devices import distributed
-from vit_jax.errors import Diverged, NoSpace, Preempted, UserError
+from vit_jax.errors import Diverged, NoSpace, Preempted, UserError, WorkdirLost
 from vit_jax.workdir import log
 
 optuna = None  # imported by `open_study`: it takes a second
@@ -35,7 +35,8 @@ PRUNERS = {"none": "NopPruner", "median": "MedianPruner", "hyperband": "Hyperban
 STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}  # others: not finished
 # These keys may change when a single run is resumed, but must be equal for all trials of a study.
 FIXED_KEYS = {"total_steps", "eval_every", "evaluators"}
-FATAL_CODES = {UserError.exit_code, NoSpace.exit_code}  # exit codes of a trial that end the study
+# Exit codes of a trial that end the study.
+FATAL_CODES = {UserError.exit_code, NoSpace.exit_code, WorkdirLost.exit_code}
 
 
 def define_flags():

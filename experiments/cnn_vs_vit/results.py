@@ -1,7 +1,5 @@
 """Tables, arrays and figures that compare two trained models."""
 
-import json
-
 import numpy as np
 
 from experiments import tables
@@ -45,7 +43,7 @@ def model_row(job, speed):
         speed: the timing of its forward pass, an entry of `forward_speed.time_forward_passes`.
     """
     metrics = log.read_metrics(job.workdir)
-    run = json.loads((job.workdir / "run.json").read_text())
+    run = log.read_run_json(job.workdir)
     model = variants.from_config(job.config.model, run["data"]["num_classes"])
     return {
         "run": job.name,

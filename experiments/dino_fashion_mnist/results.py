@@ -17,6 +17,7 @@ from experiments import tables
 from vit_jax import cli
 from vit_jax.config import defaults, flat, load_config
 from vit_jax.figures.curves import BLUE, GREEN, ORANGE, PURPLE
+from vit_jax.workdir import log
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
@@ -49,7 +50,7 @@ def export_run(workdir, name):
     from vit_jax.workdir import log
 
     config = load_config(workdir)
-    run = json.loads((workdir / "run.json").read_text())
+    run = log.read_run_json(workdir)
     rows = log.read_metrics(workdir)
     last = {key: row[key] for row in rows for key in row if key.startswith("eval/")}
     linear = evaluate.score(workdir, "test", ("linear_probe",))
