@@ -47,7 +47,6 @@ def main(flags):
 def export_run(workdir, name):
     """Write results/NAME.json, the config and scores, and results/NAME_curve.jsonl, the metrics."""
     from vit_jax.tools import evaluate
-    from vit_jax.workdir import log
 
     config = load_config(workdir)
     run = log.read_run_json(workdir)
