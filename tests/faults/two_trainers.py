@@ -46,7 +46,7 @@ def cases():
     for name, run in {
         "second while the first one trains": while_training,
         "second while the first one evaluates": functools.partial(while_training, eval_every=1),
-        "second while the first one saves": functools.partial(while_training, checkpoint_every=1),
+        "second while the first one saves": functools.partial(while_training, checkpoint_every=5),
         "second under another host name": functools.partial(while_training, host="other"),
         "second through a symbolic link": through_link,
         "second while the first one is suspended": while_suspended,
