@@ -29,7 +29,7 @@ purpose. In the order in which a run uses them:
   scoring.py       top-k accuracy with ties
   forward.py       a forward pass over many batches: compiled once, padded, sharded
   evaluators/      FAMILY: parameters -> metrics
-  workdir/         the files of a run: checkpoints, metrics, log; on disk or in a bucket
+  workdir/         the files of a run: checkpoints, owner, metrics, log; on disk or in a bucket
   loggers/         FAMILY: TensorBoard, Weights & Biases
   snapshots.py     images for the loggers: augmented training images, attention maps
   pretrained/      FAMILY: weight layouts as tables of names; weights of runs
