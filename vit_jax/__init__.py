@@ -10,6 +10,7 @@ purpose. In the order in which a run uses them:
   habits.py        equivalents of the flags and keys of other projects, for error messages
   plan.py          what config and data determine, checked before JAX is imported
   train.py         the training loop
+  guard.py         saves what is unsaved when training is interrupted; skipped steps
   run.py           config -> data, model, objective, optimizer, mesh
   data/            FAMILY: sources of encoded or decoded images with labels; decode.py
   augment/         host.py: crop, resize, affine, RandAugment, in threads or worker processes

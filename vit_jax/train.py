@@ -7,8 +7,6 @@ import contextlib
 import functools
 import math
 import os
-import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from absl import flags
 from vit_jax import cli
 from vit_jax.config import blocking_diff, flat, load_config, save_config
 from vit_jax.devices import distributed, memory
-from vit_jax.errors import Diverged, Preempted, UserError
+from vit_jax.errors import Preempted, UserError
 from vit_jax.schema import member
 from vit_jax.workdir import log, manifest, owner, storage
 
@@ -119,9 +117,7 @@ def train(config, workdir, stop=None, devices=None, plan=None):
     from vit_jax.run import Run
     from vit_jax.workdir.checkpoint import Checkpoints
 
-    if config.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache_dir = Path(config.compilation_cache).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir))
+    _set_compilation_cache(config)
     stop = stop or distributed.StopSignal()
     primary = jax.process_index() == 0
     say = functools.partial(print, flush=True) if primary else lambda _: None
@@ -139,14 +135,7 @@ def train(config, workdir, stop=None, devices=None, plan=None):
         start, state = checkpoints.restore_latest(run.abstract)
         state = state if start else run.init(say)
         if primary:
-            save_config(config, directory / "config.json")
-            changes = log.write_run_json(workdir, step=start, mesh=run.mesh, **run.metadata())
-            for line in changes if start else ():
-                say(line)
-            facts = log.read_run_json(workdir)
-            checkpoints.record = {"config": config.to_dict()} | {
-                key: facts.get(key) for key in ("data", "code", "versions")
-            }
+            checkpoints.record = _write_files(run, directory, start, say)
         logger = stack.enter_context(
             log.Log(
                 workdir,
@@ -172,6 +161,25 @@ def train(config, workdir, stop=None, devices=None, plan=None):
             log.update_run_json(workdir, tested=plan.identity["splits"]["test"])
         logger.hparams(flat(config), row)
         return row
+
+
+def _set_compilation_cache(config):
+    import jax
+
+    if config.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache_dir = Path(config.compilation_cache).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir))
+
+
+def _write_files(run, directory, start, say):
+    """Write config.json and run.json, and return what the manifests of checkpoints record."""
+    save_config(run.config, directory / "config.json")
+    changes = log.write_run_json(directory, step=start, mesh=run.mesh, **run.metadata())
+    for line in changes if start else ():
+        say(line)
+    facts = log.read_run_json(directory)
+    keys = ("data", "code", "versions")
+    return {"config": run.config.to_dict()} | {key: facts.get(key) for key in keys}
 
 
 def _own(workdir, stack, primary):
@@ -213,17 +221,18 @@ def _loop(run, state, start, checkpoints, logger, stop):
 
     They happen in this order, so that all metrics up to a checkpoint are on disk before it is.
     """
+    from vit_jax import guard
     from vit_jax.snapshots import Snapshots
 
-    guard = Guard(checkpoints, logger, stop, start)
+    protection = guard.Guard(checkpoints, logger, stop, start, cli.outcome)
     snapshots = Snapshots(run, logger)
     best = checkpoints.best()
     best_score = best[1] if best else -math.inf
-    bad = BadSteps(run, state)
+    skipped = guard.SkippedSteps(run, state)
     warning = None
     timer = StepTimer(start)
     if start and checkpoints.is_pending(start):
-        with guard.unsaved(start, state):
+        with protection.unsaved(start, state):
             scores = run.evaluate("val", run.weights(state))
         logger.write(start, scores)
         checkpoints.set_metrics(start, scores)
@@ -231,10 +240,10 @@ def _loop(run, state, start, checkpoints, logger, stop):
     batches = run.batches(start)
     try:
         for step in range(start + 1, run.total + 1):
-            with timer.measure("data_wait"), guard.unsaved(step - 1, state):
+            with timer.measure("data_wait"), protection.unsaved(step - 1, state):
                 batch = next(batches)
             if step == start + 1:  # exclude compilation from the timing
-                with guard.unsaved(start, state):
+                with protection.unsaved(start, state):
                     snapshots.log_batch(start, batch)
                     with logger.status("compiling the training step", "compiled the training step"):
                         state, metrics = run.step(state, batch)
@@ -246,20 +255,20 @@ def _loop(run, state, start, checkpoints, logger, stop):
             logger.update_progress(step)
             if run.plan.due(step, "log_every"):
                 values = {name: float(x) for name, x in metrics.items()}
-                bad.check(step, state, values, checkpoints, logger)
-                row = {f"train/{name}": x for name, x in values.items()} | bad.metrics()
+                skipped.check(step, state, values, checkpoints, logger)
+                row = {f"train/{name}": x for name, x in values.items()} | skipped.metrics()
                 last_warning = warning
                 warning = run.objective.alarm(values)
                 if warning and warning != last_warning:
                     logger.info(f"step {step:,}  warning: {warning}")
-                lr = run.lr(step - 1 - bad.total)  # the optimizer does not count skipped steps
+                lr = run.lr(step - 1 - skipped.total)  # the optimizer does not count skipped steps
                 row |= {"train/epoch": step / run.steps_per_epoch, "sched/lr": lr}
-                guard.check()
+                protection.check()
                 logger.write(step, row | timer.read(step, run.config.batch_size))
                 timer = StepTimer(step)
             scores = {}
             if run.plan.due(step, "eval_every"):
-                with timer.measure("paused"), guard.unsaved(step, state, pending=True):
+                with timer.measure("paused"), protection.unsaved(step, state, pending=True):
                     scores = run.evaluate("val", run.weights(state))
                     snapshots.log_attention(step, run.weights(state))
                 if scores:
@@ -267,9 +276,9 @@ def _loop(run, state, start, checkpoints, logger, stop):
             score = scores.get(run.config.best_metric, -math.inf)
             stopping = stop()  # call once per step: a second call may differ
             if run.plan.due(step, "checkpoint_every") or score > best_score or stopping:
-                bad.check(step, state, metrics, checkpoints, logger)
+                skipped.check(step, state, metrics, checkpoints, logger)
                 with timer.measure("paused"):
-                    guard.save(step, state, scores, now=stopping or step == run.total)
+                    protection.save(step, state, scores, now=stopping or step == run.total)
                 best_score = max(best_score, score)
             if stopping:
                 raise Preempted(checkpoints.preempted())
@@ -280,6 +289,8 @@ def _loop(run, state, start, checkpoints, logger, stop):
 
 def _test(run, state, checkpoints, logger, stop):
     """Evaluate on the test split with the best checkpoint, or the last if none was evaluated."""
+    from vit_jax import guard
+
     while True:
         best = checkpoints.best()
         step = best[0] if best else run.total
@@ -292,162 +303,13 @@ def _test(run, state, checkpoints, logger, stop):
         except manifest.Damaged as error:
             checkpoints.set_aside(step, error)
     try:
-        with _interruptible(stop):
+        with guard.interruptible(stop):
             row = run.evaluate("test", weights) | {"eval/test/step": step}
-    except Interrupted:
+    except guard.Interrupted:
         raise Preempted(checkpoints.preempted()) from None
     logger.write(run.total, row)
     logger.flush()
     return {"step": run.total} | row
-
-
-class Guard:
-    """Saves what is unsaved when training is interrupted or fails.
-
-    Args:
-      checkpoints: the `Checkpoints` of the run.
-      logger: the `Log` of the run.
-      stop: the `StopSignal`.
-      start: step that training begins with; it needs no saving.
-    """
-
-    def __init__(self, checkpoints, logger, stop, start):
-        self.checkpoints = checkpoints
-        self.logger = logger
-        self.stop = stop
-        self.start = start
-
-    @contextlib.contextmanager
-    def unsaved(self, step, state, *, pending=False):
-        """Protect a state during a `with` block that does not change it and that may block.
-
-        If a signal arrives, another thread saves the state and ends the process. If the block
-        fails, the state is saved before the exception is raised.
-
-        Args:
-          step: number of completed optimizer steps.
-          state: the `TrainState`.
-          pending: whether the block is an evaluation, which a resumed run then repeats.
-        """
-        save = functools.partial(self.save, step, state, now=True, pending=pending)
-        try:
-            with self.stop.react(lambda: self._leave(save)), _interruptible(self.stop):
-                yield
-        except Interrupted:
-            save()
-            raise Preempted(self.checkpoints.preempted()) from None
-        except Exception as error:
-            if self.stop.multiprocess:  # the others do not save
-                raise
-            save()
-            if isinstance(error, UserError) or not _lost_worker(error):
-                raise
-            raise Preempted(
-                f"a process that loads data was killed, perhaps because memory was short; "
-                f"{self.checkpoints.preempted().removeprefix('preempted: ')}"
-            ) from error
-
-    def save(self, step, state, scores=(), *, now=False, pending=False):
-        """Save a checkpoint after the rows up to it; now: return when it is verified."""
-        if step == self.start or step == self.checkpoints.saved:
-            return
-        self.logger.flush()
-        save = self.checkpoints.save_now if now else self.checkpoints.save
-        save(step, state, scores, pending=pending)
-
-    def check(self):
-        """Check that the workdir is still there, before a row is written to it."""
-        if self.checkpoints.owner is not None:
-            self.checkpoints.owner.check(fresh=False)
-
-    def _leave(self, save):
-        """Save and end the process, in a thread."""
-        try:
-            save()
-        except Exception as error:
-            code, message = cli.outcome(error)
-            self.stop.exit(f"error: {message or cli.one_line(error)}", code or 1)
-        self.stop.exit(self.checkpoints.preempted())
-
-
-class Interrupted(Exception):
-    """An evaluation was interrupted by a signal, in all processes."""
-
-
-@contextlib.contextmanager
-def _interruptible(stop):
-    """With several processes, poll after every batch that is evaluated in a `with` block.
-
-    Raises:
-      Interrupted: in all processes, at the same batch.
-    """
-    if not stop.multiprocess:  # a thread reacts
-        yield
-        return
-    from vit_jax import forward
-
-    def poll():
-        if stop():
-            raise Interrupted
-
-    with forward.polling(poll):
-        yield
-
-
-def _lost_worker(error):
-    """Return whether an exception is about a data-loading process that was killed."""
-    text = str(error).lower()
-    return any(words in text for words in ("worker process", "was terminated", "exit code", "died"))
-
-
-class BadSteps:
-    """Reports the training steps that were skipped, and stops if there are too many.
-
-    Args:
-      run: the `Run`.
-      state: the `TrainState` that training begins with.
-    """
-
-    def __init__(self, run, state):
-        self.limit = run.config.max_bad_steps
-        self.total = int(state.bad.total)
-
-    def metrics(self):
-        """Return the metrics for a row; none if no step was skipped."""
-        return {"train/bad_steps": self.total} if self.total else {}
-
-    def check(self, step, state, metrics, checkpoints, logger):
-        """Warn of steps that were skipped since the last call.
-
-        Raises:
-          Diverged: if the last `max_bad_steps` steps were skipped.
-        """
-        total, in_a_row, first = map(int, state.bad)
-        new, self.total = total - self.total, total
-        if in_a_row >= self.limit:
-            names = ("loss", "grad_norm", "update_norm")
-            values = ", ".join(f"{name} {float(metrics[name]):g}" for name in names)
-            saved = checkpoints.saved
-            latest = f"the latest checkpoint is step {saved:,}" if saved else "no checkpoint yet"
-            raise Diverged(
-                f"the steps from {first:,} to {step:,} were not finite ({values} at step "
-                f"{step:,}); {latest}. Lower optim.lr, lengthen optim.warmup or set optim.clip=1, "
-                f"and use a new workdir.\nTo reproduce step {first:,}: {_reproduce()}"
-            )
-        if new:
-            steps = f"step {first:,}" if new == 1 else f"{new:,} steps, the latest from {first:,}"
-            logger.info(
-                f"step {step:,}  warning: {steps}: the loss, gradients or updates were not finite; "
-                "skipped"
-            )
-
-
-def _reproduce():
-    """Return the command that stops at the first bad step after the latest checkpoint."""
-    keys = "--config.log_every=1 --config.max_bad_steps=1"
-    if Path(sys.argv[0]).name != "train.py":
-        return f"train it with {keys}"
-    return f"python -m vit_jax.train {shlex.join(sys.argv[1:])} {keys}"
 
 
 class StepTimer:
