@@ -98,7 +98,7 @@ def checkpoint_bytes(recipe):
 def always_full(recipe, full, space, folder):
     """There is space for `space` checkpoints until the command ends."""
     with disks(folder, full) as (workdir, disk):
-        leave(disk, space * checkpoint_bytes(recipe))
+        leave(disk, int(space * checkpoint_bytes(recipe)))
         command = training.train_command(recipe, workdir)
         text = training.Process(command, folder / "1.txt").check(4)
         steps = check_failure(workdir, text)
