@@ -95,12 +95,11 @@ def add(path):
 
 
 def compact(record):
-    """Return a record without the kind and, if the case passed, without long texts."""
-    kept = {key: value for key, value in record.items() if key != "kind"}
+    """Return a record without long texts if the case passed."""
+    texts = {k for k, x in record.items() if isinstance(x, str) and len(x) > MAX_TEXT_CHARS}
     if not record["ok"]:
-        return kept
-    texts = {k for k, x in kept.items() if isinstance(x, str) and len(x) > MAX_TEXT_CHARS}
-    return {key: value for key, value in kept.items() if key == "case" or key not in texts}
+        texts = set()
+    return {key: value for key, value in record.items() if key == "case" or key not in texts}
 
 
 def table():
