@@ -113,11 +113,17 @@ def together(delays, folder, resume=False, kind="lock"):
     for number, delay in enumerate(delays, 1):
         time.sleep(delay)
         processes.append(start(folder, number, kind=kind))
+    seconds = []
+    while waiting := [process for process in processes if not process.ended()]:
+        if len(seconds) < len(processes) - len(waiting):
+            seconds.append(round(time.monotonic() - processes[-1].start, 1))
+        time.sleep(0.05)
     codes = [process.wait() for process in processes]
     outputs = "\n".join(process.text() for process in processes)
     assert codes.count(0) == 1, f"exit codes {codes}\n{outputs}"
     first = processes.pop(codes.index(0))
-    return check(folder, first, processes) | {"winner": codes.index(0) + 1}
+    details = check(folder, first, processes) | {"winner": codes.index(0) + 1}
+    return details | {"seconds_to_refusal": max(seconds, default=0)}
 
 
 def while_training(folder, host="this", **overrides):
