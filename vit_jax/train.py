@@ -61,22 +61,10 @@ def prepare(config, workdir):
     storage.check_workdir(workdir)
     for name in config.loggers:
         getattr(member("loggers", name), "check", lambda: None)()
-    directory = storage.resolve(workdir)
-    resumes = bool(manifest.steps(directory / "checkpoints"))
-    if resumes:
-        differences = blocking_diff(load_config(directory), config)
-        if differences:
-            more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
-            raise UserError(
-                f"{workdir} holds a run with a different config: {differences[0]}{more}.\n"
-                "Pass another --workdir, or the config that the run was started with."
-            )
+    resumes = _check_config(config, workdir)
     plan = Plan(config, resumes=resumes)
     if resumes:
-        try:
-            plan.check_identity(log.read_run_json(directory)["data"])
-        except UserError as error:
-            raise UserError(f"{workdir}: {error}") from None
+        _check_data(plan, workdir)
     if not _finished(plan, workdir):
         storage.check_writable(workdir)
         owner.check_free(workdir)
@@ -127,7 +115,7 @@ def train(config, workdir, stop=None, devices=None, plan=None):
     say(run.describe())
     with contextlib.ExitStack() as stack:
         stop.cleanup = stack.close
-        lock = _own(workdir, stack, primary)
+        lock = _own(plan, workdir, stack, primary)
         checkpoints = Checkpoints(
             workdir, keep=config.keep_checkpoints, metric=config.best_metric, owner=lock, say=say
         )
@@ -182,13 +170,38 @@ def _write_files(run, directory, start, say):
     return {"config": run.config.to_dict()} | {key: facts.get(key) for key in keys}
 
 
-def _own(workdir, stack, primary):
+def _check_config(config, workdir):
+    """Return whether a workdir has checkpoints. Raises UserError if their config differs."""
+    directory = storage.resolve(workdir)
+    if not manifest.steps(directory / "checkpoints"):
+        return False
+    differences = blocking_diff(load_config(directory), config)
+    if differences:
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        raise UserError(
+            f"{workdir} holds a run with a different config: {differences[0]}{more}.\n"
+            "Pass another --workdir, or the config that the run was started with."
+        )
+    return True
+
+
+def _check_data(plan, workdir):
+    """Raise UserError if the run in a workdir was trained on other data."""
+    try:
+        plan.check_identity(log.read_run_json(workdir)["data"])
+    except UserError as error:
+        raise UserError(f"{workdir}: {error}") from None
+
+
+def _own(plan, workdir, stack, primary):
     """Become the owner of the workdir, in process 0. Raises UserError in all processes."""
     lock = error = None
     if primary:
         try:
             storage.resolve(workdir).mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(owner.Owner(workdir))
+            if _check_config(plan.config, workdir):  # another run may have ended meanwhile
+                _check_data(plan, workdir)
         except (UserError, OSError) as e:
             error = e
     if distributed.has_peers():
