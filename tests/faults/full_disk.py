@@ -27,7 +27,7 @@ def cases():
     name = "DINO, checkpoints: space for 1.5 of them"
     found.append(Case(name, functools.partial(always_full, "DINO digits", "checkpoints", 1.5)))
     name = "checkpoints: no space until a save failed"
-    found.append(Case(name, functools.partial(freed, "digits", "checkpoints", 0)))
+    found.append(Case(name, functools.partial(freed, "digits", "checkpoints", 0, None)))
     name = "logs: no space after step 12"
     found.append(Case(name, functools.partial(full_after, "digits", "logs", 12)))
     name = "logs: no space from step 12 to 30"
@@ -116,7 +116,7 @@ def full_after(recipe, full, step, folder):
         return resume(recipe, workdir, disk, folder) | {"failed_saves": steps}
 
 
-def freed(recipe, full, step, until=None, folder=None):
+def freed(recipe, full, step, until, folder):
     """The disk is full from a step until another one, or until a save has failed."""
     with disks(folder, full) as (workdir, disk):
         if not step:

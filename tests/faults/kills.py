@@ -45,9 +45,10 @@ def random_kills(recipe, seed, folder, count=KILLS_PER_CASE):
     return chain.finish()
 
 
-def crash_points(recipe, save, folder):
+def crash_points(recipe, save, folder, **overrides):
     """End a process at every point of a save."""
-    chain = Chain(folder, f"injected {recipe}", training.control(recipe))
+    control = training.control(recipe, **overrides)
+    chain = Chain(folder, f"injected {recipe}", control, overrides)
     for point in CRASH_POINTS:
         chain.crash_at(point, save)
     return chain.finish() | {"points": len(CRASH_POINTS)}
@@ -56,7 +57,8 @@ def crash_points(recipe, save, folder):
 class Chain:
     """A run that is killed again and again, compared with a control run at its end."""
 
-    def __init__(self, folder, recipe, control):
+    def __init__(self, folder, recipe, control, overrides=None):
+        self.overrides = overrides or {}
         self.folder = folder
         self.recipe = recipe
         self.control = control
@@ -72,7 +74,7 @@ class Chain:
 
     def start(self, **environment):
         self.before = self._saving()
-        command = training.train_command(self.recipe, self.workdir)
+        command = training.train_command(self.recipe, self.workdir, **self.overrides)
         return training.Process(command, self.folder / "output.txt", **environment)
 
     def kill_after(self, fraction):

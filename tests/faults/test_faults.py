@@ -28,7 +28,8 @@ def failures(records):
 
 def test_a_process_that_dies_at_every_point_of_a_save(tmp_path):
     """Six processes end at the six points; the run ends with the bits of an uninterrupted one."""
-    details = kills.crash_points("digits", 1, tmp_path)
+    short = dict(total_steps=8, checkpoint_every=1, eval_every=0, optim__warmup=2)
+    details = kills.crash_points("digits", 1, tmp_path, **short)
     assert details["tried"] == 6
 
 

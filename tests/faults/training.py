@@ -188,9 +188,9 @@ def complete_steps(workdir):
 
 
 def unfinished(workdir):
-    """Return the names of unfinished, temporary checkpoints."""
+    """Return the names of unfinished checkpoints and deletions, such as 20.saving."""
     names = os.listdir(workdir / "checkpoints") if (workdir / "checkpoints").exists() else []
-    return sorted(name for name in names if not name.isdigit() and "damaged" not in name)
+    return sorted(name for name in names if re.match(r"\d+\.(?!damaged)", name))
 
 
 def rows(workdir):
