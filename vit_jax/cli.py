@@ -430,14 +430,9 @@ def outcome(e):
         return e.exit_code, str(e)
     if isinstance(e, KeyboardInterrupt):
         return INTERRUPTED, "interrupted"
-    cause = e
-    while cause is not None:
-        full = isinstance(cause, OSError) and cause.errno in storage.FULL
-        if full or "No space left on device" in str(cause):
-            file = f" to write {cause.filename}" if getattr(cause, "filename", None) else ""
-            message = f"no space left{file}; free some space and rerun the same command"
-            return NoSpace.exit_code, message
-        cause = cause.__cause__ or cause.__context__
+    if full := storage.full_disk(e):
+        file = f" to write {full.filename}" if getattr(full, "filename", None) else ""
+        return NoSpace.exit_code, f"no space left{file}; free some space and rerun the same command"
     if isinstance(e, OSError) and e.errno in FILE_ERRORS and e.filename:
         return UserError.exit_code, f"cannot access {e.filename}: {e.strerror}"
     return None, None

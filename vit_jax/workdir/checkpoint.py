@@ -226,7 +226,7 @@ class Checkpoints:
             self._check_owner()
             problem = self._check_space(sum(x.nbytes for x in leaves))
         if self._broadcast(int(problem is not None)):
-            self._fail(step, problem or "no space left")
+            self._fail(step, problem or NoSpace("no space left"))
             return
         owned = {name: readback.owned_blocks(x) for name, x in zip(names, leaves, strict=True)}
         facts = dict(step=step, metrics=dict(metrics), pending=pending, arrays=arrays)
@@ -253,7 +253,7 @@ class Checkpoints:
         if self.saved != step:
             error = self._error
             latest = f"the latest checkpoint is step {self.saved:,}" if self.saved else "none is"
-            kind = NoSpace if _is_full(error) else UserError
+            kind = NoSpace if storage.full_disk(error) else UserError
             raise kind(
                 f"the checkpoint of step {step:,} could not be saved ({_reason(error)}); {latest}. "
                 "Mend the cause and rerun the same command to resume"
@@ -284,7 +284,7 @@ class Checkpoints:
         self._thread.join()
         self._thread, step, self._saving = None, self._saving, None
         if self._broadcast(int(self._error is not None)) or self._error:
-            self._fail(step, self._error or "it failed in process 0")
+            self._fail(step, self._error or RuntimeError("it failed in process 0"))
         else:
             self.saved = step
 
@@ -437,7 +437,7 @@ class Checkpoints:
                     _remove(path)
         message = f"could not save the checkpoint of step {step:,} ({_reason(error)})"
         if jax.process_count() > 1:
-            kind = NoSpace if _is_full(error) else UserError
+            kind = NoSpace if storage.full_disk(error) else UserError
             raise kind(f"{message}; mend the cause and rerun the same command to resume")
         self.say(f"warning: {message}; trying again at the next one")
 
@@ -558,20 +558,9 @@ def _remove(path):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_full(error):
-    """Return whether an exception, or one that caused it, is about a full disk."""
-    while error is not None:
-        if isinstance(error, NoSpace) or getattr(error, "errno", None) in storage.FULL:
-            return True
-        if "No space left" in str(error) or "quota exceeded" in str(error).lower():
-            return True
-        error = getattr(error, "__cause__", None) or getattr(error, "__context__", None)
-    return False
-
-
 def _reason(error):
     """Return the message of an error as one short line."""
-    if _is_full(error) and not isinstance(error, NoSpace):
+    if storage.full_disk(error) and not isinstance(error, NoSpace):
         return "no space left on the disk"
     text = " ".join(str(error).split())
     return printable(text[:200] or type(error).__name__)

@@ -15,7 +15,6 @@ LOCK = ".lock"
 LOCK_SECONDS = 1.0  # check_free may hold the lock for an instant
 NETWORK_DISKS = r"nfs4?|cifs|smb3|smbfs|lustre|gpfs|ceph|beegfs|afs|9p|fuse(\..*)?"
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_free(workdir):
@@ -195,7 +194,7 @@ def _file_errors(directory):
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in storage.FULL:
             raise
         reason = error.strerror or str(error)
         raise UserError(

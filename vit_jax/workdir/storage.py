@@ -145,6 +145,17 @@ def _check_access(bucket):
     raise UserError(f"cannot access gs://{bucket}: {problem}")
 
 
+def full_disk(error):
+    """Return the exception about a full disk among an exception and its causes, or None."""
+    while error is not None:
+        if isinstance(error, NoSpace) or getattr(error, "errno", None) in FULL:
+            return error
+        if "No space left" in str(error) or "quota exceeded" in str(error).lower():
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def no_space(path):
     """Return the `NoSpace` exception for a file that cannot be written."""
     return NoSpace(
