@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from vit_jax import forward
-from vit_jax.errors import Diverged, Preempted, UserError
+from vit_jax.errors import Diverged, NoSpace, Preempted, UserError
 
 
 class Guard:
@@ -59,10 +59,22 @@ class Guard:
             ) from error
 
     def save(self, step, state, scores=(), *, now=False, pending=False):
-        """Save a checkpoint after the rows up to it; now: return when it is verified."""
+        """Save a checkpoint after the rows up to it; now: return when it is verified.
+
+        Without these rows on disk, it is not saved: a resumed run would not write them again.
+        """
         if step == self.start or step == self.checkpoints.saved:
             return
-        self.logger.flush()
+        try:
+            self.logger.flush()
+        except NoSpace as error:
+            if now or self.stop.multiprocess:
+                raise
+            self.logger.info(
+                f"warning: could not save the checkpoint of step {step:,} "
+                f"({str(error).partition(';')[0]}); trying again at the next one"
+            )
+            return
         save = self.checkpoints.save_now if now else self.checkpoints.save
         save(step, state, scores, pending=pending)
 
@@ -129,6 +141,9 @@ class SkippedSteps:
     def check(self, step, state, metrics, checkpoints, logger):
         """Warn of steps that were skipped since the last call.
 
+        Returns:
+          Number of steps at the end that were skipped in a row.
+
         Raises:
           Diverged: if the last `max_bad_steps` steps were skipped.
         """
@@ -150,6 +165,7 @@ class SkippedSteps:
                 f"step {step:,}  warning: {steps}: the loss, gradients or updates were not finite; "
                 "skipped"
             )
+        return in_a_row
 
 
 def _reproduce():

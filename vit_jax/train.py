@@ -289,10 +289,12 @@ def _loop(run, state, start, checkpoints, logger, stop):
             score = scores.get(run.config.best_metric, -math.inf)
             stopping = stop()  # call once per step: a second call may differ
             if run.plan.due(step, "checkpoint_every") or score > best_score or stopping:
-                skipped.check(step, state, metrics, checkpoints, logger)
-                with timer.measure("paused"):
-                    protection.save(step, state, scores, now=stopping or step == run.total)
-                best_score = max(best_score, score)
+                in_a_row = skipped.check(step, state, metrics, checkpoints, logger)
+                last = stopping or step == run.total
+                if last or not in_a_row:  # a rerun from before a row of bad steps reproduces it
+                    with timer.measure("paused"):
+                        protection.save(step, state, scores, now=last)
+                    best_score = max(best_score, score)
             if stopping:
                 raise Preempted(checkpoints.preempted())
     finally:

@@ -93,6 +93,12 @@ def interrupt(phase, number, count, target, folder):
     # A scheduler stops all processes; one that has not connected cannot tell the others.
     for process in processes if phase == "importing" else [processes[target]]:
         process.send(number)
+    if count > 1 and phase == "waiting for data":  # one process cannot save for the others
+        time.sleep(GRACE_S)
+        assert all(process.kill() for process in processes)
+        outputs = [process.check(0) for process in start(folder, "rerun", count)]
+        training.assert_equal_runs(workdir, expected, outputs[0])
+        return {"killed_after_s": GRACE_S, "resumed_from": training.resumed_from(outputs[0])}
     texts = [process.check(75) for process in processes]
     seconds = time.monotonic() - sent
     assert seconds < GRACE_S, f"{seconds:.1f} s from the signal to the exit\n{texts[0]}"

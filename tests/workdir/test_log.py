@@ -194,7 +194,10 @@ def test_full_disk_keeps_rows_until_there_is_space(small_disk):
     lines.remove(dropped[0])
     assert lines[1] == f"the rows kept in memory are written to {path}"
     assert lines[2] == lines[0]
-    assert lines[3:] == ["warning: the last 1 rows of metrics are lost (disk full)"]
+    assert lines[3:] == [
+        "warning: the last 1 rows of metrics are not on the disk, which is full; rerun the same "
+        "command to write them"
+    ]
 
 
 LIMITED_RUN = """
@@ -216,7 +219,7 @@ def test_file_size_limit_is_like_a_full_disk(tmp_path):
     assert steps(tmp_path) == [1, 2]
     assert result.stdout.count("warning: the logger tensorboard failed") == 1
     assert result.stdout.count("rows are kept in memory") == 1
-    assert "warning: the last 3 rows of metrics are lost" in result.stdout
+    assert "warning: the last 3 rows of metrics are not on the disk" in result.stdout
 
 
 ROW = {

@@ -183,7 +183,10 @@ class Log:
             if self._writer is not None:
                 self._writer.close()
                 if rows := len(self._writer.pending):
-                    self.info(f"warning: the last {rows:,} rows of metrics are lost (disk full)")
+                    self.info(
+                        f"warning: the last {rows:,} rows of metrics are not on the disk, which is "
+                        "full; rerun the same command to write them"
+                    )
                 else:
                     self._report_space()
             self._forward("close")
