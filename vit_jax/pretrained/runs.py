@@ -96,7 +96,9 @@ def load_weights(workdir, checkpoint="best", raw=False):
     with Checkpoints(workdir, metric=config.best_metric) as checkpoints:
         step = choose_checkpoint(checkpoints, checkpoint)
         try:
-            _check_record(workdir, config, record, checkpoints.verify(step, everything=False))
+            _check_record(
+                workdir, config, record, manifest.read(checkpoints.folder / str(step), step)
+            )
             params, extra = checkpoints.restore_model(params, extra, step)
         except Damaged as error:
             raise UserError(_damaged(checkpoints, f"step {step:,}: {error}")) from None

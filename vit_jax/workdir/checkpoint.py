@@ -74,13 +74,11 @@ class Checkpoints:
         """Return the steps of the checkpoints, in order. They may be damaged."""
         return manifest.steps(self.folder)
 
-    def verify(self, step, *, everything=True):
-        """Check the files of a checkpoint.
+    def verify(self, step):
+        """Compare all files of a checkpoint with its manifest.
 
         Args:
           step: step of the checkpoint.
-          everything: False: only the sizes of the files with arrays, which `restore_model` and
-            `restore_latest` check as well.
 
         Returns:
           The manifest.
@@ -88,7 +86,7 @@ class Checkpoints:
         Raises:
           Damaged: if it does not verify.
         """
-        return manifest.check(self.folder / str(step), step, everything=everything)
+        return manifest.check(self.folder / str(step), step)
 
     def best(self):
         """Return (step, metric) of the best checkpoint, the later one in a tie, or None.
@@ -169,7 +167,8 @@ class Checkpoints:
           UserError: if it is of another model.
         """
         tree = {"model": {"params": params, "extra": extra}}
-        model = self._restore(step, tree)["model"]
+        found = manifest.check(self.folder / str(step), step, items=("model",))
+        model = self._restore(step, tree, found)["model"]
         return model["params"], model["extra"]
 
     def set_aside(self, step, problem):
@@ -467,7 +466,7 @@ class Checkpoints:
         for step in reversed(self.steps()):
             if step not in damaged:
                 try:
-                    self.verify(step, everything=False)
+                    self.verify(step)
                     return step
                 except Damaged as error:
                     damaged[step] = str(error)
@@ -475,32 +474,37 @@ class Checkpoints:
 
     def _restore_state(self, abstract, step):
         state = abstract._replace(**dict.fromkeys(abstract._fields))
-        items = self._restore(step, _items(abstract))
+        found = manifest.read(self.folder / str(step), step)  # process 0 has checked the files
+        items = self._restore(step, _items(abstract), found)
         return state._replace(**items["model"], **items["optimizer"])
 
-    def _restore(self, step, tree):
-        """Restore items of a checkpoint, {name: tree of ShapeDtypeStructs}, and verify them.
+    def _restore(self, step, tree, found):
+        """Restore items of a checkpoint whose files were checked, and check the arrays.
+
+        The files are checked first, because tensorstore prints tracebacks for damaged ones.
+
+        Args:
+          step: step of the checkpoint.
+          tree: {name of an item: tree of ShapeDtypeStructs}.
+          found: the manifest.
 
         Raises:
-          Damaged: if the checkpoint does not verify.
-          UserError: if its arrays have other names, shapes or dtypes.
+          Damaged: if an array cannot be read or does not match its checksum.
+          UserError: if the arrays have other names, shapes or dtypes.
         """
         directory = self.folder / str(step)
-        found = self.verify(step, everything=False)
         names, leaves = _flatten(tree)
         self._check_arrays(step, found["arrays"], dict(zip(names, leaves, strict=True)), tree)
         args = {name: ocp.args.StandardRestore(value) for name, value in tree.items()}
         try:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
                 restored = reader.restore(directory, args=ocp.args.Composite(**args))
-        except Exception as error:  # of many types, for damaged files
-            manifest.check_files(directory, found["files"])  # names the file
+        except Exception as error:  # of many types
             raise Damaged(f"it cannot be read: {_reason(error)}") from error
         restored = {name: restored[name] for name in tree}
         sums, _ = checksum.of_tree(restored)
         wrong = [n for n, x in zip(names, sums, strict=True) if x != found["arrays"][n]["sum"]]
         if wrong:
-            manifest.check_files(directory, found["files"])
             raise Damaged(f"{wrong[0]} does not match its checksum")
         return restored
 

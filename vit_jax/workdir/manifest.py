@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 
-from vit_jax.errors import UserError, printable
+from vit_jax.errors import UserError
 from vit_jax.workdir import storage
 
 NAME = "manifest.json"
@@ -72,11 +72,41 @@ def read(directory, step):
     return manifest
 
 
-def check(directory, step, *, everything=True):
-    """Check a checkpoint; returns its manifest. See `read` and `check_files`."""
+def check(directory, step, *, items=None, everything=True):
+    """Compare the files of a checkpoint with its manifest. Additional files are ignored.
+
+    Args:
+      directory: the checkpoint.
+      step: the step that the name of the directory says.
+      items: names of the items to check, such as ("model",); None: all.
+      everything: read all files; False: of the files with arrays, only compare the sizes.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      Damaged: if a file is missing or has other contents. The message names it.
+    """
     manifest = read(directory, step)
-    check_files(directory, manifest["files"], everything=everything)
+    for name, expected in manifest["files"].items():
+        item, separator, _ = name.partition("/")
+        if not separator or items is None or item in items:
+            _check_file(directory, name, expected, everything or "/d/" not in name)
     return manifest
+
+
+def _check_file(directory, name, expected, contents):
+    path = directory / name
+    try:
+        size = _size(path)
+        if size != expected["size"]:
+            raise Damaged(f"{name} has {size:,} bytes instead of {expected['size']:,}")
+        if contents and describe(path) != expected:
+            raise Damaged(f"{name} has other contents than when it was saved")
+    except FileNotFoundError:
+        raise Damaged(f"{name} is missing") from None
+    except OSError as error:
+        raise Damaged(f"{name} cannot be read: {error.strerror or error}") from None
 
 
 def write(directory, **facts):
@@ -84,32 +114,6 @@ def write(directory, **facts):
     manifest = {"format": FORMAT, **facts}
     manifest["sha256"] = _digest(manifest)
     storage.write_text(directory / NAME, json.dumps(manifest) + "\n")
-
-
-def check_files(directory, files, *, everything=True):
-    """Compare the files of a checkpoint with its manifest. Additional files are ignored.
-
-    Args:
-      directory: the checkpoint.
-      files: {name: {"size", "sha256"}}.
-      everything: read all files; False: only compare their sizes, and read those without data of
-        arrays, which `Checkpoints.restore` checks.
-
-    Raises:
-      Damaged: if a file is missing or has other contents. The message names it.
-    """
-    for name, expected in files.items():
-        path = directory / name
-        try:
-            size = _size(path)
-            if size != expected["size"]:
-                raise Damaged(f"{name} has {size:,} bytes instead of {expected['size']:,}")
-            if (everything or not _has_arrays(name)) and describe(path) != expected:
-                raise Damaged(f"{name} has other contents than when it was saved")
-        except FileNotFoundError:
-            raise Damaged(f"{name} is missing") from None
-        except OSError as error:
-            raise Damaged(f"{name} cannot be read: {error.strerror or error}") from None
 
 
 def list_files(directory):
@@ -132,22 +136,9 @@ def describe(path):
         return {"size": file.tell(), "sha256": sha256}
 
 
-def damage_error(workdir, step, problem, remedy):
-    """Return the UserError for a damaged checkpoint."""
-    return UserError(
-        f"the checkpoint of step {step:,} in {printable(workdir)} is damaged: "
-        f"{printable(problem)}; {remedy}"
-    )
-
-
 def _size(path):
     stat = path.stat()
     return stat.length if hasattr(stat, "length") else stat.st_size  # of epath, of pathlib
-
-
-def _has_arrays(name):
-    """Return whether a file holds data of arrays: those in a directory d of TensorStore."""
-    return "/d/" in name
 
 
 def _any(directory):
