@@ -1,12 +1,18 @@
 """Data loading: determinism, resuming, worker processes and several hosts."""
 
 import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tests import ROOT
 from vit_jax import batch
 from vit_jax.data.decode import DecodeError
 from vit_jax.errors import UserError
@@ -130,6 +136,35 @@ def assert_decode_error(function):
     with pytest.raises(DecodeError) as e:
         function()
     assert str(e.value) == "7.jpg: broken image"
+
+
+KILLED_LOADER = """
+import os, signal
+from tests.test_batch import Indices, random_view
+from vit_jax import batch
+
+if __name__ == "__main__":
+    batches = batch.train_batches(Indices(20), random_view, seed=1, batch_size=8, workers=2)
+    next(batches)
+    for task in os.listdir("/proc/self/task"):
+        print(open(f"/proc/self/task/{task}/children").read(), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="needs Linux's /proc")
+def test_worker_processes_end_with_a_killed_parent(tmp_path):
+    script = tmp_path / "load.py"
+    script.write_text(KILLED_LOADER)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with open(tmp_path / "pids", "w") as file:  # a pipe would be open as long as the workers live
+        code = subprocess.run([sys.executable, script], env=environment, stdout=file).returncode
+    workers = (tmp_path / "pids").read_text().split()
+    assert code == -signal.SIGKILL and len(workers) >= 2
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_worker_processes_give_the_same_batches_and_errors():
