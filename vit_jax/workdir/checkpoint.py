@@ -12,10 +12,12 @@ A manifest describes both; see `manifest.py`. A save has five stages, each a met
 * `_delete_old`: checkpoints that are not kept any more are deleted.
 """
 
+import functools
 import json
 import logging
 import math
 import shutil
+import sys
 import threading
 import time
 
@@ -69,6 +71,7 @@ class Checkpoints:
         self._thread = None
         self._saving = None  # step
         self._error = None  # why the latest save failed
+        self._failed = None  # step of a save that failed
 
     def steps(self):
         """Return the steps of the checkpoints, in order. They may be damaged."""
@@ -206,6 +209,8 @@ class Checkpoints:
         self.wait()
         if step == self.saved:
             return
+        if self._error is not None and self._primary:
+            self._remove_failed(self._failed)
         self._error = None
         tree = _items(state)
         names, leaves = _flatten(tree)
@@ -297,14 +302,15 @@ class Checkpoints:
             self._thread.join()
         if self._writer is not None:
             self._writer.close()
+        if self._failed and self._primary:
+            self._remove_failed(self._failed)
 
     # The stages of a save.
 
     def _write_arrays(self, step, tree):
         """Start to write the arrays; returns once they are copied."""
         if self._writer is None:
-            # Errors are reported by `_fail`; asyncio would print those of tasks that were given up.
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            _silence_libraries()
             self._writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         if self._primary:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -425,20 +431,25 @@ class Checkpoints:
 
     def _fail(self, step, error):
         """Clean up after a failed save, and warn."""
-        self._error = error
+        self._error, self._failed = error, step
         if isinstance(error, WorkdirLost):
             raise error
         self._writer = None  # Orbax's checkpointer may not be usable after an error
         if self._primary:
             self._check_owner()
-            for path in (self._target(step), *self._temporaries()):
-                if path.exists() and not (path / manifest.NAME).exists():
-                    _remove(path)
+            self._remove_failed(step)
         message = f"could not save the checkpoint of step {step:,} ({_reason(error)})"
         if jax.process_count() > 1:
             kind = NoSpace if storage.full_disk(error) else UserError
             raise kind(f"{message}; mend the cause and rerun the same command to resume")
         self.say(f"warning: {message}; trying again at the next one")
+
+    def _remove_failed(self, step):
+        """Remove what a failed save left. Threads of Orbax may write more, so it is repeated."""
+        paths = [path for path in self._temporaries() if manifest.DELETING not in path.name]
+        for path in {self._target(step), *paths}:
+            if path.exists() and not (path / manifest.NAME).exists():
+                _remove(path)
 
     def _temporaries(self):
         """Return the directories that interrupted saves and deletions left."""
@@ -534,6 +545,24 @@ class Checkpoints:
         return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+@functools.cache
+def _silence_libraries():
+    """Leave it to `Checkpoints` to report errors, in one line.
+
+    Otherwise, Orbax logs the tracebacks of its threads, asyncio those of tasks that were given up,
+    and tensorstore prints those of results that come after an error.
+    """
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname)
+    hook = sys.excepthook
+
+    def excepthook(kind, error, traceback):
+        if str(error) != "Event loop is closed":
+            hook(kind, error, traceback)
+
+    sys.excepthook = excepthook
+
+
 def _items(state):
     """Return the items of a checkpoint as a tree of the arrays of a TrainState."""
     optimizer = {"step": state.step, "opt_state": state.opt_state, "bad": state.bad}
@@ -566,5 +595,5 @@ def _reason(error):
     """Return the message of an error as one short line."""
     if storage.full_disk(error) and not isinstance(error, NoSpace):
         return "no space left on the disk"
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).partition("; free some space")[0].split())
     return printable(text[:200] or type(error).__name__)
