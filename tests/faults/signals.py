@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import time
@@ -71,6 +72,7 @@ def start(folder, name, count, fault=None):
 def control(count):
     """Return the workdir of an uninterrupted run with one or two processes."""
     folder = training.shared_folder() / f"signals-{count}"
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for process in start(folder, "control", count):
         process.check(0)

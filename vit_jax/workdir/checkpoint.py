@@ -30,7 +30,6 @@ from vit_jax.errors import Diverged, NoSpace, UserError, WorkdirLost, printable
 from vit_jax.workdir import checksum, manifest, readback, storage
 from vit_jax.workdir.manifest import Damaged
 
-PARTS = "parts"  # directory of the checksums of the other processes
 PEER_SECONDS = 600  # wait for the other processes
 SPACE_FACTOR = 1.1  # free space needed, relative to the size of the arrays
 ITEMS = ("model", "optimizer")
@@ -357,19 +356,19 @@ class Checkpoints:
             },
         }
         if index:
-            (directory / PARTS).mkdir(exist_ok=True)
-            storage.write_json(directory / PARTS / f"{index}.json", part)
+            (directory / manifest.PARTS).mkdir(exist_ok=True)
+            storage.write_json(directory / manifest.PARTS / f"{index}.json", part)
             return None
         parts = [part]
         for i in range(1, count):
-            path = directory / PARTS / f"{i}.json"
+            path = directory / manifest.PARTS / f"{i}.json"
             while not path.exists():
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"process {i} did not read back its arrays")
                 time.sleep(0.1)
             parts.append(json.loads(path.read_text()))
         if count > 1:
-            _remove(directory / PARTS)
+            _remove(directory / manifest.PARTS)
         for name, array in arrays.items():
             total = sum(part["sums"].get(name, 0) for part in parts) % 2**32
             if total != array["sum"]:

@@ -21,6 +21,7 @@ from vit_jax.workdir import storage
 
 NAME = "manifest.json"
 FORMAT = 1
+PARTS = "parts"  # directory in which processes exchange checksums during a save
 SAVING, DELETING, DAMAGED = ".saving", ".deleting", ".damaged"
 TEMPORARY = re.compile(r"\d+(\.saving|\.deleting)(\.orbax-checkpoint-tmp.*)?")
 MAX_BYTES = 64 << 20
@@ -117,13 +118,14 @@ def write(directory, **facts):
 
 
 def list_files(directory):
-    """Return the names of the files in a checkpoint, relative to it, without the manifest."""
+    """Return the names of the files that Orbax has written to a checkpoint, relative to it."""
     names = []
     folders = [directory]
     while folders:
         for path in folders.pop().iterdir():
             if path.is_dir():
-                folders.append(path)
+                if path.name != PARTS:
+                    folders.append(path)
             else:
                 names.append(str(path.relative_to(directory)))
     return sorted(name for name in names if name != NAME and not name.startswith("."))
