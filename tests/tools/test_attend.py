@@ -181,7 +181,7 @@ def test_invalid_flags_exit_with_one_line(workdir, photos, tmp_path, capsys):
     flags = dict(workdir=workdir, output=tmp_path / "out" / "x.png")
     shutil.copytree(workdir, tmp_path / "cnn")
     config = json.loads((workdir / "config.json").read_text())
-    config["model"] = defaults().model.to_dict() | dict(variant="resnet20")
+    config["model"] = defaults().model.to_dict() | dict(variant="resnet20", channels=1)
     (tmp_path / "cnn/config.json").write_text(json.dumps(config))
     (tmp_path / "empty").mkdir()
     file = dict(output=flags["output"], weights=WEIGHTS, model=NAME)
