@@ -26,7 +26,7 @@ def define_flags():
 
 
 def main(flags):
-    with distributed.StopSignal() as stop:
+    with distributed.StopSignal() as stop, stop.react(stop.exit):  # at first, nothing is unsaved
         plan = error = None
         try:
             plan = prepare(flags.config, flags.workdir)
@@ -120,6 +120,7 @@ def train(config, workdir, stop=None, devices=None, plan=None):
             workdir, keep=config.keep_checkpoints, metric=config.best_metric, owner=lock, say=say
         )
         stack.enter_context(checkpoints)
+        stop.describe = checkpoints.preempted
         start, state = checkpoints.restore_latest(run.abstract)
         state = state if start else run.init(say)
         if primary:

@@ -52,7 +52,7 @@ def test_memory_on_one_device_is_state_and_batch(check):
     """The recipe uses ImageNet, which does not have to exist."""
     result = parse_result(check("--nosearch", "--json"))
     # Parameters, EMA and the two moments of AdamW; the counts of the step, AdamW and the schedule.
-    assert result["state"] == 4 * (4 * result["parameters"] + 3)
+    assert result["state"] == 4 * (4 * result["parameters"] + 6)
     batch_bytes = 8 * (32 * 32 * 3 + 4)
     memory = result["memory"]
     assert memory["arguments"] == result["state"] + batch_bytes + 8  # 8 bytes for the RNG key

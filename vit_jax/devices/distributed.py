@@ -175,9 +175,8 @@ def agree(config, error=None):
 class StopSignal:
     """A context manager that handles preemption: SIGTERM, SIGUSR1 or Ctrl-C. Call it to poll.
 
-    The main thread cannot react while it compiles, waits for data or evaluates. A thread therefore
-    reacts for it: at first by ending the process at once, because nothing is unsaved, and then as
-    set by `react`. A second signal terminates the process.
+    The main thread cannot poll while it compiles, waits for data or evaluates. In the blocks of
+    `react`, a thread reacts for it. A second signal terminates the process.
 
     With several processes, JAX handles SIGTERM once `initialize` has returned: it may be sent to
     only one of them. All processes then return True in the same call, provided that each process
@@ -186,6 +185,7 @@ class StopSignal:
     Attributes:
       multiprocess: whether the run has several processes. Set it after `initialize`.
       cleanup: function called before this object ends the process, for a few seconds at most.
+      describe: function that returns what to say then.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -194,8 +194,9 @@ class StopSignal:
         self.multiprocess = False
         self.received = False
         self.cleanup = lambda: None
+        self.describe = lambda: "preempted: nothing to save; rerun the same command to resume"
         self._calls = 0
-        self._action = self.exit
+        self._action = None
         self._lock = threading.RLock()
         self._pipe = None
 
@@ -235,8 +236,11 @@ class StopSignal:
         self._set_action(action)
         try:
             yield
-        finally:
-            self._set_action(previous)
+        except BaseException:  # the process is ending already
+            with self._lock:
+                self._action = previous
+            raise
+        self._set_action(previous)
 
     def _set_action(self, action):
         with self._lock:
@@ -244,15 +248,12 @@ class StopSignal:
         if self.received and self._pipe is not None:
             os.write(self._pipe[1], b"\0")  # the signal came before
 
-    def exit(
-        self,
-        message="preempted: nothing to save; rerun the same command to resume",
-        code=Preempted.exit_code,
-    ):
-        """Print a message and end the process, from any thread."""
+    def exit(self, message=None, code=Preempted.exit_code):
+        """Print a message, or that of `describe`, and end the process, from any thread."""
         thread = threading.Thread(target=self._clean_up, daemon=True)
         thread.start()
         thread.join(CLEANUP_SECONDS)
+        message = message or self.describe()
         print(f"\n{message}" if sys.stderr.isatty() else message, file=sys.stderr, flush=True)
         os._exit(code)
 
