@@ -23,6 +23,7 @@ def get_config():
     c = tiny(digits.get_config())
     c.data.synthetic.images = 32
     c.total_steps = "4"
+    c.max_bad_steps = 1
     c.log_every = "2"
     c.checkpoint_every = "1"
     return c
