@@ -140,7 +140,6 @@ def check(step, output, files):
             pattern = rf"checkpoint of step {damaged} is damaged.*using step {step} instead"
             line = re.search(pattern, output)
             assert line, f"step {damaged} is not reported\n{output}"
-            # A directory of which the first file is missing may be reported instead.
             assert file.name in line[0], f"{file} is not named\n{output}"
     skipped = [later for later in STEPS if later > step]
     assert set(skipped) <= files.keys(), f"step {step} was used, but {skipped} were intact"

@@ -157,6 +157,15 @@ def test_the_previous_checkpoint_is_used(tmp_path, damage):
     assert save(tmp_path, 10) == [] and restore(tmp_path) == (10, [])
 
 
+def test_an_older_checkpoint_with_a_damaged_manifest_is_set_aside(tmp_path):
+    """Otherwise, the best checkpoint would be unknown."""
+    save(tmp_path, 5, 10)
+    flip(tmp_path / "checkpoints/5/manifest.json")
+    step, (warning,) = restore(tmp_path)
+    assert step == 10 and names(tmp_path) == ["10", "5.damaged"]
+    assert "of step 5 is damaged: manifest.json" in warning
+
+
 def test_no_fresh_start_if_no_checkpoint_verifies(tmp_path):
     save(tmp_path, 5, 10)
     for step in ("5", "10"):

@@ -13,8 +13,10 @@ import re
 
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from vit_jax import cli
+from vit_jax.config import flat
 from vit_jax.errors import UserError, printable
 from vit_jax.workdir import manifest, storage
 
@@ -125,7 +127,7 @@ def diff(workdir, checkpoint, against):
                 f"step {step:,} of {directory} is damaged: {printable(error)}"
             ) from None
     (folder, ours), (other_folder, theirs) = sides
-    configs = _flat(ours["config"]), _flat(theirs["config"])
+    configs = flat(ConfigDict(ours["config"])), flat(ConfigDict(theirs["config"]))
     lines = [
         f"config.{key}: {configs[0].get(key, 'absent')!r} -> {configs[1].get(key, 'absent')!r}"
         for key in sorted(configs[0].keys() | configs[1].keys())
@@ -161,15 +163,6 @@ def _steps(workdir, checkpoint):
         numbers = ", ".join(map(str, steps))
         raise UserError(f"--checkpoint={checkpoint}: no such checkpoint; pass one of {numbers}")
     return [int(checkpoint)]
-
-
-def _flat(values, prefix=""):
-    """Flatten nested dicts to {"optim.lr": 1e-3, ...}."""
-    flat = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat
 
 
 if __name__ == "__main__":

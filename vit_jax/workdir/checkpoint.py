@@ -138,8 +138,10 @@ class Checkpoints:
                 problem = str(error)
             if self._broadcast(int(problem is None)) and problem is None:
                 self.saved = step
+                self._on_primary(lambda: self._check_manifests(damaged))
                 for old, problem in damaged.items():
                     self.set_aside(old, problem)
+                self._broadcast(0)  # the others do not read before they are renamed
                 return step, state
             damaged[step] = problem or "another process could not read it"
         aside = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
@@ -481,6 +483,14 @@ class Checkpoints:
                 except Damaged as error:
                     damaged[step] = str(error)
         return 0
+
+    def _check_manifests(self, damaged):
+        """Add the checkpoints with a damaged manifest to `damaged`: the best would be unknown."""
+        for step in self.steps():
+            try:
+                manifest.read(self.folder / str(step), step)
+            except Damaged as error:
+                damaged.setdefault(step, str(error))
 
     def _restore_state(self, abstract, step):
         state = abstract._replace(**dict.fromkeys(abstract._fields))

@@ -28,7 +28,7 @@ MAX_BYTES = 64 << 20
 KEYS = ("format", "step", "metrics", "pending", "arrays", "files", "config", "data", "sha256")
 
 
-class Damaged(Exception):
+class Damaged(UserError):
     """A checkpoint does not verify. The message is one line: the file and what is wrong."""
 
 
