@@ -34,8 +34,9 @@ def main(flags):
             error = e
             if not distributed.has_peers():
                 raise
-        stop.multiprocess = distributed.initialize()
-        if stop.multiprocess:  # otherwise the others would wait for a process that has ended
+        if distributed.initialize():
+            stop.connect()
+            # Otherwise the others would wait for a process that has ended.
             distributed.agree(flat(flags.config), error)
         with distributed.lost_peers(stop.multiprocess):
             train(flags.config, flags.workdir, stop, plan=plan)

@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import threading
+import time
 
 from vit_jax.errors import Diverged, NoSpace, Preempted, UserError, WorkdirLost
 
@@ -28,6 +29,8 @@ SLURM_VARIABLES = (
 CONNECT_TIMEOUT_S = 300
 HEARTBEAT_TIMEOUT_S = 40  # after which JAX ends the processes that wait for a lost one
 CLEANUP_SECONDS = 2
+PEER_INTERVAL_S = 0.2
+STOP_KEY = "vit_jax/stop"
 LOST_PEER = r"(?i)connection (closed|reset)|gloo|heartbeat|peer|coordination|unavailable|aborted"
 LOST_PEER_CODE = 1
 
@@ -81,6 +84,7 @@ def initialize():
         return False
     import jax
 
+    jax.config.update("jax_enable_preemption_service", False)  # until StopSignal polls
     try:
         jax.distributed.initialize(
             **arguments,
@@ -178,12 +182,12 @@ class StopSignal:
     The main thread cannot poll while it compiles, waits for data or evaluates. In the blocks of
     `react`, a thread reacts for it. A second signal terminates the process.
 
-    With several processes, JAX handles SIGTERM once `initialize` has returned: it may be sent to
-    only one of them. All processes then return True in the same call, provided that each process
-    calls equally often.
+    With several processes, a signal may be sent to only one of them. Until the first poll, the
+    reactions of all processes then run. From there on, all processes return True in the same call,
+    provided that each process calls equally often; JAX handles SIGTERM for this.
 
     Attributes:
-      multiprocess: whether the run has several processes. Set it after `initialize`.
+      multiprocess: whether the run has several processes; see `connect`.
       cleanup: function called before this object ends the process, for a few seconds at most.
       describe: function that returns what to say then.
     """
@@ -195,7 +199,7 @@ class StopSignal:
         self.received = False
         self.cleanup = lambda: None
         self.describe = lambda: "preempted: nothing to save; rerun the same command to resume"
-        self._calls = 0
+        self._calls = 0  # polls of several processes
         self._action = None
         self._lock = threading.RLock()
         self._pipe = None
@@ -217,12 +221,21 @@ class StopSignal:
 
     def __call__(self):
         """Return whether to stop."""
-        if self.multiprocess:
-            from jax.experimental.multihost_utils import reached_preemption_sync_point
+        if not self.multiprocess:
+            return self.received
+        from jax.experimental.multihost_utils import reached_preemption_sync_point
 
-            self._calls += 1
-            return reached_preemption_sync_point(self._calls)
-        return self.received
+        if not self._calls:
+            _start_preemption_service()
+        self._calls += 1
+        if self._calls == 1 and self.received:
+            os.kill(os.getpid(), signal.SIGTERM)  # handled by JAX from here on
+        return reached_preemption_sync_point(self._calls)
+
+    def connect(self):
+        """Exchange signals with the other processes. Call this method after `initialize`."""
+        self.multiprocess = True
+        threading.Thread(target=self._watch_peers, name="stop signal of peers", daemon=True).start()
 
     @contextlib.contextmanager
     def react(self, action):
@@ -264,7 +277,7 @@ class StopSignal:
 
     def _handle(self, number, _frame):
         self.received = True
-        if self.multiprocess:
+        if self._calls:
             os.kill(os.getpid(), signal.SIGTERM)  # handled by JAX
         else:
             signal.signal(number, signal.SIG_DFL)
@@ -274,5 +287,53 @@ class StopSignal:
         while os.read(self._pipe[0], 1):
             self.received = True
             with self._lock:
-                if self._action is not None and not self.multiprocess:
+                if self._action is not None and not self._calls:
+                    if self.multiprocess:
+                        _tell_peers()
                     self._action()
+
+    def _watch_peers(self):
+        """Receive the signals of other processes until the first poll."""
+        while not self._calls and not self.received:
+            if _is_stopping():
+                self.received = True
+                os.write(self._pipe[1], b"\0")
+            time.sleep(PEER_INTERVAL_S)
+
+
+def _client():
+    """Return the client of JAX's coordination service, which has no public interface."""
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def _start_preemption_service():
+    """Let JAX handle SIGTERM, as it does by default in `jax.distributed.initialize`."""
+    import jax
+    from jax._src import distributed
+
+    jax.config.update("jax_enable_preemption_service", True)
+    distributed.global_state.initialize_preemption_sync_manager()
+
+
+def _is_stopping():
+    """Return whether a process of the run was told to stop."""
+    with contextlib.suppress(Exception):  # there is no such key, or no connection
+        return _client().key_value_try_get(STOP_KEY) is not None
+    return False
+
+
+def _tell_peers():
+    """Tell the other processes to stop and wait until they know, rather than miss this one."""
+    import jax
+
+    with contextlib.suppress(Exception):
+        client = _client()
+        client.key_value_set(STOP_KEY, "1", allow_overwrite=True)
+        client.key_value_set(f"{STOP_KEY}_known/{jax.process_index()}", "1", allow_overwrite=True)
+        deadline = time.monotonic() + CLEANUP_SECONDS
+        while time.monotonic() < deadline:
+            if len(client.key_value_dir_get(f"{STOP_KEY}_known/")) == jax.process_count():
+                return
+            time.sleep(PEER_INTERVAL_S)
