@@ -1,6 +1,7 @@
 """Build the data, model, objective, optimizer and mesh of a run from its config."""
 
 import dataclasses
+import functools
 
 import jax
 
@@ -89,15 +90,20 @@ class Run:
         return self._init(self.init_rng, weights)
 
     def batches(self, start):
-        """Iterate over this process's rows of global batches start, start + 1, ..., in NumPy."""
-        return batch.from_config(self.source, self.config, start)
+        """Iterate over global batches start, start + 1, ..., ahead on the devices.
+
+        Returns:
+          A generator, see `batch.ahead`. Close it with .close().
+        """
+        place = functools.partial(batch.to_devices, sharding=sharding.batch_sharding(self.mesh))
+        return batch.ahead(batch.from_config(self.source, self.config, start), place)
 
     def step(self, state, rows):
         """Run one training step.
 
         Args:
           state: TrainState. It is donated: use the returned one afterwards.
-          rows: this process's rows of a global batch, as returned by `batches`.
+          rows: a global batch, as returned by `batches`, or this process's rows of it in NumPy.
 
         Returns:
           The new TrainState, and the metrics as a dict of scalars.
@@ -119,8 +125,10 @@ class Run:
         rows = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), rows
         )
+        replicated = sharding.replicated(self.mesh)
+        rng = jax.ShapeDtypeStruct(self.train_rng.shape, self.train_rng.dtype, sharding=replicated)
         with jax.set_mesh(self.mesh):
-            return self._step.lower(self.abstract, rows, self.train_rng)
+            return self._step.lower(self.abstract, rows, rng)
 
     def lr(self, step):
         """Return the learning rate of optimizer step `step`, counted from 0."""

@@ -143,9 +143,9 @@ ENTRY %main (x: f32[6]) -> f32[2] {
 
 def test_collectives_in_loops_count_per_iteration():
     assert hlo.collectives(TEXT) == {
-        "all-gather": {"ops": 1, "runs": 14, "bytes": 14 * 64},
-        "all-reduce": {"ops": 1, "runs": 14, "bytes": 14 * 17},
-        "reduce-scatter": {"ops": 1, "runs": 1, "bytes": 8},
+        "all-gather": {"ops": 1, "runs": 14, "asynchronous": 14, "bytes": 14 * 64},
+        "all-reduce": {"ops": 1, "runs": 14, "asynchronous": 0, "bytes": 14 * 17},
+        "reduce-scatter": {"ops": 1, "runs": 1, "asynchronous": 0, "bytes": 8},
     }
 
 

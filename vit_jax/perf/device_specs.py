@@ -1,6 +1,9 @@
-"""Memory and peak FLOP/s of devices, and TPU topologies for ahead-of-time compilation."""
+"""Specifications of devices, and topologies for ahead-of-time compilation without the devices."""
 
+import importlib.util
 import os
+import re
+from importlib import resources
 from typing import NamedTuple
 
 from vit_jax.errors import UserError
@@ -11,18 +14,37 @@ class Chip(NamedTuple):
 
     memory: float  # GiB available to a program
     peak: float  # TFLOP/s in bfloat16
+    bandwidth: float  # of the memory, in TB/s
+    clock: float | None = None  # GHz of the cycles that the TPU compiler estimates
 
 
 # memory: the "available HBM" in the errors of libtpu 0.0.42 for a program that is too large; on a
-# v5e, 0.25 GiB less than the total. peak: key specifications at cloud.google.com/tpu/docs/v5e etc.
+# v5e, 0.25 GiB less than the total. peak and bandwidth: key specifications at
+# cloud.google.com/tpu/docs/v5e etc. clock: peak / FLOPs per cycle of the matrix units, of which v2
+# to v5p have 1, 2, 8, 4 and 8 of 128 x 128.
+# GPUs: peak of dense bfloat16 products and bandwidth as measured on an H100 SXM and an H200; for
+# the A100 those of NVIDIA's data sheet (A100-SXM4-80GB), not measured.
 CHIPS = {
-    "TPU v2": Chip(7.48, 22.5),
-    "TPU v3": Chip(15.48, 61.5),
-    "TPU v4": Chip(30.75, 275),
-    "TPU v5 lite": Chip(15.75, 197),
-    "TPU v5": Chip(95.74, 459),
-    "TPU v6 lite": Chip(31.25, 918),
-    "TPU7x": Chip(94.75, 1153.5),
+    "TPU v2": Chip(7.48, 22.5, 0.35, 0.7),
+    "TPU v3": Chip(15.48, 61.5, 0.45, 0.94),
+    "TPU v4": Chip(30.75, 275, 1.228, 1.05),
+    "TPU v5 lite": Chip(15.75, 197, 0.819, 1.5),
+    "TPU v5": Chip(95.74, 459, 2.765, 1.75),
+    "TPU v6 lite": Chip(31.25, 918, 1.64, 1.75),
+    "TPU7x": Chip(94.75, 1153.5, 3.69),
+    "NVIDIA H100 80GB HBM3": Chip(79.1, 790, 3.0),
+    "NVIDIA H200": Chip(139.8, 790, 4.3),
+    "NVIDIA A100-SXM4-80GB": Chip(79.25, 312, 2.039),
+}
+GPUS = ("h100", "h200", "a100")
+TPU_TOPOLOGY = re.compile(r"\w+:\d+(x\d+){1,2}")
+# Environment for libtpu to compile without a TPU.
+TPU_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # for all topologies; avoids a warning
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # allows concurrent checks
 }
 
 
@@ -40,18 +62,58 @@ def memory(devices):
     return stats.get("bytes_limit", ram // len(devices))
 
 
-def topology(name):
-    """Return the devices of a TPU topology, for ahead-of-time compilation without a TPU.
+def prepare_topology(name):
+    """Set the environment to compile for a topology; call it before JAX is imported.
 
     Args:
-      name: TYPE:SHAPE in chips, such as "v5e:2x4".
+      name: a topology, as for `topology`.
 
     Raises:
-      UserError: if libtpu does not know the topology.
+      UserError: if the name is invalid or the compiler is not installed.
+    """
+    if name in GPUS:
+        # The plugin of CUDA 12 or 13; a wheel of jaxlib alone has no compiler for GPUs.
+        if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
+            raise UserError(
+                f"--topology={name} requires JAX's GPU compiler; run make install EXTRA=cuda, or "
+                'pip install "jax[cuda13]"'
+            )
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        # Autotuning would run kernels on a GPU.
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0".strip()
+        return
+    if not TPU_TOPOLOGY.fullmatch(name):
+        raise UserError(
+            f"--topology={name} must be TYPE:SHAPE in chips, such as v5e:2x4, v6e:4x4 or "
+            f"v5p:2x2x2, or one of {', '.join(GPUS)}"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"--topology={name} requires the TPU compiler; run make install EXTRA=tpu, or "
+            'pip install "jax[tpu]"'
+        )
+    os.environ.update(TPU_ENVIRONMENT)
+
+
+def topology(name):
+    """Return the devices of a topology, for ahead-of-time compilation without the devices.
+
+    Args:
+      name: TYPE:SHAPE in chips for TPUs, such as "v5e:2x4"; one of GPUS for one GPU.
+
+    Raises:
+      UserError: if the compiler does not know the topology.
     """
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
+    if name in GPUS:
+        target = resources.files("vit_jax.perf").joinpath(f"{name}.txt").read_text()
+        shape = "1x1x1"  # slices, hosts per slice, GPUs per host
+        return topologies.get_topology_desc(
+            platform="cuda", target_config=target, topology=shape
+        ).devices
     kind, _, shape = name.partition(":")
     options = {"chip_config_name": "megacore"} if kind == "v4" else {}  # one device per chip
     if set(shape.split("x")) == {"1"}:

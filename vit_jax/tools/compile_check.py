@@ -1,21 +1,19 @@
-"""Check whether a recipe fits in device memory, for local devices or any TPU slice.
+"""Predict the memory and the speed of a recipe, for local devices, any TPU slice or one GPU.
 
 python -m vit_jax.tools.compile_check --config=configs/deit.py:S --topology=v5e:2x4
 
 Compiles the training step of vit_jax.train without running it, and prints its memory per device,
-FLOPs, collectives and the largest batch size that fits. ImageNet is not required. Each compilation
-takes one to two minutes on one CPU core.
+predicted time, FLOPs, collectives and the largest batch size that fits. ImageNet is not required.
+Each compilation takes one to two minutes on one CPU core.
 
---topology is TYPE:SHAPE in chips, such as v5e:2x4, v6e:4x4 or v5p:2x2x2; the default is the devices
-of this machine. Compiling for a TPU slice requires `make install EXTRA=tpu` or
-`pip install "jax[tpu]"`, but no TPU.
+--topology is TYPE:SHAPE in chips, such as v5e:2x4, v6e:4x4 or v5p:2x2x2, or h100, h200 or a100 for
+one GPU; the default is the devices of this machine. Compiling for a TPU slice requires
+`make install EXTRA=tpu` or `pip install "jax[tpu]"`, but no TPU; compiling for a GPU requires
+`make install EXTRA=cuda` or `pip install "jax[cuda13]"`, but neither a GPU nor its driver.
 """
 
-import importlib.util
 import json
 import math
-import os
-import re
 import time
 from bisect import bisect_left, bisect_right
 from functools import partial
@@ -24,19 +22,9 @@ from importlib import metadata
 from absl import flags
 
 from vit_jax import cli, variants
-from vit_jax.errors import UserError
-from vit_jax.perf import device_specs, hlo, workloads
+from vit_jax.perf import device_specs, hlo, predict, workloads
 
 GIB = 2**30
-TOPOLOGY = re.compile(r"\w+:\d+(x\d+){1,2}")
-# Environment for libtpu to compile without a TPU; it must be set before JAX is imported.
-LIBTPU_ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # for all topologies; avoids a warning
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # allows concurrent checks
-}
 # Training images and classes of datasets that are replaced by synthetic ones.
 KNOWN_DATASETS = {
     "digits": (1257, 10),
@@ -48,7 +36,7 @@ KNOWN_DATASETS = {
 
 def define_flags():
     cli.define_config()
-    flags.DEFINE_string("topology", None, "TPU slice to compile for, such as v5e:2x4")
+    flags.DEFINE_string("topology", None, "devices to compile for, such as v5e:2x4 or h100")
     flags.DEFINE_bool("search", True, "search for the largest batch size that fits")
     flags.DEFINE_bool("json", False, "print one JSON object as the last line instead of a table")
 
@@ -66,27 +54,20 @@ def compile_check(config, *, topology=None, search=True, log=lambda _: None):
 
     Args:
       config: a checked config.
-      topology: TPU slice to compile for, such as "v5e:2x4"; None: the devices of this machine.
+      topology: TPU slice or GPU to compile for, such as "v5e:2x4" or "h100"; None: the devices of
+        this machine.
       search: whether to compile other batch sizes to find the largest one that fits.
       log: function that prints a part of the report as soon as it is available.
 
     Returns:
-      A dict with "fits", "memory" in bytes per device, "collectives", "flops" and others.
+      A dict with "fits", "memory" in bytes per device, "collectives", "flops", the prediction (see
+      `predict.tpu` and `predict.gpu`) and others.
 
     Raises:
-      UserError: if the config does not match the devices, or the TPU compiler is not installed.
+      UserError: if the config does not match the devices, or the compiler is not installed.
     """
-    if topology and not TOPOLOGY.fullmatch(topology):
-        raise UserError(
-            f"--topology={topology} must be TYPE:SHAPE in chips, such as v5e:2x4, v6e:4x4 or "
-            "v5p:2x2x2"
-        )
-    if topology and importlib.util.find_spec("libtpu") is None:
-        raise UserError(
-            "--topology requires the TPU compiler; run make install EXTRA=tpu, or "
-            'pip install "jax[tpu]"'
-        )
-    os.environ.update(LIBTPU_ENVIRONMENT if topology else {})
+    if topology:
+        device_specs.prepare_topology(topology)
     import jax
 
     devices = device_specs.topology(topology) if topology else jax.devices()
@@ -106,7 +87,7 @@ def compile_check(config, *, topology=None, search=True, log=lambda _: None):
         keys = ("batch_size", "fits", "memory", "seconds")
         result["tried"] = [{key: r[key] for key in keys} for r in tried]
         log(f"  {'largest batch':20}{result['largest_batch'] or 'none fits'}")
-    names = ("jax", "jaxlib", "flax", "libtpu")
+    names = ("jax", "jaxlib", "flax", "libtpu", "jax-cuda13-plugin")
     versions = {d.name: d.version for d in metadata.distributions() if d.name in names}
     return {"topology": topology} | result | {"versions": versions}
 
@@ -120,8 +101,9 @@ def settle(config, platform):
     from vit_jax.layers.kernels import resolve_auto
 
     config = config.copy_and_resolve_references().unlock()
-    depth = getattr(variants.from_config(config.model), "depth", 1)
-    for key, value in resolve_auto(platform, depth).items():
+    model = variants.from_config(config.model)
+    is_vit = isinstance(model, variants.ViTConfig)
+    for key, value in (resolve_auto(platform, model) if is_vit else {}).items():
         if config.model[key] == "auto":
             config.model[key] = value
     if known := known_dataset(config):
@@ -191,13 +173,16 @@ def compile_step(config, devices):
         temporaries, result["limit"] = out_of_memory
         result["memory"] = {"needed": temporaries + result["state"]}
     else:
+        result["seconds"] = round(time.perf_counter() - start, 1)
         result["memory"] = hlo.memory(compiled)
-        result["collectives"] = hlo.collectives(compiled.as_text())
+        program = hlo.Program(compiled.as_text())
+        result["collectives"] = hlo.collectives(program)
+        result |= predict.step(program, devices[0], flops / len(devices), result["memory"])
     finally:
         jax.config.update("jax_enable_compilation_cache", cache_enabled)
     # After an out-of-memory error "needed" is an estimate; the step does not fit in any case.
     fits = result["collectives"] is not None and result["memory"]["needed"] <= result["limit"]
-    return result | {"fits": fits, "seconds": round(time.perf_counter() - start, 1)}
+    return {"seconds": round(time.perf_counter() - start, 1)} | result | {"fits": fits}
 
 
 def find_largest(first, attempt):
@@ -256,7 +241,31 @@ def table(r, topology):
         rows["compute"] += f", at least {r['least_ms']:,.1f} ms at peak FLOP/s"
     for kind, count in (r["collectives"] or {}).items():
         rows[kind] = f"{count['runs']:,} per step, {size(count['bytes'])} of results per device"
-    return "\n".join([title, *(f"  {name:20}{text}" for name, text in rows.items())])
+        rows[kind] += f", {count['asynchronous']:,} asynchronous"
+    lines = [title, *(f"  {name:20}{text}" for name, text in rows.items())]
+    return "\n".join(lines + prediction_lines(r))
+
+
+def prediction_lines(r):
+    """Format the prediction of a result as lines of text."""
+    if "groups" not in r:
+        return []
+    kind, ms, mfu = "predicted", r.get("predicted_ms"), r.get("mfu")
+    if "bound_ms" in r:
+        kind, ms, mfu = "at least", r["bound_ms"], r["mfu_bound"]
+    missing = ", ".join(f"{n:,} x {name}" for name, n in r["kernels_without_time"].items())
+    rows = {f"{kind} (not measured)": f"unknown: no time for {missing}"}
+    if ms is not None:
+        limit = "MFU at most" if "bound_ms" in r else "MFU"
+        rows = {f"{kind} (not measured)": f"{ms:,.1f} ms per step, {limit} {mfu:.1%}"}
+    if "kernels" in r:
+        rows["kernels"] = f"{r['kernels']:,} per step, {r['traffic_gib']:,.1f} GiB of traffic"
+    rows["attention"] = r["attention"]
+    found = r["flops_found"] * math.prod(r["mesh"].values())
+    rows["FLOPs found"] = f"{found / 1e12:,.3g} of {r['flops'] / 1e12:,.3g} TFLOPs per step"
+    for name, group in r["groups"].items():
+        rows[name] = f"{group['ms']:8,.2f} ms {group['flops'] / 1e9:10,.1f} GFLOPs per device"
+    return [f"  {name:28}{text}" for name, text in rows.items()]
 
 
 def verdict(r):
