@@ -45,7 +45,7 @@ VALUES = {
     "model.dropout": [0.0, 0.2],
     "model.remat": ["none", "dots", "full"],
     "model.scan": ["auto", "on", "off"],
-    "model.attn": ["auto", "matmul", "xla", "cudnn"],
+    "model.attn": ["auto", "matmul", "xla", "cudnn", "pallas"],
     "model.init": ["deit", "big_vision", "xavier"],
     "model.dtype": ["float32", "bfloat16", "float64"],
     "objective.name": ["supervised", "dino"],

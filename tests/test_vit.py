@@ -1,5 +1,6 @@
 """The ViT: sizes, layers against reference outputs, and invariances of the outputs."""
 
+import dataclasses
 import functools
 import inspect
 import json
@@ -15,7 +16,8 @@ from flax import nnx
 from tests import GOLDEN
 from vit_jax import flops, models, resnet, variants, vit
 from vit_jax.errors import UserError
-from vit_jax.layers import encoder, heads, norms
+from vit_jax.layers import encoder, heads, kernels, norms
+from vit_jax.layers.attention import attend
 from vit_jax.layers.patch_embed import sincos2d
 
 PARAMETERS = {  # with 1000 classes; Ti to G as published
@@ -275,6 +277,71 @@ def test_scan_and_remat_match_unrolled(options, scan, remat):
     assert_close(gradient(model), expected, atol=2e-5)
     deterministic = plain.apply(params, images)["logits"]
     assert np.allclose(expected[0][1], deterministic, atol=1e-4) == ("dropout" not in options)
+
+
+@pytest.mark.parametrize("options", [{}, dict(drop_path=0.5, dropout=0.2, scan="on", remat="dots")])
+@pytest.mark.parametrize("shapes", [[(2, 1, 7)], [(2, 2, 5), (2, 3, 9)]], ids=["single", "groups"])
+def test_token_layouts_agree(options, shapes, monkeypatch):
+    """Values and gradients are equal, also if views are padded as for cuDNN."""
+    config = variants.parse("mu/8", depth=2, **{"scan": "off"} | options)
+    groups = [randn(*shape, 32, seed=i) for i, shape in enumerate(shapes)]
+    graph, params = nnx.split(encoder.make_blocks(config, rngs=nnx.Rngs(params=0)))
+
+    def gradient(layout, attn):
+        c = dataclasses.replace(config, attn=attn)
+
+        @functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+        def loss(params, groups):
+            keys = jax.random.split(jax.random.key(1), 2)
+            out, named = encoder.encode(
+                c, nnx.merge(graph, params), groups, keys=keys, outputs=True, layout=layout
+            )
+            return sum(jnp.sin(x).sum() for x in out), (out, named)
+
+        return jax.jit(loss)(params, groups)
+
+    def assert_equal(actual, expected):
+        scale = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+        assert_close(actual, expected, atol=1e-6 * float(scale))
+
+    expected = gradient("flat", "matmul")
+    assert_equal(gradient("grouped", "matmul"), expected)
+    monkeypatch.setattr(kernels, "padded_length", lambda attn, n: n + 3 * (attn == "xla"))
+    assert_equal(gradient(None, "xla"), expected)
+
+
+def test_padding_is_not_attended_to():
+    """As for cuDNN, with what it leaves in the padding unknown."""
+    q, k, v, g = (randn(2, 8, 2, 4, seed=i) for i in range(4))
+    g = g.at[:, 5:].set(0)
+    padded = [x.at[:, 5:].set(jnp.nan) for x in (k, v)]
+    short = [x[:, :5] for x in (q, k, v)]
+    expected, expected_vjp = jax.vjp(lambda *x: attend(*x, kernel="matmul")[0], *short)
+    actual, vjp = jax.vjp(lambda *x: attend(*x, kernel="xla", length=5)[0], q, *padded)
+    assert_close(actual[:, :5], expected, atol=1e-6)
+    assert np.isfinite(actual).all()
+    for ours, theirs in zip(vjp(g), expected_vjp(g[:, :5]), strict=True):
+        assert_close(ours[:, :5], theirs, atol=1e-6)
+        assert (ours[:, 5:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("platform", "name", "options", "expected"),
+    [
+        ("cpu", "S/16", {}, ("off", "matmul")),
+        ("tpu", "L/16", {"dtype": "bfloat16"}, ("on", "xla")),
+        ("gpu", "H/14", {"dtype": "bfloat16"}, ("on", "cudnn")),  # head size 80
+        ("gpu", "S/16", {}, ("off", "xla")),  # float32
+        ("gpu", "pico/16", {"dtype": "bfloat16"}, ("off", "xla")),  # head size 12
+        ("gpu", "B/16", {"dtype": "bfloat16", "num_heads": 4}, ("off", "xla")),  # head size 192
+    ],
+)
+def test_auto_depends_on_platform_and_model(platform, name, options, expected):
+    auto = kernels.resolve_auto(platform, variants.parse(name, **options))
+    assert (auto["scan"], auto["attn"]) == expected
+    layout = kernels.token_layout(auto["attn"])
+    assert layout == ("flat" if platform == "cpu" else "grouped")
+    assert [kernels.padded_length("cudnn", n) for n in (37, 197, 198)] == [38, 198, 198]
 
 
 def test_dots_policy_does_not_recompute_dense_products():

@@ -88,10 +88,11 @@ class ViTConfig(ModelConfig):
         "rematerialized in the backward pass: nothing, all but linear layers, whole blocks",
     )
     scan: str = enum_option(
-        ("auto", "on", "off"), "lax.scan over blocks; auto: on, except on CPU up to 12 blocks"
+        ("auto", "on", "off"), "lax.scan over blocks; auto: off up to 12 blocks, on above"
     )
     attn: str = enum_option(
-        ("auto", "matmul", "xla", "cudnn"), "attention kernel; auto: matmul on CPU, xla elsewhere"
+        ("auto", "matmul", "xla", "cudnn", "pallas"),
+        "attention kernel; auto: matmul on CPU, cudnn on GPU where it applies, xla elsewhere",
     )
     init: str = enum_option(
         ("deit", "big_vision", "xavier"),
@@ -115,6 +116,12 @@ class ViTConfig(ModelConfig):
             )
         if self.attn == "cudnn" and self.dtype != "bfloat16":
             raise UserError("attn = 'cudnn' needs dtype = 'bfloat16'")
+        head_size = self.width // self.num_heads
+        if self.attn == "cudnn" and (head_size % 8 or head_size > 128):
+            raise UserError(
+                f"attn = 'cudnn' needs width / num_heads = {head_size} to be divisible by 8 and at "
+                "most 128; set it to 'auto'"
+            )
 
     @property
     def prefix(self):

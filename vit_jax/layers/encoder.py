@@ -1,9 +1,11 @@
 """The Transformer encoder: blocks of attention and MLP (arXiv:2010.11929, equations 2 and 3).
 
 The input is one or more groups of tokens [b, v, n, d], with v views per image and n tokens per
-view. Multi-crop training has one group per crop size. Dense layers run over the tokens of all
-groups at once, as an array [t, d]; attention runs within each view. The tokens of an image are
-contiguous in this array, so that the batch stays sharded over devices.
+view. Multi-crop training has one group per crop size. Attention runs within each view. The tokens
+have one of two layouts, which give the same result (`kernels.token_layout`): "flat", where dense
+layers run over the tokens of all groups at once, as an array [t, d]; or "grouped", an array
+[b * v, n, d] per group. The tokens of an image are contiguous in either, so that the batch stays
+sharded over devices.
 
 The parameters of the blocks are stacked: every leaf of `blocks` has a leading layer axis. Running
 the blocks with `lax.scan` or unrolled gives the same result and differs only in speed.
@@ -52,21 +54,23 @@ class Block(nnx.Module):
         self.ls1 = LayerScale(config) if use_layer_scale else None
         self.ls2 = LayerScale(config) if use_layer_scale else None
 
-    def __call__(self, x, shapes, *, maps, dropout):
+    def __call__(self, x, shapes, *, kernel, maps, dropout):
         """Apply the block.
 
         Args:
-          x: tokens of all groups [t, d].
-          shapes: (b, v, n) of each group.
+          x: tokens [t, d] of all groups, or [b * v, n, d] of one; see `Attention`.
+          shapes: (b, v, n) of each group in x.
+          kernel: the attention kernel.
           maps: whether to return the attention maps.
           dropout: `Dropout` of this block.
 
         Returns:
-          Tokens [t, d]; and attention maps [b * v, heads, q, m] of each group, or None if not maps.
+          Tokens of the shape of x; and attention maps [b * v, heads, q, m] of each group, or None
+          if not maps.
         """
 
         def attention(x):
-            x, probabilities = self.attn(x, shapes, maps)
+            x, probabilities = self.attn(x, shapes, kernel=kernel, maps=maps)
             x = dropout.drop(x, 0)
             x = x if self.ls1 is None else self.ls1(x)
             return dropout.drop_path(x, 1), probabilities
@@ -97,7 +101,7 @@ def make_blocks(config, *, rngs):
     return make(rngs)
 
 
-def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False):
+def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False, layout=None):
     """Run the encoder blocks on groups of tokens.
 
     Args:
@@ -107,6 +111,7 @@ def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False)
       keys: one random key per image [b] for dropout and drop path; None: neither is applied.
       attention: whether to return the attention maps of each block.
       outputs: whether to return the output of each block.
+      layout: "flat" or "grouped"; None: that of the attention kernel.
 
     Returns:
       The list of tokens [b, v, n, d] after the last block; and a dict with "attention", a list of
@@ -114,6 +119,10 @@ def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False)
       The lists have one array per group.
     """
     shapes = tuple(g.shape[:3] for g in groups)
+    auto = kernels.resolve_auto(jax.default_backend(), config)
+    kernel = auto["attn"] if config.attn == "auto" else config.attn
+    flat = (layout or kernels.token_layout(kernel)) == "flat"
+    kernel = "matmul" if attention else kernel
     graph, stacked = nnx.split(blocks)
     stacked = nnx.to_pure_dict(stacked)
     depth = config.depth
@@ -121,38 +130,62 @@ def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False)
     # Linear in depth (arXiv:1603.09382, equation 4), but 0 in the first block, as in timm and DeiT.
     rates = jnp.linspace(0.0, drop_path, depth) if drop_path else jnp.zeros(depth)
 
-    def run(x, layer):
+    def run(xs, layer):
         params, index, rate = layer
-        x = sharding.constrain_batch(x)
-        dropout = Dropout()
+        block = nnx.merge(graph, params)
+        layer_keys = None
         if keys is not None:
             layer_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-            dropout = Dropout(layer_keys, shapes, config.dropout, rate if drop_path else 0.0)
-        x, maps = nnx.merge(graph, params)(x, shapes, maps=attention, dropout=dropout)
-        return x, (maps, x if outputs else None)
+        new = []
+        maps = []
+        for group, x in zip([None] if flat else range(len(groups)), xs, strict=True):
+            dropout = Dropout()
+            if keys is not None:
+                rates = config.dropout, rate if drop_path else 0.0
+                dropout = Dropout(layer_keys, shapes, *rates, group)
+            x, x_maps = block(
+                sharding.constrain_batch(x),
+                shapes if flat else shapes[group : group + 1],
+                kernel=kernel,
+                maps=attention,
+                dropout=dropout,
+            )
+            new.append(x)
+            maps += x_maps or []
+        return new, (maps, new if outputs else None)
 
-    scan = config.scan
-    if scan == "auto":
-        scan = kernels.resolve_auto(jax.default_backend(), depth)["scan"]
-    scanned = scan == "on"
+    scanned = (auto["scan"] if config.scan == "auto" else config.scan) == "on"
     if config.remat != "none":
         policy = REMAT_POLICIES[config.remat]
         run = jax.checkpoint(run, policy=policy, prevent_cse=not scanned)
-    x = flatten(groups)
+    xs = [flatten(groups)] if flat else [_pad(g, kernel) for g in groups]
     layers = (stacked, jnp.arange(depth), rates)
     if scanned:
-        x, (maps, xs) = jax.lax.scan(run, x, layers)
+        xs, (maps, all_xs) = jax.lax.scan(run, xs, layers)
     else:
         collected = []
         for layer in unstack(layers, depth):
-            x, out = run(x, layer)
+            xs, out = run(xs, layer)
             collected.append(out)
-        maps, xs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *collected)
+        maps, all_xs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *collected)
+
+    def as_groups(xs):
+        if flat:
+            return unflatten(xs[0], shapes)
+        return [x[:, : s[-1]].reshape(*s, -1) for x, s in zip(xs, shapes, strict=True)]
+
     named = {"attention": maps} if attention else {}
     if outputs:
-        per_group = jax.vmap(lambda x: unflatten(x, shapes))(xs)
+        per_group = jax.vmap(as_groups)(all_xs)
         named["blocks"] = [g.reshape(depth, -1, *g.shape[-2:]) for g in per_group]
-    return unflatten(x, shapes), named
+    return as_groups(xs), named
+
+
+def _pad(group, kernel):
+    """Convert a group [b, v, n, d] to [b * v, n, d], padded for an attention kernel."""
+    b, v, n, d = group.shape
+    padding = kernels.padded_length(kernel, n) - n
+    return jnp.pad(group.reshape(b * v, n, d), [(0, 0), (0, padding), (0, 0)])
 
 
 def unstack(stacked, depth):

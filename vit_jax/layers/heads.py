@@ -96,6 +96,8 @@ class DinoHead(nnx.Module):
 
     def __call__(self, x):
         """Project features [..., d] to logits [..., k], float32."""
+        lead = x.shape[:-1]
+        x = x.reshape(-1, x.shape[-1])
         for i in range(1, self.num_layers):
             x = getattr(self, f"fc{i}")(x)
             if self.batch_norm:
@@ -103,9 +105,8 @@ class DinoHead(nnx.Module):
             x = kernels.gelu(x)
         x = getattr(self, f"fc{self.num_layers}")(x).astype(jnp.float32)
         # As in torch.nn.functional.normalize, the norm is clamped to at least 1e-12.
-        return self.last_layer(
-            x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
-        )
+        x = x * jax.lax.rsqrt(jnp.maximum((x * x).sum(-1, keepdims=True), 1e-24))
+        return self.last_layer(x).reshape(*lead, -1)
 
 
 class BatchNorm(nnx.Module):
@@ -152,6 +153,5 @@ class Prototypes(nnx.Module):
         factor = jax.lax.rsqrt((kernel * kernel).sum(0, keepdims=True))
         if self.scale is not None:
             factor = factor * self.scale[...]
-        lead = x.shape[:-1]
-        y = kernels.dense(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel.astype(self.dtype))
-        return (y.astype(jnp.float32) * factor).reshape(*lead, -1)
+        y = kernels.dense(x.astype(self.dtype), kernel.astype(self.dtype))
+        return y.astype(jnp.float32) * factor

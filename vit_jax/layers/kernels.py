@@ -19,27 +19,61 @@ def accumulation_dtype(dtype):
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def resolve_auto(platform, depth=1):
+MAX_UNROLLED_BLOCKS = 12
+
+
+def resolve_auto(platform, config):
     """Return the values that "auto" options of `ViTConfig` resolve to.
 
-    On CPU, `lax.scan` makes training steps slower; it is used for deep models only, whose unrolled
-    blocks take long to compile.
+    `lax.scan` makes training steps slower on all platforms, because it copies what the backward
+    pass needs. It is used for deep models only, whose unrolled blocks take long to compile.
 
     Args:
       platform: "cpu", "gpu" or "tpu".
-      depth: number of blocks.
+      config: a `ViTConfig`.
 
     Returns:
       A dict with the values of "scan" and "attn".
     """
-    cpu = platform == "cpu"
-    return {"scan": "off" if cpu and depth <= 12 else "on", "attn": "matmul" if cpu else "xla"}
+    attn = {"cpu": "matmul", "gpu": "cudnn" if cudnn_supports(config) else "xla"}
+    return {
+        "scan": "off" if config.depth <= MAX_UNROLLED_BLOCKS else "on",
+        "attn": attn.get(platform, "xla"),
+    }
+
+
+def cudnn_supports(config):
+    """Return whether cuDNN has attention for the dtype and the head size of a `ViTConfig`."""
+    head_size = config.width // config.num_heads
+    return config.dtype == "bfloat16" and head_size % 8 == 0 and head_size <= 128
+
+
+def token_layout(attn):
+    """Return the layout of tokens in the encoder that an attention kernel works on.
+
+    Args:
+      attn: the attention kernel.
+
+    Returns:
+      "flat": the tokens of all groups as one array [t, d], which makes a training step 2% to 6%
+      faster on CPU; or "grouped": an array [b, n, d] per group. On TPU and GPU, splitting [t, d]
+      into views copies the tokens if n is not a multiple of the tile size.
+    """
+    return "flat" if attn == "matmul" else "grouped"
+
+
+def padded_length(attn, n):
+    """Return the number of tokens to which views of n tokens are padded for an attention kernel.
+
+    jax.nn.dot_product_attention cannot differentiate cuDNN attention of an odd length.
+    """
+    return n + n % 2 if attn == "cudnn" else n
 
 
 @jax.custom_vjp
 def dense(x, kernel):
-    """Multiply x [t, d] by a kernel [d, *features]; returns [t, *features]."""
-    return jax.lax.dot_general(x, kernel, (((1,), (0,)), ((), ())))
+    """Multiply x [..., d] by a kernel [d, *features]; returns [..., *features]."""
+    return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
 
 
 def _dense_forward(x, kernel):
@@ -49,9 +83,10 @@ def _dense_forward(x, kernel):
 def _dense_backward(residuals, g):
     # Contract the kernel in its layout; JAX's rule transposes it, which makes a copy.
     x, kernel = residuals
-    features = tuple(range(1, g.ndim))
-    dx = jax.lax.dot_general(g, kernel, ((features, features), ((), ())))
-    return dx, jax.lax.dot_general(x, g, (((0,), (0,)), ((), ())))
+    rows = tuple(range(x.ndim - 1))
+    features = tuple(range(1, kernel.ndim))
+    dx = jax.lax.dot_general(g, kernel, ((tuple(range(len(rows), g.ndim)), features), ((), ())))
+    return dx, jax.lax.dot_general(x, g, ((rows, rows), ((), ())))
 
 
 dense.defvjp(_dense_forward, _dense_backward)

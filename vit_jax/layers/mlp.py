@@ -40,13 +40,13 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x):
-        lead = x.shape[:-1]
-        kernel = self.kernel[...].astype(self.dtype)
-        y = kernels.dense(x.astype(self.dtype).reshape(-1, x.shape[-1]), kernel)
-        y = checkpoint_name(y, "dense")  # for remat policies, which cannot see into a custom_vjp
-        if self.bias is not None:
-            y = kernels.add_bias(y, self.bias[...])
-        return y.reshape(*lead, *kernel.shape[1:])
+        y = self.product(x)
+        return y if self.bias is None else kernels.add_bias(y, self.bias[...])
+
+    def product(self, x):
+        """Multiply x [..., d] by the kernel, without adding the bias."""
+        y = kernels.dense(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return checkpoint_name(y, "dense")  # for remat policies: they cannot see into a custom_vjp
 
 
 class Mlp(nnx.Module):
