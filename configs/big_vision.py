@@ -32,7 +32,6 @@ def get_config(run="s16_90"):
 
     c.data.name = "tfds"
     c.data.dataset = "imagenet2012"
-    c.data.workers = 8
     c.data.mean = (0.5, 0.5, 0.5)
     c.data.std = (0.5, 0.5, 0.5)
 

@@ -34,7 +34,6 @@ def get_config(size="S"):
 
     c.data.name = "tfds"
     c.data.dataset = "imagenet2012"
-    c.data.workers = 8
 
     c.augment.crop = "resized"
     c.augment.scale = (0.08, 1.0)

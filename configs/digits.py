@@ -19,7 +19,6 @@ def get_config():
     c.data.val = "val"
     c.data.test = "test"
     c.data.cache = True
-    c.data.threads = 1
     c.data.mean = (0.305,)
     c.data.std = (0.376,)
 

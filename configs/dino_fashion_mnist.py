@@ -16,7 +16,6 @@ def get_config():
     dino.self_distillation(c)
 
     fashion_mnist.fashion_mnist_data(c)
-    c.data.threads = 2
 
     c.augment.scale = (0.4, 1.0)
     c.augment.local_views = 4

@@ -46,7 +46,6 @@ def fashion_mnist_data(c):
     c.data.val = "train[55000:]"
     c.data.test = "test"
     c.data.cache = True  # 43 MB
-    c.data.threads = 1  # one thread is fast enough
     c.data.mean = (0.286,)
     c.data.std = (0.353,)
     c.augment.eval_crop = 1.0

@@ -121,7 +121,6 @@ def mae(variant, epochs, lr, layer_decay, drop_path):
 
     c.data.name = "tfds"
     c.data.dataset = "imagenet2012"
-    c.data.workers = 8
 
     c.augment.crop = "resized"
     c.augment.scale = (0.08, 1.0)

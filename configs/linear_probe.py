@@ -27,7 +27,6 @@ def get_config():
 
     c.data.name = "tfds"
     c.data.dataset = "imagenet2012"
-    c.data.workers = 8
 
     c.augment.crop = "resized"
     c.augment.scale = (0.08, 1.0)

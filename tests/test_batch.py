@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -168,7 +169,14 @@ def test_worker_processes_end_with_a_killed_parent(tmp_path):
 
 
 def test_worker_processes_give_the_same_batches_and_errors():
-    assert_batches_equal(take(5, workers=2, start=2), take(5, start=2))
+    whole = take(7, threads=0)
+    assert_batches_equal(take(5, workers=2, start=2), whole[2:])  # a batch is four chunks
+    for threads in (1, 3, 5, 9):
+        halves = [
+            take(4, threads=threads, start=3, process_index=p, process_count=2) for p in (0, 1)
+        ]
+        joined = [jax.tree.map(lambda *x: np.concatenate(x), *k) for k in zip(*halves, strict=True)]
+        assert_batches_equal(joined, whole[3:])
     assert_decode_error(lambda: take(3, source=Indices(20, broken=7), workers=1))
 
 
@@ -206,10 +214,113 @@ def test_invalid_batch_sizes_are_rejected():
         batch.eval_batches(Indices(20), lambda x: x, batch_size=8, process_count=3)
 
 
+def test_evaluation_with_worker_processes_gives_the_same_batches():
+    def read(**keys):
+        return list(batch.eval_batches(Indices(21), identity, batch_size=6, **keys))
+
+    assert_batches_equal(read(workers=1, threads=2), read(threads=0))
+    assert_batches_equal(read(threads=4), read(threads=0))
+
+
+def identity(image):
+    return image
+
+
+@pytest.mark.parametrize(
+    "cores, rows, view, facts, expected",
+    [
+        # The host of an H100; a TPU v5e host of 4 chips; 2 cores.
+        (26, 256, 224, {}, (12, 2)),
+        (112, 1024, 224, {}, (55, 2)),
+        (2, 1024, 224, {}, (0, 1)),
+        (6, 1024, 224, {}, (0, 4)),
+        (112, 16, 224, {}, (8, 2)),  # not more than one row for each thread
+        (112, 1024, 224, {"images": 10_000}, (0, 4)),  # an evaluation, faster than workers start
+        (112, 1024, 224, {"images": 50_000}, (55, 2)),
+        (112, 1024, 224, {"accelerator": False}, (0, 4)),
+        (2, 128, 224, {"accelerator": False}, (0, 2)),
+        (112, 64, 28, {"in_memory": True}, (0, 0)),
+        (112, 64, 224, {"in_memory": True}, (0, 4)),  # a cache is not shared by processes
+        (1, 1, 224, {}, (0, 1)),
+    ],
+)
+def test_parallelism_follows_the_host(cores, rows, view, facts, expected):
+    facts = {"in_memory": False, "accelerator": True} | facts
+    assert batch.choose_parallelism(cores, rows, view, **facts) == expected
+
+
+class Numbers:
+    """Iterator over 0, 1, ...; 5 is an error, or waits until it is closed."""
+
+    def __init__(self, blocks):
+        self.blocks = blocks
+        self.count = 0
+        self.closed = threading.Event()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.thread = threading.current_thread()
+        self.count += 1
+        if self.count == 6:
+            if self.blocks:
+                self.closed.wait()
+            raise DecodeError("5.jpg: broken image")
+        return self.count - 1
+
+    def close(self):
+        self.closed.set()
+
+
+def test_a_thread_places_two_batches_ahead():
+    numbers, placed = Numbers(blocks=False), []
+    batches = batch.ahead(numbers, lambda x: placed.append(x) or -x)
+    assert next(batches) == 0
+    assert numbers.thread is not threading.main_thread()
+    deadline = time.monotonic() + 10
+    while numbers.count < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert placed == [0, 1, 2] and numbers.count == 4  # one more is not placed
+    assert [next(batches) for _ in range(4)] == [-1, -2, -3, -4]
+    with pytest.raises(DecodeError, match="5.jpg"):
+        next(batches)
+    assert numbers.closed.is_set() and next(batches, None) is None
+    assert list(batch.ahead(_Finite(), lambda x: x)) == [0, 1, 2]
+
+
+class _Finite(Numbers):
+    def __init__(self):
+        super().__init__(blocks=False)
+
+    def __next__(self):
+        if self.count == 3:
+            raise StopIteration
+        return super().__next__()
+
+
+def test_closing_ends_a_thread_that_waits_for_data():
+    numbers = Numbers(blocks=True)
+    batches = batch.ahead(numbers, lambda x: x)
+    assert [next(batches) for _ in range(5)] == [0, 1, 2, 3, 4]
+    batches.close()
+    assert not numbers.thread.is_alive()
+
+
+def test_first_rows_of_a_batch_on_the_devices():
+    placement = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
+    rows = take(1)[0]
+    for count in (1, 3, 20):
+        first = batch.first_rows(batch.to_devices(rows, placement), count)
+        assert_batches_equal([first], [{name: x[:count] for name, x in rows.items()}])
+
+
 def test_to_devices_shards_rows_over_the_mesh():
     sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
     rows = take(1)[0]
     arrays = batch.to_devices(rows, sharding)
     assert_batches_equal([jax.tree.map(np.asarray, arrays)], [rows])
     assert arrays["image"].sharding == sharding
+    assert batch.to_devices(arrays, sharding)["image"] is arrays["image"]
     assert arrays["image"].addressable_shards[0].data.shape[0] == 8 // len(jax.devices())

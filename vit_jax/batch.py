@@ -2,14 +2,20 @@
 
 Process p of P reads rows p*B/P to (p+1)*B/P of every global batch of B images, and the random
 augmentation of an image depends only on the seed and its row. The pixels of a batch are therefore
-independent of the numbers of processes and workers, and the only state of the loader is k. Every
-epoch is a new permutation of the data; a batch may span two epochs.
+independent of the numbers of processes, workers and threads, and the only state of the loader is k.
+Every epoch is a new permutation of the data; a batch may span two epochs.
+
+Worker processes and threads load chunks of a batch in parallel. One more thread, that of `ahead`,
+joins the chunks and copies the batches to the devices, while the main thread dispatches the steps.
 """
 
+import contextlib
 import multiprocessing
 import os
+import queue
 import threading
 from multiprocessing import connection
+from typing import NamedTuple
 
 import grain
 import jax
@@ -20,6 +26,61 @@ from vit_jax import augment
 from vit_jax.errors import UserError
 
 MAX_ROWS = 2**48  # rows of all epochs together
+AUTO = -1  # of data.workers and data.threads
+BATCHES_AHEAD = 2  # on the devices, before the step that uses them
+SMALL_VIEW = 64  # pixels; below, loading an example from memory takes less than 0.1 ms
+RESERVED_CORES = 2  # for the threads that dispatch steps and copy batches, if there are more
+MAX_THREADS = 4  # of a process without workers: more would wait for Python's lock
+THREADS_PER_WORKER = 2
+MIN_IMAGES_FOR_WORKERS = 20_000  # worker processes start in about 10 s
+CLOSE_SECONDS = 5  # to wait for the thread of `ahead`, which may be in a read that does not return
+
+
+class Parallelism(NamedTuple):
+    """How examples are loaded.
+
+    Attributes:
+      workers: number of worker processes; 0: none.
+      threads: number of threads, in each worker or, without workers, in this process; 0: the thread
+        that asks for a batch loads it.
+    """
+
+    workers: int
+    threads: int
+
+
+def choose_parallelism(cores, rows, view, *, in_memory, accelerator, images=None):
+    """Choose the numbers of worker processes and threads.
+
+    Args:
+      cores: CPU cores that this process may use.
+      rows: rows of a batch that this process loads.
+      view: side of the largest view of an image, in pixels.
+      in_memory: whether the decoded examples are in memory or will be, see `data.Slice`. Every
+        worker would have a copy.
+      accelerator: whether the training step runs on accelerators, and not on the same cores.
+      images: number of images to load; None: no limit.
+
+    Returns:
+      A `Parallelism`.
+    """
+    if in_memory and view < SMALL_VIEW:
+        return Parallelism(0, 0)
+    available = max(1, cores - RESERVED_CORES if accelerator else cores)
+    few = images is not None and images < MIN_IMAGES_FOR_WORKERS
+    if in_memory or few or not accelerator or available <= MAX_THREADS:
+        return Parallelism(0, min(available, MAX_THREADS, rows))
+    return Parallelism(max(1, min(available, rows) // THREADS_PER_WORKER), THREADS_PER_WORKER)
+
+
+def available_cores():
+    """Return the number of CPU cores that this process may use, with the limit of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with contextlib.suppress(OSError, ValueError):
+        with open("/sys/fs/cgroup/cpu.max") as file:
+            quota, period = map(int, file.read().split())  # a quota "max" is a ValueError
+        cores = min(cores, max(1, quota // period))
+    return cores
 
 
 def train_batches(
@@ -49,9 +110,10 @@ def train_batches(
         time; see `data.steps_per_epoch`.
       balance: "none"; "sample", to draw a class and then one of its images, both uniformly and with
         replacement; or "loss", to add "weight", float32 [B/P], the `class_weights` of the labels.
-      workers: number of worker processes that load and augment images; 0: threads. Processes are
+      workers: number of worker processes that load and augment images; 0: none. Processes are
         spawned, so a script needs `if __name__ == "__main__":`.
-      threads: number of threads if `workers` is 0.
+      threads: number of threads per worker or, without workers, of this process; 0: batches are
+        loaded when they are asked for.
       process_index: p.
       process_count: P.
 
@@ -74,17 +136,9 @@ def train_batches(
         rows = _Repeated(rows, len(source), len(source) // batch_size * batch_size, repeats)
     weights = class_weights(source) if balance == "loss" else None
     rows = rows.random_map(_TrainRow(view, weights, reports_replaced(source)))
-    batches = rows.batch(local)[process_index::process_count][start:]
-    if not workers:
-        return _Batches(_prefetch(batches, threads), source)
-    if not flags.FLAGS.is_parsed():  # in a notebook: grain reads absl flags
-        flags.FLAGS.mark_as_parsed()
-    # Otherwise, multiprocessing warns of shared memory after a worker was killed.
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
-    # Each worker buffers one batch and prepares the next.
-    batches = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-    batches = iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
-    return _Batches(batches, source)
+    return _Batches(
+        rows, source, local, process_index, process_count, Parallelism(workers, threads), start
+    )
 
 
 def class_weights(source):
@@ -100,6 +154,7 @@ def class_weights(source):
 def from_config(source, config, start=0):
     """Return the `train_batches` of a config for this process."""
     view, _ = augment.transforms(config)
+    parallelism = parallelism_of(source, config, config.batch_size)
     return train_batches(
         source,
         view,
@@ -108,14 +163,56 @@ def from_config(source, config, start=0):
         start=start,
         repeats=config.augment.repeats,
         balance=config.data.balance,
-        workers=config.data.workers,
-        threads=config.data.threads,
+        workers=parallelism.workers,
+        threads=parallelism.threads,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
 
 
-def eval_batches(source, view, *, batch_size, threads=4, process_index=0, process_count=1):
+def eval_from_config(source, config, batch_size):
+    """Return the `eval_batches` of a config for this process."""
+    _, view = augment.transforms(config)
+    parallelism = parallelism_of(source, config, batch_size, len(source))
+    return eval_batches(
+        source,
+        view,
+        batch_size=batch_size,
+        workers=parallelism.workers,
+        threads=parallelism.threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def parallelism_of(source, config, batch_size, images=None):
+    """Return the `Parallelism` that a config sets, or that is chosen for this host.
+
+    Args:
+      source: the `data.Slice` to load.
+      config: the run's config.
+      batch_size: images per global batch.
+      images: number of images to load; None: no limit.
+    """
+    workers, threads = config.data.workers, config.data.threads
+    chosen = choose_parallelism(
+        available_cores(),
+        max(1, batch_size // jax.process_count()),
+        config.model.image,
+        in_memory=source.in_memory,
+        accelerator=jax.default_backend() != "cpu",
+        images=images and images // jax.process_count(),
+    )
+    if workers == AUTO:
+        workers = chosen.workers if threads == AUTO else 0
+    if threads == AUTO:
+        threads = THREADS_PER_WORKER if workers else chosen.threads
+    return Parallelism(workers, threads)
+
+
+def eval_batches(
+    source, view, *, batch_size, workers=0, threads=4, process_index=0, process_count=1
+):
     """Iterate once over a split, in order: this process's rows of every global batch.
 
     Every image is in exactly one batch of one process, and all processes get the same number of
@@ -125,7 +222,8 @@ def eval_batches(source, view, *, batch_size, threads=4, process_index=0, proces
       source: data source with images and labels, see `vit_jax.data`.
       view: function image -> uint8 [s, s, c].
       batch_size: images per global batch, B.
-      threads: number of threads that load images.
+      workers: number of worker processes, see `train_batches`.
+      threads: number of threads, see `train_batches`.
       process_index: p.
       process_count: P.
 
@@ -140,13 +238,87 @@ def eval_batches(source, view, *, batch_size, threads=4, process_index=0, proces
     local = _local_batch_size(batch_size, process_count)
     padded = -(-len(source) // batch_size) * batch_size
     rows = grain.MapDataset.range(padded).map(_EvalRow(source, view, reports_replaced(source)))
-    batches = rows.batch(local)[process_index::process_count]
-    return _Batches(_prefetch(batches, threads), source)
+    parallelism = Parallelism(workers, threads)
+    return _Batches(rows, source, local, process_index, process_count, parallelism)
+
+
+def ahead(batches, place, size=BATCHES_AHEAD):
+    """Iterate over place(batch) for each batch. A thread calls it `size` batches ahead.
+
+    Args:
+      batches: iterator with a method `close`, which only the thread uses.
+      place: function of a batch, such as `to_devices`.
+      size: number of placed batches before the one that was last returned.
+
+    Returns:
+      A generator. It starts the thread at the first batch and raises the errors of the thread. Its
+      .close() ends the thread and closes `batches`.
+    """
+    free = threading.Semaphore(size)
+    placed = queue.SimpleQueue()
+    closed = threading.Event()
+
+    def fill():
+        try:
+            for batch in batches:
+                free.acquire()
+                if closed.is_set():
+                    return
+                placed.put((place(batch), None))
+                del batch
+            placed.put((None, None))
+        except BaseException as error:
+            placed.put((None, error))
+
+    thread = threading.Thread(target=fill, name="batches", daemon=True)
+    thread.start()
+    try:
+        while True:
+            batch, error = placed.get()
+            if error is not None:
+                raise error
+            if batch is None:
+                return
+            free.release()
+            yield batch
+            del batch
+    finally:
+        closed.set()
+        free.release()
+        batches.close()  # ends a wait for a chunk
+        thread.join(CLOSE_SECONDS)
 
 
 def to_devices(batch, sharding):
-    """Convert this process's rows, a tree of NumPy arrays, to global JAX arrays."""
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    """Convert this process's rows, a tree of arrays, to global JAX arrays.
+
+    Arrays that are on the devices already are returned unchanged.
+    """
+
+    def place(x):
+        if isinstance(x, jax.Array) and x.sharding == sharding:
+            return x
+        return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+    return jax.tree.map(place, batch)
+
+
+def first_rows(batch, count):
+    """Return at most the first `count` of this process's rows of a batch, in NumPy."""
+
+    def fetch(x):
+        if isinstance(x, np.ndarray):
+            return x[:count]
+        shards = {shard.index[0].start or 0: shard for shard in x.addressable_shards}
+        rows, missing = [], count
+        for _, shard in sorted(shards.items()):
+            rows.append(np.asarray(shard.data[:missing]))
+            missing -= len(rows[-1])
+            if not missing:
+                break
+        return np.concatenate(rows)
+
+    return jax.tree.map(fetch, batch)
 
 
 def end_with_parent():
@@ -165,24 +337,71 @@ def reports_replaced(source):
 
 
 class _Batches:
-    """Iterator over batches that reports the images that were replaced."""
+    """Iterator over the batches of this process, in NumPy.
 
-    def __init__(self, batches, source):
-        self.batches = batches
+    Reports the images that were replaced.
+
+    Args:
+      rows: grain.MapDataset of the rows of all global batches.
+      source: the data source, for reports.
+      local: rows per batch of this process.
+      index: index of this process.
+      count: number of processes.
+      parallelism: a `Parallelism`.
+      start: index of the first batch.
+    """
+
+    def __init__(self, rows, source, local, index, count, parallelism, start=0):
+        workers, threads = parallelism
         self.source = source
+        # At least one chunk for each thread, all of the same size.
+        wanted = min(local, max(1, workers) * max(1, threads))
+        self.chunks = next(n for n in range(wanted, local + 1) if local % n == 0)
+        chunks = _Local(rows.batch(local // self.chunks), self.chunks, index, count)
+        chunks = chunks[start * self.chunks :]
+        buffer = threads if workers else max(self.chunks, threads)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+        chunks = chunks.to_iter_dataset(options)
+        if workers:
+            if not flags.FLAGS.is_parsed():  # in a notebook: grain reads absl flags
+                flags.FLAGS.mark_as_parsed()
+            # Otherwise, multiprocessing warns of shared memory after a worker was killed.
+            os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker:UserWarning")
+            chunks = chunks.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        self.iterator = iter(chunks)
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        rows = next(self.batches)
+        chunks = [next(self.iterator) for _ in range(self.chunks)]
+        rows = chunks[0]
+        if len(chunks) > 1:
+            rows = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in rows}
         replaced = rows.pop("replaced", np.array([], np.int32))
         for i in replaced[replaced >= 0]:
             self.source.report(int(i))
         return rows
 
     def close(self):
-        self.batches.close()
+        self.iterator.close()
+
+
+class _Local(grain.MapDataset):
+    """The chunks of one of `processes`: each global batch has `chunks` chunks per process."""
+
+    def __init__(self, parent, chunks, index, processes):
+        super().__init__(parent)
+        self.chunks, self.index, self.processes = chunks, index, processes
+
+    def __len__(self):
+        return len(self._parent) // self.processes
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        batch, chunk = divmod(index, self.chunks)
+        return self._parent[(batch * self.processes + self.index) * self.chunks + chunk]
 
 
 class _Repeated(grain.MapDataset):
@@ -238,6 +457,10 @@ class _EvalRow:
     def __init__(self, source, view, replaced):
         self.source, self.view, self.replaced = source, view, replaced
 
+    def __setstate__(self, state):
+        self.__dict__ = state
+        end_with_parent()
+
     def __call__(self, i):
         padding = i >= len(self.source)
         example = self.source[0 if padding else i]
@@ -248,12 +471,6 @@ class _EvalRow:
         if self.replaced:
             row["replaced"] = np.int32(-1 if padding else example.get("replaced", -1))
         return row
-
-
-def _prefetch(batches, threads):
-    # The buffer size is in batches: one per thread.
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    return iter(batches.to_iter_dataset(options))
 
 
 def _local_batch_size(batch_size, process_count):

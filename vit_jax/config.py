@@ -126,9 +126,18 @@ KEYS = {
         resumable=True,
     ),
     "data.cache": Key(False, "keep decoded images in memory", resumable=True),
-    "data.workers": Key(0, "data loader processes; 0: use threads", minimum=0, resumable=True),
+    "data.workers": Key(
+        -1,
+        "processes that load data; 0: only threads; -1: chosen from the number of CPU cores",
+        minimum=-1,
+        resumable=True,
+    ),
     "data.threads": Key(
-        4, "data loader threads, used if workers is 0 and for evaluation", minimum=0, resumable=True
+        -1,
+        "threads that load data, of every worker process or, without workers, in all; -1: chosen "
+        "from the number of CPU cores",
+        minimum=-1,
+        resumable=True,
     ),
     "data.mean": Key(IMAGENET_MEAN, "per-channel mean to subtract, for images in [0, 1]"),
     "data.std": Key(IMAGENET_STD, "per-channel standard deviation to divide by", greater_than=0),

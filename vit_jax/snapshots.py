@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import augment
+from vit_jax import augment, batch
 from vit_jax.analysis import attention
 from vit_jax.devices import sharding
 
@@ -49,7 +49,7 @@ def training_views(run, rows, step):
       A grid, uint8 [h, w, c]: one column per image, one row per view.
     """
     count = run.config.log_images
-    rows = {name: jnp.asarray(x[:count]) for name, x in rows.items()}
+    rows = batch.first_rows(rows, count)
     rows["row"] = jnp.arange(len(rows["label"]))
     rng = jax.random.fold_in(run.train_rng, step)
     groups = jax.jit(run.objective.views)(rows, rng)

@@ -67,6 +67,8 @@ class Files:
 class Arrays:
     """Source of images in memory: images uint8 [n, h, w, 1 or 3], labels int [n]."""
 
+    in_memory = True
+
     def __init__(self, images, labels, class_names):
         self.images = images
         self.labels = labels

@@ -31,6 +31,8 @@ def make(split, config):
 class Synthetic:
     """Source of images uint8 [side, side, channels]; example i has the label i % classes."""
 
+    in_memory = True
+
     def __init__(self, split, images, classes, side, channels):
         self.split = split
         self.images = images

@@ -3,7 +3,6 @@
 import functools
 from itertools import islice
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
@@ -62,28 +61,19 @@ def read_split(config, split, mesh, batch_size=None):
     Returns:
       source: the images and labels of the split.
       size: the batch size.
-      read: function that returns an iterator over the batches of `batch.eval_batches`, as global
-        JAX arrays.
+      read: function that returns a generator of the batches of `batch.eval_batches`, ahead on the
+        devices, see `batch.ahead`.
 
     Raises:
       UserError: if the split does not exist, or the batch size is not divisible by
         mesh.data x mesh.fsdp.
     """
     size = check_batch_size(config, mesh, batch_size)
-    placement = sharding.batch_sharding(mesh)
     source = data.make(config, config.data[split])
-    _, view = augment.transforms(config)
+    place = functools.partial(batch.to_devices, sharding=sharding.batch_sharding(mesh))
 
     def read():
-        batches = batch.eval_batches(
-            source,
-            view,
-            batch_size=size,
-            threads=config.data.threads,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        return (batch.to_devices(rows, placement) for rows in batches)
+        return batch.ahead(batch.eval_from_config(source, config, size), place)
 
     return source, size, read
 
