@@ -268,6 +268,8 @@ class StopSignal:
         thread.join(CLEANUP_SECONDS)
         message = message or self.describe()
         print(f"\n{message}" if sys.stderr.isatty() else message, file=sys.stderr, flush=True)
+        if self.multiprocess and not self._calls:
+            _leave_peers()
         os._exit(code)
 
     def _clean_up(self):
@@ -320,7 +322,7 @@ def _start_preemption_service():
 def _is_stopping():
     """Return whether a process of the run was told to stop."""
     with contextlib.suppress(Exception):  # there is no such key, or no connection
-        return _client().key_value_try_get(STOP_KEY) is not None
+        return _client().key_value_try_get(f"{STOP_KEY}/received") is not None
     return False
 
 
@@ -329,11 +331,26 @@ def _tell_peers():
     import jax
 
     with contextlib.suppress(Exception):
-        client = _client()
-        client.key_value_set(STOP_KEY, "1", allow_overwrite=True)
-        client.key_value_set(f"{STOP_KEY}_known/{jax.process_index()}", "1", allow_overwrite=True)
-        deadline = time.monotonic() + CLEANUP_SECONDS
-        while time.monotonic() < deadline:
-            if len(client.key_value_dir_get(f"{STOP_KEY}_known/")) == jax.process_count():
-                return
-            time.sleep(PEER_INTERVAL_S)
+        _client().key_value_set(f"{STOP_KEY}/received", "1", allow_overwrite=True)
+        _count_in("stopping", jax.process_count())
+
+
+def _leave_peers():
+    """Say that this process ends. Process 0, which connects the others, waits until all did."""
+    import jax
+
+    with contextlib.suppress(Exception):
+        _count_in("leaving", jax.process_count() if jax.process_index() == 0 else 1)
+
+
+def _count_in(name, count):
+    """Announce this process under a name, and wait briefly until `count` processes have done so."""
+    import jax
+
+    client = _client()
+    client.key_value_set(f"{STOP_KEY}/{name}/{jax.process_index()}", "1", allow_overwrite=True)
+    deadline = time.monotonic() + CLEANUP_SECONDS
+    while time.monotonic() < deadline:
+        if len(client.key_value_dir_get(f"{STOP_KEY}/{name}/")) >= count:
+            return
+        time.sleep(PEER_INTERVAL_S)
