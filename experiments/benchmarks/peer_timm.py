@@ -107,15 +107,18 @@ def build_classifier(job, vit, normalize, precision, device):
       pass.
     """
     model = vit()
+    compiled = torch.compile(model) if device.type == "cuda" else model
     images, labels = (torch.from_numpy(x).to(device) for x in draw_batch(job))
     images = images.permute(0, 3, 1, 2).contiguous()
 
     def logits():
         x = normalize(images)
         with precision():
-            return model(x)
+            return compiled(x)
 
     options = {key: job["config"]["optim"][key] for key in ("lr", "weight_decay", "eps")}
+    if device.type == "cuda":
+        options["fused"] = True
     optimizer = sys.modules["timm"].optim.create_optimizer_v2(model, "adamw", **options)
     criterion = torch.nn.CrossEntropyLoss()
 
