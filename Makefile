@@ -18,7 +18,7 @@ CANDIDATES = $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.1
 
 help:
 	@echo 'make install [EXTRA=NAME,...]  create .venv and install the package (PYTHON=... selects Python);'
-	@echo '                               extras: tpu, cuda, fast, gcs, sweep, demo, docs'
+	@echo '                               extras: tpu, cuda, gcs, sweep, demo, docs'
 	@echo 'make install LOCKED=1          install the exact versions of requirements.lock, checked by hash'
 	@echo 'make lock                      update requirements.lock within the ranges of requirements.txt'
 	@echo 'make quickstart                train a ViT on digits, classify eight, draw the figure'

@@ -1,4 +1,4 @@
-"""Pillow's bicubic resize, compiled with Numba if it is installed (the extra "fast").
+"""Pillow's bicubic resize, compiled with Numba; where Numba is missing, Pillow itself.
 
 The compiled function is bit-exact, because the arithmetic is the same: one pass per axis, integer
 weights with 22 fractional bits, and an 8-bit intermediate image.

@@ -9,8 +9,8 @@ formats=UPLOAD_FORMATS, which excludes TIFF, PPM and AVIF: Pillow's parsers are 
 * Channels of 12 and 16 bits are truncated to their upper 8 bits. Signed, 32-bit and floating-point
   pixels, which TIFF and PPM files may have, are rejected: the range of their values is unknown.
 
-Images are decoded with Pillow. If simplejpeg is installed (the extra "fast"), it decodes ordinary
-JPEGs faster and to identical pixels, as both use libjpeg-turbo.
+Images are decoded with Pillow. Ordinary JPEGs are decoded by simplejpeg, faster and to identical
+pixels, as both use libjpeg-turbo; where it is missing, by Pillow.
 """
 
 import ctypes
