@@ -7,6 +7,7 @@ from importlib import resources
 from typing import NamedTuple
 
 from vit_jax.errors import UserError
+from vit_jax.perf import pallas
 
 
 class Chip(NamedTuple):
@@ -94,6 +95,7 @@ def prepare_topology(name):
             'pip install "jax[tpu]"'
         )
     os.environ.update(TPU_ENVIRONMENT)
+    pallas.enable_dumps()
 
 
 def topology(name):

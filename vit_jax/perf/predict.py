@@ -8,7 +8,7 @@ the host or for other devices.
 import re
 from collections import Counter
 
-from vit_jax.perf import device_specs, hlo
+from vit_jax.perf import device_specs, hlo, pallas
 
 # Source file of an operation: group. The first one from the innermost call outwards that is listed;
 # a Linear layer counts for the layer that calls it.
@@ -104,18 +104,20 @@ def tpu(program, chip, flops):
     groups = _Groups()
     unknown = Counter()
     kernels = set()
+    bundles = pallas.dumped_bundles()
     for computation, instruction, runs in program.schedule():
         match = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
         cycles = int(match[1]) if match else 0
+        found = hlo.flops(program, computation, instruction)
         if instruction.opcode == "custom-call" and not cycles:
             if instruction.target in hlo.TARGETS_WITHOUT_FLOPS:
                 continue
-            name = kernel_name(instruction)
+            name, cycles, found = _pallas_kernel(instruction, bundles)
             kernels.add(name)
-            unknown[name] += runs
-        found = hlo.flops(program, computation, instruction)
+            if cycles is None:
+                unknown[name] += runs
         if cycles or found:
-            ms = cycles / (chip.clock * 1e6)
+            ms = (cycles or 0) / (chip.clock * 1e6)
             groups.add(group_of(program, instruction), ms, found, runs)
     ms = None if unknown else groups.ms
     return {
@@ -153,7 +155,7 @@ def gpu(program, chip, flops):
             continue
         found = hlo.flops(program, computation, instruction)
         if found is None:
-            unknown[kernel_name(instruction)] += runs
+            unknown[instruction.target] += runs
         num_bytes = hlo.traffic(program, computation, instruction)
         ms = 1e3 * max((found or 0) / (chip.peak * 1e12), num_bytes / (chip.bandwidth * 1e12))
         groups.add(group_of(program, instruction), ms, found, runs)
@@ -190,8 +192,9 @@ class _Groups:
     def result(self):
         """Return the costliest groups, the rest as "other", and the FLOPs of all."""
         ranked = sorted(self._groups.items(), key=lambda item: -item[1]["ms"])
-        groups = dict(ranked[:MAX_GROUPS])
-        rest = [group for _, group in ranked[MAX_GROUPS:]]
+        named = [(name, group) for name, group in ranked if name != "other"]
+        groups = dict(named[:MAX_GROUPS])
+        rest = [group for name, group in ranked if name not in groups]
         if rest:
             keys = ("ms", "flops", "runs")
             groups["other"] = {key: sum(group[key] for group in rest) for key in keys}
@@ -251,7 +254,11 @@ def _is_index(instruction):
     return hlo.ARRAY.match(instruction.shape) and not hlo.dimensions(instruction.shape)
 
 
-def kernel_name(instruction):
-    """Return the name of a custom call: of its kernel where it has one, else its target."""
-    match = re.search(r'kernel_name="?:? ?"?([\w.-]+)', instruction.attributes)
-    return match[1] if match else instruction.target
+def _pallas_kernel(instruction, bundles):
+    """Return the name, cycles and FLOPs of a custom call on TPU; None for what is not known."""
+    body = pallas.BODY.search(instruction.attributes)
+    kernel = pallas.parse(body[1]) if instruction.target == pallas.TARGET and body else None
+    if kernel is None:
+        return instruction.target, None, None
+    text = bundles.get(body[1])
+    return kernel.name, pallas.cycles(kernel, text) if text else None, kernel.flops
