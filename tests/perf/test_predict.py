@@ -82,6 +82,17 @@ def test_pallas_kernel_takes_its_bundles_times_grid_steps():
     assert pallas.cycles(kernel._replace(loops=(4,)), read("pallas_v5e_bundles")) is None
 
 
+def test_loops_in_a_pallas_kernel_are_multiplied_out():
+    """A kernel with five iterations of a loop over four pairs of matrix products."""
+    kernel = pallas.Kernel("k", 24, (5, 20), 0)
+    bundles = read("pallas_loops_v5e_bundles")
+    assert bundles.count(": >>> {") == 182 and bundles.count(": >> {") == 2
+    cycles = pallas.cycles(kernel, bundles) / 24
+    # 324 bundles in all; the 9 empty ones are in the loop of the bundle before them.
+    assert 20 * 182 + 5 * 2 + (324 - 182 - 2) <= cycles <= 20 * (182 + 9) + 5 * 2 + 131
+    assert pallas.cycles(kernel._replace(loops=()), bundles) is None
+
+
 def test_unknown_custom_call_has_no_bound():
     text = """HloModule m
 ENTRY %main (x: f32[8]) -> f32[8] {

@@ -78,7 +78,7 @@ def cycles(kernel, text):
     Returns:
       The cycles of all grid steps; None if the loops in the two do not match.
     """
-    loops = []  # indices of the loops around the current bundle, within the loop over the grid
+    loops = []  # indices of the latest loops by depth, within the loop over the grid
     count = started = depth = 0
     grid = 1 if kernel.steps > 1 else 0
     for marker, nesting in BUNDLE.findall(text):
@@ -87,10 +87,10 @@ def cycles(kernel, text):
         if marker == "LB" and depth:
             loops = [*loops[: depth - 1], started]
             started += 1
-        loops = loops[:depth]
         if len(loops) < depth or started > len(kernel.loops):
             return None
-        count += kernel.loops[loops[-1]] if loops else 1
+        # Bundles of an outer loop can stand among those of an inner one.
+        count += kernel.loops[loops[depth - 1]] if depth else 1
     return count * kernel.steps if started == len(kernel.loops) and count else None
 
 
