@@ -60,6 +60,7 @@ def test_memory_on_one_device_is_state_and_batch(check):
     assert result["fits"] and result["collectives"] == {}
     assert result["model"] == "mu/16" and result["attn"] == "matmul"
     assert memory["temporaries"] > 0 and result["flops"] > 0 and result["least_ms"] is None
+    assert result["predicted_ms"] is None and result["mfu"] is None  # no known peak
 
 
 def test_collectives_on_eight_devices(check):
