@@ -103,7 +103,10 @@ KEYS = {
     "data.name": Key("tfds", "data source: a module of vit_jax/data", family="data"),
     "data.dataset": Key("", "tfds: name of the dataset, such as imagenet2012"),
     "data.dir": Key(
-        "", 'tfds: data_dir ("": ~/tensorflow_datasets); folder: the root directory', resumable=True
+        "",
+        'tfds: data_dir ("": ~/tensorflow_datasets); folder: the root directory; webdataset: the '
+        "directory of the shards",
+        resumable=True,
     ),
     "data.train": Key("train[:99%]", "training split: NAME, NAME[10:] or NAME[:99%]"),
     "data.val": Key("train[99%:]", "validation split, used to select the best checkpoint"),
