@@ -26,7 +26,11 @@ def define_flags():
 
 
 def main(flags):
-    with distributed.StopSignal() as stop, stop.react(stop.exit):  # at first, nothing is unsaved
+    with (
+        distributed.StopSignal() as stop,
+        distributed.lost_peers(stop),
+        stop.react(stop.exit),  # at first, nothing is unsaved
+    ):
         plan = error = None
         try:
             plan = prepare(flags.config, flags.workdir)
@@ -38,8 +42,7 @@ def main(flags):
             stop.connect()
             # Otherwise the others would wait for a process that has ended.
             distributed.agree(flat(flags.config), error)
-        with distributed.lost_peers(stop.multiprocess):
-            train(flags.config, flags.workdir, stop, plan=plan)
+        train(flags.config, flags.workdir, stop, plan=plan)
 
 
 def prepare(config, workdir):

@@ -113,18 +113,21 @@ def has_peers():
 
 
 @contextlib.contextmanager
-def lost_peers(multiprocess):
+def lost_peers(stop):
     """Report in one line that another process of the run was lost during a `with` block.
 
     JAX raises errors of many kinds then. The process is ended at once: at a normal exit, JAX would
     wait for the other process.
+
+    Args:
+      stop: the `StopSignal` of this process.
     """
     try:
         yield
     except (UserError, Diverged, NoSpace, WorkdirLost, Preempted):
         raise
     except Exception as error:
-        if not multiprocess or not re.search(LOST_PEER, str(error)):
+        if not stop.multiprocess or not re.search(LOST_PEER, str(error)):
             raise
         rank = re.search(r"task[:=/ ]*(\d+)", str(error))
         which = f"process {rank[1]}" if rank else "another process of the run"
