@@ -1,5 +1,6 @@
 """Training end to end: bit-exact resume, preemption, checkpoints and divergence."""
 
+import gzip
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ from tests import ROOT
 from tests.stop import StopAfter
 from tests.tiny import tiny
 from vit_jax import train
-from vit_jax.config import load_config
+from vit_jax.config import check, load_config
 from vit_jax.devices.distributed import StopSignal
 from vit_jax.errors import Diverged, Preempted, UserError
 from vit_jax.run import Run
@@ -132,6 +133,23 @@ def test_divergence_raises(tmp_path):
         assert "To reproduce step" in str(error.value) and "optim.lr" in str(error.value)
     _, state = restore(tmp_path, config)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+def test_profile_of_some_steps(tmp_path, capsys):
+    train_on_one_device(recipe(profile="3:4", eval_every="4", checkpoint_every="4"), tmp_path)
+    (path,) = (tmp_path / "profile").rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    steps = [e["args"]["step_num"] for e in events if e.get("name") == "train"]
+    assert sorted(steps) == ["3", "4"]
+    assert "data_wait" in {e.get("name") for e in events}
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert f"profile of steps 3 to 4: tensorboard --logdir={tmp_path}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["5", "0:3", "4:3", "1:2:3"])
+def test_invalid_profile(value):
+    with pytest.raises(UserError, match="config.profile = .* must be START:STOP"):
+        check(recipe(profile=value))
 
 
 def test_bad_steps_are_reported(tmp_path, capsys, monkeypatch):

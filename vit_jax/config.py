@@ -28,7 +28,7 @@ from vit_jax.schema import (
     probability,
 )
 from vit_jax.schema import steps as steps  # public as config.steps
-from vit_jax.workdir import storage
+from vit_jax.workdir import profile, storage
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -97,6 +97,11 @@ KEYS = {
     "compilation_cache": Key(
         "~/.cache/vit_jax/xla",
         'directory of the compilation cache, unless JAX_COMPILATION_CACHE_DIR is set; "": none',
+        resumable=True,
+    ),
+    "profile": Key(
+        "",
+        "steps to profile, START:STOP, such as 20:25; the profile is written to the workdir",
         resumable=True,
     ),
     # data: which images are read
@@ -370,6 +375,7 @@ def _find_key(keys, key, objective_name):
 
 def _check_combinations(c, model):
     """Check values that depend on each other. `model` is a ViTConfig or a ResNetConfig."""
+    profile.parse(c.profile)
     if c.batch_size % c.accum_steps:
         raise UserError(
             f"config.batch_size = {c.batch_size} must be divisible by "

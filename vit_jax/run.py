@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import functools
 
 import jax
 
@@ -138,6 +139,7 @@ class Run:
         """Return the weights to evaluate: the parameters, their EMA, or DINO's teacher."""
         return self.objective.weights(state.params, state.extra)
 
+    @functools.partial(jax.profiler.annotate_function, name="evaluate")
     def evaluate(self, split, weights):
         """Run all evaluators on a split.
 

@@ -18,6 +18,7 @@ from vit_jax.devices import distributed, memory
 from vit_jax.errors import Preempted, UserError
 from vit_jax.schema import member
 from vit_jax.workdir import log, manifest, owner, storage
+from vit_jax.workdir.profile import Profile, parse
 
 
 def define_flags():
@@ -249,6 +250,7 @@ def _loop(run, state, start, checkpoints, logger, stop):
     skipped = guard.SkippedSteps(run, state)
     warning = None
     timer = StepTimer(start)
+    profile = Profile(checkpoints.workdir, parse(run.config.profile), logger.info)
     if start and checkpoints.is_pending(start):
         with protection.unsaved(start, state):
             scores = run.evaluate("val", run.weights(state))
@@ -258,6 +260,7 @@ def _loop(run, state, start, checkpoints, logger, stop):
     batches = run.batches(start)
     try:
         for step in range(start + 1, run.total + 1):
+            profile.begin(step)
             with timer.measure("data_wait"), protection.unsaved(step - 1, state):
                 batch = next(batches)
             if step == start + 1:  # exclude compilation from the timing
@@ -269,7 +272,9 @@ def _loop(run, state, start, checkpoints, logger, stop):
                 logger.update_progress(step, {"train/loss": loss, "sched/lr": run.lr(step - 1)})
                 timer = StepTimer(step)
             else:
-                state, metrics = run.step(state, batch)
+                with profile.annotate(step):
+                    state, metrics = run.step(state, batch)
+            profile.end(step, metrics)
             logger.update_progress(step)
             if run.plan.due(step, "log_every"):
                 values = {name: float(x) for name, x in metrics.items()}
@@ -303,6 +308,7 @@ def _loop(run, state, start, checkpoints, logger, stop):
             if stopping:
                 raise Preempted(checkpoints.preempted())
     finally:
+        profile.close()
         batches.close()
     return state
 
@@ -342,8 +348,12 @@ class StepTimer:
 
     @contextlib.contextmanager
     def measure(self, name):
+        """Measure a `with` block, which also appears in a profile."""
+        import jax
+
         start = time.perf_counter()
-        yield
+        with jax.profiler.TraceAnnotation(name):
+            yield
         self.seconds[name] += time.perf_counter() - start
 
     def read(self, step, batch_size):

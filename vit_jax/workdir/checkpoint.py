@@ -190,6 +190,7 @@ class Checkpoints:
             f"{path.name}; using step {self.saved:,} instead"
         )
 
+    @functools.partial(jax.profiler.annotate_function, name="save")
     def save(self, step, state, metrics=(), *, pending=False):
         """Save a TrainState in the background. Does nothing if it is saved already.
 
@@ -331,6 +332,7 @@ class Checkpoints:
         except BaseException as error:  # `wait` reports it in the main thread
             self._error = error
 
+    @functools.partial(jax.profiler.annotate_function, name="verify checkpoint")
     def _verify_written(self, step, owned, arrays):
         """Read back what this process wrote. Returns the descriptions of all files in process 0.
 
