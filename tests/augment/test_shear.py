@@ -21,8 +21,14 @@ def images():
     yield from (noise[..., 0], noise[:1], noise[:, :1], noise[:1, :1, 0])
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_shear_matches_pillow(axis):
+def test_shear_matches_pillow(axis, compiled, monkeypatch):
+    if compiled:
+        pytest.importorskip("numba")
+        assert shear._compile() is not None
+    else:
+        monkeypatch.setattr(shear, "_compile", lambda: None)
     cases = [(0.0, shift) for shift in SHIFTS] + [(slope, 0.0) for slope in SLOPES] + [(0.2, 9.4)]
     for image in images():
         pil = Image.fromarray(np.ascontiguousarray(image))
@@ -37,6 +43,7 @@ def test_shear_matches_pillow(axis):
 
 def test_float32_alone_is_not_exact(monkeypatch):
     """Without the float64 recomputation, some pixels differ by one level."""
+    monkeypatch.setattr(shear, "_compile", lambda: None)
     monkeypatch.setattr(shear, "_recompute", lambda *_: None)
     noise = Image.fromarray(RNG.integers(0, 256, (150, 131, 3), np.uint8))
     expected = noise.transform(noise.size, AFFINE, (1, 0, 100.8, 0, 1, 0), BICUBIC, fillcolor=0)
