@@ -81,6 +81,10 @@ def test_input_reads_the_photographs_in_the_peer_job(tmp_path):
     assert batch["image"].shape == (8, 160, 160, 3) and set(batch["label"]) == {0, 1}
     with pytest.raises(UserError, match="color"):
         interleave.input_job(workloads.make_config("S/16,channels=1", 8, "float32")[0], "")
+    own = workloads.input_config("mu/8", 8, tmp_path / "own", 1, tmp_path / "train")[0]
+    links = sorted((tmp_path / "own/train/images").iterdir())
+    assert len(links) >= 4096 and {link.resolve() for link in links} == set(files)
+    assert workloads.build_input(own, None)()[0]["image"].shape[0] == 8
 
 
 def test_missing_peer_is_a_user_error(tmp_path, monkeypatch):
@@ -97,6 +101,8 @@ def test_missing_peer_is_a_user_error(tmp_path, monkeypatch):
         (["--what=input", "--against=timm", "--config=configs/digits.py"], "--config"),
         (["--what=input", "--against=timm", "--threads=2"], "--threads=1"),
         (["--threads=100000"], "cores"),
+        (["--what=forward", "--images=photos"], "--what=input"),
+        (["--what=input", "--images=/dev/null"], "has no images"),
         (["--what=step"], "--what"),
         (["--what=dino_step", "--model=mu/8,num_classes=10"], "num_classes = 0"),
         (["--what=forward", "--config=configs/digits.py"], "--what=train_step"),

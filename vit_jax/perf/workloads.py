@@ -78,7 +78,7 @@ def _set_model(config, name, objective_keys):
     variants.from_config(config.model)
 
 
-def input_config(name, batch_size, folder, threads):
+def input_config(name, batch_size, folder, threads, images=None):
     """Write a dataset of JPEG files and create the config of DeiT's input pipeline for it.
 
     Args:
@@ -86,19 +86,52 @@ def input_config(name, batch_size, folder, threads):
       batch_size: images per batch.
       folder: the directory to write the images to.
       threads: threads of the input pipeline.
+      images: directory of the images to read; None: `write_photographs`.
 
     Returns:
       The config, with random resized crops and RandAugment, and the `ViTConfig` or `ResNetConfig`
       of its model.
     """
     config, model = make_config(name, batch_size, "float32")
-    write_photographs(os.path.join(folder, "train"))
+    if images:
+        link_images(images, os.path.join(folder, "train", "images"))
+    else:
+        write_photographs(os.path.join(folder, "train"))
     config.data.name = "folder"
     config.data.dir = str(folder)
     config.augment.randaugment = "rand-m9-mstd0.5-inc1"
     # With one thread, read synchronously: prefetching between timed runs would not be measured.
+    config.data.workers = 0
     config.data.threads = 0 if threads == 1 else threads
     return config, model
+
+
+def link_images(source, folder, count=4096):
+    """Fill a directory with symbolic links to the images of another one, repeated.
+
+    Args:
+      source: the directory of the images, with or without subdirectories.
+      folder: the directory to create.
+      count: number of links at least.
+
+    Raises:
+      UserError: if there are no images.
+    """
+    from vit_jax.data.decode import SUFFIXES
+
+    paths = [
+        os.path.abspath(os.path.join(parent, name))
+        for parent, _, names in os.walk(os.path.expanduser(source))
+        for name in sorted(names)
+        if name.lower().endswith(SUFFIXES)
+    ]
+    if not paths:
+        raise UserError(f"--images={source} has no images; pass a directory of image files")
+    os.makedirs(folder)
+    for k in range(-(-count // len(paths))):
+        for i, path in enumerate(paths):
+            suffix = os.path.splitext(path)[1]
+            os.symlink(path, os.path.join(folder, f"{i:06}_{k:04}{suffix}"))
 
 
 def write_photographs(folder, count=128, names=32):

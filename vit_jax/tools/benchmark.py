@@ -12,9 +12,9 @@ attention    a forward pass that returns the maps of tools.attend, interleaved w
 input        the input pipeline without the model
 startup      --help, imports and the first training step, timed from the start of Python
 
-Images are random, except for --what=input, which reads JPEG photographs or, with --config, the
-recipe's dataset. --against interleaves the runs with those of the peer, so that background load
-affects both equally; run `make bench-peer` first to install timm in .venv-peer.
+Images are random, except for --what=input, which reads JPEG photographs, those of --images=DIR or,
+with --config, the recipe's dataset. --against interleaves the runs with those of the peer, so that
+background load affects both equally; run `make bench-peer` first to install timm in .venv-peer.
 """
 
 import json
@@ -51,6 +51,9 @@ def define_flags():
     flags.DEFINE_integer(
         "batch_size", None, "images per step (default: the recipe's, or 8)", lower_bound=1
     )
+    flags.DEFINE_string(
+        "images", None, "directory of images for --what=input (default: sample photographs)"
+    )
     flags.DEFINE_enum("against", None, list(interleave.PEERS), "peer to compare with")
     flags.DEFINE_integer("pairs", 5, "number of timed runs of each side", lower_bound=1)
     flags.DEFINE_float("seconds", 5.0, "approximate duration of a run", lower_bound=0)
@@ -77,6 +80,7 @@ def benchmark(
     config=None,
     model=None,
     batch_size=None,
+    images=None,
     against=None,
     pairs=5,
     seconds=5.0,
@@ -94,6 +98,7 @@ def benchmark(
         for synthetic images.
       model: model name with overrides; None: the config's, or vit_tiny_patch16_224.
       batch_size: images per step; None: the config's, or 8.
+      images: directory of images for what="input"; None: sample photographs.
       against: the peer, "timm"; None: no peer.
       pairs: number of timed runs of each side.
       seconds: approximate duration of a run.
@@ -108,6 +113,8 @@ def benchmark(
       UserError: if arguments cannot be combined, or the peer is not installed.
     """
     check(what, config, model, against, threads)
+    if images and (config or what != "input"):
+        raise UserError("--images requires --what=input, without --config")
     if against and what == "input":
         threads = 1
     if config is None:
@@ -129,7 +136,9 @@ def benchmark(
         return result | {"seconds": startup(model, batch_size, pairs)}
     with tempfile.TemporaryDirectory() as folder:
         threads = result["threads"]
-        config, model_config = prepare(what, config, model, batch_size, dtype, folder, threads)
+        config, model_config = prepare(
+            what, config, model, batch_size, dtype, folder, threads, images
+        )
         result["model"] = model or config.model.variant
         result["batch_size"] = config.batch_size
         result["dtype"] = config.model.dtype
@@ -156,14 +165,14 @@ def check(what, config, model, against, threads):
         interleave.find_peer(against)
 
 
-def prepare(what, config, model, batch_size, dtype, folder, threads):
+def prepare(what, config, model, batch_size, dtype, folder, threads, images=None):
     """Return the config to time and the config of its model.
 
-    For what="input" with a config, the second is None. Without a config, JPEG photographs are
-    written to `folder`.
+    For what="input" with a config, the second is None. Without a config, JPEG photographs, or links
+    to those in the directory `images`, are written to `folder`.
     """
     if what == "input" and config is None:
-        return workloads.input_config(model, batch_size, folder, threads)
+        return workloads.input_config(model, batch_size, folder, threads, images)
     if what == "dino_step":
         config = cli.load_recipe(str(DINO_RECIPE))
     elif config:
