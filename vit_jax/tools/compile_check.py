@@ -260,7 +260,7 @@ def prediction_lines(r):
         rows = {f"{kind} (not measured)": f"{ms:,.1f} ms per step, {limit} {mfu:.1%}"}
     if "kernels" in r:
         rows["kernels"] = f"{r['kernels']:,} per step, {r['traffic_gib']:,.1f} GiB of traffic"
-    rows["attention"] = r["attention"]
+    rows["attention kernel"] = r["attention"]
     found = r["flops_found"] * math.prod(r["mesh"].values())
     rows["FLOPs found"] = f"{found / 1e12:,.3g} of {r['flops'] / 1e12:,.3g} TFLOPs per step"
     for name, group in r["groups"].items():
