@@ -17,7 +17,7 @@ from tests import GOLDEN
 from vit_jax import flops, models, resnet, variants, vit
 from vit_jax.errors import UserError
 from vit_jax.layers import encoder, heads, kernels, norms
-from vit_jax.layers.attention import attend
+from vit_jax.layers.attention import attend, prove
 from vit_jax.layers.patch_embed import sincos2d
 
 PARAMETERS = {  # with 1000 classes; Ti to G as published
@@ -323,6 +323,35 @@ def test_padding_is_not_attended_to():
     for ours, theirs in zip(vjp(g), expected_vjp(g[:, :5]), strict=True):
         assert_close(ours[:, :5], theirs, atol=1e-6)
         assert (ours[:, 5:] == 0).all()
+
+
+def test_kernel_is_compared_with_matmul(monkeypatch):
+    config = variants.parse("mu/8", image=32, dtype="bfloat16")
+    assert prove("matmul", config) == ("matmul", None)
+    kernel, message = prove("cudnn", config)  # there is no cuDNN on CPU
+    assert kernel == "xla" and message.startswith("attention: xla, because cudnn fails: ")
+    xla = jax.nn.dot_product_attention
+
+    @jax.custom_vjp
+    def wrong_gradient(x):
+        return x
+
+    wrong_gradient.defvjp(lambda x: (x, None), lambda _, g: (1.05 * g,))
+    for change, expected in (
+        (lambda x: x, "cudnn"),
+        (lambda x: 1.05 * x, "xla"),
+        (wrong_gradient, "xla"),
+        (lambda x: x * jnp.nan, "xla"),
+    ):
+
+        def run(*qkv, implementation, change=change, **lengths):
+            assert implementation == "cudnn"
+            return change(xla(*qkv, implementation="xla", **lengths))
+
+        monkeypatch.setattr(jax.nn, "dot_product_attention", run)
+        kernel, message = prove("cudnn", config)
+        assert kernel == expected, message
+        assert ("differs from matmul by" in message) == (expected == "xla")
 
 
 @pytest.mark.parametrize(

@@ -112,3 +112,27 @@ def test_gradients_of_biases_and_scales_are_summed_in_float32(name):
         terms *= np.asarray(x, np.float64)
     actual = gradient["gamma" if name == "layer_scale" else "bias"]
     np.testing.assert_allclose(actual, terms.reshape(-1, 8).sum(0), rtol=1e-5)
+
+
+def test_bfloat16_residuals_are_bfloat16():
+    x = jnp.ones((64, 32), jnp.bfloat16)
+    wide = jnp.ones(32)
+    for function in (
+        lambda x: kernels.normalize(x, wide, wide, 1e-6),
+        kernels.gelu,
+        lambda x: kernels.add_bias(x, wide),
+    ):
+        out, vjp = jax.vjp(function, x)
+        assert out.dtype == jnp.bfloat16
+        residuals = [leaf for leaf in jax.tree.leaves(vjp) if leaf.size >= x.size]
+        assert all(leaf.dtype == jnp.bfloat16 for leaf in residuals)
+
+
+@pytest.mark.parametrize("mean", [0, 100])
+def test_layer_norm_in_one_pass_is_as_accurate_as_the_input(mean):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(mean + rng.normal(size=(64, 768)), jnp.bfloat16)
+    wide = np.asarray(x, np.float64)
+    expected = (wide - wide.mean(-1, keepdims=True)) / wide.std(-1, keepdims=True)
+    actual = kernels.normalize(x, jnp.ones(768), jnp.zeros(768), 1e-6)
+    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, rtol=2**-7, atol=2e-3)

@@ -1,7 +1,10 @@
 """Multi-head self-attention."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from vit_jax.layers import kernels
@@ -95,3 +98,57 @@ class Attention(nnx.Module):
         """Split [b, n, 3, d] into queries, keys and values [b, n, heads, e]."""
         qkv = qkv.reshape(*qkv.shape[:3], self.num_heads, -1)
         return tuple(qkv[:, :, i] for i in range(3))
+
+
+MAX_KERNEL_ERROR = 0.02  # relative, in the L2 norm; that of bfloat16 is below 0.01
+
+
+def prove(kernel, config, batch=2):
+    """Compare an attention kernel with "matmul" on the default device.
+
+    Values and gradients of one small batch, with the length, heads and dtype of the model, are
+    compared with "matmul" in float32.
+
+    Args:
+      kernel: the kernel that "auto" resolves to on an attached device.
+      config: a `ViTConfig`.
+      batch: number of images.
+
+    Returns:
+      The kernel to use: `kernel`, or "xla" if it does not compile, raises or is inaccurate; and a
+      line of text about the result, None if there was nothing to compare.
+    """
+    if kernel in ("matmul", "xla"):
+        return kernel, None
+    n = config.prefix + config.grid[0] * config.grid[1]
+    x, g = jax.random.normal(jax.random.key(0), (2, batch, n, config.width))
+
+    def gradient(kernel, dtype):
+        layer = Attention(dataclasses.replace(config, dtype=dtype, attn="auto"), rngs=nnx.Rngs(0))
+        graph, params = nnx.split(layer)
+        # Kernels of the initialization would give equal weights to all keys.
+        params = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape), params)
+        params = jax.tree.map(lambda p: p * p.shape[0] ** -0.5 if p.ndim > 1 else p, params)
+        padding = kernels.padded_length(kernel, n) - n
+
+        def apply(params, x):
+            x = jnp.pad(x.astype(dtype), [(0, 0), (0, padding), (0, 0)])
+            out, _ = nnx.merge(graph, params)(x, [(batch, 1, n)], kernel=kernel, maps=False)
+            return out[:, :n].astype(jnp.float32)
+
+        def loss(params, x):
+            out = apply(params, x)
+            return jnp.vdot(out, g), out
+
+        (_, out), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, x)
+        return jax.device_get(jax.tree.leaves((out, gradients)))
+
+    try:
+        pairs = zip(gradient(kernel, config.dtype), gradient("matmul", "float32"), strict=True)
+        error = max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
+    except Exception as error:  # noqa: BLE001  a compiler or a library may raise anything
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
+        return "xla", f"attention: xla, because {kernel} fails: {reason}"
+    if not error <= MAX_KERNEL_ERROR:
+        return "xla", f"attention: xla, because {kernel} differs from matmul by {error:.2g}"
+    return kernel, f"attention: {kernel}, within {error:.2g} of matmul"

@@ -19,5 +19,4 @@ class LayerNorm(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x):
-        x = x.astype(kernels.accumulation_dtype(self.dtype))
-        return kernels.normalize(x, self.scale[...], self.bias[...], self.eps).astype(self.dtype)
+        return kernels.normalize(x.astype(self.dtype), self.scale[...], self.bias[...], self.eps)
