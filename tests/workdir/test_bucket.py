@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 
 from tests import ROOT
+from tests.data.test_webdataset import write
 from tests.stop import StopAfter
 from tests.test_train import recipe, restore, rows, train_on_one_device
-from vit_jax import inference
+from vit_jax import data, inference
+from vit_jax.config import defaults
+from vit_jax.data import tfds
+from vit_jax.data.sources import Arrays
 from vit_jax.errors import Preempted, UserError, WorkdirLost
 from vit_jax.tools import evaluate
 from vit_jax.workdir import checkpoint, lease, log, metrics, owner, storage
@@ -43,6 +47,7 @@ def bucket(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
             patch.setenv(name, url)
+        patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", url)  # array_record
         patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
         # The experimental support would contact another server.
         patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
@@ -53,6 +58,28 @@ def bucket(tmp_path_factory):
 
 def blob_names(bucket, prefix):
     return [blob.name.removeprefix(prefix) for blob in bucket.list_blobs(prefix=prefix)]
+
+
+def test_datasets_in_a_bucket_equal_those_on_a_disk(tmp_path, bucket):
+    folder = tmp_path / "pets/1.0.0"
+    folder.mkdir(parents=True)
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+    tfds.write(folder, "pets", "1.0.0", {"train": Arrays(images, np.arange(6) % 2, ["a", "b"])})
+    write(tmp_path / "a-train-0.tar", [(f"{i:03}", i % 4) for i in range(6)])
+    for path in tmp_path.rglob("*.*"):
+        if path.is_file():
+            bucket.blob(f"data/{path.relative_to(tmp_path)}").upload_from_filename(path)
+    for name, split in (("tfds", "train"), ("webdataset", "a-train-*.tar")):
+        sources = []
+        for root in (tmp_path, "gs://test/data"):
+            config = defaults()
+            config.data.update(name=name, dataset="pets", dir=str(root), train=split)
+            sources.append(data.make(config, split))
+        disk, remote = sources
+        assert remote.fingerprint() == disk.fingerprint() and len(remote) == 6
+        for i in range(6):
+            np.testing.assert_array_equal(remote[i]["image"], disk[i]["image"])
+    assert "data/.vit_jax-a_train_tar.npz" in blob_names(bucket, "")
 
 
 def test_resume_from_bucket_is_bit_exact(tmp_path, bucket, monkeypatch):

@@ -296,9 +296,8 @@ def _find(dataset, data_dir):
     """Return the directory of the requested version of a dataset, or of the latest version."""
     if not dataset:
         raise UserError("config.data.dataset is empty; set it to a dataset, such as imagenet2012")
-    root = epath.Path(
-        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    ).expanduser()
+    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = epath.Path(storage.resolve(root))
     name, _, version = dataset.partition(":")
     versions = [str(v) for v in list_all_versions(root / name)]
     if not versions or (version and version not in versions):
