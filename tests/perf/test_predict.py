@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from vit_jax.devices.chips import CHIPS
 from vit_jax.perf import hlo, pallas, predict
-from vit_jax.perf.device_specs import CHIPS
 
 GOLDEN = Path(__file__).parents[1] / "golden/compiled"
 V5E = CHIPS["TPU v5 lite"]

@@ -8,7 +8,8 @@ the host or for other devices.
 import re
 from collections import Counter
 
-from vit_jax.perf import device_specs, hlo, pallas
+from vit_jax.devices import chips
+from vit_jax.perf import hlo, pallas
 
 # Source file of an operation: group. The first one from the innermost call outwards that is listed;
 # a Linear layer counts for the layer that calls it.
@@ -80,7 +81,7 @@ def step(program, device, flops, memory):
       The result of `tpu` and "hbm_gib", or that of `gpu` and "temp_gib"; {"predicted_ms": None,
       "mfu": None} for a device whose specifications are not known.
     """
-    chip = device_specs.chip_of(device)
+    chip = chips.chip_of(device)
     if device.platform == "tpu" and chip and chip.clock:
         return tpu(program, chip, flops) | {"hbm_gib": memory["needed"] / 2**30}
     if device.platform == "gpu" and chip:
@@ -93,7 +94,7 @@ def tpu(program, chip, flops):
 
     Args:
       program: a parsed `hlo.Program`.
-      chip: the `device_specs.Chip`.
+      chip: the `chips.Chip`.
       flops: analytic FLOPs of a step per device.
 
     Returns:
@@ -138,7 +139,7 @@ def gpu(program, chip, flops):
 
     Args:
       program: a parsed `hlo.Program`.
-      chip: the `device_specs.Chip`.
+      chip: the `chips.Chip`.
       flops: analytic FLOPs of a step per device.
 
     Returns:

@@ -22,7 +22,8 @@ from importlib import metadata
 from absl import flags
 
 from vit_jax import cli, variants
-from vit_jax.perf import device_specs, hlo, predict, workloads
+from vit_jax.devices import chips
+from vit_jax.perf import hlo, predict, topologies, workloads
 
 GIB = 2**30
 # Training images and classes of datasets that are replaced by synthetic ones.
@@ -67,10 +68,10 @@ def compile_check(config, *, topology=None, search=True, log=lambda _: None):
       UserError: if the config does not match the devices, or the compiler is not installed.
     """
     if topology:
-        device_specs.prepare_topology(topology)
+        topologies.prepare_topology(topology)
     import jax
 
-    devices = device_specs.topology(topology) if topology else jax.devices()
+    devices = topologies.topology(topology) if topology else jax.devices()
     config = settle(config, devices[0].platform)
     result = compile_step(config, devices)
     log(table(result, topology))
@@ -142,7 +143,7 @@ def compile_step(config, devices):
 
     run = Run(config, devices)
     lowered = run.lower(workloads.batch_shapes(config))
-    chip = device_specs.chip_of(devices[0])
+    chip = chips.chip_of(devices[0])
     flops = config.batch_size * run.objective.flops()
     executed_flops = flops * (4 / 3 if config.model.remat == "full" else 1)
     state = jax.tree.leaves(run.abstract)
@@ -159,7 +160,7 @@ def compile_step(config, devices):
         "flops": flops,
         "least_ms": 1e3 * executed_flops / (chip.peak * 1e12 * len(devices)) if chip else None,
         "collectives": None,
-        "limit": device_specs.memory(devices),
+        "limit": chips.memory(devices),
     }
     start = time.perf_counter()
     cache_enabled = jax.config.jax_enable_compilation_cache
