@@ -245,12 +245,21 @@ def _loop(images, d, span, body, unroll):
         start = 0 if span == d else pl.multiple_of(i * span, LANES)
         body(image, pl.ds(start, span))
 
-    def per_image(image, _):
+    def per_image(image):
         spans = d // span
         factor = max(i for i in range(1, max(unroll, 1) + 1) if spans % i == 0)
-        jax.lax.fori_loop(0, spans, lambda i, _: per_span(image, i), None, unroll=factor)
+        _for(spans, lambda i: per_span(image, i), factor)
 
-    jax.lax.fori_loop(0, images, per_image, None)
+    _for(images, per_image)
+
+
+def _for(count, body, unroll=1):
+    """Call body(i) for i < count; without a loop for one iteration, whose time
+    `perf.pallas` does not find."""
+    if count == 1:
+        body(0)
+    else:
+        jax.lax.fori_loop(0, count, lambda i, _: body(i), None, unroll=unroll)
 
 
 def _span(d, e):
