@@ -6,7 +6,7 @@ import functools
 import jax
 
 from vit_jax import batch, evaluators, models, objectives, optim, pretrained
-from vit_jax.devices import sharding
+from vit_jax.devices import chips, sharding
 from vit_jax.errors import UserError
 from vit_jax.flops import count_flops
 from vit_jax.plan import Plan
@@ -164,6 +164,12 @@ class Run:
             "model": model | {"parameters": self.parameters},
             "steps_per_epoch": self.steps_per_epoch,
         }
+
+    @property
+    def peak_images_per_s(self):
+        """Throughput of training at the peak FLOP/s of the devices; None if it is not known."""
+        chip = chips.chip_of(self.mesh.devices.flat[0])
+        return chip and self.mesh.size * chip.peak * 1e12 / self.objective.flops()
 
     def describe(self):
         """Return the model and the devices as a line of text."""

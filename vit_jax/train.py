@@ -287,7 +287,7 @@ def _loop(run, state, start, checkpoints, logger, stop):
                 lr = run.lr(step - 1 - skipped.total)  # the optimizer does not count skipped steps
                 row |= {"train/epoch": step / run.steps_per_epoch, "sched/lr": lr}
                 protection.check()
-                logger.write(step, row | timer.read(step, run.config.batch_size))
+                logger.write(step, row | timer.read(step, run))
                 timer = StepTimer(step)
             scores = {}
             if run.plan.due(step, "eval_every"):
@@ -356,17 +356,21 @@ class StepTimer:
             yield
         self.seconds[name] += time.perf_counter() - start
 
-    def read(self, step, batch_size):
+    def read(self, step, run):
         """Return the perf/* metrics at `step`. Call it after fetching the metrics of that step."""
         steps = step - self.step
         if not steps:
             return {}
         seconds = time.perf_counter() - self.start - self.seconds["paused"]
-        return {
-            "perf/images_per_s": batch_size * steps / seconds,
+        images_per_s = run.config.batch_size * steps / seconds
+        values = {
+            "perf/images_per_s": images_per_s,
             "perf/step_ms": 1e3 * seconds / steps,
             "perf/data_wait_frac": self.seconds["data_wait"] / seconds,
         }
+        if run.peak_images_per_s:
+            values["perf/mfu"] = images_per_s / run.peak_images_per_s
+        return values
 
 
 if __name__ == "__main__":

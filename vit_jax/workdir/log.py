@@ -290,6 +290,7 @@ def _describe(values):
         "train/acc1": lambda accuracy: f"acc {accuracy:.1%}",
         "sched/lr": lambda lr: f"lr {lr:.1e}",
         "perf/images_per_s": lambda speed: f"{speed:,.{0 if speed >= 100 else 1}f} images/s",
+        "perf/mfu": lambda mfu: f"MFU {mfu:.1%}",
         "perf/data_wait_frac": lambda wait: f"data wait {wait:.0%}",
     }
     return "  ".join(f(values[key]) for key, f in formats.items() if values.get(key) is not None)
