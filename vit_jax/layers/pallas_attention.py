@@ -24,7 +24,7 @@ from vit_jax.layers import kernels
 LANES = 128
 ROWS_PER_STEP = 1024  # tokens per grid step; starting a step takes as long as 100 to 200 tokens
 MAX_VMEM_BYTES = 56 * 2**20  # of 64 MiB or more in v5e, v5p, v6e and v7x
-MAX_UNROLLED_HEADS = 16  # in the code of a kernel; more take minutes to compile
+MAX_UNROLLED_HEADS = 8  # in the code of a kernel; more take many minutes to compile
 FORWARD_UNROLL = 6  # heads whose products and softmax the compiler interleaves: 1.45 times faster
 MAX_UNROLLED_TOKENS = 256  # longer views keep the units busy and take long to compile
 
