@@ -131,7 +131,16 @@ class ResNet(nnx.Module):
         make["dtype"] = kernels.accumulation_dtype(config.dtype)
         self.head = Linear(features, num_classes, init=init, **make) if num_classes else None
 
-    def __call__(self, images, *, train=False, attention=False, blocks=False, rng=None):
+    def __call__(
+        self,
+        images,
+        *,
+        train=False,
+        attention=False,
+        blocks=False,
+        tokens=True,  # noqa: ARG002  for the signature of ViT
+        rng=None,
+    ):
         """Run the model on a batch of images.
 
         Args:
@@ -139,6 +148,7 @@ class ResNet(nnx.Module):
           train: whether to normalize by batch statistics.
           attention: must be False; for the signature of `ViT`.
           blocks: whether to return the feature maps.
+          tokens: ignored, tokens are always returned; for the signature of `ViT`.
           rng: unused; for the signature of `ViT`.
 
         Returns:

@@ -9,6 +9,7 @@ from vit_jax import batch, evaluators, models, objectives, optim, pretrained
 from vit_jax.devices import chips, sharding
 from vit_jax.errors import UserError
 from vit_jax.flops import count_flops
+from vit_jax.layers import attention, kernels
 from vit_jax.plan import Plan
 from vit_jax.step import init_state, make_train_step
 
@@ -26,6 +27,8 @@ class Run:
       source: the training split.
       total: number of optimizer steps of the whole run.
       steps_per_epoch: optimizer steps per epoch of the training split; may be fractional.
+      attention: a line of text about the attention kernel that was chosen; None if there is no
+        choice.
       abstract: the TrainState as a tree of ShapeDtypeStructs with shardings.
 
     Raises:
@@ -49,7 +52,8 @@ class Run:
         )
         if config.evaluators:
             evaluators.check_batch_size(config, self.mesh)
-        self.model = models.build(self.plan.model)
+        model, self.attention = _prove_attention(self.plan.model, platform)
+        self.model = models.build(model)
         self.objective = objectives.make(self.model, config, self.steps_per_epoch)
         tx, self.schedule = optim.make(config, self.steps_per_epoch)
         self.init_rng, self.train_rng = jax.random.split(jax.random.key(config.seed))
@@ -161,6 +165,7 @@ class Run:
         model = dataclasses.asdict(self.model.module.config)
         return {
             "data": self.plan.identity,
+            "attention": self.attention,
             "model": model | {"parameters": self.parameters},
             "steps_per_epoch": self.steps_per_epoch,
         }
@@ -184,6 +189,22 @@ class Run:
     def parameters(self):
         """Number of trainable parameters."""
         return sum(x.size for x in jax.tree.leaves(self.abstract.params))
+
+
+def _prove_attention(model, platform):
+    """Replace attn="auto" by a kernel that agrees with "matmul" on the attached devices.
+
+    Args:
+      model: a `ViTConfig` or `ResNetConfig`.
+      platform: that of the devices, which are not attached in ahead-of-time compilation.
+
+    Returns:
+      The config, and a line of text or None.
+    """
+    if getattr(model, "attn", None) != "auto" or platform != jax.default_backend():
+        return model, None
+    kernel, text = attention.prove(kernels.resolve_auto(platform, model)["attn"], model)
+    return dataclasses.replace(model, attn=kernel), text
 
 
 def _overlay(tree, replacements):

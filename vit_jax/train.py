@@ -118,6 +118,8 @@ def train(config, workdir, stop=None, devices=None, plan=None):
         say(line)
     run = Run(config, devices, plan)
     say(run.describe())
+    if run.attention:
+        say(run.attention)
     with contextlib.ExitStack() as stack:
         stop.cleanup = stack.close
         lock = _own(plan, workdir, stack, primary)

@@ -64,7 +64,9 @@ class ViTConfig(ModelConfig):
         "how learned positions are resized: as timm, DINO, or DeiT's and MAE's fine-tuning",
     )
     patch_embed: str = enum_option(
-        ("conv", "linear"), "strided convolution, or unfold and a linear layer"
+        ("auto", "conv", "linear"),
+        "strided convolution, or unfold and a linear layer, the same function; auto: linear on "
+        "GPU, conv elsewhere",
     )
     norm: str = enum_option(("pre", "post"), "LayerNorm before or after attention and MLP")
     act: str = enum_option(
@@ -88,7 +90,8 @@ class ViTConfig(ModelConfig):
         "rematerialized in the backward pass: nothing, all but linear layers, whole blocks",
     )
     scan: str = enum_option(
-        ("auto", "on", "off"), "lax.scan over blocks; auto: off up to 12 blocks, on above"
+        ("auto", "on", "off"),
+        "lax.scan over blocks; auto: off up to 12 blocks (32 on GPU), on above",
     )
     attn: str = enum_option(
         ("auto", "matmul", "xla", "cudnn", "pallas"),

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 
 from vit_jax import models
+from vit_jax.layers import kernels
 from vit_jax.variants import ResNetConfig
 
 # Parameters of the stages below. Other parameters, such as those of a model option, become stages
@@ -69,7 +70,8 @@ def vit_stages(model, params, image):
     out = output_shapes(model, params, image)
     tokens = out["tokens"]
     patches = (config.grid[0] * config.grid[1], config.width)
-    embed = Stage(config.patch_embed, dict(count=patches[0], patch=config.patch))
+    how = kernels.patch_embedding(config.patch_embed)
+    embed = Stage(how, dict(count=patches[0], patch=config.patch))
     position = Stage(config.pos_embed, dict(prefix="[CLS] + " if "cls_token" in params else ""))
     rows = [
         (embed, patches, num_params(params, "patch_embed")),

@@ -117,7 +117,7 @@ def features(model, config, split, mesh, names=("pooled",), *, max_images=None, 
 
     def apply(params, rows):
         images = augment.normalize(rows["image"], config.data.mean, config.data.std)
-        out = model.apply(params, images)
+        out = model.apply(params, images, tokens="tokens" in names)
         out = {name: out[name].astype(jnp.float32) for name in names if name in out}
         return out | {"label": rows["label"]}
 

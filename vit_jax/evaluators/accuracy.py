@@ -28,7 +28,7 @@ def make(model, config, split, mesh):
 
     def count(params, batch):
         images = augment.normalize(batch["image"], config.data.mean, config.data.std)
-        logits = model.apply(params, images)["logits"]
+        logits = model.apply(params, images, tokens=False)["logits"]
         label, mask = batch["label"], batch["mask"]
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
         credit = top_k_credit(logits, label, 1)

@@ -8,6 +8,7 @@ The drawing functions return SVG text. Common arguments:
 from vit_jax.figures.catalog import ENGLISH
 from vit_jax.figures.drawing import SMALL, Drawing, box_width, format_shape
 from vit_jax.figures.style import BLUE, GREEN, ORANGE, PURPLE
+from vit_jax.layers import kernels
 
 # Longer sequences are abbreviated to the first three elements, an ellipsis and the last one.
 MAX_HEADS = 4
@@ -146,7 +147,9 @@ def patch_embedding(model, *, phrases=ENGLISH):
     }
     for (kind, boxes), y in zip(chains.items(), (30, 108), strict=True):
         *_, last = d.chain(8, y, *boxes)
-        note = phrases("runs_here" if kind == model.patch_embed else "same_function")
+        note = phrases(
+            "runs_here" if kind == kernels.patch_embedding(model.patch_embed) else "same_function"
+        )
         d.note(last[2] + 14, y, note)
     d.text(60, 69, "=", font_size=20)
     d.note(110, 69, phrases("either_way", count=(pixels + 1) * width), font_size=SMALL)

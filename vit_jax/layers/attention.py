@@ -52,7 +52,7 @@ class Attention(nnx.Module):
         self.proj = Linear(config.width, config.width, **make)
         self.num_heads = config.num_heads
 
-    def __call__(self, x, shapes, *, kernel, maps):
+    def __call__(self, x, shapes, *, kernel, maps, read=None):
         """Apply attention within each view.
 
         Args:
@@ -61,11 +61,14 @@ class Attention(nnx.Module):
           shapes: (b, v, n) of each group in x.
           kernel: "matmul", "xla", "cudnn" or "pallas".
           maps: whether to return the attention maps.
+          read: number of queries, the first tokens of x [b * v, n, d]; None: all tokens.
 
         Returns:
-          Tokens of the shape of x; and attention maps [b * v, heads, q, m] of each group, or None
-          if not maps.
+          Tokens of the shape of x, or [b * v, read, d]; and attention maps [b * v, heads, q, m] of
+          each group, or None if not maps.
         """
+        if read is not None:
+            return self.proj(self._attend_first(x, read, kernel)), None
         if x.ndim == 3:
             out, group_maps = self._attend_group(x, shapes[0][-1], kernel, maps)
             return self.proj(out), [group_maps] if maps else None
@@ -93,6 +96,14 @@ class Attention(nnx.Module):
         q, k, v = self._split(self.qkv(x))
         out, group_maps = attend(q, k, v, kernel=kernel, maps=maps, length=length)
         return out.reshape(x.shape), group_maps
+
+    def _attend_first(self, x, read, kernel):
+        """Attention in x [b, n, d] of the first `read` queries, before the output projection."""
+        q = self.qkv.part(x[:, :read], 0, 1)[:, :, 0]
+        kv = self.qkv.part(x, 1, 3)
+        heads = (self.num_heads, x.shape[-1] // self.num_heads)
+        q, k, v = (y.reshape(*y.shape[:2], *heads) for y in (q, kv[:, :, 0], kv[:, :, 1]))
+        return attend(q, k, v, kernel=kernel)[0].reshape(len(x), read, -1)
 
     def _split(self, qkv):
         """Split [b, n, 3, d] into queries, keys and values [b, n, heads, e]."""

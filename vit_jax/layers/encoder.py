@@ -54,7 +54,7 @@ class Block(nnx.Module):
         self.ls1 = LayerScale(config) if use_layer_scale else None
         self.ls2 = LayerScale(config) if use_layer_scale else None
 
-    def __call__(self, x, shapes, *, kernel, maps, dropout):
+    def __call__(self, x, shapes, *, kernel, maps, dropout, read=None):
         """Apply the block.
 
         Args:
@@ -63,14 +63,15 @@ class Block(nnx.Module):
           kernel: the attention kernel.
           maps: whether to return the attention maps.
           dropout: `Dropout` of this block.
+          read: number of tokens to compute, the first ones of x [b * v, n, d]; None: all.
 
         Returns:
-          Tokens of the shape of x; and attention maps [b * v, heads, q, m] of each group, or None
-          if not maps.
+          Tokens of the shape of x, or [b * v, read, d]; and attention maps [b * v, heads, q, m] of
+          each group, or None if not maps.
         """
 
         def attention(x):
-            x, probabilities = self.attn(x, shapes, kernel=kernel, maps=maps)
+            x, probabilities = self.attn(x, shapes, kernel=kernel, maps=maps, read=read)
             x = dropout.drop(x, 0)
             x = x if self.ls1 is None else self.ls1(x)
             return dropout.drop_path(x, 1), probabilities
@@ -81,12 +82,11 @@ class Block(nnx.Module):
             x = x if self.ls2 is None else self.ls2(x)
             return dropout.drop_path(x, 4)
 
+        branch, probabilities = attention(x if self.post else self.norm1(x))
+        x = (x if read is None else x[:, :read]) + branch
         if self.post:
-            branch, probabilities = attention(x)
-            x = self.norm1(x + branch)
+            x = self.norm1(x)
             return self.norm2(x + mlp(x)), probabilities
-        branch, probabilities = attention(self.norm1(x))
-        x = x + branch
         return x + mlp(self.norm2(x)), probabilities
 
 
@@ -101,7 +101,9 @@ def make_blocks(config, *, rngs):
     return make(rngs)
 
 
-def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False, layout=None):
+def encode(
+    config, blocks, groups, *, keys=None, attention=False, outputs=False, read=None, layout=None
+):
     """Run the encoder blocks on groups of tokens.
 
     Args:
@@ -111,12 +113,14 @@ def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False,
       keys: one random key per image [b] for dropout and drop path; None: neither is applied.
       attention: whether to return the attention maps of each block.
       outputs: whether to return the output of each block.
+      read: number of tokens per view to return, the first ones. The last block is then computed
+        for them only. None: all. It cannot be combined with `attention` or `outputs`.
       layout: "flat" or "grouped"; None: that of the attention kernel.
 
     Returns:
-      The list of tokens [b, v, n, d] after the last block; and a dict with "attention", a list of
-      maps [l, b * v, heads, q, m], and "blocks", a list of outputs [l, b * v, n, d], as requested.
-      The lists have one array per group.
+      The list of tokens [b, v, n, d], or [b, v, read, d], after the last block; and a dict with
+      "attention", a list of maps [l, b * v, heads, q, m], and "blocks", a list of outputs
+      [l, b * v, n, d], as requested. The lists have one array per group.
     """
     shapes = tuple(g.shape[:3] for g in groups)
     auto = kernels.resolve_auto(jax.default_backend(), config)
@@ -130,7 +134,8 @@ def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False,
     # Linear in depth (arXiv:1603.09382, equation 4), but 0 in the first block, as in timm and DeiT.
     rates = jnp.linspace(0.0, drop_path, depth) if drop_path else jnp.zeros(depth)
 
-    def run(xs, layer):
+    def run_block(xs, layer, group_shapes, **options):
+        """Apply a block to all groups: x of each, or one x of all if group_shapes has one item."""
         params, index, rate = layer
         block = nnx.merge(graph, params)
         layer_keys = None
@@ -138,47 +143,65 @@ def encode(config, blocks, groups, *, keys=None, attention=False, outputs=False,
             layer_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
         new = []
         maps = []
-        for group, x in zip([None] if flat else range(len(groups)), xs, strict=True):
+        for group, (x, x_shapes) in enumerate(zip(xs, group_shapes, strict=True)):
             dropout = Dropout()
             if keys is not None:
+                masks = [(b, v, options.get("read") or n) for b, v, n in shapes]
                 rates = config.dropout, rate if drop_path else 0.0
-                dropout = Dropout(layer_keys, shapes, *rates, group)
+                dropout = Dropout(layer_keys, masks, *rates, None if x.ndim == 2 else group)
             x, x_maps = block(
-                sharding.constrain_batch(x),
-                shapes if flat else shapes[group : group + 1],
-                kernel=kernel,
-                maps=attention,
-                dropout=dropout,
+                sharding.constrain_batch(x), x_shapes, maps=attention, dropout=dropout, **options
             )
             new.append(x)
             maps += x_maps or []
-        return new, (maps, new if outputs else None)
+        return new, maps
+
+    per_group = [(s,) for s in shapes]
+
+    def run(xs, layer):
+        xs, maps = run_block(xs, layer, [shapes] if flat else per_group, kernel=kernel)
+        return xs, (maps, xs if outputs else None)
+
+    def run_last(xs, layer):
+        # Few queries: the scores are small, and cuDNN does not take a single one.
+        return run_block(xs, layer, per_group, kernel="matmul", read=read)[0]
 
     scanned = (auto["scan"] if config.scan == "auto" else config.scan) == "on"
     if config.remat != "none":
         policy = REMAT_POLICIES[config.remat]
         run = jax.checkpoint(run, policy=policy, prevent_cse=not scanned)
-    xs = [flatten(groups)] if flat else [_pad(g, kernel) for g in groups]
-    layers = (stacked, jnp.arange(depth), rates)
-    if scanned:
-        xs, (maps, all_xs) = jax.lax.scan(run, xs, layers)
-    else:
-        collected = []
-        for layer in unstack(layers, depth):
-            xs, out = run(xs, layer)
-            collected.append(out)
-        maps, all_xs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *collected)
+        run_last = jax.checkpoint(run_last, policy=policy)
 
     def as_groups(xs):
         if flat:
             return unflatten(xs[0], shapes)
         return [x[:, : s[-1]].reshape(*s, -1) for x, s in zip(xs, shapes, strict=True)]
 
+    xs = [flatten(groups)] if flat else [_pad(g, kernel) for g in groups]
+    layers = (stacked, jnp.arange(depth), rates)
+    if scanned:
+        if read is not None:
+            layers, last = split(layers, [depth - 1, 1])
+            last = jax.tree.map(lambda x: x[0], last)
+        xs, (maps, all_xs) = jax.lax.scan(run, xs, layers)
+    else:
+        layers = [jax.tree.map(lambda x: x[0], layer) for layer in split(layers, [1] * depth)]
+        last = layers.pop() if read is not None else None
+        collected = []
+        for layer in layers:
+            xs, out = run(xs, layer)
+            collected.append(out)
+        if read is None:
+            maps, all_xs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *collected)
+    groups = as_groups(xs)
+    if read is not None:
+        xs = run_last([g.reshape(-1, *g.shape[2:]) for g in groups], last)
+        return [x.reshape(*s[:2], read, -1) for x, s in zip(xs, shapes, strict=True)], {}
     named = {"attention": maps} if attention else {}
     if outputs:
         per_group = jax.vmap(as_groups)(all_xs)
         named["blocks"] = [g.reshape(depth, -1, *g.shape[-2:]) for g in per_group]
-    return as_groups(xs), named
+    return groups, named
 
 
 def _pad(group, kernel):
@@ -188,15 +211,15 @@ def _pad(group, kernel):
     return jnp.pad(group.reshape(b * v, n, d), [(0, 0), (0, padding), (0, 0)])
 
 
-def unstack(stacked, depth):
-    """Split a tree with leaves [l, ...] into a list of l trees with leaves [...].
+def split(stacked, sizes):
+    """Split a tree with leaves [l, ...] along the layer axis into trees of the given sizes.
 
-    The transpose of a split is one concatenation, whereas the backward pass of indexing would sum l
+    The transpose of a split is one concatenation, whereas the backward pass of indexing would sum
     arrays of the full size.
     """
     leaves, structure = jax.tree.flatten(stacked)
-    split = [jax.lax.split(x, [1] * depth) for x in leaves]
-    return [structure.unflatten([x[0] for x in layer]) for layer in zip(*split, strict=True)]
+    parts = [jax.lax.split(x, sizes) for x in leaves]
+    return [structure.unflatten(part) for part in zip(*parts, strict=True)]
 
 
 def flatten(groups):

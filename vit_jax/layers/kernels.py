@@ -19,7 +19,9 @@ def accumulation_dtype(dtype):
     return jnp.promote_types(dtype, jnp.float32)
 
 
-MAX_UNROLLED_BLOCKS = 12
+# On an H200, L/16 trains 1.22 times faster unrolled than scanned and compiles in half a minute. For
+# a TPU, it compiles in minutes.
+MAX_UNROLLED_BLOCKS = {"cpu": 12, "gpu": 32, "tpu": 12}
 
 
 def resolve_auto(platform, config):
@@ -33,13 +35,23 @@ def resolve_auto(platform, config):
       config: a `ViTConfig`.
 
     Returns:
-      A dict with the values of "scan" and "attn".
+      A dict with the values of "scan", "attn" and "patch_embed".
     """
     attn = {"cpu": "matmul", "gpu": "cudnn" if cudnn_supports(config) else "xla"}
     return {
-        "scan": "off" if config.depth <= MAX_UNROLLED_BLOCKS else "on",
+        "scan": "off" if config.depth <= MAX_UNROLLED_BLOCKS.get(platform, 12) else "on",
         "attn": attn.get(platform, "xla"),
+        "patch_embed": patch_embedding("auto", platform),
     }
+
+
+def patch_embedding(how, platform=None):
+    """Return how patches are embedded on a platform, "conv" or "linear", for `ViTConfig`'s option.
+
+    On an H200, cuDNN's convolutions of three channels take 1.2 ms of a 27 ms training step of S/16.
+    """
+    auto = "linear" if (platform or jax.default_backend()) == "gpu" else "conv"
+    return auto if how == "auto" else how
 
 
 def cudnn_supports(config):
@@ -115,7 +127,7 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 def gelu(x):
     """Exact GELU, x * Phi(x) (arXiv:1606.08415), computed in float32 (float64 for float64)."""
     wide = x.astype(accumulation_dtype(x.dtype))
-    return (wide * _normal_cdf(wide)).astype(x.dtype)
+    return (wide * _normal(wide)[0]).astype(x.dtype)
 
 
 def _gelu_forward(x):
@@ -124,8 +136,8 @@ def _gelu_forward(x):
 
 def _gelu_backward(x, g):
     wide = x.astype(accumulation_dtype(x.dtype))
-    density = jnp.exp(-0.5 * wide * wide) * (2 * np.pi) ** -0.5
-    dx = (g * (_normal_cdf(wide) + wide * density)).astype(x.dtype)
+    cdf, density = _normal(wide)
+    dx = (g * (cdf + wide * density)).astype(x.dtype)
     # Otherwise XLA on GPU stores dx in float32 for the sum over the batch in `add_bias`.
     return (dx if wide.dtype == x.dtype else jax.lax.optimization_barrier(dx),)
 
@@ -136,19 +148,21 @@ TAIL_NUMERATOR = (0.5, 0.43928267, 0.18396857, 0.04088093, 0.0041532)
 TAIL_DENOMINATOR = (1.0, 1.67645035, 1.20554592, 0.47140718, 0.10247942, 0.01041042)
 
 
-def _normal_cdf(x):
-    """Compute Phi(x), the cumulative probability of the standard normal distribution.
+def _normal(x):
+    """Compute Phi(x) and its derivative, cumulative probability and density of a standard normal.
 
     (1 + erf(x / sqrt(2))) / 2 loses all digits below -5. XLA's erfc is accurate, but makes the
     forward and backward pass of GELU twice as slow on CPU.
     """
+    scale = (2 * np.pi) ** -0.5
     if x.dtype == jnp.float64:
-        return 0.5 * jax.lax.erfc(x * -(0.5**0.5))
+        return 0.5 * jax.lax.erfc(x * -(0.5**0.5)), jnp.exp(-0.5 * x * x) * scale
     a = jnp.minimum(jnp.abs(x), 15)  # at 15, the tail is 0 in float32
+    e = jnp.exp(-0.5 * a * a)
     # The division comes last, so that XLA on CPU stores one intermediate array for it, not two.
-    tail = jnp.exp(-0.5 * a * a) * _polynomial(TAIL_NUMERATOR, a)
+    tail = e * _polynomial(TAIL_NUMERATOR, a)
     tail = tail / _polynomial(TAIL_DENOMINATOR, a)
-    return jnp.where(x < 0, tail, 1 - tail)
+    return jnp.where(x < 0, tail, 1 - tail), e * scale
 
 
 def _polynomial(coefficients, x):

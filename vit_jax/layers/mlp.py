@@ -40,12 +40,17 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x):
-        y = self.product(x)
-        return y if self.bias is None else kernels.add_bias(y, self.bias[...])
+        return self.part(x, None, None)
 
-    def product(self, x):
-        """Multiply x [..., d] by the kernel, without adding the bias."""
-        y = kernels.dense(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+    def part(self, x, start, stop):
+        """Compute the outputs [..., start:stop, *features[1:]] of a layer with several axes."""
+        y = self.product(x, start, stop)
+        return y if self.bias is None else kernels.add_bias(y, self.bias[start:stop])
+
+    def product(self, x, start=None, stop=None):
+        """Multiply x [..., d] by the kernel, without adding the bias; see `part`."""
+        kernel = self.kernel[:, start:stop]
+        y = kernels.dense(x.astype(self.dtype), kernel.astype(self.dtype))
         return checkpoint_name(y, "dense")  # for remat policies: they cannot see into a custom_vjp
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from vit_jax.layers import kernels
 
@@ -18,7 +19,8 @@ class PatchEmbed(nnx.Module):
     """Patch embedding, [b, h, w, c] to [b, n, d].
 
     It is computed as a convolution with stride p (`how="conv"`) or as unfold followed by a linear
-    layer (`how="linear"`). Both are the same function with the same kernel [p, p, c, d].
+    layer (`how="linear"`). Both are the same function with the same kernel [p, p, c, d]. "auto" is
+    the faster one on the platform.
 
     The initialization is the default of the convolution in the reference: with `init="big_vision"`
     that of Flax's Conv, LeCun normal for the kernel and a bias of 0; otherwise that of PyTorch's
@@ -45,7 +47,7 @@ class PatchEmbed(nnx.Module):
         p, _, c, d = kernel.shape
         b = images.shape[0]
         images = images.astype(self.dtype)
-        if self.how == "conv":
+        if kernels.patch_embedding(self.how) == "conv":
             layout = ("NHWC", "HWIO", "NHWC")
             x = jax.lax.conv_general_dilated(
                 images, kernel, (p, p), "VALID", dimension_numbers=layout
@@ -53,6 +55,9 @@ class PatchEmbed(nnx.Module):
             x = x.reshape(b, -1, d)
         else:
             x = unfold(images, p) @ kernel.reshape(p * p * c, d)
+            # Otherwise, XLA on GPU lays out the tokens of all blocks with the batch in the last
+            # axis, and transposes them in every layer.
+            x = with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))
         return kernels.add_bias(x, self.bias[...])
 
 

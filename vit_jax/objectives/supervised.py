@@ -42,7 +42,7 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  has no schedules
         weighted = targets * batch["weight"][:, None] if "weight" in batch else targets
         batch = batch | {"target": (targets, weighted)}
         images, keys, (targets, weighted) = make_views(batch, rng, config)
-        out = model.apply(weights, images, train=True, rng=keys)
+        out = model.apply(weights, images, train=True, tokens=False, rng=keys)
         logits, stats = out["logits"], out.get("stats", {})
         label = jnp.where(jnp.isnan(targets).any(-1), -1, targets.argmax(-1))
         acc1 = top_k_credit(logits, label, 1).mean()

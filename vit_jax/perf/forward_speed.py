@@ -21,7 +21,7 @@ def time_forward_passes(sides, pairs, seconds):
 
     def make_runner(model, images):
         def forward(weights, images):
-            out = model.model.apply(weights, images)
+            out = model.model.apply(weights, images, tokens=False)
             return out.get("logits", out["pooled"])
 
         forward = jax.jit(forward)

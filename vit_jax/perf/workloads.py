@@ -261,7 +261,7 @@ def build_forward(config, model):
     """Return step() -> (logits, mean logit): normalize and classify a batch of images."""
 
     def classify(module, images):
-        logits = module(images)["logits"]
+        logits = module(images, tokens=False)["logits"]
         return logits, logits.mean()
 
     return _forward_step(classify, config, model)
