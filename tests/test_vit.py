@@ -58,7 +58,7 @@ def build(**options):
         return jnp.asarray(values + (path[-1].key == "scale"), jnp.float32)
 
     shapes = jax.eval_shape(model.init, jax.random.key(1))
-    apply = jax.jit(model.apply, static_argnames=("train", "attention", "blocks"))
+    apply = jax.jit(model.apply, static_argnames=("train", "attention", "blocks", "tokens"))
     compiled = SimpleNamespace(apply=apply, bind=model.bind)
     return compiled, jax.tree_util.tree_map_with_path(fill, shapes)
 
@@ -650,3 +650,36 @@ def test_create_documents_options():
     assert "layers" in inspect.signature(resnet.create).parameters
     with pytest.raises(UserError, match="no option 'depht'.*did you mean 'depth'"):
         vit.create("mu/8", depht=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scan": "on", "layer_scale_init": 0.1, "remat": "dots"},
+        {"norm": "post", "attn": "xla"},
+        {"depth": 1},
+    ],
+    ids=["unrolled", "scanned", "post-norm", "one-block"],
+)
+def test_last_block_for_the_class_token_only(options):
+    model, params = build(depth=3, drop_path=0.3, **{"dtype": "float32"} | options)
+    images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
+
+    def loss(params, tokens):
+        out = model.apply(params, images, train=True, tokens=tokens, rng=jax.random.key(2))
+        assert ("tokens" in out) == tokens
+        return jnp.square(out["logits"]).sum()
+
+    compiled = [
+        jax.jit(jax.value_and_grad(functools.partial(loss, tokens=tokens))).lower(params).compile()
+        for tokens in (True, False)
+    ]
+    (expected, gradient), (value, short) = (c(params) for c in compiled)
+    assert_close(value, expected)
+    for a, b in zip(jax.tree.leaves(short), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
+    if "scan" not in options:  # XLA counts a loop as one iteration
+        flops = [c.cost_analysis()["flops"] for c in compiled]
+        depth = options.get("depth", 3)
+        assert flops[1] < flops[0] * (1 - 0.7 / depth)

@@ -91,7 +91,7 @@ class ViTConfig(ModelConfig):
     )
     scan: str = enum_option(
         ("auto", "on", "off"),
-        "lax.scan over blocks; auto: off up to 12 blocks (32 on GPU), on above",
+        "lax.scan over blocks; auto: off up to 12 blocks, on GPU up to 32, on above",
     )
     attn: str = enum_option(
         ("auto", "matmul", "xla", "cudnn", "pallas"),

@@ -2,9 +2,9 @@
 
 python -m experiments.gpu_suite
 
-Writes one JSON object per line to results/gpu.jsonl, the most informative rows first, and skips
-rows that are there: interrupt it at any time. Rows with a peer need `make bench-peer`. All rows
-take about half an hour.
+Writes one JSON object per line to results/gpu.jsonl, the most informative rows first, and a table
+to results/gpu.csv and gpu.md. Rows that are there are skipped: interrupt it at any time. Rows with
+a peer need `make bench-peer`. All rows take about half an hour.
 """
 
 import functools
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from absl import flags
 
+from experiments import tables
 from vit_jax import cli
 
 RESULTS = Path(__file__).parent / "results"
@@ -79,6 +80,7 @@ def main(flags):
         print(f"{name}: {row.get('error') or json.dumps(row['result'])}", flush=True)
         with open(output, "a") as file:
             file.write(json.dumps(row) + "\n")
+    write_table(output)
 
 
 def measure(name):
@@ -106,6 +108,35 @@ def measure(name):
         sys.stderr.write(process.stderr)
         return row | {"error": process.stderr.strip().splitlines()[-1]}
     return row | {"result": json.loads(process.stdout.splitlines()[-1])}
+
+
+def write_table(path):
+    """Write the table of the training and forward steps in a .jsonl file beside it."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = {row["row"]: row["result"] for row in rows if "error" not in row}
+    peak = rows["card"]["matmul_tflops"] if "card" in rows else None
+    table = []
+    for name in ROWS:
+        row = rows.get(name, {})
+        if "images_per_s" not in row:
+            continue
+        tflops = row["flops_per_s"] / 1e12
+        peer = row.get("peer")
+        table.append(
+            {
+                "row": name,
+                "batch": row["batch_size"],
+                "ms": f"{row['step_ms']['median']:.1f}",
+                "images/s": f"{row['images_per_s']['median']:,.0f}",
+                "peer, images/s": peer and f"{peer['images_per_s']['median']:,.0f}",
+                "ratio": peer and f"{row['ratio_against']:.2f}",
+                "TFLOP/s": f"{tflops:.0f}",
+                "MFU": peak and f"{tflops / peak:.1%}",
+                "device": row["device"],
+            }
+        )
+    if table:
+        tables.write(table, path.with_suffix(".csv"))
 
 
 def card():
