@@ -663,7 +663,7 @@ def test_create_documents_options():
     ids=["unrolled", "scanned", "post-norm", "one-block"],
 )
 def test_last_block_for_the_class_token_only(options):
-    model, params = build(depth=3, drop_path=0.3, **{"dtype": "float32"} | options)
+    model, params = build(**{"depth": 3, "drop_path": 0.3} | options)
     images = jax.random.normal(jax.random.key(1), (4, 32, 32, 3))
 
     def loss(params, tokens):
@@ -682,4 +682,4 @@ def test_last_block_for_the_class_token_only(options):
     if "scan" not in options:  # XLA counts a loop as one iteration
         flops = [c.cost_analysis()["flops"] for c in compiled]
         depth = options.get("depth", 3)
-        assert flops[1] < flops[0] * (1 - 0.7 / depth)
+        assert flops[1] < flops[0] * (1 - 0.5 / depth)
