@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 from vit_jax.layers import kernels
 
 LANES = 128
-ROWS_PER_STEP = 1024  # tokens per grid step; starting a step takes as long as 100 to 200 tokens
+ROWS_PER_STEP = 1024  # tokens per grid step: several images, to amortize its overhead
 MAX_VMEM_BYTES = 56 * 2**20  # of 64 MiB or more in v5e, v5p, v6e and v7x
 MAX_UNROLLED_HEADS = 8  # in the code of a kernel; more take many minutes to compile
 FORWARD_UNROLL = 6  # heads whose products and softmax the compiler interleaves: 1.45 times faster
