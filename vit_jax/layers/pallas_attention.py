@@ -19,8 +19,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
-from vit_jax.layers import kernels
-
 LANES = 128
 ROWS_PER_STEP = 1024  # tokens per grid step: several images, to amortize its overhead
 MAX_VMEM_BYTES = 56 * 2**20  # of 64 MiB or more in v5e, v5p, v6e and v7x
@@ -30,7 +28,9 @@ MAX_UNROLLED_TOKENS = 256  # longer views keep the units busy and take long to c
 
 
 def supports(n, num_heads, head_size, dtype):
-    """Return whether attention of one image fits into the VMEM of a TPU.
+    """Return whether attention of one image fits into the VMEM of a TPU v5e or later.
+
+    TPUs up to v4 have 16 MiB of VMEM; there, the kernels do not compile.
 
     Args:
       n: tokens per view.
@@ -126,7 +126,7 @@ def _gradients_local(qkv, *bias_and_g, num_heads):
     outs = [jax.ShapeDtypeStruct(args[0].shape, qkv.dtype)]
     if len(bias_and_g) == 2:
         steps = b // _images_per_step(b, n, d, d // num_heads, qkv.dtype.itemsize)
-        wide = kernels.accumulation_dtype(qkv.dtype)
+        wide = _accumulation_dtype(qkv.dtype)
         outs.append(jax.ShapeDtypeStruct((steps, 3, d), wide))
     dqkv, *dbias = _call(_backward_kernel, "attention_backward", args, outs, num_heads)
     return [dqkv.swapaxes(1, 2), *dbias]
@@ -177,7 +177,7 @@ def _forward_kernel(qkv_ref, *refs, num_heads, interpret):
     bias_ref, out_ref = (None, *refs)[-2:]
     images, n, d = out_ref.shape
     dtype = out_ref.dtype
-    wide = kernels.accumulation_dtype(dtype)
+    wide = _accumulation_dtype(dtype)
     span = _span(d, d // num_heads)
     scale = (d // num_heads) ** -0.5 / math.log(2)
 
@@ -203,7 +203,7 @@ def _backward_kernel(qkv_ref, *refs, num_heads, interpret):
     bias_ref, g_ref, dqkv_ref, dbias_ref = refs if len(refs) == 4 else (None, *refs, None)
     images, n, d = g_ref.shape
     dtype = g_ref.dtype
-    wide = kernels.accumulation_dtype(dtype)
+    wide = _accumulation_dtype(dtype)
     span = _span(d, d // num_heads)
     root = (d // num_heads) ** -0.5
     if dbias_ref is not None:
@@ -281,13 +281,17 @@ def _heads(span, e):
 
 
 def _load(ref, bias_ref, image, part, lanes):
-    x = ref[image, part, :, lanes].astype(kernels.accumulation_dtype(ref.dtype))
+    x = ref[image, part, :, lanes].astype(_accumulation_dtype(ref.dtype))
     return x if bias_ref is None else x + bias_ref[part : part + 1, lanes]
 
 
 def _select(x, tiles, mask, dtype):
     x = x[:, tiles]
     return (x if mask is None else jnp.where(mask, x, jnp.zeros_like(x))).astype(dtype)
+
+
+def _accumulation_dtype(dtype):
+    return jnp.promote_types(dtype, jnp.float32)  # as in `kernels`, which imports this module
 
 
 def _dot(a, b, axes, dtype):
