@@ -358,8 +358,8 @@ def test_kernel_is_compared_with_matmul(monkeypatch):
     ("platform", "name", "options", "expected"),
     [
         ("cpu", "S/16", {}, ("off", "matmul")),
-        ("tpu", "L/16", {"dtype": "bfloat16"}, ("on", "xla")),
-        ("gpu", "H/14", {"dtype": "bfloat16"}, ("on", "cudnn")),  # head size 80
+        ("tpu", "L/16", {"dtype": "bfloat16"}, ("on", "pallas")),
+        ("gpu", "H/14", {"dtype": "bfloat16"}, ("off", "cudnn")),  # head size 80
         ("gpu", "S/16", {}, ("off", "xla")),  # float32
         ("gpu", "pico/16", {"dtype": "bfloat16"}, ("off", "xla")),  # head size 12
         ("gpu", "B/16", {"dtype": "bfloat16", "num_heads": 4}, ("off", "xla")),  # head size 192

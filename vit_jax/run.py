@@ -43,9 +43,11 @@ class Run:
         self.total = self.plan.total
         self.mesh = sharding.make_mesh(config.mesh, devices)
         platform = self.mesh.devices.flat[0].platform
-        if config.model.attn == "cudnn" and platform != "gpu":
+        needed = {"cudnn": "gpu", "pallas": "tpu"}.get(config.model.attn, platform)
+        if needed != platform:
             raise UserError(
-                f"config.model.attn = 'cudnn' needs a GPU, not {platform}; set it to 'auto'"
+                f"config.model.attn = '{config.model.attn}' needs a {needed.upper()}, not "
+                f"{platform}; set it to 'auto'"
             )
         sharding.check_batch_size(
             "batch_size / accum_steps =", config.batch_size // config.accum_steps, self.mesh

@@ -95,7 +95,8 @@ class ViTConfig(ModelConfig):
     )
     attn: str = enum_option(
         ("auto", "matmul", "xla", "cudnn", "pallas"),
-        "attention kernel; auto: matmul on CPU, cudnn on GPU where it applies, xla elsewhere",
+        "attention kernel; auto: matmul on CPU, cudnn on GPU and pallas on TPU where they apply, "
+        "xla elsewhere",
     )
     init: str = enum_option(
         ("deit", "big_vision", "xavier"),

@@ -37,10 +37,9 @@ def resolve_auto(platform, config):
     Returns:
       A dict with the values of "scan", "attn" and "patch_embed".
     """
-    attn = {"cpu": "matmul", "gpu": "cudnn" if cudnn_supports(config) else "xla"}
     return {
         "scan": "off" if config.depth <= MAX_UNROLLED_BLOCKS.get(platform, 12) else "on",
-        "attn": attn.get(platform, "xla"),
+        "attn": _fastest_attention(platform, config),
         "patch_embed": patch_embedding("auto", platform),
     }
 
@@ -52,6 +51,22 @@ def patch_embedding(how, platform=None):
     """
     auto = "linear" if (platform or jax.default_backend()) == "gpu" else "conv"
     return auto if how == "auto" else how
+
+
+def _fastest_attention(platform, config):
+    """Return the attention kernel that "auto" stands for."""
+    if platform == "cpu":
+        return "matmul"
+    if platform == "gpu" and cudnn_supports(config):
+        return "cudnn"
+    if platform == "tpu":
+        from vit_jax.layers import pallas_attention  # slow to import, and for TPUs only
+
+        n = config.prefix + config.grid[0] * config.grid[1]
+        head_size = config.width // config.num_heads
+        if pallas_attention.supports(n, config.num_heads, head_size, config.dtype):
+            return "pallas"
+    return "xla"
 
 
 def cudnn_supports(config):
