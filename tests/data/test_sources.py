@@ -37,7 +37,7 @@ def folder(tmp_path):
 
 
 def test_data_family_members():
-    assert members("data") == ("digits", "folder", "ilsvrc", "synthetic", "tfds")
+    assert members("data") == ("digits", "folder", "ilsvrc", "synthetic", "tfds", "webdataset")
 
 
 @pytest.mark.parametrize(
