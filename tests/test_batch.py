@@ -288,6 +288,9 @@ def test_a_thread_places_two_batches_ahead():
         next(batches)
     assert numbers.closed.is_set() and next(batches, None) is None
     assert list(batch.ahead(_Finite(), lambda x: x)) == [0, 1, 2]
+    unthreaded = _Finite()
+    assert list(batch.ahead(unthreaded, lambda x: x, 0)) == [0, 1, 2]
+    assert unthreaded.thread is threading.main_thread() and unthreaded.closed.is_set()
 
 
 class _Finite(Numbers):

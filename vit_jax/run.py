@@ -102,7 +102,8 @@ class Run:
           A generator, see `batch.ahead`. Close it with .close().
         """
         place = functools.partial(batch.to_devices, sharding=sharding.batch_sharding(self.mesh))
-        return batch.ahead(batch.from_config(self.source, self.config, start), place)
+        batches = batch.from_config(self.source, self.config, start)
+        return batch.ahead(batches, place, batch.num_ahead(batches))
 
     def step(self, state, rows):
         """Run one training step.
