@@ -157,6 +157,7 @@ def test_bad_steps_are_reported(tmp_path, capsys, monkeypatch):
 
     def poison(self, start, batches=Run.batches):
         for step, rows in enumerate(batches(self, start), start + 1):
+            rows = jax.tree.map(np.array, rows)
             rows["image"] = rows["image"].astype(np.float32)
             if step in (5, 6):
                 rows["image"][:] = np.nan
