@@ -305,7 +305,8 @@ def _reciprocal(x, interpret):
     """Compute 1 / x of a softmax sum, which is at least 1: an exact division checks for zeros."""
     if interpret:
         return 1 / x
-    r = pl.reciprocal(x, approx=True)
+    reciprocal = getattr(pltpu, "reciprocal", None) or pl.reciprocal  # moved in JAX 0.12
+    r = reciprocal(x, approx=True)
     return r * (2 - x * r)  # a step of Newton's method doubles the number of correct bits
 
 
