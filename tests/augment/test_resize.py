@@ -14,7 +14,6 @@ def images():
 
 
 def test_compiled_matches_pillow():
-    pytest.importorskip("numba")
     compiled = resize._compiled()
     assert compiled  # None if the result differs from the installed Pillow
     rng = np.random.default_rng(1)

@@ -15,8 +15,8 @@ class Chip(NamedTuple):
 
 # memory: the "available HBM" in the errors of libtpu 0.0.42 for a program that is too large; on a
 # v5e, 0.25 GiB less than the total. peak and bandwidth: key specifications at
-# cloud.google.com/tpu/docs/v5e etc. clock: peak / FLOPs per cycle of the matrix units, of which v2
-# to v5p have 1, 2, 8, 4 and 8 of 128 x 128, and v6e 4 of 256 x 256.
+# cloud.google.com/tpu/docs/v5e etc. clock: peak / FLOPs per cycle of the matrix units.
+# v2, v3, v4, v5e and v5p have 1, 2, 8, 4 and 8 units of 128 x 128; v6e has 4 of 256 x 256.
 # GPUs: peak of dense bfloat16 products and bandwidth as measured on an H100 SXM and an H200; for
 # the A100 those of NVIDIA's data sheet (A100-SXM4-80GB), not measured.
 CHIPS = {
