@@ -4,6 +4,8 @@ import pickle
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from vit_jax import data
 from vit_jax.config import defaults
@@ -95,6 +97,21 @@ def test_digits_splits_are_disjoint_complete_and_stratified():
         counts = np.bincount([s[i]["label"] for i in range(len(s))])
         assert len(counts) == 10 and counts.min() > 0.9 * counts.max() - 3
     assert splits[0].class_names == list("0123456789") and splits[0].num_classes == 10
+
+
+def test_digits_are_those_of_scikit_learn():
+    digits = load_digits()
+    images, labels = digits.images, digits.target
+    everything = np.arange(1797)
+    options = dict(random_state=0)
+    rest, test = train_test_split(everything, test_size=360, stratify=labels, **options)
+    train, val = train_test_split(rest, test_size=180, stratify=labels[rest], **options)
+    for name, indices in {"train": train, "val": val, "test": test}.items():
+        source = data.make(config(name="digits"), name)
+        examples = [source[i] for i in range(len(source))]
+        pixels = np.stack([example["image"][..., 0] for example in examples])
+        np.testing.assert_array_equal(pixels, np.round(images[indices] * 255 / 16))
+        np.testing.assert_array_equal([example["label"] for example in examples], labels[indices])
 
 
 def test_synthetic_is_deterministic_and_separable():

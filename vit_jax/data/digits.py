@@ -3,12 +3,20 @@
 Source: Alpaydin & Kaynak, UCI "Optical Recognition of Handwritten Digits" (test set).
 """
 
+import functools
+import gzip
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 
 from vit_jax.data import unknown_split
 from vit_jax.data.sources import Arrays
 
 SPLITS = ("train", "val", "test")
+# Line i has the images of split i, in order, as from scikit-learn's `train_test_split`, twice, with
+# stratify=labels and random_state=0.
+INDICES = Path(__file__).with_name("digits_splits.txt")
 
 
 def make(split, config):
@@ -19,16 +27,16 @@ def make(split, config):
     del config
     if split not in SPLITS:
         raise unknown_split(split, SPLITS)
-    # Imported here, because it takes longer than the check above.
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    labels = digits.target
-    rest, test = train_test_split(
-        np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
-    )
-    train, val = train_test_split(rest, test_size=180, stratify=labels[rest], random_state=0)
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    indices = dict(zip(SPLITS, (train, val, test), strict=True))[split]
+    images, labels = _read_digits()
+    indices = np.array(INDICES.read_text().splitlines()[SPLITS.index(split)].split(), int)
     return Arrays(images[indices], labels[indices], [str(digit) for digit in range(10)])
+
+
+@functools.cache
+def _read_digits():
+    """Read scikit-learn's file. Importing scikit-learn takes longer than the start of a run."""
+    (directory,) = importlib.util.find_spec("sklearn").submodule_search_locations
+    with gzip.open(Path(directory) / "datasets/data/digits.csv.gz", "rt") as file:
+        table = np.loadtxt(file, delimiter=",", dtype=int)
+    images = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8)
+    return images.reshape(-1, 8, 8, 1), table[:, -1]
