@@ -8,15 +8,12 @@ in bfloat16 on one v5e. "dense" has no attention: the others take longer by what
 copies between layouts included. tokamax is skipped where it is not installed.
 """
 
-import functools
 import importlib
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
-from vit_jax.perf import pallas, topologies
+from vit_jax.devices import chips
+from vit_jax.perf import hlo, pallas, topologies
+from vit_jax.perf import predict as prediction
 
 BATCH, TOKENS, HEADS, HEAD_SIZE = 128, 197, 6, 64
 WIDTH = HEADS * HEAD_SIZE
@@ -72,13 +69,12 @@ def attend(name, qkv, bias):
     return splash(qkv, SPLASH[name])
 
 
-def compile_layer(name, backward, projections, devices):
-    """Compile the layer, or attention alone, forward or forward and backward.
+def compile_layer(name, backward, devices):
+    """Compile the layer, forward or forward and backward.
 
     Args:
       name: one of IMPLEMENTATIONS.
       backward: whether to include the backward pass.
-      projections: whether to include the qkv layer and the output projection.
       devices: devices of a topology.
 
     Returns:
@@ -94,7 +90,7 @@ def compile_layer(name, backward, projections, devices):
         return kernels.dense(out, proj_kernel)
 
     def step(g, *args):
-        out, vjp = jax.vjp(function, *args)
+        out, vjp = jax.vjp(layer, *args)
         return out, vjp(g)
 
     mesh = jax.sharding.Mesh(devices[:1], "data")
@@ -104,90 +100,47 @@ def compile_layer(name, backward, projections, devices):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=placement)
 
     tokens, bias = array(BATCH, TOKENS, WIDTH), array(3, WIDTH, dtype=jnp.float32)
-    if projections:
-        function = layer
-        args = [tokens, array(WIDTH, 3, WIDTH), bias, array(WIDTH, WIDTH)]
-    else:
-        function = functools.partial(attend, name)
-        args = [array(BATCH, TOKENS, 3, WIDTH), bias]
+    args = [tokens, array(WIDTH, 3, WIDTH), bias, array(WIDTH, WIDTH)]
     # Splash attention asks the current mesh for the kind of TPU.
     with jax.set_mesh(mesh):
         if backward:
             return jax.jit(step).lower(tokens, *args).compile()
-        return jax.jit(function).lower(*args).compile()
+        return jax.jit(layer).lower(*args).compile()
 
 
-def kernels_ms(compiled, chip):
-    """Return the milliseconds of each Pallas kernel by name, from the dump of libtpu."""
-    directory = Path(pallas.DUMP_DIRECTORY.search(os.environ["LIBTPU_INIT_ARGS"])[1])
-    ms = {}
-    for body in dict.fromkeys(pallas.BODY.findall(compiled.as_text())):
-        kernel = pallas.parse(body)
-        bundles = max(directory.glob(f"*-{kernel.name}.*-final_bundles.txt")).read_text()
-        cycles = pallas.cycles(kernel, bundles)
-        if cycles is None:  # the compiler removed the loops of splash attention, of one iteration
-            cycles = pallas.cycles(kernel._replace(loops=()), bundles)
-        ms[kernel.name] = cycles / (chip.clock * 1e6)
-    return ms
-
-
-def predict(name, backward):
+def predict(name, backward, devices):
     """Predict the layer: {"predicted_ms", "groups", "kernels_ms", ...}."""
-    from vit_jax.devices import chips
-    from vit_jax.perf import hlo
-    from vit_jax.perf import predict as prediction
-
-    devices = topologies.topology(TOPOLOGY)
     chip = chips.chip_of(devices[0])
-    if dumps_enabled():
-        return kernels_ms(compile_layer(name, backward, False, devices), chip)
-    compiled = compile_layer(name, backward, True, devices)
+    compiled = compile_layer(name, backward, devices)
     text = compiled.as_text()
-    groups = prediction.tpu(hlo.Program(text), chip, flops=0)["groups"]
+    program = hlo.Program(text)
+    cycles = pallas.time_calls(prediction.pallas_calls(program), TOPOLOGY)
+    result = prediction.tpu(program, chip, flops=0, kernel_cycles=cycles)
+    kernels_ms = {
+        pallas.parse(pallas.BODY.search(call.config)[1]).name: count and count / (chip.clock * 1e6)
+        for call, count in cycles.items()
+    }
     return {
-        "groups": groups,
+        "predicted_ms": result["predicted_ms"],
+        "kernels_ms": kernels_ms,
+        "groups": result["groups"],
         "temporaries_mib": hlo.memory(compiled)["temporaries"] / 2**20,
         "scores_in_hbm": f"{TOKENS},{TOKENS}]" in text,
     }
 
 
-def dumps_enabled():
-    return bool(pallas.DUMP_DIRECTORY.search(os.environ.get("LIBTPU_INIT_ARGS", "")))
-
-
-def predict_all():
-    """Predict all implementations, {name: {"forward", "forward_backward"}}."""
-    results = {}
-    for name in IMPLEMENTATIONS:
-        try:
-            passes = {"forward": predict(name, False), "forward_backward": predict(name, True)}
-            results[name] = passes
-        except ModuleNotFoundError as error:
-            results[name] = {"not_run": f"{error.name} is not installed"}
-    return results
-
-
 def main():
     topologies.prepare_topology(TOPOLOGY)
-    if sys.argv[1:] == ["kernels"]:
-        print(json.dumps(predict_all()))
-        return
-    # Kernels are measured in another process and without the projections: with dumps, compiling
-    # the layer takes more than six minutes.
-    command = [sys.executable, "-m", "experiments.benchmarks.tpu_attention", "kernels"]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    kernels = json.loads(output.splitlines()[-1])
-    os.environ["LIBTPU_INIT_ARGS"] = ""
     import jax
 
-    for name, result in predict_all().items():
-        for key in ("forward", "forward_backward"):
-            if part := result.get(key):
-                ms = kernels[name][key]
-                xla_ms = sum(group["ms"] for group in part["groups"].values())
-                total = {"predicted_ms": xla_ms + sum(ms.values()), "kernels_ms": ms}
-                result[key] = total | part
-        line = {"implementation": name, "device": "v5e", "jax": jax.__version__} | result
+    devices = topologies.topology(TOPOLOGY)
+    for name in IMPLEMENTATIONS:
+        line = {"implementation": name, "device": "v5e", "jax": jax.__version__}
+        try:
+            line["forward"] = predict(name, False, devices)
+            line["forward_backward"] = predict(name, True, devices)
+        except ModuleNotFoundError as error:
+            line["not_run"] = f"{error.name} is not installed"
         print(json.dumps(line), flush=True)
 
 

@@ -65,9 +65,13 @@ def test_calibration_programs(name, amount, rate):
     assert amount / (ms * 1e9) == pytest.approx(rate, rel=2e-3)
 
 
-def test_pallas_kernel_without_a_dump_has_no_time(monkeypatch):
-    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
-    result = predict.tpu(hlo.Program(read("pallas_v5e")), V5E, 1)
+def test_pallas_kernel_without_known_cycles_has_no_time():
+    program = hlo.Program(read("pallas_v5e"))
+    (call,) = predict.pallas_calls(program)
+    rest = predict.tpu(program, V5E, 1, {call: 1})["predicted_ms"]
+    timed = predict.tpu(program, V5E, 1, {call: 1_500_001})["predicted_ms"]
+    assert timed - rest == pytest.approx(6)  # 1 ms at 1.5 GHz, six times
+    result = predict.tpu(program, V5E, 1, {call: None})
     assert result["predicted_ms"] is None and result["mfu"] is None
     assert result["kernels_without_time"] == {"my_kernel": 6}  # one, and five in a loop
     assert result["flops_found"] == 6 * 2 * 2048 * 384 * 768
@@ -91,6 +95,21 @@ def test_loops_in_a_pallas_kernel_are_multiplied_out():
     # 324 bundles in all; the 9 empty ones are in the loop of the bundle before them.
     assert 20 * 182 + 5 * 2 + (324 - 182 - 2) <= cycles <= 20 * (182 + 9) + 5 * 2 + 131
     assert pallas.cycles(kernel._replace(loops=()), bundles) is None
+
+
+def test_metadata_of_a_kernel_can_have_line_breaks():
+    text = """HloModule m
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %y = f32[8]{0} custom-call(%x), custom_call_target="k", frontend_attributes={kernel_metadata={
+"blocks":"{\\"block_q\\": 256}"
+}}, metadata={op_name="jit(f)/k"}, backend_config={"body":"b"}
+  ROOT %z = f32[8]{0} negate(%y)
+}
+"""
+    instructions = hlo.Program(text).computations["main"]
+    assert list(instructions) == ["x", "y", "z"]
+    assert instructions["y"].op_name == "jit(f)/k" and '"body":"b"' in instructions["y"].attributes
 
 
 def test_unknown_custom_call_has_no_bound():

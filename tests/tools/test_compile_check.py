@@ -195,6 +195,8 @@ def test_compile_for_a_tpu_slice(check):
     result = parse_result(check("--nosearch", "--json", "--topology=v5e:2x2"))
     assert result["device"] == "TPU v5 lite" and result["mesh"]["data"] == 4
     assert (result["scan"], result["attn"]) == ("off", "pallas")
+    assert result["attention"] == "attention_backward, attention_forward"
+    assert result["predicted_ms"] > 0 and result["kernels_without_time"] == {}
     assert result["limit"] == 15.75 * 2**30
     all_reduce = result["collectives"]["all-reduce"]
     assert result["fits"] and all_reduce["bytes"] >= 4 * result["parameters"]

@@ -19,7 +19,9 @@ COLLECTIVES = (
 FUSIONS = ("fusion", "fusion-start")
 # Custom calls of the compilers without a matrix product.
 TARGETS_WITHOUT_FLOPS = ("AllocateBuffer", "ConcatBitcast", "TopK", "__cub$DeviceRadixSort")
-COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\n((?:.*\n)*?)\}", re.MULTILINE)
+COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\n((?:.*\n)*?)\}$", re.MULTILINE)
+# Metadata of a kernel can contain line breaks.
+LINE_BREAK = re.compile(r"\n(?=  )")
 CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|\w+_computations?)=(\{[^}]*\}|%?[\w.-]+)")
 ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 
@@ -68,7 +70,7 @@ class Program:
         matches = list(COMPUTATION.finditer(text))
         self.computations = {}
         for match in matches:
-            instructions = filter(None, map(parse_line, match[3].splitlines()))
+            instructions = filter(None, map(parse_line, LINE_BREAK.split(match[3])))
             self.computations[match[2]] = {x.name: x for x in instructions}
         self.entry = next(match[2] for match in matches if match[1])
         self._frames = _source_frames(text)

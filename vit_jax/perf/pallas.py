@@ -1,25 +1,38 @@
 """Time of Pallas kernels on TPU, from the instructions that libtpu schedules for them.
 
 XLA's text has no estimated cycles for a Pallas kernel, but its MLIR, which has the grid and the
-loops. libtpu can dump the VLIW bundles of each kernel, one per cycle.
+loops. libtpu can dump the VLIW bundles of each kernel, one per cycle. It takes very long to compile
+a whole training step with dumps, so that each kernel is compiled alone, in a process of its own.
 """
 
 import base64
 import functools
+import json
 import math
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 TARGET = "tpu_custom_call"
-DUMP_DIRECTORY = re.compile(r"--xla_jf_dump_to=(\S+)")
 BODY = re.compile(r'"body":"([^"]*)"')
+CONFIG = re.compile(r"\bbackend_config=(\{.*\})")
+DUMP = (
+    "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true "
+    "--xla_jf_dump_llo_pass_label_regex=final_bundles"
+)
 # "  0x56 LB: >>> { ..." is a bundle that starts the body of a loop in two other loops; one of them
 # is the loop over the grid.
 BUNDLE = re.compile(r"^ *(?:0x[0-9a-f]+|0) +(\w\w)? *: +(\{\}|>*)", re.MULTILINE)
 VECTOR = re.compile(r"vector<((?:\d+x)+)\w+>")
+DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "pred": "bool"} | {
+    f"{letter}{bits}": f"{name}{bits}"
+    for letter, name in (("s", "int"), ("u", "uint"))
+    for bits in (8, 16, 32)
+}
 
 
 class Kernel(NamedTuple):
@@ -31,41 +44,90 @@ class Kernel(NamedTuple):
     flops: int | None  # of matrix products, for all steps; None if loops have unknown trip counts
 
 
-@functools.cache
-def enable_dumps():
-    """Make libtpu dump the bundles; call it before JAX is imported. A given directory is kept."""
-    arguments = os.environ.get("LIBTPU_INIT_ARGS", "")
-    if DUMP_DIRECTORY.search(arguments):
-        return None
-    directory = tempfile.TemporaryDirectory(prefix="vit_jax-bundles-")
-    options = "--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final_bundles"
-    dump = f"--xla_jf_dump_to={directory.name} {options}"
-    os.environ["LIBTPU_INIT_ARGS"] = f"{arguments} {dump}".strip()
-    return directory  # kept until the process ends
+class Call(NamedTuple):
+    """A custom call of a Pallas kernel in a compiled program."""
+
+    config: str  # its backend_config, JSON
+    operands: tuple  # shapes, such as "bf16[8,4]{1,0}"
+    result: str  # a shape, or a tuple of shapes as text
 
 
-def dumped_bundles():
-    """Read the dump of libtpu.
+def call(instruction, scope):
+    """Return the `Call` of an `hlo.Instruction` in a computation {name: instruction}."""
+    config = CONFIG.search(instruction.attributes)[1]
+    return Call(config, tuple(scope[x].shape for x in instruction.operands), instruction.shape)
+
+
+def time_calls(calls, topology):
+    """Count the cycles of Pallas kernels; stalls are not included.
+
+    Args:
+      calls: list of `Call`.
+      topology: TPU topology to compile for, such as "v5e:2x2".
 
     Returns:
-      {body of the kernel in base64: text of its bundles}.
+      {Call: cycles of all grid steps, or None if they are not known}.
     """
-    match = DUMP_DIRECTORY.search(os.environ.get("LIBTPU_INIT_ARGS", ""))
-    found = {}
-    for analysis in Path(match[1]).glob("*-schedule-analysis_final_bundles.txt") if match else ():
-        text = analysis.read_text()
-        stem, name = re.match(r"(\d+-(.*)-)\d+-schedule", analysis.name).groups()
-        # The files of the whole program list its kernels, too.
-        instruction = re.search(rf"%{re.escape(name)} = .*{TARGET}.*", text)
-        if body := BODY.search(instruction[0] if instruction else ""):
-            # The files of a kernel have the same name up to the number of the pass.
-            (path,) = (
-                path
-                for path in analysis.parent.glob("*[0-9]-final_bundles.txt")
-                if path.name.startswith(stem)
-            )
-            found[body[1]] = path.read_text()
-    return found
+    if not calls:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="vit_jax-bundles-") as directory:
+        environment = os.environ | {"LIBTPU_INIT_ARGS": DUMP.format(directory)}
+        process = subprocess.run(
+            [sys.executable, "-m", "vit_jax.perf.pallas", topology, directory],
+            input=json.dumps(calls),
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+    lines = process.stdout.splitlines() if process.returncode == 0 else []
+    found = json.loads(lines[-1]) if lines else [None] * len(calls)
+    return dict(zip(calls, found, strict=True))
+
+
+def main(topology, directory):
+    """Print the cycles of the calls in standard input as a JSON list, for `time_calls`."""
+    from vit_jax.perf import topologies
+
+    topologies.prepare_topology(topology)
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", False)  # a cached program has no dump
+    calls = [Call(config, operands, result) for config, operands, result in json.load(sys.stdin)]
+    devices = topologies.topology(topology)
+    print(json.dumps([_time(x, devices[0], Path(directory)) for x in calls]))
+
+
+def _time(call, device, directory):
+    """Compile a kernel alone and return its cycles, or None."""
+    import jax
+    import numpy as np
+
+    from vit_jax.perf import hlo
+
+    kernel = parse(BODY.search(call.config)[1])
+    if kernel is None:
+        return None
+    mesh = jax.sharding.Mesh(np.array([device]), "data")
+    placement = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def arrays(shape):
+        return [
+            jax.ShapeDtypeStruct(hlo.dimensions(x[0]), DTYPES[x[1]], sharding=placement)
+            for x in hlo.ARRAY.finditer(shape)
+        ]
+
+    results = arrays(call.result)
+    function = jax.ffi.ffi_call(
+        TARGET,
+        results if call.result.startswith("(") else results[0],
+        custom_call_api_version=1,
+        legacy_backend_config=call.config,
+    )
+    before = set(directory.iterdir())
+    operands = [arrays(shape)[0] for shape in call.operands]
+    jax.jit(function).trace(*operands).lower(lowering_platforms=("tpu",)).compile()
+    dumped = set(directory.glob("*-ffi_call*[0-9]-final_bundles.txt")) - before
+    return cycles(kernel, max(dumped).read_text()) if dumped else None
 
 
 def cycles(kernel, text):
@@ -138,8 +200,10 @@ def parse_text(text):
             low, high, step = (constants.get(match[i]) for i in (1, 2, 3))
             if None in (low, high, step):
                 return None
-            loops.append(outer * len(range(low, high, step)))
-            open_loops.append((indent, loops[-1]))
+            count = len(range(low, high, step))
+            if count != 1:  # the compiler removes a loop of one iteration
+                loops.append(outer * count)
+                open_loops.append((indent, loops[-1]))
         elif "tpu.matmul" in line:
             left, *_, result = VECTOR.findall(line.partition("} : ")[2])
             contracted = re.search(r"dimension_numbers<\[([\d, ]*)\]", line)[1]
@@ -150,3 +214,7 @@ def parse_text(text):
         return None
     steps = math.prod(grid)
     return Kernel(name[1] if name else TARGET, steps, tuple(loops), flops * steps)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

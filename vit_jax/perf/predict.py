@@ -6,10 +6,11 @@ the host or for other devices.
 """
 
 import re
+import types
 from collections import Counter
 
 from vit_jax.devices import chips
-from vit_jax.perf import hlo, pallas
+from vit_jax.perf import hlo, pallas, topologies
 
 # Source file of an operation: group. The first one from the innermost call outwards that is listed;
 # a Linear layer counts for the layer that calls it.
@@ -83,19 +84,31 @@ def step(program, device, flops, memory):
     """
     chip = chips.chip_of(device)
     if device.platform == "tpu" and chip and chip.clock:
-        return tpu(program, chip, flops) | {"hbm_gib": memory["needed"] / 2**30}
+        cycles = pallas.time_calls(pallas_calls(program), topologies.SMALLEST[device.device_kind])
+        return tpu(program, chip, flops, cycles) | {"hbm_gib": memory["needed"] / 2**30}
     if device.platform == "gpu" and chip:
         return gpu(program, chip, flops) | {"temp_gib": memory["temporaries"] / 2**30}
     return {"predicted_ms": None, "mfu": None}
 
 
-def tpu(program, chip, flops):
+def pallas_calls(program):
+    """Return the distinct calls of Pallas kernels in a program for TPU, a list of `pallas.Call`."""
+    calls = {
+        pallas.call(instruction, program.computations[computation])
+        for computation, instruction, _ in program.schedule()
+        if instruction.target == pallas.TARGET
+    }
+    return sorted(calls)
+
+
+def tpu(program, chip, flops, kernel_cycles=types.MappingProxyType({})):
     """Predict the time of a program on a TPU.
 
     Args:
       program: a parsed `hlo.Program`.
       chip: the `chips.Chip`.
       flops: analytic FLOPs of a step per device.
+      kernel_cycles: cycles of the Pallas kernels, from `pallas.time_calls`.
 
     Returns:
       {"predicted_ms", "mfu", "groups", "flops_found", "attention", "kernels_without_time"}.
@@ -105,7 +118,6 @@ def tpu(program, chip, flops):
     groups = _Groups()
     unknown = Counter()
     kernels = set()
-    bundles = pallas.dumped_bundles()
     for computation, instruction, runs in program.schedule():
         match = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
         cycles = int(match[1]) if match else 0
@@ -113,9 +125,14 @@ def tpu(program, chip, flops):
         if instruction.opcode == "custom-call" and not cycles:
             if instruction.target in hlo.TARGETS_WITHOUT_FLOPS:
                 continue
-            name, cycles, found = _pallas_kernel(instruction, bundles)
+            name = instruction.target
+            if name == pallas.TARGET:
+                call = pallas.call(instruction, program.computations[computation])
+                kernel = pallas.parse(pallas.BODY.search(call.config)[1])
+                name, found = (kernel.name, kernel.flops) if kernel else (name, None)
+                cycles = kernel_cycles.get(call)
             kernels.add(name)
-            if cycles is None:
+            if not cycles:
                 unknown[name] += runs
         if cycles or found:
             ms = (cycles or 0) / (chip.clock * 1e6)
@@ -253,13 +270,3 @@ def _source_group(program, instruction):
 def _is_index(instruction):
     """Whether an instruction computes a scalar, such as the index of a slice."""
     return hlo.ARRAY.match(instruction.shape) and not hlo.dimensions(instruction.shape)
-
-
-def _pallas_kernel(instruction, bundles):
-    """Return the name, cycles and FLOPs of a custom call on TPU; None for what is not known."""
-    body = pallas.BODY.search(instruction.attributes)
-    kernel = pallas.parse(body[1]) if instruction.target == pallas.TARGET and body else None
-    if kernel is None:
-        return instruction.target, None, None
-    text = bundles.get(body[1])
-    return kernel.name, pallas.cycles(kernel, text) if text else None, kernel.flops

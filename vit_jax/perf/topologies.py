@@ -6,10 +6,18 @@ import re
 from importlib import resources
 
 from vit_jax.errors import UserError
-from vit_jax.perf import pallas
 
 GPUS = ("h100", "h200", "a100")
 TPU_TOPOLOGY = re.compile(r"\w+:\d+(x\d+){1,2}")
+# A topology of each kind of TPU, to compile programs for one device.
+SMALLEST = {
+    "TPU v2": "v2:2x2",
+    "TPU v3": "v3:2x2",
+    "TPU v4": "v4:2x2x1",
+    "TPU v5 lite": "v5e:2x2",
+    "TPU v5": "v5p:2x2x1",
+    "TPU v6 lite": "v6e:2x2",
+}
 # Environment for libtpu to compile without a TPU.
 TPU_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -52,7 +60,6 @@ def prepare_topology(name):
             'pip install "jax[tpu]"'
         )
     os.environ.update(TPU_ENVIRONMENT)
-    pallas.enable_dumps()
 
 
 def topology(name):
