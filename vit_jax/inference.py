@@ -287,14 +287,14 @@ def load(spec, name=None, *, checkpoint="best", raw=False, class_names=None):
     Raises:
       UserError: if the weights cannot be loaded, or an argument does not apply to `spec`.
     """
-    if storage.is_directory(spec):
+    from vit_jax import pretrained
+
+    if pretrained.is_run(spec):
         if name or class_names:
             raise UserError(f"{spec} is a run; leave out the model name and class names")
         return _load_run(spec, checkpoint, raw)
     if raw or checkpoint != "best":
         raise UserError(f"{spec} is a weight file, not a run; leave out checkpoint and raw")
-    from vit_jax import pretrained
-
     described = pretrained.describe(spec, name)
     module = pretrained.load(spec, name)
     file = Path(spec).name

@@ -107,23 +107,28 @@ def file(tmp_path):
         (
             {},
             "vit_base_patch16_224",
-            "the weights have width 384, but vit_base_patch16_224 has width 768; "
-            "pass --model=vit_small_patch16_224 or leave out --model",
+            "file holds ViT-S/16 (width 384, depth 12); --model says vit_base_patch16_224 (width "
+            "768); did you mean --model=vit_small_patch16_224?",
         ),
         (
             {},
             "S/32",
-            "the weights have patch 16, but S/32 has patch 32; pass --model=S/16 or leave",
+            "holds ViT-S/16 (width 384, depth 12); --model says S/32 (patch 32); did you mean "
+            "--model=S/16?",
         ),
-        ({"depth": 6}, "S/16", "have depth 6, but S/16 has depth 12; leave out --model"),
-        ({"width": 48}, "Ti/16,num_heads=3", "width 192; pass --model=num_heads=3"),
+        (
+            {"depth": 6},
+            "S/16",
+            "holds a ViT (width 384, depth 6, patch 16); --model says S/16 (depth 12); leave out",
+        ),
+        ({"width": 48}, "Ti/16,num_heads=3", "Ti/16 (width 192); pass --model=num_heads=3"),
         ({}, "S/16,depth=6", "have depth = 12, but depth = 6 was passed; leave it out"),
         ({}, "S/16,num_classes=10", "num_classes = 1000, but num_classes = 10 was passed"),
         ({}, "S/16,image=384", "image = 224, but image = 384 was passed"),
         ({}, "S/16,layer_scale_init=1e-5", "have layer_scale_init = None, but"),
         ({}, "S/16,pos_embed=sincos2d", "pos_embed = learned, but"),
         ({}, "S/16,num_heads=5", "width = 384 must be divisible by num_heads = 5"),
-        ({}, "deit3_small_patch16_224", "have layer_scale_init None, no_embed_class False, but"),
+        ({}, "deit3_small_patch16_224", "with layer_scale_init None, no_embed_class False; "),
         ({}, "vit_small_distilled_patch16_224", "unknown model"),
         ({"pos_embed": "sincos2d"}, "S/16", "no position embeddings"),
     ],
@@ -264,10 +269,9 @@ def test_invalid_config_json_is_refused(change, message, file):
 
 
 def test_other_config_json_is_ignored(file):
-    file.with_name("config.json").write_text('{"model_type": "vit"}')
-    assert pretrained.describe(sparse(file)).assumed == (
-        *("num_heads", "norm", "act", "mean", "std", "crop"),
-    )
+    file.with_name("config.json").write_text('{"model_type": "bert", "hidden_act": 1}')
+    described = pretrained.describe(sparse(file), "num_heads=6")
+    assert described.assumed == ("norm", "act", "mean", "std", "crop")
 
 
 def test_describe_needs_no_jax(file):
@@ -275,7 +279,7 @@ def test_describe_needs_no_jax(file):
     script = f"""
 import sys
 from vit_jax import pretrained
-print(pretrained.describe({str(file)!r}).model, {{"jax", "flax"}} & sys.modules.keys())
+print(pretrained.describe({str(file)!r}, "L/16").model, {{"jax", "flax"}} & sys.modules.keys())
 """
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -86,4 +86,4 @@ def test_supported_dtypes_and_unused_counters_are_read(tmp_path):
         np.testing.assert_allclose(x, expected[weights.FC1], rtol=rtol, atol=1e-7)
     counter = {"head.mlp.1.num_batches_tracked": np.array(3)}
     save_file(expected | counter, path)
-    assert pretrained.read(path)["head.mlp.1.num_batches_tracked"] == 3
+    assert pretrained.read(path).keys() == expected.keys()

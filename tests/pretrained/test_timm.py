@@ -151,7 +151,7 @@ def test_invalid_files_are_rejected(tmp_path):
             pretrained.load(path, NAME)
     with pytest.raises(ValueError, match="no file at"):
         pretrained.load(tmp_path / "none.safetensors", NAME)
-    with pytest.raises(ValueError, match="pass the model name"):
+    with pytest.raises(ValueError, match="does not determine num_heads, norm, act; pass --model=n"):
         pretrained.load(weights("vit_cls"))
 
 

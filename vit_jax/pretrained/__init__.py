@@ -1,10 +1,15 @@
 """Load pretrained weights; each weight layout is a module of this package.
 
+A weight file is opened by the module of its format (`_files`), wrappers such as `module.` are
+removed from the names of its tensors (`_names`), and its layout is recognized (`_describe`).
+
 A layout module has three functions:
 
 * `matches(tensors) -> bool`: whether the tensors have this layout.
 * `options(tensors) -> dict`: the options of `ViTConfig` that names and shapes determine.
 * `params(tensors, template) -> params`: the tensors as parameters of our model.
+
+It may have `defaults(tensors) -> dict`: options that hold unless a config.json states others.
 
 `tensors` is a flat dict of numpy arrays. `matches` and `options` only use names and shapes, and do
 not import JAX. `template` is our parameter tree; only its paths and shapes are used.
@@ -25,7 +30,7 @@ from vit_jax.pretrained._describe import (
     resolve,
     undetermined,
 )
-from vit_jax.pretrained._files import read
+from vit_jax.pretrained._files import is_run, read
 from vit_jax.workdir import storage
 
 __all__ = [
@@ -33,22 +38,24 @@ __all__ = [
     "check_init",
     "describe",
     "init_params",
+    "is_run",
     "load",
     "preprocessing",
     "read",
     "runs",
 ]
-NON_MEMBERS = ("runs", "timm_config")  # modules of this package that are not weight layouts
+# Modules of this package that are not weight layouts.
+NON_MEMBERS = ("hf_config", "hub", "runs", "timm_config")
 
 
 def load(spec, name=None, **overrides):
     """Load weights as a model: `load("file.safetensors", "vit_small_patch16_224")`.
 
     Args:
-      spec: a safetensors file, or the workdir of a run.
+      spec: a weight file, a directory with one and its config.json, hf-hub:ORGANIZATION/NAME, or
+        the workdir of a run. FILE#student is one of several sets of weights in a file.
       name: name of the model, with overrides after commas, or only overrides: "num_heads=3". It
-        may be None if the file determines everything but the number of heads; the number of heads
-        is then that of the published model of the same width.
+        may be None if the file, or the config.json next to it, determines everything.
       **overrides: options of `ViTConfig` that the file does not determine.
 
     Returns:
@@ -59,7 +66,7 @@ def load(spec, name=None, **overrides):
         contradict the name or the overrides. Only the number of classes and the image size of a
         name may differ.
     """
-    if storage.is_directory(spec):
+    if is_run(spec):
         if name or overrides:
             raise UserError(
                 f"{spec} is a run, whose config determines the model; leave out the model name and "
@@ -71,14 +78,13 @@ def load(spec, name=None, **overrides):
 
     from vit_jax import vit
 
-    tensors = read(spec)
-    weights = determine(spec, tensors)
+    weights = determine(spec)
     config, _ = resolve(weights, name, overrides)
     try:
         # eval_shape skips the random initialization, which the weights would overwrite.
         model = nnx.eval_shape(lambda: vit.ViT(config, rngs=nnx.Rngs(params=0)))
         graph, template = nnx.split(model)
-        return nnx.merge(graph, weights.layout.params(tensors, nnx.to_pure_dict(template)))
+        return nnx.merge(graph, weights.layout.params(weights.read(), nnx.to_pure_dict(template)))
     except ValueError as error:
         raise UserError(f"{spec}: {error}") from error
 
@@ -127,13 +133,12 @@ def init_params(spec, module, config):
     from vit_jax.layers.patch_embed import resize_positions
     from vit_jax.vit import functional
 
-    path = storage.resolve(spec)
-    if storage.is_directory(path):
-        source = load(path)
+    if is_run(spec):
+        source = load(storage.resolve(spec))
     elif variants.is_cnn(config.variant):
-        source = load(path, config.variant)
+        source = load(spec, config.variant)
     else:
-        source = load(path, **undetermined(module.config))
+        source = load(spec, **undetermined(module.config))
     weights = jax.device_get(functional(source)[1])
     template = nnx.to_pure_dict(nnx.state(module))
     if "pos_embed" in weights.keys() & template.keys():

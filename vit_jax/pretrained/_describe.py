@@ -4,23 +4,34 @@ Names and shapes of the tensors, the config.json next to a file, the name that t
 config.model must agree.
 """
 
+import dataclasses
 import math
 from typing import NamedTuple
 
 from vit_jax import variants
 from vit_jax.errors import UserError
-from vit_jax.pretrained import _files, runs, timm_config
+from vit_jax.pretrained import _card, _files, _names, hf_config, runs, timm_config
 from vit_jax.schema import member, members
 from vit_jax.variants import SIZE_OPTIONS, ViTConfig
 from vit_jax.workdir import storage
 
-# Options that the weights of a model determine, besides its sizes. Other options, such as dropout
-# or dtype, can be changed freely.
-ARCHITECTURE_OPTIONS = (
-    *("channels", "pool", "class_token", "fc_norm", "pos_embed", "no_embed_class", "pos_resize"),
-    *("norm", "act", "qkv_bias", "layer_scale_init"),
+# Options that can be changed freely, because the weights of a model do not depend on them.
+FREE_OPTIONS = {
+    *("image", "num_classes", "dtype", "patch_embed", "drop_path", "dropout", "remat", "scan"),
+    *("attn", "init"),
+}
+ARCHITECTURE_OPTIONS = tuple(
+    field.name
+    for field in dataclasses.fields(ViTConfig)
+    if field.name not in FREE_OPTIONS | {*SIZE_OPTIONS}
 )
-ASSUMABLE = ("num_heads", "norm", "act")  # options that neither names nor shapes determine
+# Options that neither names nor shapes of tensors determine. A wrong one gives wrong numbers.
+UNDETERMINED = ("num_heads", "norm", "act")
+# Further ones, whose defaults fit most models; layouts and config.json files state the others.
+DEFAULTED = ("norm_eps", "rope_temperature", "rope_order", "rope_grid")
+# Options of fine-tuned weights that may differ: those of the head, and of resizing.
+MAY_DIFFER = (*("pool", "fc_norm", "rep_size", "pos_resize", "no_embed_class", "embed_reg"),)
+CARD_OPTIONS = (*UNDETERMINED, *DEFAULTED, "pool")  # that are taken from a config.json
 
 
 class Description(NamedTuple):
@@ -59,15 +70,24 @@ class _Weights(NamedTuple):
 
     Attributes:
       spec: the file.
+      names: {name of a tensor in the model: name in the file}.
       layout: module of this package.
       options: options of `ViTConfig` that are determined.
-      card: a `timm_config.Card`, or None.
+      card: a `_card.Card`, or None.
+      notes: what the user should know about the file, as texts.
     """
 
     spec: str
+    names: dict
     layout: object
     options: dict
-    card: timm_config.Card | None
+    card: _card.Card | None
+    notes: tuple
+
+    def read(self):
+        """Read the tensors as {name in the model: float32 array}."""
+        tensors = _files.read(self.spec, self.names.values())
+        return {name: tensors[key] for name, key in self.names.items()}
 
 
 def describe(spec, variant=None):
@@ -83,9 +103,9 @@ def describe(spec, variant=None):
     Raises:
       UserError: if the weights cannot be read, are not supported, or contradict `variant`.
     """
-    if storage.is_directory(spec):
+    if _files.is_run(spec):
         return _describe_run(spec)[1]
-    weights = determine(spec, _files.read_shapes(spec))
+    weights = determine(spec)
     config, assumed = resolve(weights, variant, {})
     return _describe_file(weights, config, variant, assumed)
 
@@ -111,7 +131,7 @@ def _describe_file(weights, config, name, assumed):
     """Return the `Description` of a file that is loaded as a model with this `ViTConfig`."""
     card = weights.card
     name = name if name and "=" not in name.split(",")[0] else None
-    label = card.name if card else name
+    label = card.name if card and card.name else name
     dino = config.pos_resize == "dino"
     mean, std, crop, certain = timm_config.preprocessing(
         label, config.image, config.channels, dino=dino
@@ -129,7 +149,7 @@ def _describe_file(weights, config, name, assumed):
     if not certain:
         assumed += ("mean", "std", "crop")
         source = "an assumption"
-    notes = card.notes if card else ()
+    notes = weights.notes + (card.notes if card else ())
     match = variants.TIMM_NAME.fullmatch(timm_config.plain_name((name or "").split(",")[0])[0])
     if match and int(match["image"]) != config.image:
         notes += (f"image size {config.image} as in the file, not {match['image']}",)
@@ -148,43 +168,52 @@ def _describe_file(weights, config, name, assumed):
     )
 
 
-def determine(spec, tensors):
-    """Determine the layout and the options of the weights of a file, as `_Weights`.
-
-    Args:
-      spec: the file.
-      tensors: its tensors, or only their shapes.
-    """
-    layouts = (member("pretrained", name) for name in members("pretrained"))
-    layout = next((m for m in layouts if m.matches(tensors)), None)
-    if layout is None:
-        examples = ", ".join(sorted(tensors)[:3])
-        raise UserError(f"{spec}: unknown weight layout, with keys such as {examples}")
+def determine(spec):
+    """Determine the layout and the options of the weights of a file, as `_Weights`."""
+    path, which = _files.locate(spec)
+    shapes = _files.read_shapes(spec)
     try:
-        options = layout.options(tensors)
+        names, note = _names.unwrap(shapes, which)
+        tensors = {name: shapes[key] for name, key in names.items()}
+        layouts = (member("pretrained", name) for name in members("pretrained"))
+        layout = next((m for m in layouts if m.matches(tensors)), None)
+        if layout is None:
+            examples = ", ".join(sorted(names)[:3]) or "no weights"
+            raise UserError(f"unknown weight layout, with keys such as {examples}")
+        determined = layout.options(tensors)
+        defaults = layout.defaults(tensors) if hasattr(layout, "defaults") else {}
     except UserError as error:
         raise UserError(f"{spec}: {error}") from None
     except KeyError as error:
         raise UserError(f"{spec}: missing tensor {error}") from error
     except (ValueError, IndexError) as error:
         raise UserError(f"{spec}: the tensor shapes do not match a ViT") from error
-    card = timm_config.read_card(spec)
-    if card or options.get("pos_resize") == "dino":
-        options |= {"norm": "pre", "act": "gelu"}  # of all models that timm and DINO have here
+    card = _read_card(path)
     if card:
-        base, named = timm_config.plain_name(card.name)
-        expected = {k: getattr(variants.parse(base), k) for k in SIZE_OPTIONS if k != "mlp_dim"}
-        expected |= named | card.options
-        options["num_heads"] = expected["num_heads"]
-        if "pool" in expected:
-            options.setdefault("pool", expected["pool"])
-        if different := _contradictions(options, expected):
-            ours, theirs = _compare(different, options, expected)
+        stated = card.options
+        if different := _contradictions(determined, stated):
+            ours, theirs = _compare(different, determined, stated)
             raise UserError(
                 f"{spec}: the weights have {ours}, but {card.path} has {theirs}; remove the "
                 "config.json if it is of other weights"
             )
-    return _Weights(spec, layout, options, card)
+        # All models of timm whose names are supported in its config.json are of this kind.
+        implied = {"norm": "pre", "act": "gelu"} if card.name else {}
+        known = {key: stated[key] for key in CARD_OPTIONS if key in stated}
+        determined = implied | known | determined
+    determined = defaults | determined
+    return _Weights(spec, names, layout, determined, card, (note,) if note else ())
+
+
+def _read_card(path):
+    """Return the `_card.Card` next to a weight file; None if there is none."""
+    path = (path if path.is_dir() else path.parent) / "config.json"
+    config = _card.read(path)
+    try:
+        return (timm_config if "architecture" in config else hf_config).card(path, config)
+    except (OverflowError, TypeError, ValueError, AttributeError) as error:
+        what = _card.shown(error)
+        raise UserError(f"{path} cannot be used: {what}; correct or remove it") from None
 
 
 def resolve(weights, name, overrides):
@@ -210,39 +239,52 @@ def resolve(weights, name, overrides):
     if different := _contradictions(options, stated):
         ours, theirs = _compare(different, options, stated, " = ")
         raise UserError(f"{spec}: the weights have {ours}, but {theirs} was passed; leave it out")
-    if "pos_embed" not in options and stated.get("pos_embed") != "sincos2d":
+    if "pos_embed" not in options | stated:
         raise UserError(
             f"{spec}: the weights have no position embeddings; if they are fixed 2-D sin-cos "
-            "embeddings, pass pos_embed=sincos2d; rotary embeddings are not supported"
+            "embeddings, pass pos_embed=sincos2d; if they are rotary, pass pos_embed=none and rope="
         )
-    assumed = [key for key in ("norm", "act") if key not in options | stated]
     if base:
         plain, named = timm_config.plain_name(base)
         rest = {key: x for key, x in options.items() if key not in SIZE_OPTIONS}
         config = variants.parse(plain, **named | rest | stated)
         named |= {key: getattr(config, key) for key in SIZE_OPTIONS}
         if different := _contradictions(options, named):
-            ours, theirs = _compare(different, options, named)
-            remedy = _remedy(base, options, stated)
-            raise UserError(f"{spec}: the weights have {ours}, but {base} has {theirs}; {remedy}")
-    else:
-        heads = options.get("num_heads", stated.get("num_heads"))
-        if heads is None:
-            assumed = ["num_heads", *assumed]
-            heads = _published_heads(options["width"])
-        if heads is None:
+            _, theirs = _compare(different, options, named)
+            further = [key for key in different if key not in ("width", "depth", "patch")]
+            ours = f" with {_compare(further, options, named)[0]}" if further else ""
             raise UserError(
-                f"{spec} does not determine the number of heads; pass the model name, such as "
-                "vit_tiny_patch16_224, or num_heads=3; with config.model_init, pass "
-                "--config.model.num_heads=3"
+                f"{spec}: file holds {_facts(options)}{ours}; --model says {base} ({theirs}); "
+                f"{_remedy(base, options, stated)}"
             )
-        try:
-            config = variants.parse("S/16", **stated | options | {"num_heads": heads})
-        except UserError as error:
-            raise UserError(f"{spec}: {error}") from None
-    if variants.TIMM_NAME.fullmatch(timm_config.plain_name(base)[0]):
-        assumed = []  # timm's names are those of pre-norm models with exact GELU
-    return config, tuple(assumed)
+        return config, ()
+    missing = [key for key in UNDETERMINED if key not in options | stated]
+    if missing and (not stated or "num_heads" in missing):
+        raise UserError(
+            f"{spec}: file holds {_facts(options)}; it does not determine {', '.join(missing)}; "
+            f"{_question(options, missing)}"
+        )
+    try:
+        config = variants.parse("S/16", **stated | options)
+    except UserError as error:
+        raise UserError(f"{spec}: {error}") from None
+    return config, tuple(missing)
+
+
+def _facts(options):
+    """Describe the size of weights, such as "ViT-S/16 (width 384, depth 12)"."""
+    size = _published_size(options)
+    keys = ("width", "depth") if size else ("width", "depth", "patch")
+    sizes = ", ".join(f"{key} {options[key]}" for key in keys)
+    return f"ViT-{size}/{options['patch']} ({sizes})" if size else f"a ViT ({sizes})"
+
+
+def _question(options, missing):
+    """Return what to pass if weights do not determine some options."""
+    values = {"num_heads": _published_heads(options["width"]) or "N", "norm": "pre", "act": "gelu"}
+    stated = "--model=" + ",".join(f"{key}={values[key]}" for key in missing)
+    name = _timm_name(options)
+    return f"did you mean --model={name}? Or pass {stated}" if name else f"pass {stated}"
 
 
 def _contradictions(options, stated):
@@ -270,17 +312,21 @@ def _compare(keys, options, stated, equals=" "):
 
 def _remedy(base, options, stated):
     """Return what to pass instead of a model name that contradicts the weights."""
-    size = _published_size(options)
-    if size is None:
-        if _published_heads(options["width"]) is None:
-            stated = {"num_heads": "N"} | stated
-        overrides = ",".join(f"{key}={x}" for key, x in stated.items())
-        return f"pass --model={overrides}" if overrides else "leave out --model"
+    if name := _timm_name(options):
+        if not variants.TIMM_NAME.fullmatch(base):
+            name = f"{_published_size(options)}/{options['patch']}"
+        return f"did you mean --model={name}?"
+    if _published_heads(options["width"]) is None and "num_heads" not in options:
+        stated = {"num_heads": "N"} | stated
+    overrides = ",".join(f"{key}={x}" for key, x in stated.items())
+    return f"pass --model={overrides}" if overrides else "leave out --model"
+
+
+def _timm_name(options):
+    """Return timm's name for published sizes, such as "vit_small_patch16_224", or None."""
     timm_sizes = {ours: theirs for theirs, ours in variants.TIMM_SIZES.items()}
-    name = f"{size}/{options['patch']}"
-    if variants.TIMM_NAME.fullmatch(base) and size in timm_sizes:
-        name = f"vit_{timm_sizes[size]}_patch{options['patch']}_{options.get('image', 224)}"
-    return f"pass --model={name} or leave out --model"
+    size = timm_sizes.get(_published_size(options))
+    return size and f"vit_{size}_patch{options['patch']}_{options.get('image', 224)}"
 
 
 def _published_size(options):
@@ -366,10 +412,10 @@ def _fitting_description(config, ours):
       UserError: as in `check_init`, except for mean and std.
     """
     spec = config.model_init
-    path = storage.resolve(spec)
-    is_run = storage.is_directory(path)
+    is_run = _files.is_run(spec)
+    path = storage.resolve(spec) if is_run else spec
     try:
-        found = _describe_run(path) if is_run else determine(path, _files.read_shapes(path))
+        found = _describe_run(path) if is_run else determine(path)
     except UserError as error:
         raise UserError(f"config.model_init: {error}") from None
     if is_run:
@@ -394,7 +440,7 @@ def _fitting_description(config, ours):
 
 def undetermined(config):
     """Return the options of a `ViTConfig` that the weights of a file may leave open."""
-    options = {key: getattr(config, key) for key in ASSUMABLE}
+    options = {key: getattr(config, key) for key in (*UNDETERMINED, *DEFAULTED)}
     return options | ({"pos_embed": "sincos2d"} if config.pos_embed == "sincos2d" else {})
 
 
@@ -406,10 +452,11 @@ def _architecture(config):
     """
     if not isinstance(config, ViTConfig):
         return {key: getattr(config, key) for key in ("block", "layers", "width", "channels")}
-    keys = (*SIZE_OPTIONS, "channels", "pos_embed", "norm", "act", "qkv_bias", "layer_scale_init")
-    options = {key: getattr(config, key) for key in keys}
-    options["class_token"] = bool(config.prefix)
-    if config.prefix and config.pos_embed == "learned":
+    options = {key: getattr(config, key) for key in (*SIZE_OPTIONS, *ARCHITECTURE_OPTIONS)}
+    for key in MAY_DIFFER:
+        del options[key]
+    options["class_token"] = config.has_class_token
+    if config.has_class_token and config.pos_embed == "learned":
         options["no_embed_class"] = config.no_embed_class
     if config.pool == "map":
         options["pool"] = "map"

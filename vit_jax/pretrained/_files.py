@@ -1,141 +1,154 @@
-"""Read safetensors files that may be damaged or hostile. Imports no JAX."""
+"""Read weight files that may be damaged or hostile. Imports no JAX.
+
+A module per format has `open_tensors(path)`, a context manager that yields {name: shape} and a
+function that reads a tensor by its name; floats may have any size. Errors are UserErrors.
+"""
 
 import contextlib
 import os
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 
 from vit_jax.errors import UserError, printable
+from vit_jax.pretrained import _npz, _safetensors, _torch, hub
 from vit_jax.workdir import storage
 
-MAX_HEADER_BYTES = 16 << 20  # for comparison, the header of 20,000 tensors takes 2 MB
-MAX_TENSORS = 20_000  # for comparison, a ViT of 48 blocks with LayerScale has 680
-MAX_NAME_LENGTH = 256  # characters
-FLOATS = ("F16", "BF16", "F32", "F64")
-BATCH_COUNT = ".num_batches_tracked"  # integers of PyTorch's BatchNorm, which are not used
-OTHER_FILES = {  # first bytes: what the file is
-    b"PK\x03\x04": "a zip archive, such as a .pth or .npz file",
-    b"\x80": "a pickle, such as an old .pth file",
-    b"\x1f\x8b": "a gzip archive",
-    b"\x89HDF": "an HDF5 file",
-    b"\x93NUM": "a .npy file",
-    b"<": "a web page",
-    b"version ": "a Git LFS pointer",
+FORMATS = {
+    ".safetensors": _safetensors,
+    ".npz": _npz,
+    ".pth": _torch,
+    ".pt": _torch,
+    ".bin": _torch,
 }
+INDEX = ".index.json"  # end of the file that lists the shards of a model
+IN_DIRECTORY = (  # weight files that Hugging Face and timm write, in order of preference
+    *("model.safetensors", "model.safetensors.index.json", "open_clip_model.safetensors"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+MAX_SHARDS = 1000
 
 
-class Shape(NamedTuple):
-    """The shape of a tensor, read without its data."""
+def locate(spec):
+    """Return the path of a weight file or of a directory with one, and the set of weights.
 
-    shape: tuple
+    Args:
+      spec: a path, or hf-hub:ORGANIZATION/NAME[@REVISION]; both may end in #SET, such as #student.
+    """
+    spec = str(spec)
+    path, _, which = spec.rpartition("#")
+    if not path or os.path.exists(spec):
+        path, which = spec, ""
+    return hub.download(path) if hub.is_hub(path) else Path(path).expanduser(), which
 
 
-def read(path):
-    """Read a safetensors file into a flat dict of numpy arrays, with floats as float32.
+def is_run(spec):
+    """Return whether a path is the workdir of a run: a directory or bucket without weight files."""
+    if hub.is_hub(spec) or not storage.is_directory(spec):
+        return False
+    return storage.is_bucket(spec) or weight_file(spec) is None
+
+
+def weight_file(path):
+    """Return the weight file of a directory such as Hugging Face writes; None if there is none."""
+    return next((Path(path, x) for x in IN_DIRECTORY if Path(path, x).is_file()), None)
+
+
+def read(spec, names=None):
+    """Read tensors as {name in the file: float32 array}.
+
+    Args:
+      spec: a weight file, an index of shards, or a directory with either.
+      names: names of the tensors; None: all.
 
     Raises:
-      UserError: if there is no such file, it is not a valid safetensors file, or a tensor has a
-        dtype other than float16, bfloat16, float32 and float64, a size of 0, or values that are not
+      UserError: if there is no such file, it is not a valid weight file, or a tensor has a dtype
+        other than float16, bfloat16, float32 and float64, a size of 0, or values that are not
         finite in float32.
     """
-    with _open(path) as (file, shapes), np.errstate(over="ignore"):
-        tensors = {key: _float32(file.get_tensor(key)) for key in shapes}
-    bad = {key: x.size - n for key, x in tensors.items() if (n := _count_finite(x)) < x.size}
+    tensors = {}
+    wanted = None if names is None else set(names)
+    for path in _shards(spec):
+        with _open(path) as (shapes, get), np.errstate(over="ignore"):
+            for name in shapes if wanted is None else shapes.keys() & wanted:
+                tensors[name] = get(name).astype(np.float32, copy=False)
+    _check_finite(spec, tensors)
+    return tensors
+
+
+def read_shapes(spec):
+    """Read names and shapes as {name in the file: array of the shape}. Raises as `read`.
+
+    The arrays have no data: they are views of one zero.
+    """
+    zero = np.zeros((), np.float32)
+    shapes = {}
+    for path in _shards(spec):
+        with _open(path) as (found, _):
+            if twice := shapes.keys() & found.keys():
+                raise UserError(f"{path}: tensor '{min(twice)}' is in another shard too")
+            shapes |= found
+    return {name: np.broadcast_to(zero, shape) for name, shape in shapes.items()}
+
+
+def concatenate(arrays):
+    """Concatenate arrays along axis 0. Arrays from `read_shapes` take no memory."""
+    arrays = list(arrays)
+    if all(not any(x.strides) for x in arrays):
+        if len({x.shape[1:] for x in arrays}) > 1:
+            raise ValueError("shapes differ")
+        return np.broadcast_to(arrays[0].flat[0], (sum(map(len, arrays)), *arrays[0].shape[1:]))
+    return np.concatenate(arrays)
+
+
+def _check_finite(spec, tensors):
+    bad = {
+        name: x.size - n
+        for name, x in tensors.items()
+        if (n := np.count_nonzero(np.isfinite(x))) < x.size
+    }
     if bad:
         name, count = next(iter(bad.items()))
         more = f"; {len(bad) - 1} more tensors have such values" if len(bad) > 1 else ""
         raise UserError(
-            f"{path}: {count:,} of {tensors[name].size:,} values of tensor '{name}' are NaN or "
+            f"{spec}: {count:,} of {tensors[name].size:,} values of tensor '{name}' are NaN or "
             f"infinite{more}; use other weights"
         )
-    return tensors
-
-
-def read_shapes(path):
-    """Read the header of a safetensors file as {name: `Shape`}. Raises UserError as `read`."""
-    with _open(path) as (_, shapes):
-        return shapes
 
 
 @contextlib.contextmanager
 def _open(path):
-    """Open a safetensors file; yield it and {name: `Shape`}. The errors are those of `read`."""
-    from safetensors import SafetensorError, safe_open
-
+    """Open a weight file with the module of its format; see `open_tensors` there."""
     name = os.path.basename(path)
     if not os.path.isfile(path):
         if os.path.exists(path):
-            raise UserError(f"{path} is not a regular file; pass a .safetensors file")
-        raise UserError(f"no file at {path}; pass a .safetensors file or the workdir of a run")
-    if not name.endswith(".safetensors"):
-        raise UserError(f"{name} is not a .safetensors file; convert the weights first")
-    header = _read_header(path)
-    try:
-        # Each tensor has a brace, which has no other spelling; parsing 100,000 takes a second.
-        if header.count(b"{") > 2 * MAX_TENSORS:
-            raise UserError(f"more than {MAX_TENSORS:,} tensors; use other weights")
-        shapes = _check_header(storage.parse_json(header))
-        with safe_open(path, framework="numpy") as file:  # checks offsets and sizes
-            yield file, shapes
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (SafetensorError, ValueError) as error:
-        message = printable(error)[:MAX_NAME_LENGTH]
-        raise UserError(f"{path} is truncated or not a safetensors file: {message}") from error
+            raise UserError(f"{path} is not a regular file; pass a weight file")
+        raise UserError(f"no file at {path}; pass a weight file or the workdir of a run")
+    module = FORMATS.get(os.path.splitext(name)[1])
+    if module is None:
+        raise UserError(
+            f"{name} is not a weight file: its name must end in {', '.join(FORMATS)} or {INDEX}"
+        )
+    with module.open_tensors(str(path)) as opened:
+        yield opened
 
 
-def _read_header(path):
-    """Return the JSON text at the start of a safetensors file, as bytes."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-        size = int.from_bytes(start, "little")
-        if 0 < size <= min(MAX_HEADER_BYTES, os.fstat(file.fileno()).st_size - 8):
-            return file.read(size)
-    kind = next(
-        (f" ({kind})" for magic, kind in OTHER_FILES.items() if start.startswith(magic)), ""
-    )
-    raise UserError(f"{path} is truncated or not a safetensors file{kind}; download it again")
-
-
-def _check_header(header):
-    """Check names, dtypes and shapes.
-
-    Args:
-      header: the parsed header, {name: {"dtype", "shape", "data_offsets"}}.
-
-    Returns:
-      {name: `Shape`}
-    """
-    if not isinstance(header, dict):
-        raise ValueError("the header is not a JSON object")
-    header.pop("__metadata__", None)
-    if not header:
-        raise UserError("the file has no tensors; download it again")
-    if len(header) > MAX_TENSORS:
-        raise UserError(f"more than {MAX_TENSORS:,} tensors; use other weights")
-    for name, facts in header.items():
-        if len(name) > MAX_NAME_LENGTH or not name.isprintable():
-            short = printable(name)[:MAX_NAME_LENGTH]
-            raise UserError(f"invalid name of a tensor: '{short}'; use other weights")
-        if not isinstance(facts, dict) or not isinstance(facts.get("shape"), list):
-            raise ValueError(f"tensor '{name}' has no shape")
-        dtype, shape = facts.get("dtype"), facts["shape"]
-        if dtype not in FLOATS and not (dtype == "I64" and name.endswith(BATCH_COUNT)):
-            text = printable(dtype)[:MAX_NAME_LENGTH]
-            raise UserError(
-                f"tensor '{name}' has dtype {text}; only {', '.join(FLOATS)} are supported"
-            )
-        if not all(type(size) is int for size in shape) or min(shape, default=1) < 1:
-            text = printable(shape)[:MAX_NAME_LENGTH]
-            raise UserError(f"tensor '{name}' has shape {text}; sizes must be above 0")
-    return {name: Shape(tuple(facts["shape"])) for name, facts in header.items()}
-
-
-def _float32(x):
-    """Convert floats to float32; the kind of bfloat16 is V."""
-    return x.astype(np.float32, copy=False) if x.dtype.kind in "fV" else x
-
-
-def _count_finite(x):
-    return np.count_nonzero(np.isfinite(x))
+def _shards(spec):
+    """Return the paths of the files that hold the weights."""
+    path, _ = locate(spec)
+    if path.is_dir():
+        if (found := weight_file(path)) is None:
+            raise UserError(f"{path} has no weight file: none of {', '.join(IN_DIRECTORY)}")
+        path = found
+    if not path.name.endswith(INDEX):
+        return [path]
+    index = storage.read_json(path).get("weight_map")
+    files = set(index.values()) if isinstance(index, dict) and index else {None}
+    if not all(isinstance(x, str) and x == os.path.basename(x) for x in files):
+        raise UserError(f"{path}: weight_map must map names of tensors to files beside it")
+    if len(files) > MAX_SHARDS or any(x.endswith(INDEX) for x in files):
+        raise UserError(f"{path}: weight_map has {len(files):,} files; use other weights")
+    paths = [path.with_name(x) for x in sorted(files)]
+    if missing := [printable(x.name) for x in paths if not x.is_file()]:
+        raise UserError(f"{path}: missing shard {missing[0]}; download it")
+    return paths

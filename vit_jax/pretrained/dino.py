@@ -1,29 +1,48 @@
 """Weight layout of facebookresearch/dino's training checkpoints: a backbone and a projection head.
 
 The network is `MultiCropWrapper(backbone, head)`. The student is also wrapped for distributed
-training, which adds the prefix `module.` to every name. The backbone is timm's ViT without a
-classifier, except for how position embeddings are resized. A published backbone without a head has
-timm's names and cannot be distinguished from timm's weights: load it with pos_resize="dino".
+training, which adds the prefix `module.` to every name; `_names` removes the wrappers. The backbone
+is timm's ViT without a classifier, except for how position embeddings are resized. A published
+backbone without a head has timm's names and cannot be distinguished from timm's weights: load it
+with pos_resize="dino".
 """
+
+import re
 
 from vit_jax.pretrained import timm
 
+HEAD = re.compile(r"head\.(mlp\.|last_layer)")
 RUNNING_STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 
 
 def matches(tensors):
     """Return whether the tensors have this layout."""
-    return timm.matches(strip_prefix(tensors, "backbone."))
+    return timm.matches(tensors) and any(HEAD.match(name) for name in tensors)
 
 
 def options(tensors):
     """Return the options of `ViTConfig` that tensor names and shapes determine."""
-    return timm.options(strip_prefix(tensors, "backbone.")) | {"pos_resize": "dino"}
+    return timm.options(_backbone(tensors)) | {
+        "pos_resize": "dino",
+        "norm": "pre",
+        "act": "gelu",
+        "norm_eps": 1e-6,
+    }
 
 
 def params(tensors, template):
-    """Convert the backbone's tensors to our parameters; see `head_params` for the head."""
-    return timm.params(strip_prefix(tensors, "backbone."), template)
+    """Convert the backbone's tensors to our parameters; see `head_params` for the head.
+
+    Args:
+      tensors: with the wrappers `module.` and `backbone.`, or without.
+      template: as in `timm.params`.
+    """
+    return timm.params(_backbone(strip_prefix(tensors, "backbone.") or tensors), template)
+
+
+def _backbone(tensors):
+    """Return the tensors without those of the head."""
+    return {name: x for name, x in tensors.items() if not HEAD.match(name)}
 
 
 def head_params(tensors, norm_last_layer=None):

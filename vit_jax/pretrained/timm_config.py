@@ -1,19 +1,17 @@
-"""Preprocessing of published weights by name, and the config.json next to a file. Imports no JAX.
+"""Preprocessing of published weights by name, and timm's config.json. Imports no JAX.
 
 The values are those of timm 1.0.31, `default_cfgs` in models/vision_transformer.py and
 models/deit.py, unless a comment names another source.
 """
 
-import math
 import re
-from pathlib import Path
-from typing import NamedTuple
 
 from vit_jax import variants
 from vit_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from vit_jax.data.class_names import readable
 from vit_jax.errors import UserError, printable
-from vit_jax.workdir import storage
+from vit_jax.pretrained._card import Card, number, numbers, shown, typed
+from vit_jax.variants import SIZE_OPTIONS
 
 HALF = (0.5, 0.5, 0.5)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -51,28 +49,6 @@ IGNORED_ARGS = {
 }
 # DeiT III is the ViT of timm with LayerScale and without a position for [CLS].
 DEIT3_OPTIONS = {"layer_scale_init": 1.0, "no_embed_class": True}
-MAX_CARD_BYTES = 8 << 20  # of a config.json; with 21,843 class names, it has about 2 MB
-MAX_SHOWN = 200  # characters of a value in a message
-
-
-class Card(NamedTuple):
-    """The config.json next to a weight file, as timm writes it.
-
-    Attributes:
-      path: the file.
-      name: timm's name with the tag, such as "vit_small_patch16_224.dino".
-      options: options of `ViTConfig` besides those of the name.
-      preprocessing: (mean, std, crop), or None.
-      class_names: names of the classes, or None.
-      notes: what differs from the preprocessing here, as texts.
-    """
-
-    path: Path
-    name: str
-    options: dict
-    preprocessing: tuple | None
-    class_names: list | None
-    notes: tuple
 
 
 def preprocessing(name, image, channels=3, dino=False):
@@ -110,36 +86,13 @@ def plain_name(name):
     return name, {}
 
 
-def read_card(weights):
-    """Read the config.json next to a weight file.
-
-    Returns:
-      A `Card`, or None if there is no such file or timm did not write it.
-
-    Raises:
-      UserError: if the file is malformed, or names an architecture that is not supported.
-    """
-    path = Path(weights).with_name("config.json")
-    try:
-        data = storage.read_bytes(path, MAX_CARD_BYTES)
-    except FileNotFoundError:
-        return None
-    try:
-        config = storage.parse_json(data)
-        if not isinstance(config, dict) or "architecture" not in config:
-            return None
-        return _card(path, config)
-    except (OverflowError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} cannot be used: {_shown(error)}; correct or remove it") from None
-
-
-def _card(path, config):
-    """Return the `Card` of a parsed config.json."""
+def card(path, config):
+    """Return the `Card` of a parsed config.json of timm."""
     # Old files have no group pretrained_cfg.
-    cfg = config | _typed(config, "pretrained_cfg", dict, {})
-    architecture = _typed(config, "architecture", str)
-    args = _typed(config, "model_args", dict, {})
-    base, _ = plain_name(architecture)
+    cfg = config | typed(config, "pretrained_cfg", dict, {})
+    architecture = typed(config, "architecture", str)
+    args = typed(config, "model_args", dict, {})
+    base, implied = plain_name(architecture)
     unknown = sorted(args.keys() - SIZE_ARGS.keys() - IGNORED_ARGS)
     try:
         supported = bool(variants.parse(base)) and "," not in base
@@ -149,26 +102,28 @@ def _card(path, config):
         raise UserError(f"architecture {architecture!r} is not supported")
     if unknown:
         raise UserError(f"model_args {', '.join(unknown)} are not supported")
-    tag = _typed(cfg, "tag", str, "")
+    tag = typed(cfg, "tag", str, "")
     values = None
     if any(cfg.get(key) is not None for key in ("mean", "std", "crop_pct")):
-        values = _numbers(cfg, "mean"), _numbers(cfg, "std"), _number(cfg, "crop_pct")
+        values = numbers(cfg, "mean"), numbers(cfg, "std"), number(cfg, "crop_pct")
         if not (0 < values[2] <= 1 and min(values[1], default=0) > 0):
             raise UserError("crop_pct must be above 0 and at most 1, and std above 0")
-    options = {SIZE_ARGS[key]: x for key, x in args.items() if key in SIZE_ARGS}
+    named = variants.parse(base)
+    options = {key: getattr(named, key) for key in SIZE_OPTIONS if key != "mlp_dim"} | implied
+    options |= {SIZE_ARGS[key]: x for key, x in args.items() if key in SIZE_ARGS}
     options |= {"pool": POOLS.get(cfg.get("global_pool")), "num_classes": cfg.get("num_classes")}
     for key, x in options.items():
         if key != "pool" and x is not None and (type(x) is not int or x < 0):
             raise UserError(f"{key} must be an integer of at least 0; got {x!r}")
-    names = _typed(cfg, "label_names", list, None) or _typed(cfg, "labels", list, None)
+    names = typed(cfg, "label_names", list, None) or typed(cfg, "labels", list, None)
     if names is not None:
-        descriptions = _typed(cfg, "label_descriptions", dict, {})
+        descriptions = typed(cfg, "label_descriptions", dict, {})
         if not all(isinstance(name, str) for name in (*names, *descriptions.values())):
             raise UserError("label_names and label_descriptions must be strings")
         names = [printable(descriptions.get(name, name)) for name in readable(names)]
     expected = {"interpolation": "bicubic", "crop_mode": "center"}
     notes = tuple(
-        f"{key.replace('_', ' ')} {_shown(cfg[key])} is not supported and replaced by {default}"
+        f"{key.replace('_', ' ')} {shown(cfg[key])} is not supported and replaced by {default}"
         for key, default in expected.items()
         if cfg.get(key) not in (None, default)
     )
@@ -180,33 +135,3 @@ def _card(path, config):
         class_names=names,
         notes=notes,
     )
-
-
-def _shown(value):
-    """Return a value or an error as one line of limited length."""
-    text = printable(" ".join(str(value).split()))
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
-
-
-def _typed(cfg, key, kind, *default):
-    """Return a value of a type in config.json; a missing value or null is the default, if any."""
-    value = cfg.get(key)
-    if default and value is None:
-        return default[0]
-    if not isinstance(value, kind):
-        kinds = {dict: "an object", list: "a list", str: "a string"}
-        raise UserError(f"{key} must be {kinds[kind]}; got {value!r}")
-    return value
-
-
-def _numbers(cfg, key):
-    """Return a list of numbers in config.json as a tuple of floats."""
-    return tuple(_number({key: x}, key) for x in _typed(cfg, key, list))
-
-
-def _number(cfg, key):
-    """Return a number in config.json as a float."""
-    value = cfg.get(key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise UserError(f"{key} must be a number; got {value!r}")
-    return float(value)

@@ -11,12 +11,11 @@ from absl import flags
 from vit_jax import inference, variants
 from vit_jax.config import load_config
 from vit_jax.errors import UserError, printable
-from vit_jax.workdir import storage
 
 
 def define_flags(against=True):
     """Define the flags that select a model or, with `against`, two models to compare."""
-    flags.DEFINE_string("weights", None, "weight file (.safetensors), or the workdir of a run")
+    flags.DEFINE_string("weights", None, "weight file, hf-hub:ORG/NAME, or workdir of a run")
     flags.DEFINE_string("workdir", None, "workdir of a run")
     flags.DEFINE_string(
         "model",
@@ -65,7 +64,7 @@ def check_flags(flags, images=()):
 
     against = getattr(flags, "against", None)
     specs = [spec for spec in (flags.workdir or flags.weights, against) if spec]
-    runs = [spec == flags.workdir or storage.is_directory(spec) for spec in specs]
+    runs = [spec == flags.workdir or pretrained.is_run(spec) for spec in specs]
     if runs[0] and (flags.model or flags.class_names):
         raise UserError("--model and --class_names require a weight file; a run determines both")
     if getattr(flags, "against_model", None) and (against is None or runs[1]):
@@ -126,7 +125,9 @@ def load(flags):
 
 
 def _load(spec, name, flags, class_names=None):
-    options = dict(checkpoint=flags.checkpoint, raw=flags.raw) if storage.is_directory(spec) else {}
+    from vit_jax import pretrained
+
+    options = dict(checkpoint=flags.checkpoint, raw=flags.raw) if pretrained.is_run(spec) else {}
     return inference.load(spec, name, class_names=class_names, **options)
 
 

@@ -100,7 +100,9 @@ def output_path(weights, output):
       UserError: if the path is invalid, or missing for a weight file.
     """
     if output is None:
-        if not storage.is_directory(weights):
+        from vit_jax import pretrained
+
+        if not pretrained.is_run(weights):
             raise UserError(f"{weights} is not a run; pass --output=report.html")
         return storage.resolve(weights) / "report.html"
     path = storage.resolve(output)

@@ -1,0 +1,169 @@
+"""Read PyTorch's .pth, .pt and .bin files with `torch.load(weights_only=True)`.
+
+These files are pickles. Before PyTorch, which is not a dependency, is imported, the operations of
+the pickle are listed without executing them: a file that calls anything but PyTorch's functions for
+tensors is refused. Imports no JAX.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import io
+import math
+import os
+import pickletools
+import re
+import zipfile
+
+import numpy as np
+
+from vit_jax.errors import UserError
+from vit_jax.pretrained import _names, _npz
+
+MIN_TORCH = (2, 6)  # older versions execute some files in spite of weights_only: CVE-2025-32434
+MAX_PICKLE_BYTES = 4 << 20  # a training checkpoint of ViT-S with Adam has 0.1 MB
+MAX_OPERATIONS = 600_000  # of a pickle; a tensor takes 25
+MAX_DEPTH = 8  # of nested containers
+MAX_ITEMS = 10 * _names.MAX_TENSORS
+LEGACY_PICKLES = 5  # magic number, version, machine, object, names of storages
+GLOBALS = re.compile(  # what PyTorch writes for tensors and their containers
+    r"collections (OrderedDict|defaultdict)|argparse Namespace"
+    r"|torch._utils _rebuild_(tensor_v2|parameter)"
+    r"|torch (\w+Storage|Size|device|b?float\w*|u?int\w*|bool|long|half|double)"
+)
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+CONVERT = (
+    "python -c 'import argparse, torch, safetensors.torch as s; "
+    "torch.serialization.add_safe_globals([argparse.Namespace]); "
+    'd = torch.load("{path}", "cpu", weights_only=True); '
+    'd = next((d[k] for k in ("teacher", "model", "state_dict") if k in d), d); '
+    's.save_file({{k: x.contiguous().clone() for k, x in d.items()}}, "{name}.safetensors")\''
+)
+
+
+@contextlib.contextmanager
+def open_tensors(path):
+    """Open a file; yield {name: shape} and a function that reads a tensor, as in `_files`."""
+    limit = _check_pickle(path)
+    torch = _import_torch(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except Exception as error:  # of many kinds, for a damaged file
+        what = _names.shorten(error).partition(". ")[0]
+        raise UserError(f"{path} is truncated or cannot be loaded by PyTorch: {what}") from None
+    try:
+        tensors = dict(_flatten(content, torch))
+        _names.check(tensors)
+        for name, x in tensors.items():
+            _check_tensor(name, x, torch)
+        if sum(x.numel() * x.element_size() for x in tensors.values()) > limit:
+            raise UserError("tensors share their data, which would take more memory than the file")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+    def get(name):
+        return tensors[name].to(torch.float32).contiguous().numpy().astype(np.float32, copy=False)
+
+    yield {name: tuple(x.shape) for name, x in tensors.items()}, get
+
+
+def _import_torch(path):
+    """Import PyTorch. Raises UserError if there is none, or only an old one."""
+    try:
+        version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        version = "0"
+    if tuple(int(x) for x in re.findall(r"\d+", version)[:2]) < MIN_TORCH:
+        command = CONVERT.format(path=path, name=os.path.splitext(path)[0])
+        needed = ".".join(map(str, MIN_TORCH))
+        raise UserError(
+            f"{path}: PyTorch files are read by PyTorch {needed} or newer, which is not installed; "
+            f"install torch, or where it is installed, convert the file: {command}"
+        )
+    import torch
+
+    return torch
+
+
+def _check_pickle(path):
+    """List what the pickles of a file call. Executes nothing.
+
+    Returns:
+      Size that the tensors may have, bytes.
+
+    Raises:
+      UserError: if they call anything but PyTorch's functions for tensors.
+    """
+    size = os.path.getsize(path)
+    if zipfile.is_zipfile(path):
+        with _npz.open_archive(path) as archive:
+            members = archive.infolist()
+            if any(x.compress_type != zipfile.ZIP_STORED for x in members):
+                raise UserError("compressed members, which PyTorch does not write")
+            if any(x.filename.endswith("/constants.pkl") for x in members):
+                raise UserError("a TorchScript program, not a state dict; save the state dict")
+            pickles = [x for x in members if x.filename.endswith(".pkl")]
+            if len(pickles) != 1 or not pickles[0].filename.endswith("data.pkl"):
+                raise UserError("a zip archive without the file data.pkl of PyTorch")
+            if pickles[0].file_size > MAX_PICKLE_BYTES:
+                raise UserError(f"a pickle of more than {MAX_PICKLE_BYTES >> 20} MiB")
+            streams, count = io.BytesIO(archive.read(pickles[0])), 1
+    else:
+        with open(path, "rb") as file:
+            streams, count = io.BytesIO(file.read(MAX_PICKLE_BYTES)), LEGACY_PICKLES
+    try:
+        operations = 0
+        for _ in range(count):
+            for operation, argument, _ in pickletools.genops(streams):
+                operations += 1
+                if operations > MAX_OPERATIONS:
+                    raise UserError(f"a pickle of more than {MAX_OPERATIONS:,} operations")
+                name = operation.name
+                called = argument if name == "GLOBAL" else name
+                if name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
+                    if name != "GLOBAL" or not GLOBALS.fullmatch(called):
+                        raise UserError(
+                            f"a pickle that calls {_names.shorten(called).replace(' ', '.', 1)}, "
+                            "which was not executed; use other weights"
+                        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:  # of many kinds, for hostile bytes
+        what = _names.shorten(error)
+        raise UserError(f"{path} is truncated or not a file of PyTorch: {what}") from None
+    return 2 * size
+
+
+def _flatten(content, torch):
+    """Yield (name, tensor) of nested dicts, with the keys of the dicts joined by dots."""
+    stack = [("", content, 0)]
+    items = 0
+    while stack:
+        prefix, value, depth = stack.pop()
+        items += 1
+        if items > MAX_ITEMS or depth > MAX_DEPTH:
+            raise UserError("too many nested containers; use other weights")
+        if isinstance(value, torch.Tensor):
+            yield prefix, value
+        elif isinstance(value, dict):
+            for key, x in reversed(list(value.items())):
+                if isinstance(key, str) and (isinstance(x, (dict, torch.Tensor))):
+                    name = f"{prefix}.{key}" if prefix else key
+                    if not _names.is_unused(name):
+                        stack.append((name, x, depth + 1))
+
+
+def _check_tensor(name, x, torch):
+    """Raise UserError unless a tensor has plain data of floats, and a value for each element."""
+    dtype = str(x.dtype).removeprefix("torch.")
+    if x.layout != torch.strided or dtype not in DTYPES or x.device.type != "cpu":
+        raise UserError(
+            f"tensor '{name}' has dtype {dtype}; only {', '.join(DTYPES)} are supported"
+        )
+    if min(x.shape, default=1) < 1:
+        raise UserError(f"tensor '{name}' has shape {list(x.shape)}; sizes must be above 0")
+    if math.prod(x.shape) * x.element_size() > x.untyped_storage().nbytes():
+        raise UserError(f"tensor '{name}' has more elements than data; use other weights")
