@@ -1,14 +1,18 @@
 """Tests of damaged and hostile weight files; tests/faults/weights.py has more of them."""
 
+import importlib.metadata
+import json
 import os
+import pickle
 import re
+import time
 import tracemalloc
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.faults import weights
+from tests.faults import pickles, weights
 from tests.faults.forked import CANARY, make_special
 from vit_jax import pretrained
 from vit_jax.errors import UserError
@@ -87,3 +91,150 @@ def test_supported_dtypes_and_unused_counters_are_read(tmp_path):
     counter = {"head.mlp.1.num_batches_tracked": np.array(3)}
     save_file(expected | counter, path)
     assert pretrained.read(path).keys() == expected.keys()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".bin"])
+def test_malicious_pickles_are_not_executed(suffix, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text(f"open({CANARY!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    cases = dict(pickles.payloads())
+    assert len(cases) >= 30
+    for name, content in cases.items():
+        path = tmp_path / f"w{suffix}"
+        path.write_bytes(content)
+        start = time.process_time()
+        message = refusal(path)
+        assert time.process_time() - start < 2, name
+        assert "which was not executed" in message, (name, message)
+        assert not os.path.exists(CANARY), name
+
+
+def test_hostile_torch_files_are_refused(tmp_path):
+    tensor = pickles.named("torch._utils", "_rebuild_tensor_v2", 1)
+    path = tmp_path / "w.pt"
+    for content, pattern in (
+        (b"", "truncated or not a file of PyTorch"),
+        (b"<html>", "truncated or not a file of PyTorch"),
+        (pickles.archive(tensor)[:-30], "truncated or not"),
+        (pickles.archive(tensor, compression=8), "compressed members"),
+        (pickles.archive(tensor, "a/data.pkl", ("b/data.pkl", b"")), "no single data.pkl"),
+        (pickles.archive(tensor, "a/data.pkl", ("a/constants.pkl", b"")), "a TorchScript program"),
+        (pickles.archive(b"N0" * 150_001 + b"."), "more than 300,000 operations"),
+        (pickles.archive(bytes((4 << 20) + 1)), "a pickle of more than 4 MiB"),
+    ):
+        path.write_bytes(content)
+        start = time.process_time()
+        assert re.search(pattern, refusal(path)), pattern
+        assert time.process_time() - start < 2, pattern
+
+
+def test_without_torch_the_conversion_is_named(tmp_path, monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    path = tmp_path / "w.pth"
+    path.write_bytes(pickles.archive(pickles.named("collections", "OrderedDict")))
+    for version in (missing, lambda _: "2.5.1"):
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        message = refusal(path)
+        assert "PyTorch 2.6 or newer, which is not installed" in message
+        assert "weights_only=True" in message and "w.safetensors" in message
+
+
+def npz(path, tensors, compress=False):
+    (np.savez_compressed if compress else np.savez)(path, **tensors)
+    return path
+
+
+def npy(header, data=b"", version=b"\x01\x00"):
+    """Return a .npy file with any header."""
+    text = header.encode().ljust(118 - 10) + b"\n"
+    return b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text + data
+
+
+def test_hostile_npz_files_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "w.npz"
+    head = "{'descr': '%s', 'fortran_order': False, 'shape': %s}"
+    small = npy(head % ("<f4", "(2,)"), bytes(8))
+    bomb = npy(head % ("<f4", "(13107200,)"), bytes(50 << 20))
+    true = npz(tmp_path / "true.npz", {"a": np.ones(1000, np.float32)}).read_bytes()
+    start = true.index(bytes(2) + b"\x80?") if bytes(2) + b"\x80?" in true else 300
+    flipped = true[:start] + bytes([true[start] ^ 1]) + true[start + 1 :]
+    deep = "(" * 5000 + ")" * 5000
+    for content, pattern in (
+        (weights.zipped(("a.npy", weights.object_array())), "holds Python objects"),
+        (weights.zipped(("a.npy", npy(head % ("|O", "(1,)"), b"x"))), "holds Python objects"),
+        (weights.zipped(("a.npy", bomb), ("b.npy", bomb)), "104,857,838 bytes of data in a file"),
+        (weights.zipped(("a.npy", npy(head % ("<f4", "(10000000000,)")))), "not the size of its"),
+        (weights.zipped(("a.npy", npy(head % ("<f4", "(0,)")))), "sizes must be above 0"),
+        (weights.zipped(("a.npy", npy(head % ("<f4", "(-1,)")))), "sizes must be above 0"),
+        (weights.zipped(("a.npy", npy(head % ("<f4", deep)))), "truncated or not a valid archive"),
+        (weights.zipped(("a.npy", npy(f"open({CANARY!r}, 'w')"))), "truncated or not a valid"),
+        (weights.zipped(("a.npy", npy(head % ("<i8", "(1,)"), bytes(8)))), "dtype int64; only"),
+        (weights.zipped(("a.npy", npy(head % ("<f4", "(2,)"), bytes(8), b"\x09\x00"))), "version"),
+        (weights.zipped(("a.npy", pickle.dumps([1]))), "truncated or not a valid archive"),
+        (weights.zipped(*((f"{i}.npy", small) for i in range(20_001))), "more than 20,000 tensors"),
+        (
+            weights.zipped(*((f"{i:0200}", b"") for i in range(20_000))),
+            "list of its members is too",
+        ),
+        (weights.zipped(("a\n.npy", small)), "invalid name of a tensor"),
+        (weights.zipped(("../a.npy", small)), "unknown weight layout"),
+        (weights.zipped(), "no tensors"),
+        (true[: len(true) // 2], "truncated or not a valid archive"),
+        (b"", "truncated or not a valid archive"),
+        (b"<html>", "truncated or not a valid archive"),
+    ):
+        path.write_bytes(content)
+        start = time.process_time()
+        message = refusal(path)
+        assert re.search(pattern, message), (pattern, message)
+        assert time.process_time() - start < 2, pattern
+    path.write_bytes(flipped)
+    assert "CRC" in refusal(path, lambda path, _: pretrained.read(path))
+    npz(path, {"a": np.array([1, np.nan, np.inf], np.float32)})
+    message = refusal(path, lambda path, _: pretrained.read(path))
+    assert "2 of 3 values of tensor 'a' are NaN or infinite" in message
+    assert not os.path.exists(CANARY)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_npz_values_are_exact(compress, tmp_path):
+    rng = np.random.default_rng(0)
+    tensors = {kind: rng.normal(size=(3, 5)).astype(kind) for kind in ("f2", "f4", "f8")}
+    tensors["fortran"] = np.asfortranarray(tensors["f4"])
+    half = tensors["f4"].view("<u4") >> 16
+    tensors["bfloat16"] = half.astype("<u2").view("V2")  # as NumPy saves JAX's bfloat16
+    found = pretrained.read(npz(tmp_path / "w.npz", tensors, compress))
+    expected = tensors | {"bfloat16": (half << 16).view(np.float32)}
+    for name, x in found.items():
+        assert x.dtype == np.float32
+        np.testing.assert_array_equal(x, expected[name].astype(np.float32))
+
+
+def test_shards_and_directories_are_read(tmp_path):
+    tensors = load_file(weights.BASE)
+    names = sorted(tensors)
+    parts = {"model-1.safetensors": names[:9], "model-2.safetensors": names[9:]}
+    for file, part in parts.items():
+        save_file({name: tensors[name] for name in part}, tmp_path / file)
+    index = {name: file for file, part in parts.items() for name in part}
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": index}))
+    for spec in (tmp_path, path):
+        found = pretrained.read(spec)
+        assert found.keys() == tensors.keys()
+        assert all((found[name] == tensors[name]).all() for name in names)
+        assert pretrained.describe(spec, weights.NAME).num_classes == 10
+    assert not pretrained.is_run(tmp_path)
+    for change, pattern in (
+        ({"a": "../w.safetensors"}, "to files beside it"),
+        ({"a": ["model-1.safetensors"]}, "to files beside it"),
+        ({}, "to files beside it"),
+        ({"a": "model-3.safetensors"}, "missing shard model-3.safetensors"),
+        ({"a": path.name}, "weight_map has 1 files"),
+    ):
+        path.write_text(json.dumps({"weight_map": change}))
+        assert pattern in refusal(path)

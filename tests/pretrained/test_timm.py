@@ -121,9 +121,13 @@ def remove(key):
         (remove("patch_embed.proj.weight"), "unknown weight layout"),
         (
             lambda t: t | {"head_dist.bias": t["head.bias"]},
-            "a distillation token, which is not supported: tensor 'head_dist.bias'",
+            "unexpected tensor 'head_dist.bias'; pass other weights",
         ),
         (lambda t: t | {"norm.bias": t["head.bias"]}, r"'norm.bias' has shape \[10\]"),
+        (
+            lambda t: {k: x for k, x in t.items() if "norm2" not in k} | {"x": t["head.bias"]},
+            "4 missing tensors: 'blocks.0.norm2.bias', .*; unexpected tensor 'x'; pass",
+        ),
         (lambda t: t | {"patch_embed.proj.weight": t["norm.bias"]}, "shapes do not match a ViT"),
     ],
 )

@@ -143,9 +143,10 @@ def _shards(spec):
     if not path.name.endswith(INDEX):
         return [path]
     index = storage.read_json(path).get("weight_map")
-    files = set(index.values()) if isinstance(index, dict) and index else {None}
-    if not all(isinstance(x, str) and x == os.path.basename(x) for x in files):
+    files = list(index.values()) if isinstance(index, dict) else []
+    if not files or not all(isinstance(x, str) and x == os.path.basename(x) for x in files):
         raise UserError(f"{path}: weight_map must map names of tensors to files beside it")
+    files = set(files)
     if len(files) > MAX_SHARDS or any(x.endswith(INDEX) for x in files):
         raise UserError(f"{path}: weight_map has {len(files):,} files; use other weights")
     paths = [path.with_name(x) for x in sorted(files)]

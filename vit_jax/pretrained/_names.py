@@ -9,6 +9,7 @@ import re
 from vit_jax.errors import UserError, printable
 
 MAX_TENSORS = 20_000  # for comparison, a ViT of 48 blocks with LayerScale has 680
+MAX_LISTED = 5  # tensors in a message
 MAX_NAME_LENGTH = 256  # characters
 # Parts at the start of a name that tell nothing about the model.
 WRAPPERS = {
@@ -44,6 +45,45 @@ def check(names):
     for name in names:
         if len(name) > MAX_NAME_LENGTH or not name.isprintable():
             raise UserError(f"invalid name of a tensor: '{shorten(name)}'; use other weights")
+
+
+def check_tensors(tensors, expected):
+    """Check that the tensors are those of a model.
+
+    Args:
+      tensors: {name: array}.
+      expected: {name: shape}.
+
+    Raises:
+      UserError: if tensors are missing, unexpected or of the wrong shape. It lists the first of
+        each kind.
+    """
+    missing = sorted(expected.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - expected.keys())
+    wrong = [k for k in sorted(expected.keys() & tensors.keys()) if tensors[k].shape != expected[k]]
+    shapes = [
+        f"'{name}' has shape {list(tensors[name].shape)}, which does not match the model; expected "
+        f"{list(expected[name])}"
+        for name in wrong
+    ]
+    problems = [
+        _listed("missing tensor", [f"'{name}'" for name in missing]),
+        _listed("unexpected tensor", [f"'{name}'" for name in unexpected]),
+        _listed("tensor", shapes),
+    ]
+    if problems := [problem for problem in problems if problem]:
+        remedy = "pass other weights, or --model=NAME of the model that they are of"
+        raise UserError(f"{'; '.join(problems)}; {remedy}")
+
+
+def _listed(what, items):
+    """Return "3 missing tensors: 'a', 'b', 'c'", with the first items; "" if there are none."""
+    if not items:
+        return ""
+    if len(items) == 1:
+        return f"{what} {items[0]}"
+    more = ", ..." if len(items) > MAX_LISTED else ""
+    return f"{len(items):,} {what}s: {', '.join(items[:MAX_LISTED])}{more}"
 
 
 def shorten(text):

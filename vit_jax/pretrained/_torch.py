@@ -22,14 +22,14 @@ from vit_jax.pretrained import _names, _npz
 
 MIN_TORCH = (2, 6)  # older versions execute some files in spite of weights_only: CVE-2025-32434
 MAX_PICKLE_BYTES = 4 << 20  # a training checkpoint of ViT-S with Adam has 0.1 MB
-MAX_OPERATIONS = 600_000  # of a pickle; a tensor takes 25
+MAX_OPERATIONS = 300_000  # of a pickle; a tensor takes 25
 MAX_DEPTH = 8  # of nested containers
 MAX_ITEMS = 10 * _names.MAX_TENSORS
 LEGACY_PICKLES = 5  # magic number, version, machine, object, names of storages
 GLOBALS = re.compile(  # what PyTorch writes for tensors and their containers
-    r"collections (OrderedDict|defaultdict)|argparse Namespace"
+    r"collections OrderedDict|argparse Namespace"
     r"|torch._utils _rebuild_(tensor_v2|parameter)"
-    r"|torch (\w+Storage|Size|device|b?float\w*|u?int\w*|bool|long|half|double)"
+    r"|torch (\w+Storage|Size|device|b?float\d+|u?int\d+|bool|long|half|double)"
 )
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 CONVERT = (
@@ -102,14 +102,16 @@ def _check_pickle(path):
         with _npz.open_archive(path) as archive:
             members = archive.infolist()
             if any(x.compress_type != zipfile.ZIP_STORED for x in members):
-                raise UserError("compressed members, which PyTorch does not write")
+                raise UserError("has compressed members, unlike files of PyTorch; use others")
             if any(x.filename.endswith("/constants.pkl") for x in members):
-                raise UserError("a TorchScript program, not a state dict; save the state dict")
+                raise UserError("is a TorchScript program; save its state dict instead")
             pickles = [x for x in members if x.filename.endswith(".pkl")]
             if len(pickles) != 1 or not pickles[0].filename.endswith("data.pkl"):
-                raise UserError("a zip archive without the file data.pkl of PyTorch")
+                raise UserError("has no single data.pkl, unlike files of PyTorch; use others")
             if pickles[0].file_size > MAX_PICKLE_BYTES:
-                raise UserError(f"a pickle of more than {MAX_PICKLE_BYTES >> 20} MiB")
+                raise UserError(
+                    f"has a pickle of more than {MAX_PICKLE_BYTES >> 20} MiB; use others"
+                )
             streams, count = io.BytesIO(archive.read(pickles[0])), 1
     else:
         with open(path, "rb") as file:
@@ -120,17 +122,19 @@ def _check_pickle(path):
             for operation, argument, _ in pickletools.genops(streams):
                 operations += 1
                 if operations > MAX_OPERATIONS:
-                    raise UserError(f"a pickle of more than {MAX_OPERATIONS:,} operations")
+                    raise UserError(
+                        f"has a pickle of more than {MAX_OPERATIONS:,} operations; use others"
+                    )
                 name = operation.name
                 called = argument if name == "GLOBAL" else name
                 if name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
                     if name != "GLOBAL" or not GLOBALS.fullmatch(called):
                         raise UserError(
-                            f"a pickle that calls {_names.shorten(called).replace(' ', '.', 1)}, "
+                            f"has a pickle that calls {_names.shorten(called).replace(' ', '.', 1)}, "
                             "which was not executed; use other weights"
                         )
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path} {error}") from None
     except Exception as error:  # of many kinds, for hostile bytes
         what = _names.shorten(error)
         raise UserError(f"{path} is truncated or not a file of PyTorch: {what}") from None
