@@ -151,19 +151,25 @@ def _gelu_forward(x):
 
 def _gelu_backward(x, g):
     wide = x.astype(accumulation_dtype(x.dtype))
-    cdf, density = _normal(wide)
+    limit = TAIL_LIMIT
+    if wide.dtype != x.dtype:
+        # A limit unknown to XLA, which otherwise stores the exponential of the forward pass in
+        # float32 instead of computing it again.
+        limit = jax.lax.optimization_barrier(jnp.asarray(limit, wide.dtype))
+    cdf, density = _normal(wide, limit)
     dx = (g * (cdf + wide * density)).astype(x.dtype)
     # Otherwise XLA on GPU stores dx in float32 for the sum over the batch in `add_bias`.
     return (dx if wide.dtype == x.dtype else jax.lax.optimization_barrier(dx),)
 
 
-# Phi(-a) / exp(-a^2 / 2) for a in [0, 15] as a ratio of polynomials, constant terms first: a
-# minimax fit with a relative error below 1e-8.
+TAIL_LIMIT = 15.0  # here, the tail is 0 in float32
+# Phi(-a) / exp(-a^2 / 2) for a in [0, TAIL_LIMIT] as a ratio of polynomials, constant terms first:
+# a minimax fit with a relative error below 1e-8.
 TAIL_NUMERATOR = (0.5, 0.43928267, 0.18396857, 0.04088093, 0.0041532)
 TAIL_DENOMINATOR = (1.0, 1.67645035, 1.20554592, 0.47140718, 0.10247942, 0.01041042)
 
 
-def _normal(x):
+def _normal(x, limit=TAIL_LIMIT):
     """Compute Phi(x) and its derivative, cumulative probability and density of a standard normal.
 
     (1 + erf(x / sqrt(2))) / 2 loses all digits below -5. XLA's erfc is accurate, but makes the
@@ -172,7 +178,7 @@ def _normal(x):
     scale = (2 * np.pi) ** -0.5
     if x.dtype == jnp.float64:
         return 0.5 * jax.lax.erfc(x * -(0.5**0.5)), jnp.exp(-0.5 * x * x) * scale
-    a = jnp.minimum(jnp.abs(x), 15)  # at 15, the tail is 0 in float32
+    a = jnp.minimum(jnp.abs(x), limit)
     e = jnp.exp(-0.5 * a * a)
     # The division comes last, so that XLA on CPU stores one intermediate array for it, not two.
     tail = e * _polynomial(TAIL_NUMERATOR, a)
