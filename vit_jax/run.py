@@ -171,7 +171,9 @@ class Run:
             "attention": self.attention,
             "model": model | {"parameters": self.parameters},
             "steps_per_epoch": self.steps_per_epoch,
-        }
+        } | (
+            {"model_init": pretrained.origin(self.plan.model_init)} if self.plan.model_init else {}
+        )
 
     @property
     def peak_images_per_s(self):
