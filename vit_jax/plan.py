@@ -29,6 +29,7 @@ class Plan:
       total: number of optimizer steps of the whole run.
       intervals: {"log_every", "eval_every", "checkpoint_every": optimizer steps; 0: never}.
       notes: lines of text that a user should see.
+      model_init: config.model_init, or "" if it is not used.
 
     Raises:
       UserError: if the data cannot be found or do not fit the config, the pretrained weights do not
@@ -59,7 +60,8 @@ class Plan:
                 "otherwise, the learning rate would not reach its peak"
             )
         self.notes = [note for source in self.sources.values() for note in source.notes]
-        if config.model_init and not resumes:
+        self.model_init = "" if resumes else config.model_init
+        if self.model_init:
             self.notes += pretrained.check_init(config, self.num_classes)
         if config.optim.end > peak_lr(config):
             self.notes.append(

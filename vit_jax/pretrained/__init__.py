@@ -30,7 +30,7 @@ from vit_jax.pretrained._describe import (
     resolve,
     undetermined,
 )
-from vit_jax.pretrained._files import is_run, read
+from vit_jax.pretrained._files import is_run, origin, read
 from vit_jax.workdir import storage
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "init_params",
     "is_run",
     "load",
+    "origin",
     "preprocessing",
     "read",
     "runs",

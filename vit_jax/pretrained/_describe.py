@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from vit_jax import variants
 from vit_jax.errors import UserError
-from vit_jax.pretrained import _card, _files, _names, hf_config, runs, timm_config
+from vit_jax.pretrained import _card, _files, _names, hf_config, hub, runs, timm_config
 from vit_jax.schema import member, members
 from vit_jax.variants import SIZE_OPTIONS, ViTConfig
 from vit_jax.workdir import storage
@@ -202,7 +202,10 @@ def determine(spec):
         known = {key: stated[key] for key in CARD_OPTIONS if key in stated}
         determined = implied | known | determined
     determined = defaults | determined
-    return _Weights(spec, names, layout, determined, card, (note,) if note else ())
+    notes = [note] if note else []
+    if hub.is_hub(spec):
+        notes.append(f"commit {hub.commit(path)}")
+    return _Weights(spec, names, layout, determined, card, tuple(notes))
 
 
 def _read_card(path):
@@ -380,11 +383,17 @@ def check_init(config, num_classes=None):
     spec = config.model_init
     ours = variants.from_config(config.model, num_classes)
     description = _fitting_description(config, ours)
+    notes = [f"{spec}: {note}" for note in description.notes]
     if not description.certain:
+        used = {key: f"config.data.{key} = {config.data[key]}" for key in ("mean", "std")}
+        used |= {
+            key: f"config.model.{key} = '{getattr(ours, key)}'"
+            for key in ("norm", "act")
+            if key in description.assumed
+        }
         return [
-            f"{spec} does not determine mean, std, norm and act: training uses config.data.mean = "
-            f"{config.data.mean}, config.data.std = {config.data.std}, config.model.norm = "
-            f"'{ours.norm}' and config.model.act = '{ours.act}'"
+            *notes,
+            f"{spec} does not determine {_and(used)}: training uses {_and(used.values())}",
         ]
     flags = []
     for key in ("mean", "std"):
@@ -398,7 +407,13 @@ def check_init(config, num_classes=None):
             f"{description.std} ({description.source}), but config.data has mean "
             f"{config.data.mean} and std {config.data.std}; pass {' '.join(flags)}"
         )
-    return []
+    return notes
+
+
+def _and(items):
+    """Join texts as "a, b and c"."""
+    *first, last = items
+    return f"{', '.join(first)} and {last}"
 
 
 def _fitting_description(config, ours):
@@ -434,7 +449,8 @@ def _fitting_description(config, ours):
             f"= '{config.model.variant}'; pass a ViT, such as --config.model.variant=S/16"
         )
     _check_architecture(config, {"pos_embed": "sincos2d"} | found.options, ours)
-    resolved, assumed = resolve(found, None, undetermined(ours))
+    resolved, _ = resolve(found, None, undetermined(ours))
+    assumed = tuple(key for key in UNDETERMINED if key not in found.options)
     return _describe_file(found, resolved, config.model.variant, assumed)
 
 

@@ -5,6 +5,7 @@ function that reads a tensor by its name; floats may have any size. Errors are U
 """
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
 
@@ -47,6 +48,28 @@ def is_run(spec):
     if hub.is_hub(spec) or not storage.is_directory(spec):
         return False
     return storage.is_bucket(spec) or weight_file(spec) is None
+
+
+def origin(spec):
+    """Return what identifies weights, for run.json; reads the whole file.
+
+    Args:
+      spec: as in `locate`, or a workdir.
+
+    Returns:
+      {"spec": spec}; for weight files also {"sha256": {file name: digest}}, and for the Hugging
+      Face Hub {"commit": commit}.
+    """
+    found = {"spec": str(spec)}
+    if is_run(spec):
+        return found
+    if hub.is_hub(spec):
+        found["commit"] = hub.commit(locate(spec)[0])
+    digests = {}
+    for path in _shards(spec):
+        with open(path, "rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found | {"sha256": digests}
 
 
 def weight_file(path):

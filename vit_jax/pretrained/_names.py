@@ -141,14 +141,14 @@ def unwrap(names, which=""):
     note = ""
     if which:
         if which not in sets:
-            known = ", ".join(f"#{key}" for key in sets) or "none"
+            known = ", ".join(f"#{key}" for key in sorted(sets)) or "none"
             raise UserError(f"there are no weights '{which}'; sets of weights: {known}")
         return sets[which], note
     # Sets without a common name are parts of one model, such as model.backbone and head.
     sets = {key: x for key, x in sets.items() if x}
     clashing = [
         key
-        for key, x in sets.items()
+        for key, x in sorted(sets.items())
         if any(x.keys() & other.keys() for k, other in sets.items() if k != key)
     ]
     if not clashing:

@@ -26,6 +26,8 @@ MAX_OPERATIONS = 300_000  # of a pickle; a tensor takes 25
 MAX_DEPTH = 8  # of nested containers
 MAX_ITEMS = 10 * _names.MAX_TENSORS
 LEGACY_PICKLES = 5  # magic number, version, machine, object, names of storages
+MAX_SHARING = 2  # size of the tensors / size of the file; tensors may share their data
+CALLS = ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4")  # operations
 GLOBALS = re.compile(  # what PyTorch writes for tensors and their containers
     r"collections OrderedDict|argparse Namespace"
     r"|torch._utils _rebuild_(tensor_v2|parameter)"
@@ -44,7 +46,7 @@ CONVERT = (
 @contextlib.contextmanager
 def open_tensors(path):
     """Open a file; yield {name: shape} and a function that reads a tensor, as in `_files`."""
-    limit = _check_pickle(path)
+    _check_pickle(path)
     torch = _import_torch(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -52,14 +54,15 @@ def open_tensors(path):
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )
     except Exception as error:  # of many kinds, for a damaged file
-        what = _names.shorten(error).partition(". ")[0]
+        what = _names.shorten(str(error).partition(". ")[0])
         raise UserError(f"{path} is truncated or cannot be loaded by PyTorch: {what}") from None
     try:
         tensors = dict(_flatten(content, torch))
         _names.check(tensors)
         for name, x in tensors.items():
             _check_tensor(name, x, torch)
-        if sum(x.numel() * x.element_size() for x in tensors.values()) > limit:
+        size = sum(x.numel() * x.element_size() for x in tensors.values())
+        if size > MAX_SHARING * os.path.getsize(path):
             raise UserError("tensors share their data, which would take more memory than the file")
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
@@ -89,56 +92,49 @@ def _import_torch(path):
 
 
 def _check_pickle(path):
-    """List what the pickles of a file call. Executes nothing.
+    """Raise UserError if the pickles of a file call anything but PyTorch's functions for tensors.
 
-    Returns:
-      Size that the tensors may have, bytes.
-
-    Raises:
-      UserError: if they call anything but PyTorch's functions for tensors.
+    It lists their operations and executes nothing.
     """
-    size = os.path.getsize(path)
     if zipfile.is_zipfile(path):
         with _npz.open_archive(path) as archive:
-            members = archive.infolist()
-            if any(x.compress_type != zipfile.ZIP_STORED for x in members):
-                raise UserError("has compressed members, unlike files of PyTorch; use others")
-            if any(x.filename.endswith("/constants.pkl") for x in members):
-                raise UserError("is a TorchScript program; save its state dict instead")
-            pickles = [x for x in members if x.filename.endswith(".pkl")]
-            if len(pickles) != 1 or not pickles[0].filename.endswith("data.pkl"):
-                raise UserError("has no single data.pkl, unlike files of PyTorch; use others")
-            if pickles[0].file_size > MAX_PICKLE_BYTES:
-                raise UserError(
-                    f"has a pickle of more than {MAX_PICKLE_BYTES >> 20} MiB; use others"
-                )
-            streams, count = io.BytesIO(archive.read(pickles[0])), 1
+            data, count = _read_pickle(archive), 1
     else:
         with open(path, "rb") as file:
-            streams, count = io.BytesIO(file.read(MAX_PICKLE_BYTES)), LEGACY_PICKLES
+            data, count = file.read(MAX_PICKLE_BYTES), LEGACY_PICKLES
+    stream = io.BytesIO(data)
+    operations = (x for _ in range(count) for x in pickletools.genops(stream))
     try:
-        operations = 0
-        for _ in range(count):
-            for operation, argument, _ in pickletools.genops(streams):
-                operations += 1
-                if operations > MAX_OPERATIONS:
-                    raise UserError(
-                        f"has a pickle of more than {MAX_OPERATIONS:,} operations; use others"
-                    )
-                name = operation.name
-                called = argument if name == "GLOBAL" else name
-                if name in ("GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
-                    if name != "GLOBAL" or not GLOBALS.fullmatch(called):
-                        raise UserError(
-                            f"has a pickle that calls {_names.shorten(called).replace(' ', '.', 1)}, "
-                            "which was not executed; use other weights"
-                        )
-    except UserError as error:
-        raise UserError(f"{path} {error}") from None
+        for i, (operation, argument, _) in enumerate(operations):
+            called = argument if operation.name == "GLOBAL" else operation.name
+            if operation.name in CALLS and not GLOBALS.fullmatch(called):
+                called = _names.shorten(called).replace(" ", ".", 1)
+                problem = f"a pickle that calls {called}, which was not executed"
+                break
+            if i >= MAX_OPERATIONS:
+                problem = f"a pickle of more than {MAX_OPERATIONS:,} operations"
+                break
+        else:
+            return
     except Exception as error:  # of many kinds, for hostile bytes
         what = _names.shorten(error)
         raise UserError(f"{path} is truncated or not a file of PyTorch: {what}") from None
-    return 2 * size
+    raise UserError(f"{path} has {problem}; use other weights")
+
+
+def _read_pickle(archive):
+    """Return the pickle in a zip archive of PyTorch. Raises UserError for other archives."""
+    members = archive.infolist()
+    pickles = [x for x in members if x.filename.endswith(".pkl")]
+    if any(x.compress_type != zipfile.ZIP_STORED for x in members):
+        raise UserError("compressed members, unlike in files of PyTorch; use other weights")
+    if any(x.filename.endswith("/constants.pkl") for x in members):
+        raise UserError("a TorchScript program; save its state dict instead")
+    if len(pickles) != 1 or not pickles[0].filename.endswith("data.pkl"):
+        raise UserError("no single data.pkl, unlike in files of PyTorch; use other weights")
+    if pickles[0].file_size > MAX_PICKLE_BYTES:
+        raise UserError(f"a pickle of more than {MAX_PICKLE_BYTES >> 20} MiB; use other weights")
+    return archive.read(pickles[0])
 
 
 def _flatten(content, torch):

@@ -130,6 +130,7 @@ def _rename(tensors):
     gated = any(".mlp.gate_proj." in name for name in tensors)
     in_block = IN_BLOCK | (GATED_MLP if gated else MLP)
     mean_pooled = "classifier.weight" in tensors and "head.probe" in tensors  # SigLIP's classifier
+    family = _family(tensors)
     result = {}
     qkv = {}  # (block, "weight" or "bias") -> {"q": tensor, ...}
     for name, x in tensors.items():
@@ -149,7 +150,7 @@ def _rename(tensors):
         elif new := _substitute(NAMES, name):
             result[new] = x
     for (block, kind), parts in qkv.items():
-        if kind == "bias" and "k" not in parts and len(parts) == 2:  # DINOv3
+        if family == "dinov3" and kind == "bias" and parts.keys() == {"q", "v"}:
             parts["k"] = np.broadcast_to(np.zeros((), np.float32), parts["q"].shape)
         try:
             parts = [parts[part] for part in "qkv"]
@@ -158,7 +159,7 @@ def _rename(tensors):
                 f"block {block} has no {kind} of its {str(error)[1]} projection; use other weights"
             ) from None
         result[f"blocks.{block}.attn.qkv.{kind}"] = concatenate(parts)
-    if marker := MARKERS.get(_family(tensors)):
+    if marker := MARKERS.get(family):
         result[marker[0]] = np.zeros(marker[1], np.float32)
     if "cls_token" in result:
         result["cls_token"] = result["cls_token"].reshape(1, 1, -1)

@@ -44,11 +44,9 @@ def download(spec):
         is neither reachable nor in the cache.
     """
     match = REPOSITORY.fullmatch(spec.removeprefix(PREFIX))
+    form = f"the form is {PREFIX}ORGANIZATION/NAME or {PREFIX}ORGANIZATION/NAME@REVISION"
     if not match:
-        raise UserError(
-            f"{printable(spec)} must be {PREFIX}ORGANIZATION/NAME or "
-            f"{PREFIX}ORGANIZATION/NAME@REVISION"
-        )
+        raise UserError(f"{printable(spec)}: {form}")
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -61,6 +59,8 @@ def download(spec):
         path = Path(find(allow_patterns=FILES))
         if not any(path.glob("model*.safetensors")):
             path = Path(find(allow_patterns=(*FILES, *OTHER_FILES)))
+    except errors.HFValidationError:
+        problem = form
     except errors.GatedRepoError:
         problem = "access must be requested on its page; then log in with hf auth login"
     except errors.RepositoryNotFoundError:
