@@ -19,7 +19,32 @@ from vit_jax.errors import UserError
 from vit_jax.layers import encoder, heads, kernels, norms
 from vit_jax.layers.attention import attend, prove
 from vit_jax.layers.patch_embed import sincos2d
+from vit_jax.layers.rope import Rope, coordinates
 
+# Options of recent models, in two combinations that together have all of them.
+MODERN = [
+    dict(
+        reg_tokens=2,
+        rope="dinov3",
+        pos_embed="none",
+        qk_norm=True,
+        k_bias=False,
+        mlp="swiglu",
+        attn_norm=True,
+        layer_scale_init=0.1,
+        pool="cls_gap",
+    ),
+    dict(
+        reg_tokens=1,
+        dist_token=True,
+        rope="mixed",
+        mlp_norm=True,
+        act="quick_gelu",
+        embed_norm=True,
+        patch_bias=False,
+        norm_eps=1e-5,
+    ),
+]
 PARAMETERS = {  # with 1000 classes; Ti to G as published
     "pico/16": 62_704,
     "mu/16": 76_712,
@@ -100,6 +125,36 @@ def test_parameter_counts_with_options(options):
     assert sum(x.size for x in jax.tree.leaves(params)) == flops.count_params(config)
 
 
+@pytest.mark.parametrize(
+    ("options", "params", "products"),  # added to those of mu/8 with 2 blocks and 17 tokens
+    [
+        # Per token and block: qkv and proj 4 d^2, MLP 2 d h, attention 2 n d, with d 32 and h 128.
+        (dict(reg_tokens=3), 3 * 32, 2 * (3 * 12 * 32**2 + 2 * (20**2 - 17**2) * 32)),
+        (dict(mlp="swiglu"), 2 * (32 * 128 + 128), 2 * 17 * 32 * 128),
+        (dict(k_bias=False), -2 * 32, 0),
+        (dict(qk_norm=True), 2 * 2 * 2 * 16, 0),
+        (dict(mlp_norm=True, attn_norm=True), 2 * 2 * (128 + 32), 0),
+        (dict(embed_norm=True, patch_bias=False), 2 * 32 - 32, 0),
+        (dict(rope="dinov3"), 0, 0),
+        (dict(rope="mixed"), 2 * 2 * 2 * 8, 0),
+        (dict(rep_size=24), 33 * 24 - 8 * 10, (32 * 24 - 8 * 10)),
+        (dict(pool="cls_gap"), 32 * 10, 32 * 10),
+        (
+            dict(dist_token=True),
+            2 * 32 + 33 * 10,
+            2 * (12 * 32**2 + 2 * (18**2 - 17**2) * 32) + 32 * 10,
+        ),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_options_add_parameters_and_flops(options, params, products):
+    plain, config = (
+        variants.parse("mu/8", image=32, depth=2, num_classes=10, **x) for x in ({}, options)
+    )
+    assert flops.count_params(config) - flops.count_params(plain) == params
+    assert flops.count_flops(config) - flops.count_flops(plain) == 2 * products
+
+
 def test_parameters_and_flops_match_timm():
     rows = json.loads((GOLDEN / "counts.json").read_text())
     supported = {n: r for n, r in rows.items() if variants.TIMM_NAME.fullmatch(n)}
@@ -123,8 +178,16 @@ def test_invalid_names_and_options_raise():
             vit.create(name)
     with pytest.raises(ValueError, match="no option 'widht'"):
         vit.create("mu/8", widht=3)
-    with pytest.raises(ValueError, match="class_token"):
-        vit.create("mu/8", image=32, pool="cls", class_token=False)
+    for message, options in {
+        "needs class_token": dict(class_token=False),
+        "dist_token = True needs pool": dict(dist_token=True, pool="gap"),
+        "must be divisible by 4 for rope": dict(num_heads=16, rope="axial"),
+        "rope_grid needs rope = 'axial'": dict(rope="dinov3", rope_grid=16),
+        "pallas' supports neither": dict(attn="pallas", qk_norm=True),
+        "needs fc_norm = False": dict(pool="cls_gap", fc_norm=True),
+    }.items():
+        with pytest.raises(UserError, match=message):
+            vit.create("mu/8", image=32, **options)
 
 
 def test_name_overrides_are_applied():
@@ -157,18 +220,83 @@ def test_sincos_positions_match_big_vision():
 
 @pytest.mark.parametrize(
     "options",
-    [dict(pos_embed="learned"), dict(pos_embed="sincos2d"), dict(no_embed_class=True)],
-    ids=["learned", "sincos2d", "no_embed_class"],
+    [
+        dict(pos_embed="learned"),
+        dict(pos_embed="sincos2d"),
+        dict(no_embed_class=True),
+        dict(reg_tokens=2, embed_reg=True),
+        dict(pos_embed="none", rope="axial", rope_grid=4),
+    ],
+    ids=["learned", "sincos2d", "no_embed_class", "embed_reg", "rope"],
 )
 def test_other_image_sizes(options):
     model, params = build(**options)
+    n = 1 + options.get("reg_tokens", 0) + 6 * 3
     out = model.apply(params, randn(2, 48, 24, 3), attention=True)
-    assert out["tokens"].shape == (2, 1 + 6 * 3, 32)
-    assert out["attention"].shape == (2, 2, 2, 19, 19)
+    assert out["tokens"].shape == (2, n, 32)
+    assert out["attention"].shape == (2, 2, 2, n, n)
     with pytest.raises(ValueError, match="36x32 pixels cannot be split into patches of 8x8"):
         model.apply(params, randn(2, 36, 32, 3))
     with pytest.raises(ValueError, match="expects 3 channels"):
         model.apply(params, randn(2, 32, 32, 1))
+
+
+@pytest.mark.parametrize(
+    ("embed_reg", "no_embed_class", "embedded"),
+    [(False, False, 1), (True, False, 4), (True, True, 0)],
+)
+def test_tokens_before_the_patches(embed_reg, no_embed_class, embedded):
+    """[CLS], three registers, patches; the first `embedded` have a row of the positions."""
+    model, params = build(reg_tokens=3, embed_reg=embed_reg, no_embed_class=no_embed_class)
+    module = model.bind(params)
+    images = randn(2, 32, 32, 3)
+    table = np.asarray(params["pos_embed"])
+    assert table.shape == (1, embedded + 16, 32)
+    first = np.concatenate([params["cls_token"], params["reg_token"]], axis=1)
+    positions = np.concatenate([table[:, :embedded], np.zeros((1, 4 - embedded, 32))], axis=1)
+    tokens = module.embed(images)
+    assert_close(tokens[:, :4], np.repeat(first + positions, 2, axis=0), atol=1e-6)
+    assert_close(tokens[:, 4:], module.patch_embed(images) + table[:, embedded:], atol=1e-6)
+
+
+def test_distillation_token_has_its_own_classifier():
+    model, params = build(dist_token=True)
+    images = randn(3, 32, 32, 3)
+    out = model.apply(params, images)
+    tokens = out["tokens"]
+    assert tokens.shape == (3, 2 + 16, 32) and "logits_dist" not in out
+    logits, logits_dist = (
+        tokens[:, i] @ params[head]["kernel"] + params[head]["bias"]
+        for i, head in enumerate(("head", "head_dist"))
+    )
+    assert_close(out["logits"], (logits + logits_dist) / 2)
+    assert_close(out["pooled"], (tokens[:, 0] + tokens[:, 1]) / 2)
+    trained = model.apply(params, images, train=True, tokens=False, rng=jax.random.key(0))
+    assert_close(trained["logits"], logits)
+    assert_close(trained["logits_dist"], logits_dist)
+
+
+@pytest.mark.parametrize("kind", ["axial", "dinov3", "mixed"])
+def test_rope_depends_on_differences_of_positions(kind):
+    config = variants.parse("mu/8", rope=kind, reg_tokens=2)
+    rope = Rope(config, rngs=nnx.Rngs(params=0))
+    q, k = randn(1, 1, 2, 16, seed=1), randn(1, 1, 2, 16, seed=2)
+
+    def score(x, y):
+        """Return the product of q at x and k at y per head."""
+        q_at, k_at = (rope.rotate(t, *rope(np.array([at], float))) for t, at in ((q, x), (k, y)))
+        return jnp.einsum("bnhe,bnhe->h", q_at, k_at)
+
+    assert_close(score([0.2, 0.7], [0.5, 0.1]), score([1.2, 0.4], [1.5, -0.2]))
+    for other in ([0.6, 0.1], [0.5, 0.2]):
+        assert np.abs(score([0.2, 0.7], other) - score([0.2, 0.7], [0.5, 0.1])).max() > 0.01
+    places = coordinates(config, (2, 3))
+    assert places.shape == (9, 2) and not places[:3].any()
+    assert_close(rope.rotate(q, *rope(places[:1])), q, atol=0)
+    if kind == "dinov3":
+        assert_close(places[3:], [[y, x] for y in (-1 / 2, 1 / 2) for x in (-2 / 3, 0, 2 / 3)])
+    else:
+        assert_close(places[3:], [[y, x] for y in range(2) for x in range(3)])
 
 
 @pytest.mark.parametrize("prefix", [0, 1])
@@ -254,11 +382,13 @@ def test_layer_scale_multiplies_residual_branches():
 EXECUTION_CASES = [
     (dict(norm="post"), "on", "dots"),
     (dict(drop_path=0.5, dropout=0.2), "on", "full"),
+    (MODERN[0], "on", "dots"),
+    (MODERN[1] | dict(drop_path=0.5, dropout=0.2), "on", "full"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("options", "scan", "remat"), EXECUTION_CASES, ids=["no_dropout", "dropout"]
+    ("options", "scan", "remat"), EXECUTION_CASES, ids=["no_dropout", "dropout", "rope", "mixed"]
 )
 def test_scan_and_remat_match_unrolled(options, scan, remat):
     """Outputs and gradients are equal, including dropout and drop path."""
@@ -279,12 +409,15 @@ def test_scan_and_remat_match_unrolled(options, scan, remat):
     assert np.allclose(expected[0][1], deterministic, atol=1e-4) == ("dropout" not in options)
 
 
-@pytest.mark.parametrize("options", [{}, dict(drop_path=0.5, dropout=0.2, scan="on", remat="dots")])
+@pytest.mark.parametrize(
+    "options", [{}, dict(drop_path=0.5, dropout=0.2, scan="on", remat="dots"), MODERN[0]]
+)
 @pytest.mark.parametrize("shapes", [[(2, 1, 7)], [(2, 2, 5), (2, 3, 9)]], ids=["single", "groups"])
 def test_token_layouts_agree(options, shapes, monkeypatch):
     """Values and gradients are equal, also if views are padded as for cuDNN."""
     config = variants.parse("mu/8", depth=2, **{"scan": "off"} | options)
     groups = [randn(*shape, 32, seed=i) for i, shape in enumerate(shapes)]
+    places = [randn(n, 2, seed=n) for _, _, n in shapes] if "rope" in options else None
     graph, params = nnx.split(encoder.make_blocks(config, rngs=nnx.Rngs(params=0)))
 
     def gradient(layout, attn):
@@ -294,7 +427,13 @@ def test_token_layouts_agree(options, shapes, monkeypatch):
         def loss(params, groups):
             keys = jax.random.split(jax.random.key(1), 2)
             out, named = encoder.encode(
-                c, nnx.merge(graph, params), groups, keys=keys, outputs=True, layout=layout
+                c,
+                nnx.merge(graph, params),
+                groups,
+                coordinates=places,
+                keys=keys,
+                outputs=True,
+                layout=layout,
             )
             return sum(jnp.sin(x).sum() for x in out), (out, named)
 
@@ -359,6 +498,8 @@ def test_kernel_is_compared_with_matmul(monkeypatch):
     [
         ("cpu", "S/16", {}, ("off", "matmul")),
         ("tpu", "L/16", {"dtype": "bfloat16"}, ("on", "pallas")),
+        ("tpu", "L/16", {"dtype": "bfloat16", "rope": "dinov3"}, ("on", "xla")),
+        ("gpu", "S/16", {"dtype": "bfloat16", "qk_norm": True}, ("off", "cudnn")),
         ("gpu", "H/14", {"dtype": "bfloat16"}, ("off", "cudnn")),  # head size 80
         ("gpu", "S/16", {}, ("off", "xla")),  # float32
         ("gpu", "pico/16", {"dtype": "bfloat16"}, ("off", "xla")),  # head size 12
@@ -623,6 +764,21 @@ def test_patches_can_be_masked_and_tokens_dropped():
     np.testing.assert_array_equal(masked[0], masked[1])
 
 
+def test_dropped_tokens_keep_their_coordinates():
+    """With rotary positions, a subset of tokens gives the same result in any order."""
+    model = vit.create(
+        "mu/8", num_classes=10, image=32, rope="axial", pos_embed="none", init="xavier"
+    )
+    tokens, places = model.embed(randn(2, 32, 32, 3)), model.coordinates((4, 4))
+    full, _ = model.encode(tokens, coordinates=places)
+    order = np.random.default_rng(0).permuted(np.tile(np.arange(17), (2, 1)), axis=1)
+    shuffled = jnp.take_along_axis(tokens, order[..., None], axis=1)
+    out, _ = model.encode(shuffled, coordinates=places[order])
+    assert_close(out, jnp.take_along_axis(full, order[..., None], axis=1))
+    with pytest.raises(UserError, match="pass coordinates to encode"):
+        model.encode(tokens)
+
+
 @pytest.mark.parametrize(
     ("shape", "dtype", "message"),
     [
@@ -659,8 +815,9 @@ def test_create_documents_options():
         {"scan": "on", "layer_scale_init": 0.1, "remat": "dots"},
         {"norm": "post", "attn": "xla"},
         {"depth": 1},
+        MODERN[1],
     ],
-    ids=["unrolled", "scanned", "post-norm", "one-block"],
+    ids=["unrolled", "scanned", "post-norm", "one-block", "modern"],
 )
 def test_last_block_for_the_class_token_only(options):
     model, params = build(**{"depth": 3, "drop_path": 0.3} | options)

@@ -18,12 +18,13 @@ from vit_jax.schedules import by_epoch, cosine_schedule
 # gammas). timm: `no_weight_decay` of its ViTs. deit: that of DeiT (2020), which omits dist_token.
 # dino: `get_params_groups` of facebookresearch/dino excludes no names.
 UNDECAYED = {
-    "timm": {"pos_embed", "cls_token", "dist_token", "reg_token"},
-    "deit": {"pos_embed", "cls_token", "reg_token"},
+    "timm": {"pos_embed", "cls_token", "dist_token", "reg_token", "freqs"},
+    "deit": {"pos_embed", "cls_token", "reg_token", "freqs"},
     "dino": set(),
 }
 
-EMBEDDINGS = {"cls_token", "pos_embed", "patch_embed"}  # layer 0 of layer-wise learning rate decay
+# Layer 0 of layer-wise learning rate decay.
+EMBEDDINGS = {"cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed", "norm_pre"}
 
 
 def make(config, steps_per_epoch):

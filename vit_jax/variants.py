@@ -47,32 +47,94 @@ class ViTConfig(ModelConfig):
     mlp_dim: int = option(doc="hidden units of the MLP", kind=int, minimum=1)
     patch: int = option(doc="side of a square patch, pixels", kind=int, minimum=1)
     pool: str = enum_option(
-        ("cls", "gap", "map"),
-        "pooling before the classifier: [CLS] token, mean over patches, or attention pooling",
+        ("cls", "gap", "map", "cls_gap"),
+        "pooling before the classifier: [CLS] token, mean over patches, attention pooling, or "
+        "[CLS] and mean concatenated (linear head of DINOv2)",
     )
-    class_token: bool | None = option(None, "[CLS] token; None: only if pool is cls", kind=bool)
+    class_token: bool | None = option(
+        None, "[CLS] token; None: only if pool is cls or cls_gap", kind=bool
+    )
+    reg_tokens: int = option(
+        0, "register tokens, between [CLS] and the patches (arXiv:2309.16588)", minimum=0
+    )
+    dist_token: bool = option(
+        False,
+        "distillation token after [CLS], with its own classifier (DeiT); evaluation averages the "
+        "logits of both",
+    )
     fc_norm: bool | None = option(
         None, "final LayerNorm after pooling; None: only if pool is gap", kind=bool
     )
-    pos_embed: str = enum_option(
-        ("learned", "sincos2d"),
-        "learned positions, or fixed 2-D sin x, cos x, sin y, cos y as in big_vision",
+    rep_size: int = option(
+        0, "units of a linear layer with tanh before the classifier (AugReg); 0: none", minimum=0
     )
-    no_embed_class: bool = option(False, "no learned position for the [CLS] token (DeiT III)")
+    pos_embed: str = enum_option(
+        ("learned", "sincos2d", "none"),
+        "learned positions, fixed 2-D sin x, cos x, sin y, cos y as in big_vision, or none",
+    )
+    no_embed_class: bool = option(
+        False, "learned positions for patches only, not for [CLS] (DeiT III)"
+    )
+    embed_reg: bool = option(
+        False, "learned positions for register tokens too, unless no_embed_class is true"
+    )
     pos_resize: str = enum_option(
         ("timm", "dino", "deit"),
         "how learned positions are resized: as timm, DINO, or DeiT's and MAE's fine-tuning",
+    )
+    rope: str = enum_option(
+        ("none", "axial", "dinov3", "mixed"),
+        "rotary position embedding of patches in every block: none; of the row and column index "
+        "(EVA-02, RoPE-ViT axial); of coordinates normalized to [-1, 1] (DINOv3); or of the index "
+        "with learned frequencies (RoPE-ViT mixed)",
+    )
+    rope_temperature: float = option(
+        100.0,
+        "base of the frequencies of rope: 100 in DINOv3 and RoPE-ViT axial, 10000 in EVA-02; if "
+        "rope is mixed, of the initial frequencies, 10 in RoPE-ViT",
+        minimum=1,
+    )
+    rope_order: str = enum_option(
+        ("yx", "xy"),
+        "coordinate that the first half of the frequencies of rope applies to: y, or x (RoPE-ViT)",
+    )
+    rope_grid: int | None = option(
+        None,
+        "patches per side that the coordinates of axial rope are scaled to (EVA-02: 16); None: not "
+        "scaled",
+        kind=int,
+        minimum=1,
     )
     patch_embed: str = enum_option(
         ("auto", "conv", "linear"),
         "strided convolution, or unfold and a linear layer, the same function; auto: linear on "
         "GPU, conv elsewhere",
     )
+    patch_bias: bool = option(True, "bias in the patch embedding")
+    embed_norm: bool = option(False, "LayerNorm of the embedded tokens before the blocks (CLIP)")
     norm: str = enum_option(("pre", "post"), "LayerNorm before or after attention and MLP")
+    norm_eps: float = option(
+        1e-6, "epsilon of LayerNorm, added to the variance; 1e-5 in CLIP and DINOv3", greater_than=0
+    )
+    mlp: str = enum_option(
+        ("mlp", "swiglu"),
+        "two linear layers, or SwiGLU: silu(a) * b in place of the activation, with a and b of "
+        "mlp_dim units (arXiv:2002.05202)",
+    )
+    mlp_norm: bool = option(False, "LayerNorm of the hidden units of the MLP (EVA-02)")
     act: str = enum_option(
-        ("gelu", "gelu_tanh"), "exact GELU (erf), or its tanh approximation as in big_vision"
+        ("gelu", "gelu_tanh", "quick_gelu"),
+        "activation of the MLP: exact GELU (erf), its tanh approximation as in big_vision, or "
+        "x sigmoid(1.702 x) as in CLIP",
     )
     qkv_bias: bool = option(True, "bias in the projections to queries, keys and values")
+    k_bias: bool = option(True, "bias of the keys, if qkv_bias is true; false in DINOv3 and EVA")
+    qk_norm: bool = option(
+        False, "LayerNorm of the queries and keys of each head (arXiv:2302.05442)"
+    )
+    attn_norm: bool = option(
+        False, "LayerNorm of the heads' concatenated outputs, before the projection (EVA-02-CLIP)"
+    )
     layer_scale_init: float | None = option(
         None, "initial value of LayerScale; None: no LayerScale", kind=float, minimum=0
     )
@@ -112,25 +174,76 @@ class ViTConfig(ModelConfig):
             )
         if self.image % self.patch:
             raise UserError(f"image = {self.image} must be a multiple of patch = {self.patch}")
-        if self.pool == "cls" and not self.prefix:
-            raise UserError("pool = 'cls' needs class_token = True; or set pool = 'gap'")
+        self._check_tokens()
+        self._check_attention()
+
+    def _check_tokens(self):
+        """Raise UserError for pooling and position embeddings that cannot be combined."""
+        if self.pool in ("cls", "cls_gap") and not self.has_class_token:
+            raise UserError(f"pool = {self.pool!r} needs class_token = True; or set pool = 'gap'")
+        if self.pool == "cls_gap" and self.fc_norm:
+            raise UserError("pool = 'cls_gap' needs fc_norm = False")
+        if self.dist_token and (self.pool != "cls" or self.fc_norm or self.rep_size):
+            raise UserError(
+                "dist_token = True needs pool = 'cls', fc_norm = False and rep_size = 0"
+            )
         if self.pos_embed == "sincos2d" and self.width % 4:
             raise UserError(
                 f"width = {self.width} must be divisible by 4 for pos_embed = 'sincos2d'"
             )
+        if self.rope != "none" and self.head_size % 4:
+            raise UserError(
+                f"width / num_heads = {self.head_size} must be divisible by 4 for rope = "
+                f"{self.rope!r}"
+            )
+        if self.rope_grid is not None and self.rope != "axial":
+            raise UserError("rope_grid needs rope = 'axial'")
+
+    def _check_attention(self):
+        """Raise UserError for attention kernels that do not support the model."""
+        if self.attn == "pallas" and not self.plain_attention:
+            raise UserError("attn = 'pallas' supports neither qk_norm nor rope; set it to 'auto'")
         if self.attn == "cudnn" and self.dtype != "bfloat16":
             raise UserError("attn = 'cudnn' needs dtype = 'bfloat16'")
-        head_size = self.width // self.num_heads
-        if self.attn == "cudnn" and (head_size % 8 or head_size > 128):
+        if self.attn == "cudnn" and (self.head_size % 8 or self.head_size > 128):
             raise UserError(
-                f"attn = 'cudnn' needs width / num_heads = {head_size} to be divisible by 8 and at "
-                "most 128; set it to 'auto'"
+                f"attn = 'cudnn' needs width / num_heads = {self.head_size} to be divisible by 8 "
+                "and at most 128; set it to 'auto'"
             )
 
     @property
+    def has_class_token(self):
+        """Whether the first token is [CLS]."""
+        return self.pool in ("cls", "cls_gap") if self.class_token is None else self.class_token
+
+    @property
     def prefix(self):
-        """Number of tokens before the patches."""
-        return int(self.pool == "cls" if self.class_token is None else self.class_token)
+        """Number of tokens before the patches: [CLS], distillation and register tokens."""
+        return self.has_class_token + self.dist_token + self.reg_tokens
+
+    @property
+    def pos_prefix(self):
+        """Number of tokens before the patches that have learned positions, the first ones."""
+        if self.no_embed_class:
+            return 0
+        return self.prefix if self.embed_reg else self.prefix - self.reg_tokens
+
+    @property
+    def head_size(self):
+        """Size of an attention head."""
+        return self.width // self.num_heads
+
+    @property
+    def plain_attention(self):
+        """Whether queries and keys are outputs of the qkv layer, without QK norm and RoPE."""
+        return not self.qk_norm and self.rope == "none"
+
+    @property
+    def num_features(self):
+        """Width of the pooled features, the input of the classifier."""
+        if self.rep_size and self.num_classes:
+            return self.rep_size
+        return self.width * (2 if self.pool == "cls_gap" else 1)
 
     @property
     def grid(self):

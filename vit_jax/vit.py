@@ -15,6 +15,7 @@ from vit_jax.layers.kernels import accumulation_dtype, add_bias
 from vit_jax.layers.mlp import INITS, Linear
 from vit_jax.layers.norms import LayerNorm
 from vit_jax.layers.patch_embed import PatchEmbed, resize_positions, sincos2d
+from vit_jax.layers.rope import coordinates
 from vit_jax.schema import document_options
 from vit_jax.variants import VARIANTS, ViTConfig
 
@@ -22,7 +23,7 @@ __all__ = ["VARIANTS", "ViT", "ViTConfig", "create", "functional", "image_keys"]
 
 
 class ViT(nnx.Module):
-    """Patch embedding, [CLS] token, position embedding, encoder, pooling and classifier.
+    """Patch embedding, [CLS] and register tokens, positions, encoder, pooling and classifier.
 
     Image sizes other than `config.image` are supported: the position embedding is resized.
 
@@ -34,7 +35,14 @@ class ViT(nnx.Module):
     def __init__(self, config, *, rngs):
         self.config = c = config
         self.patch_embed = PatchEmbed(
-            c.patch, c.channels, c.width, how=c.patch_embed, init=c.init, dtype=c.dtype, rngs=rngs
+            c.patch,
+            c.channels,
+            c.width,
+            how=c.patch_embed,
+            bias=c.patch_bias,
+            init=c.init,
+            dtype=c.dtype,
+            rngs=rngs,
         )
         # Standard deviations of [CLS] and positions.
         unit = c.width**-0.5  # a norm of about 1
@@ -47,27 +55,41 @@ class ViT(nnx.Module):
         def normal(std, *shape):
             return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
 
-        num_positions = math.prod(c.grid) + (0 if c.no_embed_class else c.prefix)
-        self.cls_token = normal(cls_std, 1, 1, c.width) if c.prefix else None
-        learned = c.pos_embed == "learned"
-        self.pos_embed = normal(pos_std, 1, num_positions, c.width) if learned else None
-        self.blocks = make_blocks(c, rngs=rngs)
-        norm = LayerNorm(c.width, dtype=c.dtype)
-        self.norm = None if c.norm_after_pool else norm
-        self.fc_norm = norm if c.norm_after_pool else None
-        self.attn_pool = AttentionPool(c, rngs=rngs) if c.pool == "map" else None
+        def token(used, count=1):
+            return normal(cls_std, 1, count, c.width) if used else None
+
+        def norm(used):
+            return LayerNorm(c.width, eps=c.norm_eps, dtype=c.dtype) if used else None
+
         # As in big_vision, a zero classifier initially predicts all classes with equal probability.
         head_init = INITS["deit"] if c.init == "deit" else nnx.initializers.zeros
-        self.head = (
-            Linear(
-                c.width, c.num_classes, init=head_init, dtype=accumulation_dtype(c.dtype), rngs=rngs
-            )
-            if c.num_classes
-            else None
-        )
+
+        def classifier(used):
+            if not (used and c.num_classes):
+                return None
+            wide = accumulation_dtype(c.dtype)
+            return Linear(c.num_features, c.num_classes, init=head_init, dtype=wide, rngs=rngs)
+
+        self.cls_token = token(c.has_class_token)
+        learned = c.pos_embed == "learned"
+        num_positions = math.prod(c.grid) + c.pos_prefix
+        self.pos_embed = normal(pos_std, 1, num_positions, c.width) if learned else None
+        self.norm_pre = norm(c.embed_norm)
+        self.blocks = make_blocks(c, rngs=rngs)
+        self.norm = norm(not c.norm_after_pool)
+        self.fc_norm = norm(c.norm_after_pool)
+        self.attn_pool = AttentionPool(c, rngs=rngs) if c.pool == "map" else None
+        representation = c.rep_size and c.num_classes
+        make = dict(init=INITS[c.init], dtype=c.dtype, rngs=rngs)
+        self.pre_logits = Linear(c.width, c.rep_size, **make) if representation else None
+        self.head = classifier(True)
+        # After the other parameters, so that these do not change their random initialization.
+        self.dist_token = token(c.dist_token)
+        self.reg_token = token(c.reg_tokens, c.reg_tokens)
+        self.head_dist = classifier(c.dist_token)
 
     def embed(self, images):
-        """Embed images as tokens: [CLS] and patches, with positions added.
+        """Embed images as tokens: [CLS], registers and patches, with positions added.
 
         Args:
           images: normalized images, float [b, h, w, c].
@@ -75,13 +97,16 @@ class ViT(nnx.Module):
         Returns:
           Tokens [b, n, d].
         """
-        c = self.config
-        check_images(images, c.channels, c.patch)
-        _, h, w, _ = images.shape
-        return self.add_positions(self.patch_embed(images), (h // c.patch, w // c.patch))
+        check_images(images, self.config.channels, self.config.patch)
+        return self.add_positions(self.patch_embed(images), self.grid(images))
+
+    def grid(self, images):
+        """Return the rows and columns of patches (h, w) of images [..., h, w, c]."""
+        h, w, _ = images.shape[-3:]
+        return h // self.config.patch, w // self.config.patch
 
     def add_positions(self, patches, grid):
-        """Add positions to embedded patches and prepend [CLS].
+        """Add positions to embedded patches, prepend the other tokens, and apply `embed_norm`.
 
         `embed` applies `patch_embed`, then `add_positions`. Patches may be replaced by mask tokens
         between the two, and tokens may be dropped between `add_positions` and `encode`.
@@ -91,28 +116,41 @@ class ViT(nnx.Module):
           grid: rows and columns of patches (h, w).
 
         Returns:
-          Tokens [b, n, d].
+          Tokens [b, n, d], in the order [CLS], distillation token, registers, patches.
         """
         c = self.config
-        x = patches
-        if self.pos_embed is None:
-            x = x + sincos2d(grid, c.width).astype(c.dtype)
-        elif c.no_embed_class:
-            x = add_bias(x, self.positions(grid))
-        if self.cls_token is not None:
+        tokens = [self.cls_token, self.dist_token, self.reg_token]
+        tokens = [token[...] for token in tokens if token is not None]
+        sizes = [token.shape[1] for token in tokens]
+        # The first tokens have learned positions, the others have none.
+        num_embedded = next(i for i in range(len(sizes) + 1) if sum(sizes[:i]) == c.pos_prefix)
+
+        def repeat(tokens):
             # Cast after broadcasting, so that the gradient is summed over the batch in float32.
-            cls = jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, c.width)).astype(c.dtype)
-            x = jnp.concatenate([cls, x], axis=1)
-        if self.pos_embed is not None and not c.no_embed_class:
+            shapes = [(patches.shape[0], *token.shape[1:]) for token in tokens]
+            pairs = zip(tokens, shapes, strict=True)
+            return [jnp.broadcast_to(token, shape).astype(c.dtype) for token, shape in pairs]
+
+        x = patches
+        if c.pos_embed == "sincos2d":
+            x = x + sincos2d(grid, c.width).astype(c.dtype)
+        if c.pos_prefix:
+            x = jnp.concatenate([*repeat(tokens[:num_embedded]), x], axis=1)
+        if c.pos_embed == "learned":
             x = add_bias(x, self.positions(grid))
-        return x
+        if rest := repeat(tokens[num_embedded:]):
+            embedded = [x[:, : c.pos_prefix]] if c.pos_prefix else []
+            x = jnp.concatenate([*embedded, *rest, x[:, c.pos_prefix :]], axis=1)
+        return x if self.norm_pre is None else self.norm_pre(x)
 
     def positions(self, grid):
         """Return the learned positions [n, d] for a grid of patches, float32."""
         c = self.config
-        table = self.pos_embed[...]
-        prefix = table.shape[1] - math.prod(c.grid)  # positions of tokens other than patches
-        return resize_positions(table, c.grid, grid, prefix, c.pos_resize)[0]
+        return resize_positions(self.pos_embed[...], c.grid, grid, c.pos_prefix, c.pos_resize)[0]
+
+    def coordinates(self, grid):
+        """Return the coordinates of the tokens of a grid for RoPE [n, 2]; None without RoPE."""
+        return None if self.config.rope == "none" else coordinates(self.config, grid)
 
     def __call__(
         self, images, *, train=False, attention=False, blocks=False, tokens=True, rng=None
@@ -131,8 +169,10 @@ class ViT(nnx.Module):
         Returns:
           A dict of arrays:
             "logits": float32 (float64 for float64) [b, k], whatever dtype the activations have;
-              absent if num_classes is 0.
-            "pooled": input of the classifier [b, d].
+              absent if num_classes is 0. With a distillation token, the mean of the logits of both
+              classifiers; if train=True, those of [CLS].
+            "logits_dist": logits of the distillation token [b, k], if train=True.
+            "pooled": input of the classifier [b, d]; with a distillation token, the mean of both.
             "tokens": encoder output [b, n, d], after the final norm unless it follows pooling.
             "attention": softmax of each head [l, b, heads, q, m], if attention=True.
             "blocks": output of each block [l, b, n, d], if blocks=True.
@@ -143,13 +183,26 @@ class ViT(nnx.Module):
         """
         read = None if tokens or attention or blocks else self._num_read
         (x,), out = self._encode(
-            [self.embed(images)[:, None]], train, rng, attention, blocks, read=read
+            [self.embed(images)[:, None]],
+            [self.coordinates(self.grid(images))],
+            train,
+            rng,
+            attention,
+            blocks,
+            read=read,
         )
         out = {name: groups[0] for name, groups in out.items()}
         all_tokens, out["pooled"] = self.pool(x[:, 0])
         if tokens:
             out["tokens"] = all_tokens
-        if self.head is not None:
+        if self.head_dist is not None:
+            out["logits"], out["logits_dist"] = (
+                self.head(all_tokens[:, 0]),
+                self.head_dist(all_tokens[:, 1]),
+            )
+            if not train:
+                out["logits"] = (out["logits"] + out.pop("logits_dist")) / 2
+        elif self.head is not None:
             out["logits"] = self.head(out["pooled"])
         return out
 
@@ -169,16 +222,21 @@ class ViT(nnx.Module):
             b, v = group.shape[:2]
             x = self.embed(group.reshape(b * v, *group.shape[2:]))
             tokens.append(x.reshape(b, v, *x.shape[1:]))
-        groups, _ = self._encode(tokens, train, rng, read=self._num_read)
+        places = [self.coordinates(self.grid(group)) for group in groups]
+        groups, _ = self._encode(tokens, places, train, rng, read=self._num_read)
         pooled = [self.pool(x.reshape(-1, *x.shape[2:]))[1] for x in groups]
         pooled = [x.reshape(*g.shape[:2], -1) for x, g in zip(pooled, groups, strict=True)]
         return jnp.concatenate(pooled, axis=1)
 
-    def encode(self, tokens, *, train=False, rng=None, attention=False, blocks=False):
+    def encode(
+        self, tokens, *, coordinates=None, train=False, rng=None, attention=False, blocks=False
+    ):
         """Run the encoder blocks on tokens.
 
         Args:
           tokens: tokens [b, n, d], for any n.
+          coordinates: for RoPE: the rows of `coordinates(grid)` of these tokens, [n, 2] or
+            [b, n, 2].
           train: as in `__call__`.
           rng: as in `__call__`.
           attention: as in `__call__`.
@@ -188,15 +246,19 @@ class ViT(nnx.Module):
           Tokens [b, n, d], before the final norm; and a dict with "attention" and "blocks" as
           requested.
         """
-        (x,), outputs = self._encode([tokens[:, None]], train, rng, attention, blocks)
+        if (coordinates is None) != (self.config.rope == "none"):
+            raise UserError("pass coordinates to encode if, and only if, the model has RoPE")
+        (x,), outputs = self._encode(
+            [tokens[:, None]], [coordinates], train, rng, attention, blocks
+        )
         return x[:, 0], {name: groups[0] for name, groups in outputs.items()}
 
     @property
     def _num_read(self):
         """Number of tokens that pooling reads, the first ones; None: all."""
-        return 1 if self.config.pool == "cls" else None
+        return 1 + self.config.dist_token if self.config.pool == "cls" else None
 
-    def _encode(self, groups, train, rng, attention=False, blocks=False, read=None):
+    def _encode(self, groups, coordinates, train, rng, attention=False, blocks=False, read=None):
         """Run the encoder blocks on groups of tokens [b, v, n, d]; see `encoder.encode`."""
         keys = None
         if train:
@@ -207,6 +269,7 @@ class ViT(nnx.Module):
             self.config,
             self.blocks,
             groups,
+            coordinates=coordinates,
             keys=keys,
             attention=attention,
             outputs=blocks,
@@ -224,12 +287,19 @@ class ViT(nnx.Module):
           [b, d].
         """
         tokens = x if self.norm is None else self.norm(x)
-        pooled = (
-            self.attn_pool(tokens)
-            if self.attn_pool is not None
-            else pool_tokens(tokens, self.config.pool, self.config.prefix)
-        )
-        return tokens, pooled if self.fc_norm is None else self.fc_norm(pooled)
+        if self.attn_pool is not None:
+            pooled = self.attn_pool(
+                tokens[:, self.config.prefix :]
+            )  # as timm; the same without prefix
+        elif self.dist_token is not None:
+            pooled = tokens[:, :2].mean(axis=1)
+        else:
+            pooled = pool_tokens(tokens, self.config.pool, self.config.prefix)
+        if self.fc_norm is not None:
+            pooled = self.fc_norm(pooled)
+        if self.pre_logits is not None:
+            pooled = jnp.tanh(self.pre_logits(pooled))
+        return tokens, pooled
 
 
 @document_options(ViTConfig)

@@ -20,6 +20,9 @@ def mesh(data, fsdp, tensor):
         ("opt_state/0/mu/blocks/mlp/fc1/kernel", (12, 64, 256), P(None, "fsdp", "tensor")),
         ("extra/ema/blocks/mlp/fc2/kernel", (12, 256, 64), P(None, "tensor", "fsdp")),
         ("params/blocks/mlp/fc1/bias", (12, 256), P(None, "tensor")),
+        ("params/blocks/mlp/fc1/kernel", (12, 64, 2, 256), P(None, "fsdp", None, "tensor")),
+        ("params/blocks/attn/rope/freqs", (12, 2, 4, 8), P(None, None, "tensor", None)),
+        ("params/head_dist/kernel", (64, 1000), P("fsdp", "tensor")),
         ("params/head/kernel", (64, 1000), P("fsdp", "tensor")),
         ("params/head/kernel", (64, 1001), P("fsdp", None)),  # 1001 classes are not divisible
         ("params/blocks/norm1/scale", (12, 64), P(None, None)),  # small: replicated

@@ -20,9 +20,10 @@ AXES = ("data", "fsdp", "tensor")
 TENSOR_RULES = (
     (r"attn/qkv/(kernel|bias)$", -1),
     (r"attn/proj/kernel$", -2),
+    (r"attn/rope/freqs$", -2),
     (r"mlp/fc1/(kernel|bias)$", -1),
     (r"mlp/fc2/kernel$", -2),
-    (r"(^|/)head/(kernel|bias)$", -1),
+    (r"(^|/)head(_dist)?/(kernel|bias)$", -1),
     (r"(^|/)head/fc[12]/(kernel|bias)$", -1),
     (r"(^|/)last_layer/(kernel|scale)$", -1),
     (r"(^|/)center$", -1),

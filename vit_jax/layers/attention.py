@@ -1,6 +1,7 @@
 """Multi-head self-attention."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,24 @@ from flax import nnx
 
 from vit_jax.layers import kernels
 from vit_jax.layers.mlp import INITS, Linear
+from vit_jax.layers.norms import LayerNorm
+from vit_jax.layers.rope import Rope
+
+
+class Views(NamedTuple):
+    """A group of views of the same number of tokens.
+
+    Attributes:
+      images: number of images b.
+      per_image: views per image v.
+      tokens: tokens per view n.
+      coordinates: coordinates of the tokens for RoPE [n, 2] or [b * v, n, 2]; None without RoPE.
+    """
+
+    images: int
+    per_image: int
+    tokens: int
+    coordinates: Any = None
 
 
 def attend(q, k, v, *, kernel, maps=False, length=None):
@@ -43,22 +62,52 @@ def attend(q, k, v, *, kernel, maps=False, length=None):
     return out.swapaxes(1, 2), probabilities
 
 
-class Attention(nnx.Module):
-    """Multi-head self-attention within each view (arXiv:1706.03762, section 3.2.2)."""
+class QkvLinear(Linear):
+    """Projection to queries, keys and values; without a bias of the keys, its bias is [2, d]."""
 
     def __init__(self, config, *, rngs):
+        init = INITS[config.init]
+        bias = config.qkv_bias
+        super().__init__(
+            config.width, 3, config.width, bias=bias, init=init, dtype=config.dtype, rngs=rngs
+        )
+        self.has_k_bias = config.k_bias or not bias
+        if not self.has_k_bias:
+            self.bias = nnx.Param(jnp.zeros((2, config.width)))
+
+    def full_bias(self):
+        """Return the bias [3, d], with zeros for the keys if they have none."""
+        bias = self.bias[...]
+        return bias if self.has_k_bias else jnp.stack([bias[0], jnp.zeros_like(bias[0]), bias[1]])
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention within each view (arXiv:1706.03762, section 3.2.2).
+
+    Options of the config add QK norm and RoPE between the projection and the product of queries and
+    keys, and a LayerNorm before the output projection.
+    """
+
+    def __init__(self, config, *, rngs):
+        def norm(width, used):
+            return LayerNorm(width, eps=config.norm_eps, dtype=config.dtype) if used else None
+
+        self.qkv = QkvLinear(config, rngs=rngs)
+        self.q_norm = norm(config.head_size, config.qk_norm)
+        self.k_norm = norm(config.head_size, config.qk_norm)
+        self.norm = norm(config.width, config.attn_norm)
         make = dict(init=INITS[config.init], dtype=config.dtype, rngs=rngs)
-        self.qkv = Linear(config.width, 3, config.width, bias=config.qkv_bias, **make)
         self.proj = Linear(config.width, config.width, **make)
+        self.rope = None if config.rope == "none" else Rope(config, rngs=rngs)
         self.num_heads = config.num_heads
 
-    def __call__(self, x, shapes, *, kernel, maps, read=None):
+    def __call__(self, x, views, *, kernel, maps, read=None):
         """Apply attention within each view.
 
         Args:
           x: tokens [t, d] of all groups, as `encoder.flatten` returns them; or [b * v, n, d] of one
             group, where the rows from n on are padding.
-          shapes: (b, v, n) of each group in x.
+          views: `Views` of each group in x.
           kernel: "matmul", "xla", "cudnn" or "pallas".
           maps: whether to return the attention maps.
           read: number of queries, the first tokens of x [b * v, n, d]; None: all tokens.
@@ -68,47 +117,64 @@ class Attention(nnx.Module):
           each group, or None if not maps.
         """
         if read is not None:
-            return self.proj(self._attend_first(x, read, kernel)), None
+            return self._project(self._attend_first(x, views[0], read, kernel)), None
         if x.ndim == 3:
-            out, group_maps = self._attend_group(x, shapes[0][-1], kernel, maps)
-            return self.proj(out), [group_maps] if maps else None
+            out, group_maps = self._attend_group(x, views[0], kernel, maps)
+            return self._project(out), [group_maps] if maps else None
         t, d = x.shape
-        qkv = self.qkv(x).reshape(shapes[0][0], -1, 3, d)  # b (tokens per image) 3 d
+        qkv = self.qkv(x).reshape(views[0].images, -1, 3, d)  # b (tokens per image) 3 d
         outs = []
         probabilities = []
         start = 0
-        for b, v, n in shapes:
+        for b, v, n, coordinates in views:
             part = qkv[:, start : start + v * n].reshape(b * v, n, 3, d)
-            out, group_maps = attend(*self._split(part), kernel=kernel, maps=maps)
+            qkv_heads = self._split(part, coordinates)
+            out, group_maps = attend(*qkv_heads, kernel=kernel, maps=maps)
             outs.append(out.reshape(b, v * n, d))
             probabilities.append(group_maps)
             start += v * n
         out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
-        return self.proj(out.reshape(t, d)), probabilities if maps else None
+        return self._project(out.reshape(t, d)), probabilities if maps else None
 
-    def _attend_group(self, x, length, kernel, maps):
-        """Attention in x [b, n, d] to the first `length` keys, before the output projection."""
+    def _attend_group(self, x, views, kernel, maps):
+        """Attention in x [b, n, d] to the keys of `views`, before the output projection."""
         if kernel == "pallas" and not maps:
             from vit_jax.layers import pallas_attention  # slow to import, and for TPUs only
 
-            bias = None if self.qkv.bias is None else self.qkv.bias[...]
+            bias = None if self.qkv.bias is None else self.qkv.full_bias()
             return pallas_attention.attend(self.qkv.product(x), bias, self.num_heads), None
-        q, k, v = self._split(self.qkv(x))
-        out, group_maps = attend(q, k, v, kernel=kernel, maps=maps, length=length)
+        q, k, v = self._split(self.qkv(x), views.coordinates)
+        out, group_maps = attend(q, k, v, kernel=kernel, maps=maps, length=views.tokens)
         return out.reshape(x.shape), group_maps
 
-    def _attend_first(self, x, read, kernel):
+    def _attend_first(self, x, views, read, kernel):
         """Attention in x [b, n, d] of the first `read` queries, before the output projection."""
         q = self.qkv.part(x[:, :read], 0, 1)[:, :, 0]
         kv = self.qkv.part(x, 1, 3)
         heads = (self.num_heads, x.shape[-1] // self.num_heads)
         q, k, v = (y.reshape(*y.shape[:2], *heads) for y in (q, kv[:, :, 0], kv[:, :, 1]))
+        q, k = self._place(q, k, views.coordinates)
         return attend(q, k, v, kernel=kernel)[0].reshape(len(x), read, -1)
 
-    def _split(self, qkv):
+    def _split(self, qkv, coordinates):
         """Split [b, n, 3, d] into queries, keys and values [b, n, heads, e]."""
         qkv = qkv.reshape(*qkv.shape[:3], self.num_heads, -1)
-        return tuple(qkv[:, :, i] for i in range(3))
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        return *self._place(q, k, coordinates), v
+
+    def _place(self, q, k, coordinates):
+        """Apply QK norm and RoPE to queries and keys [b, n, heads, e]; there may be fewer q."""
+        if self.q_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope is not None:
+            cos, sin = self.rope(coordinates)
+            first = (..., slice(q.shape[1]), slice(None), slice(None))
+            q, k = self.rope.rotate(q, cos[first], sin[first]), self.rope.rotate(k, cos, sin)
+        return q, k
+
+    def _project(self, x):
+        """Apply the norm, if any, and the output projection to x [..., d]."""
+        return self.proj(x if self.norm is None else self.norm(x))
 
 
 MAX_KERNEL_ERROR = 0.02  # relative, in the L2 norm; that of bfloat16 is below 0.01
@@ -135,7 +201,8 @@ def prove(kernel, config, batch=2):
     x, g = jax.random.normal(jax.random.key(0), (2, batch, n, config.width))
 
     def gradient(kernel, dtype):
-        layer = Attention(dataclasses.replace(config, dtype=dtype, attn="auto"), rngs=nnx.Rngs(0))
+        plain = dataclasses.replace(config, dtype=dtype, attn="auto", rope="none", rope_grid=None)
+        layer = Attention(plain, rngs=nnx.Rngs(0))  # kernels get queries and keys after RoPE
         graph, params = nnx.split(layer)
         # Kernels of the initialization would give equal weights to all keys.
         params = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape), params)
@@ -144,7 +211,7 @@ def prove(kernel, config, batch=2):
 
         def apply(params, x):
             x = jnp.pad(x.astype(dtype), [(0, 0), (0, padding), (0, 0)])
-            out, _ = nnx.merge(graph, params)(x, [(batch, 1, n)], kernel=kernel, maps=False)
+            out, _ = nnx.merge(graph, params)(x, [Views(batch, 1, n)], kernel=kernel, maps=False)
             return out[:, :n].astype(jnp.float32)
 
         def loss(params, x):

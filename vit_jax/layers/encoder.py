@@ -11,13 +11,15 @@ The parameters of the blocks are stacked: every leaf of `blocks` has a leading l
 the blocks with `lax.scan` or unrolled gives the same result and differs only in speed.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.devices import sharding
 from vit_jax.layers import kernels
-from vit_jax.layers.attention import Attention
+from vit_jax.layers.attention import Attention, Views
 from vit_jax.layers.drop_path import Dropout
 from vit_jax.layers.mlp import Mlp
 from vit_jax.layers.norms import LayerNorm
@@ -45,21 +47,21 @@ class Block(nnx.Module):
     """Encoder block with pre-norm, x + f(norm(x)), or post-norm, norm(x + f(x))."""
 
     def __init__(self, config, *, rngs):
-        self.norm1 = LayerNorm(config.width, dtype=config.dtype)
+        self.norm1 = LayerNorm(config.width, eps=config.norm_eps, dtype=config.dtype)
         self.attn = Attention(config, rngs=rngs)
-        self.norm2 = LayerNorm(config.width, dtype=config.dtype)
-        self.mlp = Mlp(config, rngs=rngs)
+        self.norm2 = LayerNorm(config.width, eps=config.norm_eps, dtype=config.dtype)
+        self.mlp = Mlp(config, kind=config.mlp, norm=config.mlp_norm, rngs=rngs)
         self.post = config.norm == "post"
         use_layer_scale = config.layer_scale_init is not None
         self.ls1 = LayerScale(config) if use_layer_scale else None
         self.ls2 = LayerScale(config) if use_layer_scale else None
 
-    def __call__(self, x, shapes, *, kernel, maps, dropout, read=None):
+    def __call__(self, x, views, *, kernel, maps, dropout, read=None):
         """Apply the block.
 
         Args:
           x: tokens [t, d] of all groups, or [b * v, n, d] of one; see `Attention`.
-          shapes: (b, v, n) of each group in x.
+          views: `Views` of each group in x.
           kernel: the attention kernel.
           maps: whether to return the attention maps.
           dropout: `Dropout` of this block.
@@ -71,7 +73,7 @@ class Block(nnx.Module):
         """
 
         def attention(x):
-            x, probabilities = self.attn(x, shapes, kernel=kernel, maps=maps, read=read)
+            x, probabilities = self.attn(x, views, kernel=kernel, maps=maps, read=read)
             x = dropout.drop(x, 0)
             x = x if self.ls1 is None else self.ls1(x)
             return dropout.drop_path(x, 1), probabilities
@@ -102,7 +104,16 @@ def make_blocks(config, *, rngs):
 
 
 def encode(
-    config, blocks, groups, *, keys=None, attention=False, outputs=False, read=None, layout=None
+    config,
+    blocks,
+    groups,
+    *,
+    coordinates=None,
+    keys=None,
+    attention=False,
+    outputs=False,
+    read=None,
+    layout=None,
 ):
     """Run the encoder blocks on groups of tokens.
 
@@ -110,6 +121,7 @@ def encode(
       config: `ViTConfig` of the blocks.
       blocks: stacked blocks, as returned by `make_blocks`.
       groups: list of tokens [b, v, n, d]; v and n may differ between groups.
+      coordinates: coordinates of each group for RoPE, see `Views`; None: no RoPE.
       keys: one random key per image [b] for dropout and drop path; None: neither is applied.
       attention: whether to return the attention maps of each block.
       outputs: whether to return the output of each block.
@@ -122,63 +134,32 @@ def encode(
       "attention", a list of maps [l, b * v, heads, q, m], and "blocks", a list of outputs
       [l, b * v, n, d], as requested. The lists have one array per group.
     """
-    shapes = tuple(g.shape[:3] for g in groups)
+    coordinates = coordinates or [None] * len(groups)
+    views = [Views(*g.shape[:3], c) for g, c in zip(groups, coordinates, strict=True)]
     auto = kernels.resolve_auto(jax.default_backend(), config)
     kernel = auto["attn"] if config.attn == "auto" else config.attn
     flat = (layout or kernels.token_layout(kernel)) == "flat"
+    inputs = [views] if flat else [[_pad_coordinates(group, kernel)] for group in views]
+    xs = [flatten(groups)] if flat else [_pad(g, kernel) for g in groups]
     kernel = "matmul" if attention else kernel
     graph, stacked = nnx.split(blocks)
-    stacked = nnx.to_pure_dict(stacked)
-    depth = config.depth
-    drop_path = config.drop_path
-    # Linear in depth (arXiv:1603.09382, equation 4), but 0 in the first block, as in timm and DeiT.
-    rates = jnp.linspace(0.0, drop_path, depth) if drop_path else jnp.zeros(depth)
-
-    def run_block(xs, layer, group_shapes, **options):
-        """Apply a block to all groups: x of each, or one x of all if group_shapes has one item."""
-        params, index, rate = layer
-        block = nnx.merge(graph, params)
-        layer_keys = None
-        if keys is not None:
-            layer_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-        new = []
-        maps = []
-        for group, (x, x_shapes) in enumerate(zip(xs, group_shapes, strict=True)):
-            dropout = Dropout()
-            if keys is not None:
-                masks = [(b, v, options.get("read") or n) for b, v, n in shapes]
-                rates = config.dropout, rate if drop_path else 0.0
-                dropout = Dropout(layer_keys, masks, *rates, None if x.ndim == 2 else group)
-            x, x_maps = block(
-                sharding.constrain_batch(x), x_shapes, maps=attention, dropout=dropout, **options
-            )
-            new.append(x)
-            maps += x_maps or []
-        return new, maps
-
-    per_group = [(s,) for s in shapes]
+    apply = functools.partial(_apply_block, config, graph, keys, views)
 
     def run(xs, layer):
-        xs, maps = run_block(xs, layer, [shapes] if flat else per_group, kernel=kernel)
+        xs, maps = apply(xs, layer, inputs, kernel=kernel, maps=attention)
         return xs, (maps, xs if outputs else None)
-
-    def run_last(xs, layer):
-        # Few queries: the scores are small, and cuDNN does not take a single one.
-        return run_block(xs, layer, per_group, kernel="matmul", read=read)[0]
-
-    scanned = (auto["scan"] if config.scan == "auto" else config.scan) == "on"
-    if config.remat != "none":
-        policy = REMAT_POLICIES[config.remat]
-        run = jax.checkpoint(run, policy=policy, prevent_cse=not scanned)
-        run_last = jax.checkpoint(run_last, policy=policy)
 
     def as_groups(xs):
         if flat:
-            return unflatten(xs[0], shapes)
-        return [x[:, : s[-1]].reshape(*s, -1) for x, s in zip(xs, shapes, strict=True)]
+            return unflatten(xs[0], views)
+        return [x[:, : v.tokens].reshape(*v[:3], -1) for x, v in zip(xs, views, strict=True)]
 
-    xs = [flatten(groups)] if flat else [_pad(g, kernel) for g in groups]
-    layers = (stacked, jnp.arange(depth), rates)
+    scanned = (auto["scan"] if config.scan == "auto" else config.scan) == "on"
+    run = _rematerialize(run, config, prevent_cse=not scanned)
+    depth = config.depth
+    # Linear in depth (arXiv:1603.09382, equation 4), but 0 in the first block, as in timm and DeiT.
+    rates = jnp.linspace(0.0, config.drop_path, depth) if config.drop_path else jnp.zeros(depth)
+    layers = (nnx.to_pure_dict(stacked), jnp.arange(depth), rates)
     if scanned:
         if read is not None:
             layers, last = split(layers, [depth - 1, 1])
@@ -195,8 +176,7 @@ def encode(
             maps, all_xs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *collected)
     groups = as_groups(xs)
     if read is not None:
-        xs = run_last([g.reshape(-1, *g.shape[2:]) for g in groups], last)
-        return [x.reshape(*s[:2], read, -1) for x, s in zip(xs, shapes, strict=True)], {}
+        return _apply_last_block(config, apply, groups, views, last, read), {}
     named = {"attention": maps} if attention else {}
     if outputs:
         per_group = jax.vmap(as_groups)(all_xs)
@@ -204,11 +184,84 @@ def encode(
     return groups, named
 
 
+def _apply_block(config, graph, keys, views, xs, layer, inputs, *, kernel, maps, read=None):
+    """Apply a block to all groups.
+
+    Args:
+      config: `ViTConfig` of the blocks.
+      graph: the graph of a block.
+      keys: as in `encode`.
+      views: `Views` of all groups.
+      xs: inputs of the block: one of all groups, or one per group.
+      layer: parameters, index and drop path rate of the block.
+      inputs: the list of `Views` of each of xs.
+      kernel: the attention kernel.
+      maps: whether to return the attention maps.
+      read: as in `encode`.
+
+    Returns:
+      The outputs, and the list of attention maps of all groups.
+    """
+    params, index, rate = layer
+    block = nnx.merge(graph, params)
+    layer_keys = None
+    if keys is not None:
+        layer_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+    new = []
+    all_maps = []
+    for group, (x, x_views) in enumerate(zip(xs, inputs, strict=True)):
+        dropout = Dropout()
+        if keys is not None:
+            masks = [(b, v, read or n) for b, v, n, _ in views]
+            rates = config.dropout, rate if config.drop_path else 0.0
+            dropout = Dropout(layer_keys, masks, *rates, None if x.ndim == 2 else group)
+        x, x_maps = block(
+            sharding.constrain_batch(x),
+            x_views,
+            kernel=kernel,
+            maps=maps,
+            dropout=dropout,
+            read=read,
+        )
+        new.append(x)
+        all_maps += x_maps or []
+    return new, all_maps
+
+
+def _apply_last_block(config, apply, groups, views, layer, read):
+    """Apply a block for the first `read` tokens of groups [b, v, n, d]; apply: `_apply_block`."""
+
+    def run(xs, layer):
+        # Few queries: the scores are small, and cuDNN does not take a single one.
+        inputs = [[group] for group in views]
+        return apply(xs, layer, inputs, kernel="matmul", maps=False, read=read)[0]
+
+    xs = [g.reshape(-1, *g.shape[2:]) for g in groups]
+    xs = _rematerialize(run, config)(xs, layer)
+    return [x.reshape(*v[:2], read, -1) for x, v in zip(xs, views, strict=True)]
+
+
+def _rematerialize(run, config, **options):
+    """Apply `config.remat` to a function of arrays."""
+    if config.remat == "none":
+        return run
+    return jax.checkpoint(run, policy=REMAT_POLICIES[config.remat], **options)
+
+
 def _pad(group, kernel):
     """Convert a group [b, v, n, d] to [b * v, n, d], padded for an attention kernel."""
     b, v, n, d = group.shape
     padding = kernels.padded_length(kernel, n) - n
     return jnp.pad(group.reshape(b * v, n, d), [(0, 0), (0, padding), (0, 0)])
+
+
+def _pad_coordinates(views, kernel):
+    """Pad the coordinates of `Views` to the length of `_pad`."""
+    x = views.coordinates
+    if x is None:
+        return views
+    padding = kernels.padded_length(kernel, views.tokens) - views.tokens
+    return views._replace(coordinates=jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, padding), (0, 0)]))
 
 
 def split(stacked, sizes):
@@ -229,13 +282,13 @@ def flatten(groups):
     return (rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)).reshape(-1, d)
 
 
-def unflatten(x, shapes):
-    """Invert `flatten`: split tokens [t, d] into groups [b, v, n, d] of the given (b, v, n)."""
-    b, d = shapes[0][0], x.shape[-1]
+def unflatten(x, views):
+    """Invert `flatten`: split tokens [t, d] into groups [b, v, n, d] of these `Views`."""
+    b, d = views[0].images, x.shape[-1]
     x = x.reshape(b, -1, d)
     groups = []
     start = 0
-    for _, v, n in shapes:
+    for _, v, n, _ in views:
         groups.append(x[:, start : start + v * n].reshape(b, v, n, d))
         start += v * n
     return groups

@@ -11,14 +11,20 @@ from vit_jax.layers.norms import LayerNorm
 
 
 def pool_tokens(tokens, how, prefix):
-    """Pool tokens [b, n, d] into one vector per image [b, d].
+    """Pool tokens [b, n, d] into one vector per image.
 
     Args:
       tokens: tokens [b, n, d].
-      how: "cls", the first token; or "gap", the mean over the patches.
+      how: "cls", the first token; "gap", the mean over the patches; or "cls_gap", both.
       prefix: number of tokens before the patches.
+
+    Returns:
+      [b, d], or [b, 2 d] for "cls_gap".
     """
-    return tokens[:, 0] if how == "cls" else tokens[:, prefix:].mean(axis=1)
+    if how == "cls":
+        return tokens[:, 0]
+    mean = tokens[:, prefix:].mean(axis=1)
+    return mean if how == "gap" else jnp.concatenate([tokens[:, 0], mean], axis=-1)
 
 
 class AttentionPool(nnx.Module):
@@ -36,7 +42,7 @@ class AttentionPool(nnx.Module):
         self.q = Linear(width, width, **make)
         self.kv = Linear(width, 2, width, **make)
         self.proj = Linear(width, width, **make)
-        self.norm = LayerNorm(width, dtype=config.dtype)
+        self.norm = LayerNorm(width, eps=config.norm_eps, dtype=config.dtype)
         self.mlp = Mlp(config, rngs=rngs)
         self.num_heads = config.num_heads
 

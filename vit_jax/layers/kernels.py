@@ -54,25 +54,27 @@ def patch_embedding(how, platform=None):
 
 
 def _fastest_attention(platform, config):
-    """Return the attention kernel that "auto" stands for."""
+    """Return the attention kernel that "auto" stands for.
+
+    The Pallas kernel takes the output of the qkv layer, and therefore neither QK norm nor RoPE.
+    """
     if platform == "cpu":
         return "matmul"
     if platform == "gpu" and cudnn_supports(config):
         return "cudnn"
-    if platform == "tpu":
+    if platform == "tpu" and config.plain_attention:
         from vit_jax.layers import pallas_attention  # slow to import, and for TPUs only
 
         n = config.prefix + config.grid[0] * config.grid[1]
-        head_size = config.width // config.num_heads
-        if pallas_attention.supports(n, config.num_heads, head_size, config.dtype):
+        if pallas_attention.supports(n, config.num_heads, config.head_size, config.dtype):
             return "pallas"
     return "xla"
 
 
 def cudnn_supports(config):
     """Return whether cuDNN has attention for the dtype and the head size of a `ViTConfig`."""
-    head_size = config.width // config.num_heads
-    return config.dtype == "bfloat16" and head_size % 8 == 0 and head_size <= 128
+    size = config.head_size
+    return config.dtype == "bfloat16" and size % 8 == 0 and size <= 128
 
 
 def token_layout(attn):

@@ -27,7 +27,7 @@ class PatchEmbed(nnx.Module):
     Conv2d, uniform in +-1 / sqrt(p * p * c) for kernel and bias.
     """
 
-    def __init__(self, patch, channels, width, *, how, init, dtype, rngs):
+    def __init__(self, patch, channels, width, *, how, bias=True, init, dtype, rngs):
         bound = (patch * patch * channels) ** -0.5
 
         def uniform(key, shape):
@@ -38,7 +38,7 @@ class PatchEmbed(nnx.Module):
         if init == "big_vision":
             kernel_init, bias_init = nnx.initializers.lecun_normal(), nnx.initializers.zeros
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape))
-        self.bias = nnx.Param(bias_init(rngs.params(), (width,)))
+        self.bias = nnx.Param(bias_init(rngs.params(), (width,))) if bias else None
         self.how = how
         self.dtype = dtype
 
@@ -58,7 +58,7 @@ class PatchEmbed(nnx.Module):
             # Otherwise, XLA on GPU lays out the tokens of all blocks with the batch in the last
             # axis, and transposes them in every layer.
             x = with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))
-        return kernels.add_bias(x, self.bias[...])
+        return x if self.bias is None else kernels.add_bias(x, self.bias[...])
 
 
 def unfold(images, p):

@@ -55,7 +55,7 @@ def make(model, config, steps_per_epoch):
     c = config.objective
     head = pure(
         lambda rngs: DinoHead(
-            model.module.config.width,
+            model.module.config.num_features,
             hidden_dim=c.hidden_dim,
             bottleneck_dim=c.bottleneck_dim,
             out_dim=c.out_dim,
