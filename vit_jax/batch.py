@@ -327,7 +327,7 @@ def first_rows(batch, count):
         shards = {shard.index[0].start or 0: shard for shard in x.addressable_shards}
         rows, missing = [], count
         for _, shard in sorted(shards.items()):
-            rows.append(np.asarray(shard.data[:missing]))
+            rows.append(np.asarray(shard.data)[:missing])
             missing -= len(rows[-1])
             if not missing:
                 break

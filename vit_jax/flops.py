@@ -54,12 +54,13 @@ def count_flops(config):
         products = sum(k * k * m * n * side**2 for k, _, m, n, side in plan)
         return 2 * (products + config.num_classes * plan[-1][3])
     import jax
+    from flax import nnx
 
     from vit_jax import models
 
     # Scanned, so that only one block is traced, and with attention that every platform supports.
     model = models.build(replace(config, scan="on", attn="matmul", dtype="float32"))
-    weights = jax.eval_shape(model.init, jax.random.key(0))
+    weights = nnx.to_pure_dict(nnx.state(model.module))
     shape = (1, config.image, config.image, config.channels)
     images = jax.ShapeDtypeStruct(shape, "float32")
     return _count_jaxpr(jax.make_jaxpr(model.apply)(weights, images).jaxpr)

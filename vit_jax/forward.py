@@ -6,12 +6,13 @@ arrays [b, ...]; all batches have the same b. Its "mask", bool [b], is False in 
 
 import contextlib
 import contextvars
-import functools
 
 import jax
 import numpy as np
 
 from vit_jax.devices import sharding
+
+MAX_PROGRAMS = 8  # of each evaluator that are kept, so that all splits share them
 
 
 def compile(apply, mesh=None):
@@ -27,11 +28,11 @@ def compile(apply, mesh=None):
     """
     out_sharding = sharding.replicated(mesh) if mesh is not None else None
 
-    @functools.partial(jax.jit, out_shardings=out_sharding)
     def run(params, batch):
         return apply(params, batch), batch["mask"]
 
-    return run
+    run.__name__ = apply.__name__  # in profiles and logs of compilations
+    return jax.jit(run, out_shardings=out_sharding)
 
 
 _poll = contextvars.ContextVar("poll", default=lambda: None)

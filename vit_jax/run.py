@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import numpy as np
 
 from vit_jax import batch, evaluators, models, objectives, optim, pretrained
 from vit_jax.devices import chips, sharding
@@ -58,7 +59,7 @@ class Run:
         self.model = models.build(model)
         self.objective = objectives.make(self.model, config, self.steps_per_epoch)
         tx, self.schedule = optim.make(config, self.steps_per_epoch)
-        self.init_rng, self.train_rng = jax.random.split(jax.random.key(config.seed))
+        self.init_rng, self.train_rng = _make_keys(np.uint32(config.seed))
 
         def init(rng, pretrained_weights):
             model = self.model._replace(
@@ -68,7 +69,7 @@ class Run:
             objective = objectives.make(model, config, self.steps_per_epoch)
             return init_state(objective, tx, rng)
 
-        self.abstract = sharding.abstract_state(lambda: init(self.init_rng, {}), self.mesh)
+        self.abstract = sharding.abstract_state(init, self.mesh, self.init_rng, {})
         state_sharding = jax.tree.map(lambda x: x.sharding, self.abstract)
         batch_sharding = sharding.batch_sharding(self.mesh)
         replicated = sharding.replicated(self.mesh)
@@ -194,6 +195,12 @@ class Run:
     def parameters(self):
         """Number of trainable parameters."""
         return sum(x.size for x in jax.tree.leaves(self.abstract.params))
+
+
+@jax.jit
+def _make_keys(seed):
+    """Return the random keys of initialization and of training."""
+    return tuple(jax.random.split(jax.random.key(seed)))
 
 
 def _prove_attention(model, platform):

@@ -50,11 +50,15 @@ def training_views(run, rows, step):
     """
     count = run.config.log_images
     rows = batch.first_rows(rows, count)
-    rows["row"] = jnp.arange(len(rows["label"]))
-    rng = jax.random.fold_in(run.train_rng, step)
-    groups = jax.jit(run.objective.views)(rows, rng)
+
+    @jax.jit
+    def compute_views(rows, step, rng):
+        rows = rows | {"row": jnp.arange(len(rows["label"]))}
+        return run.objective.views(rows, jax.random.fold_in(rng, step))
+
+    groups = jax.device_get(compute_views(rows, np.int32(step), run.train_rng))
     views = [
-        denormalize(np.asarray(group[:, i], np.float32), run.config.data)
+        denormalize(group[:, i].astype(np.float32), run.config.data)
         for group in groups.values()
         for i in range(group.shape[1])
     ]

@@ -165,6 +165,7 @@ def _set_compilation_cache(config):
     if config.compilation_cache and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache_dir = Path(config.compilation_cache).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache_dir))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # small programs too
 
 
 def _write_files(run, directory, start, say):

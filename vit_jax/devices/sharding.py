@@ -143,9 +143,12 @@ def path_name(path):
     return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
 
 
-def abstract_state(make_state, mesh):
-    """Return the result of make_state() as ShapeDtypeStructs with the shardings of the mesh."""
-    state = jax.eval_shape(make_state)
+def abstract_state(make_state, mesh, *args):
+    """Return the result of make_state(*args) as ShapeDtypeStructs with the shardings of the mesh.
+
+    A `jax.jit` of the same function reuses its trace.
+    """
+    state = jax.eval_shape(make_state, *args)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         state,

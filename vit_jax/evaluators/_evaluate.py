@@ -114,14 +114,7 @@ def features(model, config, split, mesh, names=("pooled",), *, max_images=None, 
     source, size, read = read_split(config, split, mesh, batch_size)
     count = min(max_images or len(source), len(source))
     num_batches = -(-count // size)
-
-    def apply(params, rows):
-        images = augment.normalize(rows["image"], config.data.mean, config.data.std)
-        out = model.apply(params, images, tokens="tokens" in names)
-        out = {name: out[name].astype(jnp.float32) for name in names if name in out}
-        return out | {"label": rows["label"]}
-
-    run = forward.compile(apply, mesh)
+    run = _compile_features(model.bind, config.data.mean, config.data.std, mesh, tuple(names))
 
     def extract(params):
         num_images = min(num_batches * size, len(source))
@@ -129,6 +122,19 @@ def features(model, config, split, mesh, names=("pooled",), *, max_images=None, 
         return {name: array[:count] for name, array in arrays.items()}
 
     return extract
+
+
+@functools.lru_cache(maxsize=forward.MAX_PROGRAMS)
+def _compile_features(bind, mean, std, mesh, names):
+    """Return the program that computes outputs of a batch, the same for all splits."""
+
+    def compute_features(params, rows):
+        images = augment.normalize(rows["image"], mean, std)
+        out = bind(params)(images, tokens="tokens" in names)
+        out = {name: out[name].astype(jnp.float32) for name in names if name in out}
+        return out | {"label": rows["label"]}
+
+    return forward.compile(compute_features, mesh)
 
 
 def _read_out(readouts, model, config, split, mesh):

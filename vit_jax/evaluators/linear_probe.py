@@ -6,6 +6,9 @@ pooled feature, that of its evaluation view without random crops, and the report
 of the last epoch, not of the best epoch on the evaluated split.
 """
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,35 +102,54 @@ def sgd(train, labels, features, *, epochs, batch_size, lr, momentum):
       Predicted labels, int [n].
     """
     size = min(batch_size, len(train))
-    steps = len(train) // size
-    peak = lr * size / 256
-
-    def schedule(step):
-        return peak * (1 + jnp.cos(jnp.pi * (step // steps) / epochs)) / 2
-
-    tx = optax.sgd(schedule, momentum=momentum)
-
-    @jax.jit
-    def train_epoch(state, key, train, labels):
-        def loss(params, rows):
-            logits = train[rows] @ params["kernel"] + params["bias"]
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]).mean()
-
-        def step(state, rows):
-            params, moments = state
-            updates, moments = tx.update(jax.grad(loss)(params, rows), moments)
-            return (optax.apply_updates(params, updates), moments), None
-
-        order = jax.random.permutation(key, len(train))[: steps * size]
-        return jax.lax.scan(step, state, order.reshape(steps, size))[0]
-
-    init_key, *epoch_keys = jax.random.split(jax.random.key(0), 1 + epochs)
-    kernel = INIT_STD * jax.random.normal(init_key, (train.shape[1], labels.max() + 1))
-    params = {"kernel": kernel, "bias": jnp.zeros(kernel.shape[1])}
-    state = (params, tx.init(params))
+    settings = _SGD(epochs, len(train) // size, size, lr * size / 256, momentum)
+    state, keys = _init_sgd(settings, train.shape[1], int(labels.max()) + 1)
     train = jax.device_put(train)
     labels = jax.device_put(labels)
-    for key in epoch_keys:
-        state = train_epoch(state, key, train, labels)
+    for key in keys:
+        state = _train_epoch(settings, state, key, train, labels)
     params = jax.device_get(state[0])
     return (features @ params["kernel"] + params["bias"]).argmax(1)
+
+
+class _SGD(NamedTuple):
+    """Settings of `sgd`. Programs are compiled once for each."""
+
+    epochs: int
+    steps: int  # per epoch
+    batch_size: int
+    peak: float  # learning rate
+    momentum: float
+
+    def optimizer(self):
+        def schedule(step):
+            return self.peak * (1 + jnp.cos(jnp.pi * (step // self.steps) / self.epochs)) / 2
+
+        return optax.sgd(schedule, momentum=self.momentum)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _init_sgd(settings, width, num_classes):
+    """Return the initial (params, moments), and a key for each epoch."""
+    init_key, *keys = jax.random.split(jax.random.key(0), 1 + settings.epochs)
+    kernel = INIT_STD * jax.random.normal(init_key, (width, num_classes))
+    params = {"kernel": kernel, "bias": jnp.zeros(num_classes)}
+    return (params, settings.optimizer().init(params)), keys
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _train_epoch(settings, state, key, train, labels):
+    tx = settings.optimizer()
+
+    def loss(params, rows):
+        logits = train[rows] @ params["kernel"] + params["bias"]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]).mean()
+
+    def step(state, rows):
+        params, moments = state
+        updates, moments = tx.update(jax.grad(loss)(params, rows), moments)
+        return (optax.apply_updates(params, updates), moments), None
+
+    count = settings.steps * settings.batch_size
+    order = jax.random.permutation(key, len(train))[:count]
+    return jax.lax.scan(step, state, order.reshape(settings.steps, settings.batch_size))[0]

@@ -36,9 +36,8 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  has no schedules
 
     def loss(params, extra, batch, rng, step):  # noqa: ARG001  has no schedules
         weights = merge_trees(params, extra)
-        image = jax.ShapeDtypeStruct(batch["image"].shape, jnp.float32)
-        num_classes = jax.eval_shape(model.apply, weights, image)["logits"].shape[-1]
-        targets = smooth(one_hot(batch["label"], num_classes), c.label_smoothing)
+        targets = one_hot(batch["label"], model.module.config.num_classes)
+        targets = smooth(targets, c.label_smoothing)
         weighted = targets * batch["weight"][:, None] if "weight" in batch else targets
         batch = batch | {"target": (targets, weighted)}
         images, keys, (targets, weighted) = make_views(batch, rng, config)
