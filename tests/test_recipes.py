@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import digits
 from tests import ROOT
+from tests.compilations import Compilations
 from tests.tiny import tiny
 from vit_jax import data, models, optim, train, variants
 from vit_jax.config import check, defaults, flat, objective, schema
@@ -23,6 +24,19 @@ from vit_jax.workdir import log
 
 RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("[!_]*.py"))
 FEATURE_EVALUATORS = ("knn", "linear_probe")
+# What a run may compile. Each function that is compiled costs time at the start; operations on
+# arrays outside of these functions are done in NumPy.
+PROGRAMS = {
+    "_make_keys",
+    "init",
+    "compute_views",  # images for the loggers
+    "train_step",
+    "sum_scores",  # accuracy
+    "compute_features",
+    "_nearest",  # k-NN
+    "compute",  # attention maps for the loggers
+    "_sums",  # checksums of checkpoints
+}
 
 
 @contextlib.contextmanager
@@ -62,9 +76,12 @@ def test_recipe_trains_two_steps(name, tmp_path, used_keys):
     check(module.get_config())
     assert f"--config=configs/{name}.py" in module.__doc__
     config = tiny(module.get_config())
+    config.log_every = config.eval_every = config.checkpoint_every = "1"
     check(config)
-    with recording(config, used_keys):
+    with recording(config, used_keys), Compilations() as compilations:
         train.train(config, tmp_path, devices=jax.devices()[:1])
+    assert compilations.repeated == []
+    assert set(compilations.functions) <= PROGRAMS
     rows = log.read_metrics(tmp_path)
     assert rows[-1]["step"] == 2 and rows[-1]["eval/test/images"] == 16
 
