@@ -105,6 +105,11 @@ class LoadedModel:
         return getattr(self.model.module.config, "prefix", 0)
 
     @property
+    def has_class_token(self):
+        """Whether the first token of a ViT is [CLS]."""
+        return getattr(self.model.module.config, "has_class_token", False)
+
+    @property
     def grid(self):
         """Patch grid of a ViT: (rows, columns)."""
         side = self.image // self.model.module.config.patch

@@ -87,8 +87,7 @@ def attention_maps(run):
     def compute(weights, images):
         images = augment.normalize(images, run.config.data.mean, run.config.data.std)
         softmax = run.model.apply(weights, images, attention=True)["attention"][-1]
-        maps = attention.cls_maps if config.prefix else attention.patch_maps
-        maps = maps(softmax, grid, config.prefix).mean(1)
+        maps = attention.query_maps(softmax, grid, config.prefix, config.has_class_token).mean(1)
         return (maps / maps.max((1, 2), keepdims=True)).astype(jnp.float32)
 
     def draw(weights):

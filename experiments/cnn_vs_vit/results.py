@@ -83,7 +83,7 @@ def saliency(models, views, labels):
     for name, model, images in zip(("cnn", "vit"), models, views, strict=True):
         predicted, result[name] = effective_fields.saliency_maps(model, images[selected])
         result[f"{name}_says"] = [model.class_names[i] for i in predicted]
-    return result | {"query": "[CLS]" if vit.prefix else "the average patch"}
+    return result | {"query": "[CLS]" if vit.has_class_token else "the average patch"}
 
 
 def write_maps(path, gradients, saliency):

@@ -70,7 +70,7 @@ def test_pooled_similarity():
     np.testing.assert_allclose(similarity, [[[1, 0], [-1, 0.5**0.5]]])
     total = np.array([3.0, 4.0, 0.0])  # its norm is 5
     expected = [(row @ total) / 5 / np.linalg.norm(row) for row in tokens[0]]
-    similarity = weight_stats.pooled_similarity(tokens, (1, 5), prefix=0)
+    similarity = weight_stats.pooled_similarity(tokens, (1, 5), prefix=0, class_token=False)
     np.testing.assert_allclose(similarity[0, 0], expected, rtol=1e-6)
     with pytest.raises(ValueError, match="2 x 3"):
         weight_stats.pooled_similarity(tokens, (2, 3))

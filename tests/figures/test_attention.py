@@ -23,7 +23,16 @@ def random_images(*shape):
 
 def extracted(**changes):
     """A result of `attention_maps.extract` for 2 images, layers 1 and 6 of 6, and 3 heads."""
-    result = dict(name="run", layers=(1, 6), depth=6, prefix=1, image=28, patch=4, trained_grid=7)
+    result = dict(
+        name="run",
+        layers=(1, 6),
+        depth=6,
+        prefix=1,
+        class_token=True,
+        image=28,
+        patch=4,
+        trained_grid=7,
+    )
     result |= dict(rollout=None)
     result |= dict(maps=rand(2, 2, 3, 7, 7), colors=rand(2, 7, 7, 3))
     return SimpleNamespace(**result | changes)

@@ -100,7 +100,14 @@ def drawings():
     rows += [{"step": 2, "eval/val/acc5": 0.25, "eval/test/acc1": 0.5, "eval/val/loss": 1.0}]
     rows[0] |= {"train/kl": 0.5}
     extracted = dict(
-        name="NAME", layers=(1, 2), depth=2, prefix=0, image=32, patch=16, trained_grid=3
+        name="NAME",
+        layers=(1, 2),
+        depth=2,
+        prefix=0,
+        class_token=False,
+        image=32,
+        patch=16,
+        trained_grid=3,
     )
     extracted |= dict(maps=rand(1, 2, 3, 2, 2), rollout=rand(1, 2, 2, 2), colors=rand(1, 2, 2, 3))
     extracted = SimpleNamespace(**extracted)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tests
-from vit_jax.layers.patch_embed import RESIZE, cubic_matrix, resize_positions
+from vit_jax.layers.patch_embed import RESIZE, adapt_kernel, cubic_matrix, resize_positions
 
 GOLDEN = tests.GOLDEN / "dino"
 DEIT = np.load(tests.GOLDEN / "deit3/pos_embed_finetune/tables.npz")
@@ -65,3 +65,20 @@ def test_only_the_same_grid_is_returned_unchanged(rule):
 @pytest.mark.parametrize("new", [1, 6, 14, 30])
 def test_interpolation_weights_sum_to_one(rule, new):
     np.testing.assert_allclose(cubic_matrix(14, new, rule).sum(1), 1, atol=1e-12)
+
+
+@pytest.mark.parametrize("patch", [8, 14])
+def test_kernels_of_other_patches_match_flexivit(patch):
+    kernels = np.load(GOLDEN / "pos_embed_dinov2_timm/patch_embed_flexivit.npz")
+    kernel = kernels["kernel16"].transpose(2, 3, 1, 0)
+    resized = adapt_kernel(kernel, patch, 3)
+    expected = kernels[f"to{patch}"].transpose(2, 3, 1, 0)
+    np.testing.assert_allclose(resized, expected, rtol=1e-5, atol=5e-5)
+
+
+def test_kernels_of_other_channels():
+    kernel = np.random.default_rng(0).normal(size=(2, 2, 3, 5)).astype(np.float32)
+    assert adapt_kernel(kernel, 2, 3) is kernel
+    np.testing.assert_allclose(adapt_kernel(kernel, 2, 1)[:, :, 0], kernel.sum(2), rtol=1e-6)
+    four = adapt_kernel(kernel, 2, 4)
+    np.testing.assert_allclose(four, kernel[:, :, [0, 1, 2, 0]] * 0.75, rtol=1e-6)

@@ -161,11 +161,7 @@ def test_a_run_takes_no_name(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"extra": {"norm_pre.weight": (384,)}}, r"a LayerNorm before the blocks \(CLIP\)"),
-        ({"extra": {"blocks.3.attn.q_norm.weight": (64,)}}, "QK norm, which is not supported"),
-        ({"extra": {"reg_token": (1, 4, 384)}}, "register tokens"),
-        ({"extra": {"dist_token": (1, 1, 384)}}, "a distillation token"),
-        ({"extra": {"blocks.0.mlp.w12.weight": (8, 384)}}, r"a gated MLP \(SwiGLU\)"),
+        ({"extra": {"blocks.0.attn.gate.weight": (384, 384)}}, "another kind of attention"),
         ({"extra": {"decoder_pos_embed": (1, 197, 512)}}, r"a decoder \(MAE\)"),
         ({"extra": {"pos_embed": (1, 151, 384)}}, "embeddings of 151 tokens are not those of a"),
         ({"remove": ["norm.weight", "norm.bias"]}, "no final LayerNorm, 'norm.weight'"),

@@ -141,7 +141,20 @@ def test_packed_swiglu_is_the_same_model(dinov3, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_weights_without_positions_are_not_guessed(tmp_path):
+def test_rotary_positions_are_not_guessed(tmp_path):
+    path, _ = weights("eva02", tmp_path)
+    with pytest.raises(UserError, match="does not determine num_heads, norm, act, rope"):
+        pretrained.load(path)
     path, _ = weights("rope_axial", tmp_path)
     with pytest.raises(UserError, match="no position embeddings.*pass pos_embed=none and rope="):
         pretrained.load(path, num_heads=2, norm="pre", act="gelu")
+
+
+def test_color_weights_load_as_a_model_of_gray_images(tmp_path):
+    path, _ = weights("qk_norm_reg", tmp_path)
+    options = dict(num_heads=2, norm="pre", act="gelu")
+    gray = INPUTS["input_nchw"][:, :1]
+    expected = compute(pretrained.load(path, **options), np.repeat(gray, 3, axis=1))["logits"]
+    model = pretrained.load(path, channels=1, **options)
+    assert model.config.channels == 1
+    assert_close(compute(model, gray)["logits"], expected)

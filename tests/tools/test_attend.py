@@ -246,6 +246,9 @@ def test_models_with_and_without_a_class_token():
     assert (a.maps.sum((3, 4)) < 1).all() and (a.rollout.sum((2, 3)) < 1).all()
     np.testing.assert_allclose(b.maps.sum((3, 4)), 1, rtol=1e-5)
     np.testing.assert_allclose(b.rollout.sum((2, 3)), 1, rtol=1e-5)
+    c = extract("mu/4", views, image=28, channels=1, depth=2, pool="gap", reg_tokens=2)
+    assert c.prefix == 2 and query_name(c) == query_name(b)  # registers are not [CLS]
+    assert (c.maps.sum((3, 4)) < 1).all() and c.maps.std() > 0
 
 
 def test_maps_do_not_depend_on_batch_size(monkeypatch):

@@ -52,6 +52,11 @@ def patch_maps(attention, grid, prefix=0):
     return on_grid(attention[..., prefix:, :].mean(-2), grid, prefix)
 
 
+def query_maps(attention, grid, prefix, class_token):
+    """Return `cls_maps` of a model with a [CLS] token, otherwise `patch_maps`."""
+    return (cls_maps if class_token else patch_maps)(attention, grid, prefix)
+
+
 def on_grid(values, grid, prefix):
     """Drop the prefix tokens of [..., n] and reshape the rest to [..., rows, columns].
 

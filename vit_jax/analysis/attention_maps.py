@@ -35,7 +35,7 @@ def extract(model, views, layers, with_rollout=False, title=None):
         rollout: [b, layers, rows, columns], or None;
         colors: [b, rows, columns, 3], see `attention.pca`;
       and, for titles and notes,
-        name, layers, depth, prefix;
+        name, layers, depth, prefix, class_token;
         image, patch: sides in pixels;
         trained_grid: side of the grid that the position embeddings were learned on.
 
@@ -52,7 +52,7 @@ def extract(model, views, layers, with_rollout=False, title=None):
             f"the attention of {tokens:,} tokens (image size {model.image}) takes "
             f"{layer_bytes / 1e9:.0f} GB per layer; use a smaller image size"
         )
-    compute = make_extractor(model.grid, prefix, tuple(layers), with_rollout)
+    compute = make_extractor(model.grid, prefix, model.has_class_token, tuple(layers), with_rollout)
     batch_size = min(MAX_BATCH, max(1, MAX_SOFTMAX_BYTES // (model.depth * layer_bytes)))
     outputs = model.run(list(views), compute=compute, batch_size=batch_size, title=title)
     return SimpleNamespace(
@@ -60,6 +60,7 @@ def extract(model, views, layers, with_rollout=False, title=None):
         layers=tuple(layers),
         depth=model.depth,
         prefix=prefix,
+        class_token=model.has_class_token,
         image=model.image,
         patch=config.patch,
         trained_grid=rows if model.module.pos_embed is None else config.image // config.patch,
@@ -70,12 +71,13 @@ def extract(model, views, layers, with_rollout=False, title=None):
 
 
 @functools.cache
-def make_extractor(grid, prefix, layers, with_rollout=False):
+def make_extractor(grid, prefix, class_token, layers, with_rollout=False):
     """Return the device computation of `extract`, for `LoadedModel.run(compute=...)`.
 
     Args:
       grid: (rows, columns) of patches.
       prefix: number of tokens before the patch tokens.
+      class_token: whether the first of them is [CLS].
       layers: layer numbers from 1, a tuple.
       with_rollout: whether to compute attention rollout too.
 
@@ -84,10 +86,11 @@ def make_extractor(grid, prefix, layers, with_rollout=False):
       [b, layers, h, rows, columns], tokens of the patches [b, n, d] and rollout
       [b, layers, rows, columns], all float32.
     """
-    to_maps = attention.cls_maps if prefix else attention.patch_maps
 
     def select(softmax):  # per layer, so that XLA keeps only the values that are returned
-        return jnp.stack([to_maps(softmax[layer - 1], grid, prefix) for layer in layers], axis=1)
+        layers_maps = (softmax[layer - 1] for layer in layers)
+        maps = [attention.query_maps(x, grid, prefix, class_token) for x in layers_maps]
+        return jnp.stack(maps, axis=1)
 
     def compute(module, images):
         out = module(images, attention=True)

@@ -108,16 +108,16 @@ def neighbor_similarity(similarity):
     return float(flat[steps == 1].mean()), float(flat[steps > 0].mean())
 
 
-def pooled_similarity(tokens, grid, prefix=1):
+def pooled_similarity(tokens, grid, prefix=1, class_token=True):
     """Compute the cosine similarity of each patch to the pooled token.
 
-    The pooled token is [CLS], the first of the prefix tokens, or the mean of the patches if there
-    are no prefix tokens.
+    The pooled token is [CLS], the first of the prefix tokens, or the mean of the patches.
 
     Args:
       tokens: [b, n, d].
       grid: (rows, columns) of patches.
       prefix: number of tokens before the patch tokens.
+      class_token: whether the pooled token is [CLS].
 
     Returns:
       float64 [b, rows, columns].
@@ -126,7 +126,7 @@ def pooled_similarity(tokens, grid, prefix=1):
       ValueError: if the number of patches does not match the grid.
     """
     tokens = np.asarray(tokens, np.float64)
-    pooled = tokens[:, :1] if prefix else tokens.mean(1, keepdims=True)
+    pooled = tokens[:, :1] if class_token else tokens[:, prefix:].mean(1, keepdims=True)
     return on_grid(cosines(pooled, tokens)[:, 0], grid, prefix)
 
 

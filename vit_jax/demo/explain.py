@@ -28,6 +28,7 @@ class Explanation(NamedTuple):
         rollout. For a CNN, Grad-CAM of each class in `top`: a list with one float32
         [classes, rows, columns] per stage.
       prefix: number of tokens before the patch tokens.
+      class_token: whether the first of them is [CLS].
       grid: rows and columns of patches of a ViT; None for a CNN.
     """
 
@@ -35,6 +36,7 @@ class Explanation(NamedTuple):
     top: list
     maps: np.ndarray | list
     prefix: int
+    class_token: bool
     grid: tuple | None
 
 
@@ -57,8 +59,9 @@ def explain(model, image, lang="en"):
     top = list(zip(class_names.translate(names, lang), probabilities, strict=True))
     if model.is_cnn:
         maps = [out[stage] for stage in model.module.stages if stage in out]
-        return Explanation(view, top, maps, 0, None)
-    return Explanation(view, top, out["maps"], model.prefix, model.grid)
+        return Explanation(view, top, maps, 0, False, None)
+    tokens = model.prefix, model.has_class_token
+    return Explanation(view, top, out["maps"], *tokens, model.grid)
 
 
 def attention_outputs(module, images):
@@ -121,13 +124,12 @@ def attention_map(explanation, layer, head, patch=None):
       patch: (row, column) of the query, from 0. None: the class token or, without one, the mean
         over all patches.
     """
-    _, _, maps, prefix, grid = explanation
+    _, _, maps, prefix, class_token, grid = explanation
     softmax = maps[layer][{"mean": -2, "rollout": -1}.get(head, head)].astype(np.float32)
     if patch is not None:
         row = softmax[prefix + patch[0] * grid[1] + patch[1]]
         return row[prefix:].reshape(grid)
-    to_map = attention.cls_maps if prefix else attention.patch_maps
-    return to_map(softmax, grid, prefix)
+    return attention.query_maps(softmax, grid, prefix, class_token)
 
 
 def draw(view, values, opacity, patch=None):

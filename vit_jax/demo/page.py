@@ -100,7 +100,9 @@ class Page:
             phrases("stage" if model.is_cnn else "layer") for model in vits + cams
         )
         layers = dict(label=" / ".join(layers), elem_id="layer")
-        queries = dict.fromkeys(phrases("cls" if model.prefix else "average") for model in vits)
+        queries = dict.fromkeys(
+            phrases("cls" if model.has_class_token else "average") for model in vits
+        )
         queries = [(" / ".join(queries), "whole"), (phrases("patch"), "patch")]
         ranks = [(phrases("nth", n=i + 1), i) for i in range(explain.TOP_K)]
         controls = {}

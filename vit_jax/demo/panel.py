@@ -54,7 +54,7 @@ def drawing(phrases, model, explanation, controls, grid=None):
         return _cam(phrases, model, explanation, controls) if explanation.top else (None, "")
     layer = clip(controls.layer, model.depth)
     patch = None
-    source = phrases("from_cls" if model.prefix else "from_average")
+    source = phrases("from_cls" if model.has_class_token else "from_average")
     if controls.query == "patch":
         grid = grid or explanation.grid
         patch = clip(controls.row, grid[0]) - 1, clip(controls.column, grid[1]) - 1

@@ -168,7 +168,7 @@ def head_title(head, extracted, phrases=ENGLISH):
 
 def query_name(extracted, phrases=ENGLISH):
     """Return the name of the query of the attention maps: [CLS] or the average patch."""
-    return "[CLS]" if extracted.prefix else phrases("average_patch")
+    return "[CLS]" if extracted.class_token else phrases("average_patch")
 
 
 def describe_grid(extracted, phrases=ENGLISH):

@@ -72,7 +72,7 @@ def whole(rows, title, *, phrases=ENGLISH):
 
 def self_attention(model, *, phrases=ENGLISH):
     """Draw one attention head: queries, keys, values, the softmax [n × n], the weighted sum."""
-    _, _, prefix, n = token_counts(model)
+    _, _, _, n = token_counts(model)
     width = model.width
     e = width // model.num_heads
     d = Drawing(phrases("self_attention", tokens=n, dim=e))
@@ -90,7 +90,7 @@ def self_attention(model, *, phrases=ENGLISH):
     out = d.box(weights[2] + 40, 107, phrases("weighted_values"), format_shape(n, e), color=ORANGE)
     d.link(weights, out, 99)
     d.link(v, out, 115, bend=weights[2] + 20 - v[2])
-    caption = phrases("first_row" if prefix else "each_row", count=n)
+    caption = phrases("first_row" if model.has_class_token else "each_row", count=n)
     d.text(scores[0], 20, caption, "start", font_size=SMALL)
     return str(d)
 
@@ -164,7 +164,7 @@ def positions(model, *, phrases=ENGLISH):
     kind = phrases("learned" if learned else "fixed")
     d = Drawing(phrases("positions", kind=kind, side=side))
     names = [*range(1, n + 1)] if n <= MAX_TOKENS else [1, 2, 3, "…", n]
-    names = ([0] if prefix else []) + names  # 0: [CLS]
+    names = ([0] if model.has_class_token else []) + names  # 0: [CLS]
     x = 90
     d.text(8, 28, phrases("tokens"), "start")
     d.text(8, 78, phrases("plus_positions"), "start")

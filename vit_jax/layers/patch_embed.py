@@ -68,6 +68,36 @@ def unfold(images, p):
     return x.reshape(b, (h // p) * (w // p), p * p * c)
 
 
+def adapt_kernel(kernel, patch, channels):
+    """Adapt the kernel of a trained patch embedding to other patches and channels.
+
+    Channels as in timm's `adapt_input_conv`: they are summed for one channel, which is the same
+    function of a gray image; otherwise they are repeated, and scaled so that the sum stays equal.
+    Patches as in FlexiViT (arXiv:2212.08013, section 3.4): the embedding of a larger patch is that
+    of the original one before it was resized; see also timm's `resample_patch_embed`.
+
+    Args:
+      kernel: [p, p, c, d].
+      patch: side of the new patches, pixels.
+      channels: new number of channels.
+
+    Returns:
+      [patch, patch, channels, d], in float32; the same array if nothing differs.
+    """
+    old, _, count, _ = kernel.shape
+    if (patch, channels) == (old, count):
+        return kernel
+    if channels == 1:
+        kernel = kernel.sum(axis=2, keepdims=True)
+    elif channels != count:
+        repeated = np.tile(kernel, (1, 1, -(-channels // count), 1))
+        kernel = repeated[:, :, :channels] * (count / channels)
+    if patch != old:
+        inverse = np.linalg.pinv(cubic_matrix(old, patch, "timm").T)  # [patch, p]
+        kernel = np.einsum("Yy,Xx,yxcd->YXcd", inverse, inverse, np.asarray(kernel, np.float64))
+    return np.asarray(kernel, np.float32)
+
+
 def sincos2d(grid, width):
     """Return fixed 2-D sin-cos position embeddings: sin x, cos x, sin y, cos y.
 

@@ -131,7 +131,7 @@ def init_params(spec, module, config):
     import jax
     from flax import nnx, traverse_util
 
-    from vit_jax.layers.patch_embed import resize_positions
+    from vit_jax.layers.patch_embed import adapt_kernel, resize_positions
     from vit_jax.vit import functional
 
     if is_run(spec):
@@ -150,6 +150,10 @@ def init_params(spec, module, config):
         if prefix == template["pos_embed"].shape[1] - math.prod(new_grid):
             table = resize_positions(table, old_grid, new_grid, prefix, module.config.pos_resize)
             weights["pos_embed"] = np.asarray(table)
+    if "patch_embed" in weights:
+        patch, channels = template["patch_embed"]["kernel"].shape[1:3]
+        stem = weights["patch_embed"]
+        stem["kernel"] = np.asarray(adapt_kernel(stem["kernel"], patch, channels))
     theirs, ours = (
         {path: leaf.shape for path, leaf in traverse_util.flatten_dict(params).items()}
         for params in (weights, template)

@@ -26,7 +26,7 @@ ARCHITECTURE_OPTIONS = tuple(
     if field.name not in FREE_OPTIONS | {*SIZE_OPTIONS}
 )
 # Options that neither names nor shapes of tensors determine. A wrong one gives wrong numbers.
-UNDETERMINED = ("num_heads", "norm", "act")
+UNDETERMINED = ("num_heads", "norm", "act", "rope")
 # Further ones, whose defaults fit most models; layouts and config.json files state the others.
 DEFAULTED = ("norm_eps", "rope_temperature", "rope_order", "rope_grid")
 # Options of fine-tuned weights that may differ: those of the head, and of resizing.
@@ -239,6 +239,8 @@ def resolve(weights, name, overrides):
     name = name or ""
     base, stated = variants.split_name(f",{name}" if "=" in name.split(",")[0] else name)
     stated = {key: x for key, x in (stated | overrides).items() if x is not None}
+    if options["channels"] == 3:  # from which the patch embedding can be adapted
+        options = options | {"channels": stated.get("channels", 3)}
     if different := _contradictions(options, stated):
         ours, theirs = _compare(different, options, stated, " = ")
         raise UserError(f"{spec}: the weights have {ours}, but {theirs} was passed; leave it out")
@@ -285,6 +287,7 @@ def _facts(options):
 def _question(options, missing):
     """Return what to pass if weights do not determine some options."""
     values = {"num_heads": _published_heads(options["width"]) or "N", "norm": "pre", "act": "gelu"}
+    values["rope"] = "axial"
     stated = "--model=" + ",".join(f"{key}={values[key]}" for key in missing)
     name = _timm_name(options)
     return f"did you mean --model={name}? Or pass {stated}" if name else f"pass {stated}"
@@ -398,7 +401,9 @@ def check_init(config, num_classes=None):
     flags = []
     for key in ("mean", "std"):
         values = getattr(description, key)
-        pairs = zip(values, config.data[key], strict=False)
+        if len(values) != len(config.data[key]):
+            continue  # the patch embedding is adapted to other channels
+        pairs = zip(values, config.data[key], strict=True)
         if not all(math.isclose(a, b, abs_tol=1e-3) for a, b in pairs):
             flags.append(f"--config.data.{key}='{tuple(values)}'")
     if flags:
@@ -489,6 +494,8 @@ def _check_architecture(config, theirs, ours, cnn=None):
       cnn: for a ResNet: keys of config.model for a model with these weights.
     """
     wanted = _architecture(ours)
+    if isinstance(ours, ViTConfig) and theirs["channels"] == 3:
+        wanted["channels"] = 3  # from which the patch embedding can be adapted
     if "map" in (theirs.get("pool"), wanted.get("pool")):
         # Other kinds of pooling have no weights.
         theirs = {"pool": "cls" if theirs["class_token"] else "gap"} | theirs

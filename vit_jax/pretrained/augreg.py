@@ -63,6 +63,7 @@ def options(tensors):
         "num_heads": kernel.shape[-2],  # d heads k
         "norm": "pre",
         "act": "gelu_tanh",
+        "rope": "none",
         "rep_size": tensors["pre_logits/kernel"].shape[1] if "pre_logits/kernel" in tensors else 0,
     }
     if "pos_embed" not in result or result["pos_embed"] == "none":

@@ -23,7 +23,7 @@ def options(tensors):
     """
     found = timm.options(_without_mask(tensors))
     resize = "timm" if found["reg_tokens"] else "dino"
-    return {"norm": "pre", "act": "gelu", "norm_eps": 1e-6, "pos_resize": resize} | found
+    return found | {"norm": "pre", "act": "gelu", "norm_eps": 1e-6, "pos_resize": resize}
 
 
 def params(tensors, template):

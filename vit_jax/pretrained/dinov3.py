@@ -26,9 +26,8 @@ def options(tensors):
     """Return the options of `ViTConfig` that tensor names and shapes determine."""
     if any(name.startswith("cls_norm.") for name in tensors):
         raise UserError("the weights have a norm for [CLS] only, which is not supported")
-    found = timm.options(_used(tensors))
     rope = {"rope": "dinov3", "rope_temperature": 100.0, "rope_order": "yx", "pos_embed": "none"}
-    return {"norm": "pre", "act": "gelu", "norm_eps": 1e-5} | rope | found
+    return timm.options(_used(tensors)) | rope | {"norm": "pre", "act": "gelu", "norm_eps": 1e-5}
 
 
 def params(tensors, template):

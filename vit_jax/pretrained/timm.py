@@ -135,6 +135,8 @@ def options(tensors):
         result["layer_scale_init"] = 1.0  # enables LayerScale; overwritten by the loaded gammas
     if "blocks.0.attn.rope.freqs" in tensors:
         result |= {"rope": "mixed", "pos_embed": "none"}
+    elif result["k_bias"] and "pos_embed" in tensors:
+        result["rope"] = "none"  # EVA, without a bias of the keys, may have RoPE as well
     if "pos_embed" in tensors:
         result |= _positions(result, tensors["pos_embed"].shape[1])
     if "attn_pool.latent" in tensors:
@@ -201,7 +203,14 @@ def params(tensors, template):
     """
     import jax
 
+    from vit_jax.layers.patch_embed import adapt_kernel
+
     tensors = use_timm_names(tensors)
+    stem = "patch_embed.proj.weight"
+    _, patch, channels, _ = template["patch_embed"]["kernel"].shape
+    if tensors[stem].shape[1] == 3:  # d 3 p p
+        kernel = tensors[stem].transpose(2, 3, 1, 0)
+        tensors[stem] = adapt_kernel(kernel, patch, channels).transpose(3, 2, 0, 1)
 
     def layers(path, leaf):
         """Return the paths of the tensors that a parameter is stacked from, and their shape."""

@@ -38,7 +38,7 @@ def attention_section(phrases, inspection):
     ]
     share, rolled = (mask.mean() for mask in masks)
     draw = partial(attention_figure, names, views, [extracted], indices=range(len(names)))
-    query = phrase("cls" if model.prefix else "patches")
+    query = phrase("cls" if model.has_class_token else "patches")
     values = dict(layers=", ".join(map(str, layers)), layer=layer, heads=heads, keep=KEEP)
     caption = phrases("seeing", query=query, count=len(names), share=share, **values)
     overview = partial(draw, ["mean"], style="overlay")
@@ -124,7 +124,7 @@ def saliency_drawing(inspections):
             names = None if classes is None else [model.class_names[i] for i in classes]
             panel = dict(name=model.short_name, maps=maps, predicted=names, views=inspection.views)
             if not model.is_cnn:
-                panel["query"] = "[CLS]" if model.prefix else phrases("average_patch")
+                panel["query"] = "[CLS]" if model.has_class_token else phrases("average_patch")
             panels.append(panel)
         first = inspections[0]
         return receptive_field.saliency_grid(first.views, first.titles, panels, phrases=phrases)
@@ -138,7 +138,9 @@ def token_features(phrases, inspection):
     layers = spaced_layers(model.depth, MAX_FEATURE_LAYERS)
     prefix, grid = model.prefix, model.grid
     arrays = model.run(views, blocks=True, batch_size=len(views))
-    similarity = weight_stats.pooled_similarity(arrays["tokens"], grid, prefix)
+    similarity = weight_stats.pooled_similarity(
+        arrays["tokens"], grid, prefix, model.has_class_token
+    )
     colors = {
         layer: attention.pca(arrays["blocks"][layer - 1][:, prefix:]).reshape(-1, *grid, 3)
         for layer in layers
@@ -146,10 +148,10 @@ def token_features(phrases, inspection):
 
     def draw(phrases):
         titled = {phrases("layer", layer=layer): x for layer, x in colors.items()}
-        pooled_name = "[CLS]" if prefix else phrases("patch_mean")
+        pooled_name = "[CLS]" if model.has_class_token else phrases("patch_mean")
         return internals.tokens(views, similarity, titled, pooled_name, phrases=phrases)
 
     values = dict(low=similarity.min(), high=similarity.max(), layers=model.depth)
-    query = phrase("cls_token" if prefix else "mean_token")
+    query = phrase("cls_token" if model.has_class_token else "mean_token")
     caption = phrases("similar", query=query, count=len(inspection.names), **values)
     return section("tokens", figure(phrases, "token-features", draw, caption))

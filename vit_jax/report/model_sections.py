@@ -52,7 +52,7 @@ def diagram_figures(phrases, model):
             ("heads", diagrams.multi_head, phrases("heads", heads=heads, dim=width // heads)),
             ("patch", diagrams.patch_embedding, phrases("patch", n=patches, p=config.patch)),
             ("where", diagrams.positions, phrases("where", n=patches, width=width, kind=kind)),
-        ]
+        ][: 3 if config.pos_embed == "none" else 4]
     if model.config is not None and (name := run_sections.make_objective(model).drawing):
         draw = partial(getattr(diagrams, name), config=model.config)
         key = f"drawing_{name}" if f"drawing_{name}" in phrases else "drawing"
@@ -82,6 +82,8 @@ def weights(phrases, model, inspection):
     if model.is_cnn:
         maps = image_sections.effective_fields(phrases, inspection) if inspection else None
         return section("filters-fields", filters, _field_table(phrases, model, inspection), maps)
+    if model.module.config.pos_embed == "none":
+        return section("weights", filters)
     similarity = weight_stats.position_similarity(weight_stats.positions(model.module))
     near, far = weight_stats.neighbor_similarity(similarity)
     h, w = similarity.shape[:2]
