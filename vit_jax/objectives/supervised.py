@@ -43,6 +43,8 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  has no schedules
         images, keys, (targets, weighted) = make_views(batch, rng, config)
         out = model.apply(weights, images, train=True, tokens=False, rng=keys)
         logits, stats = out["logits"], out.get("stats", {})
+        if "logits_dist" in out:  # without a teacher, both classifiers are trained, as in timm
+            logits = (logits + out["logits_dist"]) / 2
         label = jnp.where(jnp.isnan(targets).any(-1), -1, targets.argmax(-1))
         acc1 = top_k_credit(logits, label, 1).mean()
         return cross_entropy(logits, weighted), {"metrics": {"acc1": acc1}, "carry": stats}
