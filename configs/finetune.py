@@ -13,9 +13,10 @@ mae_b        MAE's ViT-B/16          32 V100s, 7.2 hours           83.6%        
 mae_l        MAE's ViT-L/16          32 V100s, 8.9 hours           85.9%              not run
 mae_h        MAE's ViT-H/14          64 V100s, 13 hours            86.9%              not run
 
-config.model_init is the workdir of a run or a .safetensors file. Position embeddings are resized to
-the new grid. The classifier is reinitialized if the number of classes differs, and the final norm
-if it moves from before to after the pooling. Any other mismatch is an error.
+config.model_init is the workdir of a run, a weight file or hf-hub:ORGANIZATION/NAME. Position
+embeddings are resized to the new grid. The classifier is reinitialized if the number of classes
+differs, and the final norm if it moves from before to after the pooling. Any other mismatch is an
+error.
 
 own_images, the default, takes the model, its image size and the preprocessing from the weights, and
 the splits and the batch size from the directory of images, as configs/own_images.py does.
@@ -56,11 +57,12 @@ def adapt(config, given, arg):
         return
     if not config.model_init:
         raise UserError(
-            "pass --config.model_init=FILE, the weights to start from: a .safetensors file or the "
+            "pass --config.model_init=FILE, the weights to start from: a weight file or the "
             "workdir of a run. To train from scratch, use configs/own_images.py"
         )
     stated = [config.model.variant] if "model.variant" in given else []
-    stated += [f"num_heads={config.model.num_heads}"] if "model.num_heads" in given else []
+    keys = ("num_heads", "norm", "act")  # which neither a file nor its config.json may state
+    stated += [f"{key}={config.model[key]}" for key in keys if f"model.{key}" in given]
     weights = pretrained.describe(config.model_init, ",".join(stated) or None)
     values = {f"model.{key}": value for key, value in weights.model.items()}
     values |= {

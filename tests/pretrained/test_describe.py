@@ -152,6 +152,28 @@ def test_classes_and_image_of_a_name_may_differ(file):
     assert described.model == {"variant": "S/16"} and described.certain
 
 
+def test_what_neither_file_nor_name_says_is_asked_for(file):
+    """timm's *_rpn_* models have the same tensors, but post-norm."""
+    sparse(file)
+    for read in (pretrained.describe, pretrained.load):
+        with pytest.raises(UserError) as error:
+            read(file)
+        assert str(error.value).startswith(
+            f"{file}: file holds ViT-S/16 (width 384, depth 12); it does not determine num_heads, "
+            "norm, act; did you mean --model=vit_small_patch16_224? Or pass "
+            "--model=num_heads=6,norm=pre,act=gelu; "
+        )
+    for name in ("vit_small_patch16_224", "S/16", "num_heads=6,norm=pre,act=gelu"):
+        assert not {"num_heads", "norm", "act"} & {*pretrained.describe(file, name).assumed}
+    assert pretrained.describe(file, "num_heads=6").assumed[:2] == ("norm", "act")
+
+
+def test_config_json_of_timm_determines_the_crop(file):
+    storage.write_json(file.with_name("config.json"), TIMM_CONFIG)
+    described = pretrained.describe(sparse(file, image=384, num_classes=10))
+    assert (described.crop, described.certain, described.assumed) == (1.0, True, ())
+
+
 def test_a_run_takes_no_name(tmp_path):
     for arguments in ({"name": "S/16"}, {"num_heads": 3}):
         with pytest.raises(UserError, match="is a run, whose config determines the model"):

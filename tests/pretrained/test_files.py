@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import re
+import subprocess
+import sysconfig
 import time
 import tracemalloc
 
@@ -12,12 +14,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tests import ROOT
 from tests.faults import pickles, weights
 from tests.faults.forked import CANARY, make_special
 from vit_jax import pretrained
 from vit_jax.errors import UserError
 
 MAX_MIB = 64
+PEER = ROOT / ".venv-peer/bin/python"
 
 
 def refusal(path, read=pretrained.describe):
@@ -238,3 +242,82 @@ def test_shards_and_directories_are_read(tmp_path):
     ):
         path.write_text(json.dumps({"weight_map": change}))
         assert pattern in refusal(path)
+
+
+TORCH_SCRIPT = """
+import argparse, collections, json, subprocess, sys, time
+site, base, folder = sys.argv[1:]
+sys.path += [site]
+import numpy as np, torch
+from safetensors.torch import load_file
+from vit_jax import pretrained
+from vit_jax.errors import UserError
+from vit_jax.pretrained import _files, _names, _torch
+
+tensors = load_file(base)
+path = f"{folder}/w.pth"
+
+def check(content, which="", dtype=torch.float32, **options):
+    torch.save(content, path, **options)
+    names, _ = _names.unwrap(_files.read_shapes(path), which)
+    found = _files.read(path, names.values())
+    assert names.keys() == tensors.keys(), sorted(names)[:5]
+    for name, key in names.items():
+        expected = tensors[name].to(dtype).float().numpy()
+        assert found[key].dtype == np.float32 and (found[key] == expected).all(), name
+
+def refused(content, pattern):
+    torch.save(content, path)
+    start = time.process_time()
+    try:
+        pretrained.read(path)
+    except UserError as error:
+        assert pattern in str(error) and str(error).isprintable(), error
+    else:
+        raise AssertionError(pattern)
+    assert time.process_time() - start < 2, pattern
+
+check(tensors)
+check(collections.OrderedDict(tensors), _use_new_zipfile_serialization=False)
+for dtype in (torch.float16, torch.bfloat16, torch.float64):
+    check({k: x.to(dtype) for k, x in tensors.items()}, dtype=dtype)
+check({k: torch.nn.Parameter(x) for k, x in tensors.items()})
+check({k: x.t().contiguous().t() if x.ndim == 2 else x for k, x in tensors.items()})
+module = {f"module.backbone.{k}": x for k, x in tensors.items()}
+optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
+args = argparse.Namespace(arch="vit", lr=0.1)
+other = {k: -x for k, x in tensors.items()}
+check({"teacher": module, "student": other, "optimizer": optimizer, "args": args, "epoch": 3})
+check({"model": other, "model_ema": module, "epoch": 3}, "model_ema")
+
+one = torch.ones(1)
+refused({"a": one.expand(1 << 40)}, "more elements than data")
+refused({"a": torch.ones(3, dtype=torch.int8)}, "dtype int8")
+big = torch.ones(1 << 20)
+refused({f"a{i}": big for i in range(9)}, "tensors share their data")
+refused({"a": torch.eye(3).to_sparse()}, "")
+refused({"a": torch.tensor([1.0, float("nan")])}, "1 of 2 values of tensor 'a' are NaN")
+deep = {}
+for _ in range(30):
+    deep = {"a": deep, "b": deep}
+refused(deep, "too many nested containers")
+refused({"a": [1, 2]}, "no tensors")
+refused(torch.nn.Linear(2, 2), "which was not executed")
+
+torch.save({"teacher": module, "args": args}, path)
+command = _torch.CONVERT.format(path=path, name=f"{folder}/w").removeprefix("python -c '")[:-1]
+subprocess.run([sys.executable, "-c", command], check=True)
+assert load_file(f"{folder}/w.safetensors").keys() == module.keys()
+print("ok")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEER.exists(), reason="needs make bench-peer")
+def test_torch_files_are_read_with_torch(tmp_path):
+    """In the environment of the peers, which has PyTorch but not all packages of this one."""
+    site = sysconfig.get_paths()["purelib"]
+    command = [PEER, "-c", TORCH_SCRIPT, site, weights.BASE, tmp_path]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith("ok\n"), done.stderr[-3000:]

@@ -122,8 +122,8 @@ def init_params(spec, module, config):
     Returns:
       weights: a nested dict of numpy arrays, all or some of the module's weights.
       fresh: sorted names of the parts that keep their random initialization: a head for another
-        number of classes, or a final norm that comes before pooling in one model and after it in
-        the other.
+        number of classes, a layer before it that one model lacks, or a final norm that comes before
+        pooling in one model and after it in the other.
 
     Raises:
       UserError: if the models differ in anything else.
@@ -159,7 +159,8 @@ def init_params(spec, module, config):
         for params in (weights, template)
     )
     differ = sorted(p for p in ours.keys() | theirs.keys() if ours.get(p) != theirs.get(p))
-    fresh = {path[0] for path in differ} & {"norm", "fc_norm", "head"}
+    heads = {"norm", "fc_norm", "pre_logits", "head", "head_dist"}
+    fresh = {path[0] for path in differ} & heads
     for path in differ:
         if path[0] not in fresh:
             raise UserError(

@@ -290,7 +290,8 @@ def _question(options, missing):
     values["rope"] = "axial"
     stated = "--model=" + ",".join(f"{key}={values[key]}" for key in missing)
     name = _timm_name(options)
-    return f"did you mean --model={name}? Or pass {stated}" if name else f"pass {stated}"
+    keys = "with config.model_init, set config.model.variant or these keys of config.model"
+    return f"{f'did you mean --model={name}? Or pass' if name else 'pass'} {stated}; {keys}"
 
 
 def _contradictions(options, stated):

@@ -15,8 +15,6 @@ import pickletools
 import re
 import zipfile
 
-import numpy as np
-
 from vit_jax.errors import UserError
 from vit_jax.pretrained import _names, _npz
 
@@ -68,7 +66,7 @@ def open_tensors(path):
         raise UserError(f"{path}: {error}") from None
 
     def get(name):
-        return tensors[name].to(torch.float32).contiguous().numpy().astype(np.float32, copy=False)
+        return tensors[name].detach().to(torch.float32).contiguous().numpy()
 
     yield {name: tuple(x.shape) for name, x in tensors.items()}, get
 
