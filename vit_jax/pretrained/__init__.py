@@ -22,15 +22,10 @@ import numpy as np
 from vit_jax import variants
 from vit_jax.errors import UserError
 from vit_jax.pretrained import runs, timm_config
-from vit_jax.pretrained._describe import (
-    Description,
-    check_init,
-    describe,
-    determine,
-    resolve,
-    undetermined,
-)
+from vit_jax.pretrained._check_init import check_init, undetermined
+from vit_jax.pretrained._describe import Description, describe, determine
 from vit_jax.pretrained._files import is_run, origin, read
+from vit_jax.pretrained._match import resolve
 from vit_jax.workdir import storage
 
 __all__ = [
