@@ -10,8 +10,8 @@ import jax
 from jax import numpy as jnp
 
 
-def mix(images, targets, lam, box=None):
-    """Mix every image with its partner, images[::-1].
+def mix(images, targets, lam, box=None, partners=None):
+    """Mix every image with its partner.
 
     Args:
       images: float [b, h, w, c].
@@ -21,6 +21,7 @@ def mix(images, targets, lam, box=None):
       box: y0, y1, x0, x1 (ends exclusive), each a scalar or [b]: the region that is replaced by the
         partner's pixels (CutMix). lam must be the fraction of the area outside the box. Without a
         box, or with an empty one, pixels are mixed with the same weights as the targets (mixup).
+      partners: images[::-1], if it is computed elsewhere; None: compute it.
 
     Returns:
       The mixed images [b, h, w, c] and targets.
@@ -35,7 +36,7 @@ def mix(images, targets, lam, box=None):
         inside = (y0 <= rows) & (rows < y1) & (x0 <= columns) & (columns < x1)
         weight = jnp.where((y0 < y1) & (x0 < x1), 1, weight)
     weight = weight.astype(images.dtype)
-    partners = images[::-1]
+    partners = images[::-1] if partners is None else partners
     images = jnp.where(inside, partners, images * weight + partners * (1 - weight))
     return images, jax.tree.map(lambda x: x * lam + x[::-1] * (1 - lam), targets)
 
@@ -91,10 +92,10 @@ def cut_box(lam, center_y, center_x, height, width):
     return lam, jnp.stack([y0, y1, x0, x1]).astype(jnp.int32)
 
 
-def mix_batch(rng, images, targets, *, mixup, cutmix, **probabilities):
+def mix_batch(rng, images, targets, *, mixup, cutmix, partners=None, **probabilities):
     """Apply `mix` with arguments from `sample`; `prob` and `switch` are passed to it."""
     if not (mixup or cutmix):
         return images, targets
     _, height, width, _ = images.shape
     lam, box = sample(rng, height=height, width=width, mixup=mixup, cutmix=cutmix, **probabilities)
-    return mix(images, targets, lam, box)
+    return mix(images, targets, lam, box, partners)

@@ -11,6 +11,7 @@ import optax
 from jax import numpy as jnp
 
 from vit_jax.config import steps
+from vit_jax.devices.sharding import is_stacked
 from vit_jax.errors import UserError
 from vit_jax.schedules import by_epoch, cosine_schedule
 
@@ -119,7 +120,7 @@ def decay_mask(params, rule):
         names = _names(path)
         if rule in ("kernel", "all"):
             return rule == "all" or names[-1] == "kernel"
-        vector = np.ndim(leaf) - _stacked(path) <= 1
+        vector = np.ndim(leaf) - is_stacked(path) <= 1
         return not (vector or names[-1] == "bias" or names[-1] in UNDECAYED[rule])
 
     return jax.tree_util.tree_map_with_path(decays, params)
@@ -146,7 +147,7 @@ def layer_scales(params, decay):
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     embedded = {_above(path, "patch_embed") for path, _ in leaves}
-    depths = {_above(path, "blocks"): leaf.shape[0] for path, leaf in leaves if _stacked(path)}
+    depths = {_above(path, "blocks"): leaf.shape[0] for path, leaf in leaves if is_stacked(path)}
     depths = {root: depth for root, depth in depths.items() if root in embedded}
     if not depths:
         raise UserError("config.optim.layer_decay needs a model with blocks; set it to 1")
@@ -263,7 +264,7 @@ def clip_by_tensor_norm(max_norm):
     """
 
     def clip(path, u):
-        axes = tuple(range(_stacked(path), u.ndim))
+        axes = tuple(range(is_stacked(path), u.ndim))
         norm = jnp.sqrt(jnp.sum(jnp.square(u), axes, keepdims=True))
         return u * jnp.minimum(max_norm / (norm + 1e-6), 1)
 
@@ -273,12 +274,6 @@ def clip_by_tensor_norm(max_norm):
 def _names(path):
     """Return the names of a tree path as a list."""
     return jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-
-
-def _stacked(path):
-    """Return whether axis 0 of the leaf is the layer axis: below `blocks`, unless it is a list."""
-    names = _names(path)
-    return "blocks" in names[:-1] and not names[names.index("blocks") + 1].isdigit()
 
 
 def _above(path, name):

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vit_jax.devices import sharding
+
 
 class TrainState(NamedTuple):
     """The training state, a pytree of dicts and arrays."""
@@ -119,14 +121,42 @@ def split_batch(batch, parts):
     return jax.tree.map(split, batch)
 
 
+class _Layers(NamedTuple):
+    """The layers of a stacked array, as separate arrays [1, ...]."""
+
+    arrays: tuple
+
+
+def _split_layers(path, x):
+    """Split an array of stacked blocks [l, ...] into `_Layers`; return others unchanged."""
+    return _Layers(tuple(jax.lax.split(x, [1] * len(x)))) if sharding.is_stacked(path) else x
+
+
+def _join_layers(x):
+    """Undo `_split_layers`."""
+    return jnp.concatenate(x.arrays) if isinstance(x, _Layers) else x
+
+
 def _mean_over(function, parts):
-    """Return the mean of function(part) over the leading axis, computing one part at a time."""
+    """Return the mean of function(part) over the leading axis, computing one part at a time.
+
+    On several devices, stacked blocks are summed layer by layer. XLA then recognizes that the
+    all-reduced gradients are only summed, and all-reduces the sum once, after the loop.
+    """
     count = jax.tree.leaves(parts)[0].shape[0]
-    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
+
+    def compute(part):
+        result = function(part)
+        if sharding.num_batch_shards() == 1:
+            return result
+        return jax.tree_util.tree_map_with_path(_split_layers, result)
+
+    shapes = jax.eval_shape(compute, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def add(total, part):
-        return jax.tree.map(jnp.add, total, function(part)), None
+        return jax.tree.map(jnp.add, total, compute(part)), None
 
     total, _ = jax.lax.scan(add, zeros, parts)
-    return jax.tree.map(lambda x: x / count, total)
+    mean = jax.tree.map(lambda x: x / count, total)
+    return jax.tree.map(_join_layers, mean, is_leaf=lambda x: isinstance(x, _Layers))

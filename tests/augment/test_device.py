@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from scipy import stats
 
 import tests
 from vit_jax import augment
@@ -215,6 +216,18 @@ def test_disabled_operations_cost_no_flops():
         augment.normalize(images, mean, std),
         atol=1e-6,
     )
+
+
+def test_hashed_noise_is_normal_and_a_function_of_the_key_alone():
+    draw = jax.jit(jax.vmap(lambda key: device.hashed_normal(key, (32, 40, 3))))
+    noise = np.asarray(draw(KEYS[:64]))
+    assert stats.kstest(noise.ravel(), "norm").statistic < 1.95 / noise.size**0.5  # p = 0.001
+    assert 4.2 < np.abs(noise).max() < 6  # extremes of 245,760 values
+    for axis in range(4):  # images, rows, columns and channels
+        values = np.moveaxis(noise, axis, 0)
+        for a, b in ((values[:-1], values[1:]), (values[:-1] ** 2, values[1:] ** 2)):
+            assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 4 / a.size**0.5
+    np.testing.assert_array_equal(draw(KEYS[5:6])[0], noise[5])
 
 
 def test_supervised_training_applies_color_augmentation():

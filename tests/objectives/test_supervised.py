@@ -1,4 +1,6 @@
-"""The supervised objective: invalid labels, training accuracy, class weights, checks."""
+"""The supervised objective: labels, training accuracy, class weights, meshes, checks."""
+
+import re
 
 import jax
 import numpy as np
@@ -8,9 +10,10 @@ from configs import digits
 from tests import GOLDEN
 from vit_jax import objectives
 from vit_jax.config import check
+from vit_jax.devices import sharding
 from vit_jax.errors import UserError
 from vit_jax.models import Model
-from vit_jax.objectives.supervised import cross_entropy
+from vit_jax.objectives.supervised import cross_entropy, make_views
 
 NAN = float("nan")
 
@@ -77,6 +80,28 @@ def test_weights_are_those_of_both_mixed_images():
         assert weighted_acc1 == acc1
     assert 0.01 < lams[0] < 0.99
     np.testing.assert_allclose(lams, lams[0], atol=1e-5)
+
+
+def test_partners_cross_devices_as_uint8():
+    """Erasing is repeated for the partner, with its key, so that the mesh changes nothing."""
+    c = digits.get_config()
+    c.data.mean, c.data.std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
+    c.augment.update(mixup=1.0, cutmix=0.0, erase=0.5, flip=0.5, solarize=(0.5, 0.0, 0.0))
+    images = np.random.default_rng(0).integers(0, 256, (16, 12, 10, 3), np.uint8)
+    batch = {"image": images, "row": np.arange(16), "target": np.eye(16, dtype=np.float32)}
+    views = jax.jit(lambda batch, rng: make_views(batch, rng, c))
+    args = batch, jax.random.key(3)
+    expected = views(*args)
+    mesh = sharding.data_parallel_mesh()
+    sharded = jax.device_put(batch, sharding.batch_sharding(mesh)), args[1]
+    with jax.set_mesh(mesh):
+        compiled = views.lower(*sharded).compile()
+    out = compiled(*sharded)
+    assert not np.allclose(out[0], views(batch, jax.random.key(4))[0], atol=0.1)
+    np.testing.assert_allclose(out[0], expected[0], atol=2e-6)
+    np.testing.assert_allclose(out[2], expected[2], atol=1e-6)
+    lines = re.findall(r"= (\w+)\[2,12,10,3\]\S* collective-permute", compiled.as_text())
+    assert lines == ["u8"]
 
 
 def test_mixed_images_need_pairs_in_every_micro_batch():

@@ -79,6 +79,12 @@ def constrain_batch(x):
     return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
 
 
+def num_batch_shards():
+    """Return the number of devices over which the batch is sharded in the current mesh."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return sizes.get("data", 1) * sizes.get("fsdp", 1)
+
+
 def replicated(mesh: Mesh):
     """Return the sharding of a replicated array."""
     return NamedSharding(mesh, PartitionSpec())
@@ -136,6 +142,12 @@ def spec(path, shape, mesh):
         if free:
             axes[max(free, key=lambda i: shape[i])] = "fsdp"
     return PartitionSpec(*axes)
+
+
+def is_stacked(path):
+    """Return whether axis 0 of a leaf is the layer axis: below `blocks`, unless it is a list."""
+    names = path_name(path).split("/")
+    return "blocks" in names[:-1] and not names[names.index("blocks") + 1].isdigit()
 
 
 def path_name(path):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from vit_jax import augment, mixing
+from vit_jax.devices import sharding
 from vit_jax.flops import count_flops
 from vit_jax.models import merge_trees
 from vit_jax.objectives import Objective, with_ema
@@ -82,16 +83,27 @@ def make_views(batch, rng, config):
     a = config.augment
     color_rng, erase_rng, mix_rng, dropout_rng = jax.random.split(rng, 4)
     keys = image_keys(color_rng, batch["row"])
-    images = augment.photometric(batch["image"][:, None], keys, a, kinds=(0,))[:, 0]
-    images = augment.normalize(images, config.data.mean, config.data.std)
-    if a.erase:
-        images = augment.erase(images, image_keys(erase_rng, batch["row"]), a.erase)
+    pixels = augment.photometric(batch["image"][:, None], keys, a, kinds=(0,))[:, 0]
+
+    def finish(pixels, rows):
+        images = augment.normalize(pixels, config.data.mean, config.data.std)
+        if a.erase:
+            images = augment.erase(images, image_keys(erase_rng, rows), a.erase)
+        return images
+
+    images, partners = finish(pixels, batch["row"]), None
+    if (a.mixup or a.cutmix) and sharding.num_batch_shards() > 1:
+        # The partner is on another device. It is sent as uint8, a quarter of the bytes, before
+        # normalization and erasing, which the receiver repeats.
+        levels = jnp.round(pixels * 255).astype(jnp.uint8)
+        partners = finish(jax.lax.optimization_barrier(levels[::-1]), batch["row"][::-1])
     images, targets = mixing.mix_batch(
         mix_rng,
         images,
         batch["target"],
         mixup=a.mixup,
         cutmix=a.cutmix,
+        partners=partners,
         prob=a.mix_prob,
         switch=a.mix_switch,
     )
