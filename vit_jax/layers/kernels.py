@@ -132,9 +132,31 @@ def _add_bias_forward(x, bias):
 
 
 def _add_bias_backward(bias, g):
-    # JAX's rule sums in the dtype of x; in bfloat16, a running sum stops growing at 256 terms.
-    total = g.sum(tuple(range(g.ndim - bias.ndim)), dtype=accumulation_dtype(g.dtype))
-    return g, total.astype(bias.dtype)
+    return g, _sum_rows(g, g.ndim - bias.ndim).astype(bias.dtype)
+
+
+def _sum_rows(x, count):
+    """Sum x over its first `count` axes in `accumulation_dtype`.
+
+    JAX's rule for a broadcast sums in the dtype of x; in bfloat16, a running sum stops growing at
+    256 terms.
+    """
+    axes = tuple(range(count))
+    wide = accumulation_dtype(x.dtype)
+
+    def add(x):
+        return x.sum(axes, dtype=wide)
+
+    def multiply(x):
+        # The matrix unit of a TPU sums in a tenth of the time. XLA turns a product with one row of
+        # ones into a sum, but not one with eight, which takes as long.
+        ones = jnp.ones((8, *x.shape[:count]), x.dtype)
+        contract = tuple(range(1, count + 1)), axes
+        return jax.lax.dot_general(ones, x, (contract, ((), ())), preferred_element_type=wide)[0]
+
+    if x.dtype == wide:
+        return add(x)
+    return jax.lax.platform_dependent(x, tpu=multiply, default=add)
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
