@@ -221,8 +221,8 @@ def names_of_tensors():
     for title, name, pattern in (
         ("block 10**9", "blocks.1000000000.norm1.bias", "have no block 2, but a block 1000000000"),
         ("block of 200 digits", f"blocks.{'9' * 200}.norm1.bias", "have no block 2"),
-        ("register tokens", "reg_token", "register tokens, which is not supported"),
-        ("a name of markup", "blocks.0.attn.q_norm.<script>", "QK norm, which is not supported"),
+        ("register tokens", "reg_token", "shapes do not match a ViT"),
+        ("a name of markup", "blocks.0.attn.gate<script>", "another kind of attention, which is"),
     ):
         yield f"tensor of {title}", renamed("norm.bias", name), pattern
 

@@ -179,11 +179,7 @@ def test_hostile_npz_files_are_refused(tmp_path, monkeypatch):
         (weights.zipped(("a.npy", npy(head % ("<i8", "(1,)"), bytes(8)))), "dtype int64; only"),
         (weights.zipped(("a.npy", npy(head % ("<f4", "(2,)"), bytes(8), b"\x09\x00"))), "version"),
         (weights.zipped(("a.npy", pickle.dumps([1]))), "truncated or not a valid archive"),
-        (weights.zipped(*((f"{i}.npy", small) for i in range(20_001))), "more than 20,000 tensors"),
-        (
-            weights.zipped(*((f"{i:0200}", b"") for i in range(20_000))),
-            "list of its members is too",
-        ),
+        (weights.zipped(*((f"{i}.npy", small) for i in range(20_001))), "list of its members is"),
         (weights.zipped(("a\n.npy", small)), "invalid name of a tensor"),
         (weights.zipped(("../a.npy", small)), "unknown weight layout"),
         (weights.zipped(), "no tensors"),

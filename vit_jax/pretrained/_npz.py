@@ -15,7 +15,7 @@ import numpy as np
 from vit_jax.errors import UserError
 from vit_jax.pretrained import _names
 
-MAX_DIRECTORY_BYTES = 4 << 20  # of the list of members; 20,000 tensors take 3 MB
+MAX_DIRECTORY_BYTES = 1 << 20  # of the list of members; 2,000 tensors take 0.2 MB
 FREE_BYTES = 16 << 20  # below this size, any expansion is allowed
 MAX_EXPANSION = 16  # size of the arrays / size of the file; compressed float weights have about 1.1
 CHUNK_BYTES = 1 << 20
