@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from vit_jax import batch, evaluators, models, objectives, optim, pretrained
-from vit_jax.devices import chips, sharding
+from vit_jax.devices import chips, memory, sharding
 from vit_jax.errors import UserError
 from vit_jax.flops import count_flops
 from vit_jax.layers import attention, kernels
@@ -80,6 +80,7 @@ class Run:
             out_shardings=(state_sharding, replicated),
             donate_argnums=0,
         )
+        self._compiled = False
         self._evaluate = {}
 
     def init(self, log=lambda _: None):
@@ -118,6 +119,10 @@ class Run:
         """
         rows = batch.to_devices(rows, sharding.batch_sharding(self.mesh))
         with jax.set_mesh(self.mesh):
+            if not self._compiled:
+                self._step.lower(state, rows, self.train_rng).compile()  # JAX keeps the result
+                memory.trim()
+                self._compiled = True
             return self._step(state, rows, self.train_rng)
 
     def lower(self, rows):

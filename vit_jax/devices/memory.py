@@ -1,5 +1,6 @@
 """Settings of the memory allocator. Imports no JAX."""
 
+import contextlib
 import ctypes
 import os
 from importlib.util import find_spec
@@ -29,5 +30,18 @@ def keep_freed():
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return False
+    # With asynchronous dispatch, the temporary buffers of the next step are allocated while a step
+    # runs. JAX reads the variable when it is imported.
+    os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
     # Disable mmap, never trim the heap, and use one arena for all threads.
     return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_ARENA_MAX, 1)])
+
+
+def trim():
+    """Return the memory of freed arrays and of compilation to the system (Linux with glibc).
+
+    Call this after compilation. The compiler leaves half a gigabyte in pieces that are too small
+    for the temporary buffers of a step.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

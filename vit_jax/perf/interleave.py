@@ -216,8 +216,8 @@ def summarize(timings, batch_size, flops, peer=None):
 
     Returns:
       A dict with the throughput of the first workload and "pairs" of images/s. With a peer also
-      "against", "peer", "ratio_against" (ours / theirs in images/s, median over the pairs) and
-      "ratio_spread".
+      "against", "peer", "ratio_against" (ours / theirs in images/s, median over the pairs),
+      "ratio_spread", and "cpu_ratio_against", the ratio in images per CPU second.
     """
     sides = [_summarize_side(side, batch_size, flops) for side in zip(*timings, strict=True)]
     rates = [[round(t["steps"] * batch_size / t["seconds"], 4) for t in pair] for pair in timings]
@@ -226,7 +226,14 @@ def summarize(timings, batch_size, flops, peer=None):
         ratio = spread([ours / theirs for ours, theirs in rates])
         result |= {"against": peer.name, "peer": sides[1] | peer.info}
         result |= {"ratio_against": ratio.pop("median"), "ratio_spread": ratio}
+        result["cpu_ratio_against"] = spread([_cpu(b) / _cpu(a) for a, b in timings])
     return result
+
+
+def _cpu(timing):
+    """Return the CPU seconds per step, of all threads."""
+    before, after = timing["cpu"]
+    return (after - before) / timing["steps"]
 
 
 def _summarize_side(timings, batch_size, flops):
@@ -237,6 +244,7 @@ def _summarize_side(timings, batch_size, flops):
     return {
         "images_per_s": rate,
         "step_ms": step_ms,
+        "step_cpu_ms": spread([1e3 * _cpu(t) for t in timings]),
         "flops_per_s": float(f"{rate['median'] * flops:.5g}"),
         "peak_rss_mb": round(max(t["peak_rss_mb"] for t in timings)),
         "idle_cpu_s": round(max(idle, default=0.0), 3),

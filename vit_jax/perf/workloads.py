@@ -8,6 +8,7 @@ import os
 
 import vit_jax.config
 from vit_jax import flops, variants
+from vit_jax.devices import memory
 from vit_jax.errors import UserError
 
 STEPS_PER_EPOCH = 1000  # converts durations in epochs to steps; does not affect the cost of a step
@@ -248,6 +249,8 @@ def build_train_step(config, model):
 
     state, train_step = prepare(config, model)
     rng, batch = jax.random.key(0), jax.device_put(random_batch(config))
+    train_step.lower(state, batch, rng).compile()  # cached, as in `run.Run.step`
+    memory.trim()
 
     def advance():
         nonlocal state
