@@ -613,10 +613,11 @@ def test_attention_maps_sum_to_one_and_kernels_agree(kernel):
     assert_close(build()[0].apply(params, images)["logits"], out["logits"], atol=1e-4)
 
 
-def test_bfloat16_is_close_with_float32_logits():
+@pytest.mark.parametrize("options", [{}, MODERN[0]], ids=["plain", "modern"])
+def test_bfloat16_is_close_with_float32_logits(options):
     images = randn(2, 32, 32, 3)
-    model, params = build()
-    half, _ = build(dtype="bfloat16")
+    model, params = build(**options)
+    half, _ = build(dtype="bfloat16", **options)
     exact, rounded = model.apply(params, images), half.apply(params, images)
     assert rounded["tokens"].dtype == jnp.bfloat16 and rounded["logits"].dtype == jnp.float32
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
@@ -672,7 +673,9 @@ def test_float64_logits_stay_float64():
 
 def test_big_vision_initialization():
     """The distributions of big_vision's models/vit.py, by their moments and bounds."""
-    model = vit.create("S/16,depth=1,pool=map,class_token=true,init=big_vision", image=96)
+    model = vit.create(
+        "S/16,depth=1,pool=map,class_token=true,init=big_vision", image=96, reg_tokens=2
+    )
 
     def moments(x):
         x = np.asarray(x[...])
@@ -702,6 +705,8 @@ def test_big_vision_initialization():
         assert actual == pytest.approx(bound / 3**0.5, rel=0.01)
     _, _, largest = moments(model.attn_pool.latent)
     assert 0.95 * (6 / (1 + width)) ** 0.5 < largest <= (6 / (1 + width)) ** 0.5
+    registers = model.reg_token[0]
+    assert (registers[0] != registers[1]).all()  # equal ones would stay equal in training
     zeros = [model.cls_token, model.patch_embed.bias, model.head.kernel, model.head.bias]
     for leaf in zeros + [layer.bias for layer, _ in xavier]:
         assert not leaf[...].any()

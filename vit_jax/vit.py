@@ -44,7 +44,7 @@ class ViT(nnx.Module):
             dtype=c.dtype,
             rngs=rngs,
         )
-        # Standard deviations of [CLS] and positions.
+        # Standard deviations of [CLS], and of positions and registers, which must differ.
         unit = c.width**-0.5  # a norm of about 1
         cls_std, pos_std = {
             "deit": (0.02, 0.02),
@@ -55,8 +55,8 @@ class ViT(nnx.Module):
         def normal(std, *shape):
             return nnx.Param(std * jax.random.normal(rngs.params(), shape, jnp.float32))
 
-        def token(used, count=1):
-            return normal(cls_std, 1, count, c.width) if used else None
+        def token(used):
+            return normal(cls_std, 1, 1, c.width) if used else None
 
         def norm(used):
             return LayerNorm(c.width, eps=c.norm_eps, dtype=c.dtype) if used else None
@@ -85,7 +85,7 @@ class ViT(nnx.Module):
         self.head = classifier(True)
         # After the other parameters, so that these do not change their random initialization.
         self.dist_token = token(c.dist_token)
-        self.reg_token = token(c.reg_tokens, c.reg_tokens)
+        self.reg_token = normal(pos_std, 1, c.reg_tokens, c.width) if c.reg_tokens else None
         self.head_dist = classifier(c.dist_token)
 
     def embed(self, images):
