@@ -112,6 +112,27 @@ ENTRY %main (x: f32[8]) -> f32[8] {
     assert instructions["y"].op_name == "jit(f)/k" and '"body":"b"' in instructions["y"].attributes
 
 
+def test_slice_of_an_all_reduce_in_a_fusion_is_a_reduce_scatter():
+    """As libtpu writes it for parameters that are sharded over 8 chips."""
+    text = """HloModule m
+%all-reduce-scatter (input: bf16[256,192]) -> bf16[32,192] {
+  %input = bf16[256,192]{1,0} parameter(0)
+  %all-reduce.82 = bf16[256,192]{1,0} all-reduce(%input), to_apply=%add
+  %partition-id.70 = u32[] partition-id()
+  %constant.1 = u32[] constant(32)
+  %multiply.374 = u32[] multiply(%partition-id.70, %constant.1)
+  %constant.2 = u32[] constant(0)
+  ROOT %slice = bf16[32,192]{1,0} dynamic-slice(%all-reduce.82, %multiply.374, %constant.2)
+}
+ENTRY %main (x: bf16[256,192]) -> bf16[32,192] {
+  %x = bf16[256,192]{1,0} parameter(0)
+  ROOT %fusion = bf16[32,192]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+    count = {"ops": 1, "runs": 1, "asynchronous": 0, "bytes": 2 * 32 * 192}
+    assert hlo.collectives(text) == {"reduce-scatter": count}
+
+
 def test_unknown_custom_call_has_no_bound():
     text = """HloModule m
 ENTRY %main (x: f32[8]) -> f32[8] {

@@ -283,8 +283,10 @@ def collectives(text):
     }
     totals = {}
     for name, instructions in program.computations.items():
-        for instruction in instructions.values():
-            kind = instruction.opcode.removesuffix("-done")  # -start does not have the result
+        found = [(x.opcode.removesuffix("-done"), x) for x in instructions.values()]
+        if name.startswith("all-reduce-scatter"):  # on TPU, the slice of an all-reduce in a fusion
+            found = [("reduce-scatter", x) for x in instructions.values() if x.root]
+        for kind, instruction in found:  # -start does not have the result
             if kind not in COLLECTIVES:
                 continue
             empty = {"ops": 0, "runs": 0, "asynchronous": 0, "bytes": 0}
@@ -292,7 +294,7 @@ def collectives(text):
             runs = program.executions[name]
             total["ops"] += 1
             total["runs"] += runs
-            if kind != instruction.opcode or name in background:
+            if instruction.opcode.endswith("-done") or name in background:
                 total["asynchronous"] += runs
             total["bytes"] += runs * num_bytes(instruction.shape)
     return dict(sorted(totals.items()))
