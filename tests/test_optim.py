@@ -229,7 +229,7 @@ def test_stacked_blocks_match_separate_tensors(name, clip_by):
     for path in SHAPES:
         for i in range(DEPTH) if path.startswith("blocks") else [None]:
             decays[path, i] = path.endswith("kernel")
-            embedding = path.split("/")[0] in ("cls_token", "pos_embed", "patch_embed")
+            embedding = path.split("/")[0] in optim.EMBEDDINGS
             scales[path, i] = 0.6 ** (3 - (0 if embedding else 3 if i is None else i + 1))
 
     def separate(nested):
