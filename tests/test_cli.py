@@ -202,7 +202,7 @@ W = "tests/golden/vit/vit_cls/state_dict.safetensors"
     ("args", "message"),
     [
         ("vit_jax.tools.predict --weights=missing.safetensors x.png", "no file at missing"),
-        ("vit_jax.tools.predict --weights=README.md x.png", "not a .safetensors file"),
+        ("vit_jax.tools.predict --weights=README.md x.png", "README.md is not a weight file"),
         (f"vit_jax.tools.predict --weights={W} --model=num_heads=3 x.png", "x.png: no such file"),
         (f"vit_jax.tools.predict --weights={W} --model=num_heads=3 --std=0 README.md", "--std=0"),
         (
