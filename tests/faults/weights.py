@@ -303,7 +303,7 @@ def wrong_shapes():
     for name, shape in (
         (FC1, [48, 192]),
         ("blocks.1.mlp.fc1.weight", [48, 192]),
-        ("blocks.0.mlp.fc2.weight", [192, 48]),
+        ("blocks.1.mlp.fc2.weight", [192, 48]),
         ("blocks.0.attn.qkv.weight", [48, 144]),
         ("blocks.0.attn.qkv.weight", [3, 48, 48]),
         ("blocks.0.attn.qkv.bias", [3, 48]),
