@@ -68,6 +68,21 @@ def test_softmax_of_large_scores_is_finite():
     assert np.isfinite(kernels.softmax_product(q, q, q)).all()
 
 
+def test_gelu_in_bfloat16_is_rounded_once():
+    """Its error is that of rounding, half a unit in the last place, and 1% of it."""
+    x = jnp.linspace(-9, 9, 20_001).astype(jnp.bfloat16)
+    y, vjp = jax.vjp(jax.jit(kernels.gelu), x)
+    wide = np.asarray(x, np.float64)
+    with jax.enable_x64(True):
+        cdf = np.asarray(0.5 * jax.lax.erfc(jnp.asarray(wide * -(0.5**0.5))))
+        density = np.exp(-0.5 * wide**2) / np.sqrt(2 * np.pi)
+    np.testing.assert_allclose(np.asarray(y, np.float64), wide * cdf, rtol=2**-8 * 1.01)
+    (gradient,) = vjp(jnp.ones_like(x))
+    expected = cdf + wide * density
+    error = np.abs(np.asarray(gradient, np.float64) - expected)
+    assert (error <= 2**-8 * 1.01 * np.abs(expected) + 3e-5 * cdf).all()
+
+
 def test_gelu_is_accurate_in_the_tail():
     x = np.linspace(-6, 6, 100_001).astype(np.float32)
     y, vjp = jax.vjp(jax.jit(kernels.gelu), jnp.asarray(x))

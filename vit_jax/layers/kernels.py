@@ -176,7 +176,7 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 def gelu(x):
     """Exact GELU, x * Phi(x) (arXiv:1606.08415), computed in float32 (float64 for float64)."""
     wide = x.astype(accumulation_dtype(x.dtype))
-    return (wide * _normal(wide)[0]).astype(x.dtype)
+    return (wide * _normal(wide, x.dtype)[0]).astype(x.dtype)
 
 
 def _gelu_forward(x):
@@ -191,7 +191,7 @@ def _gelu_backward(x, g):
         # A limit unknown to XLA, which otherwise stores the exponential of the forward pass in
         # float32 instead of computing it again.
         limit = jax.lax.optimization_barrier(jnp.asarray(TAIL_LIMIT, wide.dtype))
-    cdf, density = _normal(wide, limit)
+    cdf, density = _normal(wide, x.dtype, limit)
     dx = (g * (cdf + wide * density)).astype(x.dtype)
     # Otherwise XLA on GPU stores dx in float32 for the sum over the batch in `add_bias`.
     return (dx if wide.dtype == x.dtype else jax.lax.optimization_barrier(dx),)
@@ -199,13 +199,22 @@ def _gelu_backward(x, g):
 
 TAIL_LIMIT = 15.0  # here, the tail is 0 in float32
 # Phi(-a) / exp(-a^2 / 2) for a in [0, TAIL_LIMIT] as a ratio of polynomials, constant terms first:
-# a minimax fit with a relative error below 1e-8.
-TAIL_NUMERATOR = (0.5, 0.43928267, 0.18396857, 0.04088093, 0.0041532)
-TAIL_DENOMINATOR = (1.0, 1.67645035, 1.20554592, 0.47140718, 0.10247942, 0.01041042)
+# minimax fits with a relative error below 1e-8 and, for results in bfloat16, of 2.6e-5, 1% of their
+# rounding. The second makes the MLPs of S 6% faster on TPU, where its vector unit is the limit.
+TAIL = (
+    (0.5, 0.43928267, 0.18396857, 0.04088093, 0.0041532),
+    (1.0, 1.67645035, 1.20554592, 0.47140718, 0.10247942, 0.01041042),
+)
+NARROW_TAIL = (
+    (0.50001287, 0.27969636, 0.06313089),
+    (1.0, 1.35807127, 0.70593709, 0.15808333),
+)
 
 
-def _normal(x, limit=TAIL_LIMIT):
+def _normal(x, dtype, limit=TAIL_LIMIT):
     """Compute Phi(x) and its derivative, cumulative probability and density of a standard normal.
+
+    `dtype` is that of the final result, x is wider or equal.
 
     (1 + erf(x / sqrt(2))) / 2 loses all digits below -5. XLA's erfc is accurate, but makes the
     forward and backward pass of GELU twice as slow on CPU.
@@ -216,8 +225,9 @@ def _normal(x, limit=TAIL_LIMIT):
     a = jnp.minimum(jnp.abs(x), limit)
     e = jnp.exp(-0.5 * a * a)
     # The division comes last, so that XLA on CPU stores one intermediate array for it, not two.
-    tail = e * _polynomial(TAIL_NUMERATOR, a)
-    tail = tail / _polynomial(TAIL_DENOMINATOR, a)
+    numerator, denominator = TAIL if dtype == x.dtype else NARROW_TAIL
+    tail = e * _polynomial(numerator, a)
+    tail = tail / _polynomial(denominator, a)
     return jnp.where(x < 0, tail, 1 - tail), e * scale
 
 
