@@ -80,7 +80,7 @@ class Run:
             out_shardings=(state_sharding, replicated),
             donate_argnums=0,
         )
-        self._compiled = False
+        self._exclusive = None
         self._evaluate = {}
 
     def init(self, log=lambda _: None):
@@ -119,10 +119,13 @@ class Run:
         """
         rows = batch.to_devices(rows, sharding.batch_sharding(self.mesh))
         with jax.set_mesh(self.mesh):
-            if not self._compiled:
-                self._step.lower(state, rows, self.train_rng).compile()  # JAX keeps the result
+            if self._exclusive is None:
+                compiled = self._step.lower(state, rows, self.train_rng).compile()  # JAX keeps it
                 memory.trim()
-                self._compiled = True
+                platform = self.mesh.devices.flat[0].platform
+                self._exclusive = memory.exclusive(compiled, platform)
+            if self._exclusive:
+                jax.block_until_ready(state.step)
             return self._step(state, rows, self.train_rng)
 
     def lower(self, rows):

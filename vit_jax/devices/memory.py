@@ -6,6 +6,7 @@ import os
 from importlib.util import find_spec
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # glibc's malloc.h
+MAX_TEMPORARIES_TWICE = 2**27  # bytes
 ACCELERATORS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
 
 
@@ -30,9 +31,6 @@ def keep_freed():
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return False
-    # With asynchronous dispatch, the temporary buffers of the next step are allocated while a step
-    # runs. JAX reads the variable when it is imported.
-    os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
     # Disable mmap, never trim the heap, and use one arena for all threads.
     return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_ARENA_MAX, 1)])
 
@@ -45,3 +43,18 @@ def trim():
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def exclusive(compiled, platform):
+    """Return whether a program should wait for its previous execution.
+
+    On CPU, the temporary buffers of an execution are allocated when it is dispatched, while the
+    previous one still has its own. Where they are small, dispatching ahead is faster.
+
+    Args:
+      compiled: a jax.stages.Compiled.
+      platform: platform of its devices.
+    """
+    if platform != "cpu":
+        return False
+    return compiled.memory_analysis().temp_size_in_bytes > MAX_TEMPORARIES_TWICE

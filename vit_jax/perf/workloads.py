@@ -249,11 +249,14 @@ def build_train_step(config, model):
 
     state, train_step = prepare(config, model)
     rng, batch = jax.random.key(0), jax.device_put(random_batch(config))
-    train_step.lower(state, batch, rng).compile()  # cached, as in `run.Run.step`
+    compiled = train_step.lower(state, batch, rng).compile()  # cached, as in `run.Run.step`
     memory.trim()
+    exclusive = memory.exclusive(compiled, jax.default_backend())
 
     def advance():
         nonlocal state
+        if exclusive:
+            jax.block_until_ready(state.step)
         state, metrics = train_step(state, batch, rng)
         return state, metrics["loss"]
 
