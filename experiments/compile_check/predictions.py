@@ -96,6 +96,7 @@ def table_row(row):
         "devices": row["topology"],
         "batch": row["batch_size"],
         "accum": row["accum_steps"],
+        "remat": row["remat"],
         "scan": row["scan"],
         "attn": row["attn"],
         "fits": "yes" if row["fits"] else "no",
@@ -105,7 +106,7 @@ def table_row(row):
         "FLOPs found": text(found, ".1%"),
         "costliest": ", ".join(f"{name} {group['ms']:.1f} ms" for name, group in costly),
         "kernels": row.get("kernels"),
-        "compile s": row["seconds"],
+        "compile s": f"{row['seconds']:.0f}",
     }
 
 
