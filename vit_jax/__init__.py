@@ -20,6 +20,7 @@ purpose. In the order in which a run uses them:
   augment/         device.py: flip, color, blur, solarize, normalize, erase
   mixing.py        mixup, CutMix
   variants.py      ViTConfig, ResNetConfig; model names -> configs
+  catalog.py       timm's published models: architectures, and weights with their preprocessing
   models.py        config -> model as pure functions
   vit.py           the Vision Transformer: b h w c -> named outputs
   layers/          patch and position embedding, attention, MLP, norms, pooling, kernels

@@ -1,13 +1,16 @@
 """Model options, and the names and sizes of the published models. Imports no JAX.
 
-A model name is that of the paper ("S/16", "resnet50") or of timm ("vit_small_patch16_224"),
-optionally followed by comma-separated `key=value` overrides ("S/16,depth=4,pool=gap").
+A model name is that of the paper ("S/16", "resnet50") or of timm ("vit_small_patch16_224"), with
+or without timm's tag (".augreg_in1k"), optionally followed by comma-separated `key=value` overrides
+("S/16,depth=4,pool=gap"). The module `catalog` has further names of timm.
 """
 
+import difflib
 import re
 from ast import literal_eval
 from dataclasses import dataclass
 
+from vit_jax import catalog
 from vit_jax.errors import UserError
 from vit_jax.schema import one_of, option, options
 
@@ -362,14 +365,22 @@ def _vit(name):
     size = TIMM_SIZES.get(parts.get("size"), parts.get("size"))
     patch = int(parts.get("patch") or 0)
     if size not in VARIANTS or not patch:
+        if published := catalog.architecture(name):
+            return dict(published)
         raise UserError(
-            f"unknown model {name!r}; pass SIZE/PATCH, such as S/16, with SIZE {one_of(VARIANTS)}; "
-            f"a timm name, such as vit_small_patch16_224; or {one_of(RESNETS)}"
+            f"unknown model {name!r}{_similar(name)}; pass SIZE/PATCH, such as S/16, with SIZE "
+            f"{one_of(VARIANTS)}; a timm name, such as vit_small_patch16_224; or {one_of(RESNETS)}"
         )
     sizes = dict(zip(SIZE_OPTIONS, (*VARIANTS[size], patch), strict=True))
     if parts.get("image"):
         sizes["image"] = int(parts["image"])
     return sizes
+
+
+def _similar(name):
+    """Return a hint with similar names of the catalog, or ""."""
+    close = difflib.get_close_matches(name[:100], catalog.names(), 3)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 def from_config(model, classes=None):
@@ -399,7 +410,27 @@ def from_config(model, classes=None):
             raise UserError(f"{model.variant} has no {', '.join(ignored)}; pass {flags}")
     if changes["num_classes"] is None:
         changes["num_classes"] = classes
-    return parse(model.variant, **changes)
+    config = parse(model.variant, **changes)
+    if isinstance(config, ViTConfig):
+        _check_published(model.variant, config)
+    return config
+
+
+def _check_published(name, config):
+    """Raise UserError if a config does not have the options that its name has in the catalog.
+
+    The group `config.model` has a value for every option but the sizes, which replaces that of the
+    name.
+    """
+    published = _vit(name)
+    effective = {"class_token": config.has_class_token, "fc_norm": config.norm_after_pool}
+    flags = [
+        f"--config.model.{key}={value}"
+        for key, value in published.items()
+        if key not in (*SIZE_OPTIONS, "image") and effective.get(key, getattr(config, key)) != value
+    ]
+    if flags:
+        raise UserError(f"variant = {name!r} needs further options; pass {' '.join(flags)}")
 
 
 def is_cnn(name):

@@ -4,8 +4,9 @@
 
 The file has one row per architecture, the options of `ViTConfig` that differ from its defaults, and
 one row per set of weights, with its preprocessing. Architectures with parts that `ViTConfig` does
-not have are left out. --results is the file of that name in the repository of timm, which its
-package does not contain; without it, top-1 accuracy is that of the existing catalog.
+not have are left out, as are ResNets, for which there is no layout in vit_jax/pretrained. --results
+is the file of that name in the repository of timm, which its package does not contain; without it,
+top-1 accuracy is that of the existing catalog.
 """
 
 import argparse
@@ -21,7 +22,6 @@ from vit_jax.variants import ViTConfig
 CATALOG = Path(__file__).parents[2] / "vit_jax" / "pretrained" / "catalog.json"
 FAMILIES = (
     *("vit_", "deit", "flexivit", "eva02_tiny", "eva02_small", "eva02_base", "eva02_large"),
-    *(f"resnet{n}." for n in (18, 34, 50, 101, 152)),
 )
 BLOCKS = {"Block": "pre", "EvaBlock": "pre", "ResPostBlock": "post"}
 ATTENTION = ("Attention", "EvaAttention", "AttentionRope")
@@ -68,10 +68,18 @@ def vit_options(model):
     """
     block = model.blocks[0]
     attn, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
+    pool = getattr(model, "attn_pool", None)
+    height, width = model.patch_embed.img_size
     parts = {
         "blocks": kind(block) in BLOCKS,
         "attention": kind(attn) in ATTENTION,
         "embedding": kind(model.patch_embed) == "PatchEmbed",
+        "norms": kind(getattr(block, "norm1", None)) == "LayerNorm",  # not RMSNorm (Sapiens2)
+        # RADIO, InternViT, PE lang and PE spatial have none.
+        "final norm": not kind(model.norm) == kind(model.fc_norm) == "Identity",
+        # PE core pools with 8 heads.
+        "attention pooling": pool is None or pool.num_heads == attn.num_heads,
+        "image shape": height == width,
     }
     if missing := [name for name, known in parts.items() if not known]:
         raise ValueError(f"other {', '.join(missing)}")
@@ -93,7 +101,7 @@ def vit_options(model):
         norm=BLOCKS[kind(block)],
         norm_eps=block.norm1.eps,
         qkv_bias=has_bias(attn),
-        k_bias=has_key_bias(attn),
+        k_bias=has_key_bias(attn) or not has_bias(attn),
         qk_norm=kind(getattr(attn, "q_norm", None)) not in ("Identity", "NoneType"),
         attn_norm=kind(getattr(attn, "norm", None)) not in ("Identity", "NoneType"),
         layer_scale_init=1.0 if has_layer_scale(block) else None,
@@ -195,6 +203,7 @@ def weights_row(cfg, top1, knn):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results")
+    parser.add_argument("--output", type=Path, default=CATALOG)
     args = parser.parse_args()
     timm = import_timm()
     import torch
@@ -212,10 +221,7 @@ def main():
             try:
                 with torch.device("meta"):
                     model = timm.create_model(architecture)
-                if kind(model) == "ResNet":
-                    architectures[architecture] = {}
-                else:
-                    architectures[architecture] = non_default(vit_options(model))
+                architectures[architecture] = non_default(vit_options(model))
             except Exception as error:  # the catalog has what ViTConfig can express
                 left_out[architecture] = str(error)
                 print(f"{architecture}: left out: {error}", file=sys.stderr)
@@ -226,7 +232,7 @@ def main():
     lines.append(",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in architectures.items()))
     lines.append('}, "weights": {')
     lines.append(",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in weights.items()))
-    CATALOG.write_text("\n".join(lines) + "\n}}\n")
+    args.output.write_text("\n".join(lines) + "\n}}\n")
     print(f"{len(architectures)} architectures, {len(weights)} sets of weights")
 
 

@@ -1,0 +1,127 @@
+"""Compare models of the catalog with timm, and print the table of docs/weights.md.
+
+    python -m experiments.catalog.compare [FAMILY ...]
+
+`make bench-peer` creates the environment with timm. Of architectures that only differ in size, one
+is compared: with 2 blocks of width 64, random weights and 4 x 4 patches. Its file is loaded by
+name, without other options than the size. The numbers are the largest absolute difference of the
+tokens (timm's forward_features) and of the logits, relative to the largest value if it is above 1.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from experiments.catalog import peer
+from vit_jax.variants import SIZE_OPTIONS
+
+ROOT = Path(__file__).parents[2]
+PEER = ROOT / ".venv-peer/bin/python"
+CATALOG = ROOT / "vit_jax/pretrained/catalog.json"
+TOLERANCE = 1e-5
+FAMILIES = {  # the first match counts
+    "DeiT, distilled": "deit_.*distilled",
+    "DeiT III": "deit3_",
+    "DeiT": "deit_",
+    "EVA-02": "eva02_",
+    "FlexiViT": "flexivit_",
+    "DINOv2": "vit_.*dinov2",
+    "DINOv3": "vit_.*dinov3",
+    "CLIP": "vit_.*_clip_",
+    "SigLIP, SigLIP 2": "vit_.*_siglip_",
+    "RoPE-ViT": "vit_.*_rope_(mixed_)?(ape_)?224",
+    "ViT with registers (sbb)": "vit_.*_(rope_)?reg\\d_gap_",
+    "ViT, mean pooling": "vit_.*_gap_",
+    "post-norm (rpn)": "vit_.*_rpn_",
+    "TIPSv2": "vit_.*_tipsv2",
+    "LingBot": "vit_.*_lingbot",
+    "ViT (AugReg and others)": "vit_",
+}
+
+
+def family_of(name):
+    """Return the family of an architecture."""
+    return next(family for family, pattern in FAMILIES.items() if re.match(pattern, name))
+
+
+def choose(families=()):
+    """Return {family: names of architectures}, one of each combination of options."""
+    found = {}
+    for name, options in json.loads(CATALOG.read_text())["architectures"].items():
+        family = family_of(name)
+        if families and family not in families:
+            continue
+        free = (*SIZE_OPTIONS[:-1], "image")
+        key = json.dumps({k: x for k, x in options.items() if k not in free}), peer.patch_of(name)
+        found.setdefault(family, {}).setdefault(key, name)
+    return {family: list(names.values()) for family, names in found.items()}
+
+
+def difference(directory, name):
+    """Return the largest difference of the tokens and the logits of a model, loaded by name."""
+    import jax
+    import jax.numpy as jnp
+
+    from vit_jax import pretrained, vit
+
+    sizes = f"width={peer.WIDTH},depth={peer.DEPTH},num_heads={peer.HEADS}"
+    path = Path(directory) / f"{name}.safetensors"
+    mlp_dim = pretrained.describe(path, f"{name},{sizes}").model["mlp_dim"]
+    image = peer.GRID * peer.patch_of(name)
+    model = pretrained.load(path, f"{name},{sizes},mlp_dim={mlp_dim},image={image}")
+    apply, params = vit.functional(model)
+    expected = dict(np.load(path.with_suffix(".npz")))
+    out = jax.jit(apply)(params, jnp.asarray(expected["images"].transpose(0, 2, 3, 1)))
+    differences = []
+    for key in ("tokens", "logits"):
+        scale = max(1.0, np.abs(expected[key]).max())
+        differences.append(float(np.abs(np.asarray(out[key]) - expected[key]).max()) / scale)
+    return max(differences)
+
+
+def compare(families=()):
+    """Compare models of each family.
+
+    Args:
+      families: names of families; (): all.
+
+    Yields:
+      A family, an architecture, and the difference or the message of an error.
+    """
+    chosen = choose(families)
+    names = [name for group in chosen.values() for name in group]
+    with tempfile.TemporaryDirectory() as directory:
+        command = [PEER, "-m", "experiments.catalog.peer", directory, *names]
+        subprocess.run(command, cwd=ROOT, check=True)
+        for family, group in chosen.items():
+            for name in group:
+                try:
+                    yield family, name, difference(directory, name)
+                except Exception as error:
+                    yield family, name, f"{type(error).__name__}: {error}"
+
+
+def main():
+    rows = {}
+    failed = 0
+    for family, name, result in compare(sys.argv[1:]):
+        wrong = isinstance(result, str) or result > TOLERANCE
+        failed += wrong
+        if wrong:
+            print(f"{name}: {result}", file=sys.stderr, flush=True)
+        else:
+            rows.setdefault(family, []).append(result)
+    print("| family | models compared | worst difference |\n|---|---|---|")
+    for family, values in rows.items():
+        print(f"| {family} | {len(values)} | {max(values):.1e} |")
+    print(f"| all | {sum(map(len, rows.values()))} | {max(sum(rows.values(), [])):.1e} |")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Small random models of timm for `compare`, with their outputs; run with the peers' Python.
+
+    .venv-peer/bin/python -m experiments.catalog.peer DIR NAME ...
+
+For each architecture, writes DIR/NAME.safetensors, and DIR/NAME.npz with images and outputs.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from experiments.catalog.__main__ import import_timm
+
+DEPTH = 2
+HEADS = 4
+WIDTH = 64
+GRID = 4  # patches per side
+CLASSES = 10
+
+
+def build(timm, name):
+    """Create an architecture in a small size, with random weights of every kind."""
+    import torch
+
+    model = timm.create_model(
+        name,
+        embed_dim=WIDTH,
+        depth=DEPTH,
+        num_heads=HEADS,
+        img_size=GRID * patch_of(name),
+        num_classes=CLASSES,
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for key, x in model.named_parameters():
+            noise = torch.randn(x.shape, generator=generator)
+            if key.endswith("rope.freqs"):
+                x += 0.1 * noise
+            elif x.ndim < 2 or re.search("token|pos_embed|latent", key):
+                scale = key.endswith(("weight", "gamma")) or "gamma_" in key
+                x.copy_(0.5 * noise + scale)
+            else:
+                x.copy_(noise / x[0].numel() ** 0.5)
+    return model.eval()
+
+
+def patch_of(name):
+    """Return the side of a patch, in pixels."""
+    match = re.search(r"patch(\d+)", name)
+    return int(match[1]) if match else 16
+
+
+def main(directory, names):
+    timm = import_timm()
+    import numpy as np
+    import torch
+    from safetensors.torch import save_file
+
+    torch.set_num_threads(1)
+    for name in names:
+        model = build(timm, name)
+        side = GRID * patch_of(name)
+        images = torch.randn((2, 3, side, side), generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            tokens, logits = model.forward_features(images), model(images)
+        path = Path(directory) / name
+        save_file(model.state_dict(), f"{path}.safetensors")
+        arrays = dict(images=images, tokens=tokens, logits=logits)
+        np.savez(f"{path}.npz", **{key: x.numpy() for key, x in arrays.items()})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
