@@ -41,7 +41,7 @@ __all__ = [
     "runs",
 ]
 # Modules of this package that are not weight layouts.
-NON_MEMBERS = ("hf_config", "hub", "runs", "timm_config")
+NON_MEMBERS = ("hf_config", "hub", "runs", "timm_config", "writing")
 
 
 def load(spec, name=None, **overrides):

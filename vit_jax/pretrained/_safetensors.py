@@ -9,6 +9,7 @@ from vit_jax.workdir import storage
 
 MAX_HEADER_BYTES = 16 << 20  # for comparison, the header of 20,000 tensors takes 2 MB
 FLOATS = ("F16", "BF16", "F32", "F64")
+KEY = "vit_jax"  # of the metadata
 OTHER_FILES = {  # first bytes: what the file is
     b"PK\x03\x04": "a zip archive, such as a .pth or .npz file",
     b"\x80": "a pickle, such as an old .pth file",
@@ -38,6 +39,21 @@ def open_tensors(path):
     except (SafetensorError, ValueError) as error:
         message = _names.shorten(error)
         raise UserError(f"{path} is truncated or not a safetensors file: {message}") from error
+
+
+def metadata(path):
+    """Return {"vit_jax": value} if the metadata of a file has such a JSON text, otherwise {}.
+
+    Args:
+      path: a file that `open_tensors` accepts; other formats and directories have no metadata.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    text = (storage.parse_json(_read_header(path)).get("__metadata__") or {}).get(KEY)
+    try:
+        return {} if text is None else {KEY: storage.parse_json(text.encode())}
+    except ValueError as error:
+        raise UserError(f"{path}: invalid metadata: {_names.shorten(error)}") from None
 
 
 def _read_header(path):

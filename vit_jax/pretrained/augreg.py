@@ -8,6 +8,8 @@ GELU is the tanh approximation, Flax's default.
 
 import re
 
+import numpy as np
+
 from vit_jax.errors import UserError
 from vit_jax.pretrained import timm
 from vit_jax.pretrained._files import concatenate
@@ -146,4 +148,61 @@ def _unstack(tensors):
                 result[f"Transformer/encoderblock_{i}/{match[1]}"] = x[i]
         else:
             result[name] = x
+    return result
+
+
+def tensors(params, num_heads, published):
+    """Convert our parameters to the layout; the inverse of `params`.
+
+    Args:
+      params: {path: array}, as in `timm.tensors`.
+      num_heads: attention heads.
+      published: whether the modules of a block are numbered as in published AugReg files, not as in
+        big_vision.
+
+    Returns:
+      {name: array}
+
+    Raises:
+      UserError: if the layout has no place for a tensor.
+    """
+    modules = {new: name for name, new in NAMES.items()}
+    modules |= {
+        "norm1": "LayerNorm_0",
+        "norm2": "LayerNorm_2" if published else "LayerNorm_1",
+        "attn.qkv": f"MultiHeadDotProductAttention_{int(published)}",
+        "attn.proj": f"MultiHeadDotProductAttention_{int(published)}/out",
+        "mlp.fc1": f"MlpBlock_{3 if published else 0}/Dense_0",
+        "mlp.fc2": f"MlpBlock_{3 if published else 0}/Dense_1",
+        "attn_pool.q": "MAPHead_0/MultiHeadDotProductAttention_0",
+        "attn_pool.kv": "MAPHead_0/MultiHeadDotProductAttention_0",
+        "pos_embed": "Transformer/posembed_input/pos_embedding" if published else "pos_embedding",
+    }
+    parts = {"attn.qkv": QKV, "attn_pool.q": QKV[:1], "attn_pool.kv": QKV[1:]}
+    result = {}
+    converted = timm.tensors(params)
+    width = len(converted["patch_embed.proj.weight"])
+    for name, x in converted.items():
+        block = timm.BLOCK.match(name)
+        prefix = f"Transformer/encoderblock_{block[1]}/" if block else ""
+        rest = name[block.end() :] if block else name
+        module, _, kind = rest.rpartition(".")
+        if rest in modules:
+            result[prefix + modules[rest]] = x
+        elif module not in modules or (module == "attn.qkv" and len(x) != 3 * width):
+            raise UserError(f"--to=augreg has no place for the tensor '{name}'; pass --to=vit_jax")
+        elif module in parts:
+            kind = "kernel" if x.ndim > 1 else kind
+            for part, y in zip(parts[module], np.split(x, len(parts[module])), strict=True):
+                y = y.T.reshape(*y.T.shape[:-1], num_heads, -1)  # (heads e) d -> d heads e
+                result[f"{prefix}{modules[module]}/{part}/{kind}"] = y
+        else:
+            if x.ndim == 1:
+                kind = {"weight": "scale"}.get(kind, kind)
+            else:
+                kind = "kernel"
+                x = x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T
+                if module in ("attn.proj", "attn_pool.proj"):
+                    x = x.reshape(num_heads, -1, x.shape[-1])  # (heads e) d -> heads e d
+            result[f"{prefix}{modules[module]}/{kind}"] = x
     return result

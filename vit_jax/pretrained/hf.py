@@ -9,6 +9,7 @@ import re
 import numpy as np
 
 from vit_jax.errors import UserError
+from vit_jax.pretrained import timm
 from vit_jax.pretrained._files import concatenate
 from vit_jax.schema import member, members
 
@@ -174,3 +175,85 @@ def _substitute(table, name):
         if match := re.match(pattern, name):
             return new and match.expand(new) + name[match.end() :]
     return name
+
+
+# Names that are written: timm's name -> transformers' name, of all kinds of models and of each.
+WRITTEN = {
+    "cls_token": "embeddings.cls_token",
+    "dist_token": "embeddings.distillation_token",
+    "reg_token": "embeddings.register_tokens",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "norm": "layernorm",
+    "head": "classifier",
+    "head_dist": "distillation_classifier",
+    "blocks": "encoder.layer",
+    "attn.proj": "attention.output.dense",
+    "attn.qkv": "attention.attention",
+    "ls1.gamma": "layer_scale1.lambda1",
+    "ls2.gamma": "layer_scale2.lambda1",
+}
+WRITTEN_BY_KIND = {
+    "vit": {
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    },
+    "deit": {"head": "cls_classifier"},
+    "dinov2": {},
+    "dinov3_vit": {
+        "patch_embed.proj": "embeddings.patch_embeddings",
+        "norm": "norm",
+        "blocks": "layer",
+        "attn.proj": "attention.o_proj",
+        "attn.qkv": "attention",
+        "mlp.fc1": "mlp.up_proj",
+        "mlp.fc2": "mlp.down_proj",
+    },
+}
+WRITTEN_BY_KIND["deit"] |= WRITTEN_BY_KIND["vit"]
+WRITTEN_BY_KIND["dinov2_with_registers"] = WRITTEN_BY_KIND["dinov2"]
+# A gated MLP is one tensor here, and also in DINOv2.
+GATED_WRITTEN = {
+    "dinov2": {"mlp.fc1": ("mlp.weights_in",), "mlp.fc2": ("mlp.weights_out",)},
+    "dinov3_vit": {"mlp.fc1": ("mlp.gate_proj", "mlp.up_proj")},
+}
+GATED_WRITTEN["dinov2_with_registers"] = GATED_WRITTEN["dinov2"]
+
+
+def tensors(tensors, kind):
+    """Rename tensors with timm's names as transformers does; the inverse of `_rename`.
+
+    Args:
+      tensors: {timm's name: array}.
+      kind: model_type in config.json, a key of `WRITTEN_BY_KIND`.
+
+    Returns:
+      {name: array}, with a mask token of zeros where transformers expects one.
+    """
+    width, mlp_dim = tensors["blocks.0.mlp.fc2.weight"].shape
+    names = WRITTEN | WRITTEN_BY_KIND[kind]
+    if len(tensors["blocks.0.mlp.fc1.weight"]) == 2 * mlp_dim:
+        names = names | GATED_WRITTEN[kind]
+    qkv = ("q_proj", "k_proj", "v_proj") if kind == "dinov3_vit" else ("query", "key", "value")
+    result = {}
+    for name, x in tensors.items():
+        block = timm.BLOCK.match(name)
+        prefix = f"{names['blocks']}.{block[1]}." if block else ""
+        rest = name[block.end() :] if block else name
+        module, _, end = rest.rpartition(".")
+        new = (names[rest],) if rest in names else names.get(module, module)
+        new = (new,) if isinstance(new, str) else new
+        if module == "attn.qkv":
+            parts = qkv if len(x) == 3 * width else (qkv[0], qkv[2])
+            new = [f"{new[0]}.{part}" for part in parts]
+        for part, y in zip(new, np.split(x, len(new)), strict=True):
+            result[f"{prefix}{part}" if rest in names else f"{prefix}{part}.{end}"] = y
+    if kind.startswith("dino"):
+        token = tensors["cls_token"]
+        result["embeddings.mask_token"] = np.zeros_like(token if kind == "dinov3_vit" else token[0])
+    heads = (f"{names['head']}.", f"{names['head_dist']}.")
+    if not any(name.startswith(heads) for name in result):
+        return result
+    return {name if name.startswith(heads) else f"{kind}.{name}": x for name, x in result.items()}

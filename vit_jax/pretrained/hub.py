@@ -1,6 +1,7 @@
-"""Download weights from the Hugging Face Hub: hf-hub:ORGANIZATION/NAME[@REVISION]. Imports no JAX.
+"""Download weights from the Hugging Face Hub, hf-hub:ORGANIZATION/NAME[@REVISION], and upload them.
 
-The package huggingface_hub, the extra `hub`, is imported only if such a name is used.
+The package huggingface_hub, the extra `hub`, is imported only if such a name is used. Imports no
+JAX.
 """
 
 import functools
@@ -47,11 +48,8 @@ def download(spec):
     form = f"the form is {PREFIX}ORGANIZATION/NAME or {PREFIX}ORGANIZATION/NAME@REVISION"
     if not match:
         raise UserError(f"{printable(spec)}: {form}")
-    try:
-        import huggingface_hub
-        from huggingface_hub import errors
-    except ImportError:
-        raise UserError(f"{spec} needs the package huggingface_hub; {INSTALL_HINT}") from None
+    huggingface_hub = _import(spec)
+    errors = huggingface_hub.errors
     find = functools.partial(
         huggingface_hub.snapshot_download, match["id"], revision=match["revision"]
     )
@@ -77,3 +75,46 @@ def download(spec):
     else:
         return path
     raise UserError(f"{spec}: {problem}")
+
+
+def check_push(repository):
+    """Raise UserError unless a name is ORGANIZATION/NAME and huggingface_hub is installed."""
+    match = REPOSITORY.fullmatch(repository)
+    if not match or match["revision"]:
+        raise UserError(f"--push={printable(repository)} must be ORGANIZATION/NAME")
+    _import(f"--push={repository}")
+
+
+def push(repository, directory):
+    """Upload a directory to a repository, which is created if it does not exist.
+
+    Args:
+      repository: ORGANIZATION/NAME.
+      directory: a directory with weights and a README.md.
+
+    Returns:
+      The address of the commit.
+
+    Raises:
+      UserError: if the upload fails; the directory is kept.
+    """
+    huggingface_hub = _import(repository)
+    try:
+        huggingface_hub.create_repo(repository, exist_ok=True)
+        return str(huggingface_hub.upload_folder(repo_id=repository, folder_path=directory))
+    except (huggingface_hub.errors.HfHubHTTPError, ValueError, OSError) as error:
+        problem = printable(" ".join(str(error).split()))[:200]
+        raise UserError(
+            f"--push={repository}: the upload failed: {problem}; log in with hf auth login, then "
+            f"run hf upload {repository} {directory}"
+        ) from None
+
+
+def _import(what):
+    """Return the module huggingface_hub, or raise UserError."""
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors  # noqa: F401  as an attribute
+    except ImportError:
+        raise UserError(f"{what} needs the package huggingface_hub; {INSTALL_HINT}") from None
+    return huggingface_hub

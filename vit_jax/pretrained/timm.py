@@ -264,3 +264,30 @@ def from_torch(tensor, path, shape):
     if path[-1] == "kernel":
         return np.moveaxis(tensor.reshape(*shape[1:], shape[0]), -1, 0)  # (...) d -> d ...
     return tensor.reshape(shape)
+
+
+def tensors(params):
+    """Convert our parameters to tensors with timm's names; the inverse of `params`.
+
+    Args:
+      params: {path: array}, such as {("blocks", "attn", "qkv", "kernel"): [l, d, 3, d]}.
+
+    Returns:
+      {timm's name: array}, with the tensors in `JOINED` joined.
+    """
+    result = {}
+    for path, leaf in params.items():
+        stacked = path[0] == "blocks"
+        for i, x in enumerate(leaf if stacked else [leaf]):
+            layer = ("blocks", i, *path[1:]) if stacked else path
+            result[timm_name(layer)] = to_torch(x, layer)
+    return result
+
+
+def to_torch(x, path):
+    """Convert one parameter from our layout to PyTorch's; the inverse of `from_torch`."""
+    if path == ("patch_embed", "kernel"):
+        return x.transpose(3, 2, 0, 1)  # p p c d -> d c p p
+    if path[-1] == "kernel":
+        return np.moveaxis(x, 0, -1).reshape(math.prod(x.shape[1:]), x.shape[0])  # d ... -> (...) d
+    return x.reshape(-1) if path[-1] == "bias" else x
