@@ -61,7 +61,7 @@ def adapt(config, given, arg):
             "workdir of a run. To train from scratch, use configs/own_images.py"
         )
     stated = [config.model.variant] if "model.variant" in given else []
-    keys = ("num_heads", "norm", "act")  # which neither a file nor its config.json may state
+    keys = ("num_heads", "norm", "act", "rope")  # which neither a file nor its config.json may state
     stated += [f"{key}={config.model[key]}" for key in keys if f"model.{key}" in given]
     weights = pretrained.describe(config.model_init, ",".join(stated) or None)
     values = {f"model.{key}": value for key, value in weights.model.items()}
@@ -70,6 +70,8 @@ def adapt(config, given, arg):
         "data.mean": weights.mean,
         "data.std": weights.std,
         "augment.eval_crop": weights.crop,
+        "augment.crop_mode": weights.crop_mode,
+        "augment.interpolation": weights.interpolation,
     }
     own_images.set_missing(config, given, values)
     if variants.is_cnn(config.model.variant):

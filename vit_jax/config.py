@@ -199,6 +199,14 @@ KEYS = {
     "augment.mix_switch": probability(
         0.5, "probability of CutMix rather than mixup, if both are on"
     ),
+    "augment.interpolation": choice(
+        ("bicubic", "bilinear"), "interpolation of images that are resized, also at evaluation"
+    ),
+    "augment.crop_mode": choice(
+        ("center", "squash"),
+        "evaluation: resize the short side and crop the center, or resize to a square without "
+        "keeping the aspect ratio",
+    ),
     "augment.eval_crop": Key(
         0.875,
         "evaluation: side of the center crop / short side of the image",

@@ -21,10 +21,12 @@ from vit_jax import models, pretrained, variants
 from vit_jax.config import defaults
 from vit_jax.errors import UserError
 from vit_jax.pretrained import timm, timm_config
+from vit_jax.pretrained._card import View
 from vit_jax.workdir import storage
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 # As written by timm 1.0.31: save_config_for_hf of create_model("vit_small_patch16_384.augreg_in1k",
 # num_classes=10), without the keys that are not read here.
 TIMM_CONFIG = {
@@ -204,44 +206,36 @@ def test_other_dtypes_are_refused(dtype, file):
         pretrained.describe(file, "num_heads=3")
 
 
-# timm 1.0.31: the pretrained_cfg of these models.
-@pytest.mark.parametrize(
-    ("name", "image", "expected"),
-    [
+def test_preprocessing_is_that_of_the_name():
+    """timm 1.0.31: the pretrained_cfg of these models."""
+    for name, image, expected in (
         ("vit_small_patch16_224.augreg_in21k", 224, (*HALF, 0.9)),
-        ("vit_base_patch16_384.augreg_in1k", 384, (*HALF, 1.0)),
-        ("vit_base_patch16_224.orig_in21k", 224, (*HALF, 0.9)),
+        ("vit_small_patch16_224.augreg_in1k", 384, (*HALF, 1.0)),
         ("vit_base_patch16_224.sam_in1k,pool=cls", 224, (*HALF, 0.9)),
-        ("vit_small_patch16_224.dino", 224, (*IMAGENET, 0.9)),
-        ("vit_base_patch16_224.mae", 224, (*IMAGENET, 0.9)),
         ("deit_base_patch16_224", 224, (*IMAGENET, 0.9)),
-        ("deit_base_patch16_384.fb_in1k", 384, (*IMAGENET, 1.0)),
-        ("deit3_small_patch16_224.fb_in1k", 224, (*IMAGENET, 0.9)),
         ("deit3_small_patch16_224.fb_in22k_ft_in1k", 224, (*IMAGENET, 1.0)),
-        (
-            "vit_base_patch16_224.bamboo",
-            224,
-            (
-                (0.48145466, 0.4578275, 0.40821073),
-                (0.26862954, 0.26130258, 0.27577711),
-                1.0,
-            ),
-        ),
-    ],
-)
-def test_preprocessing_of_published_weights_is_that_of_timm(name, image, expected):
-    assert timm_config.preprocessing(name, image) == (*expected, True)
+        ("vit_base_patch16_224.bamboo", 224, (*CLIP, 1.0)),
+        ("vit_base_patch14_dinov2", 518, (*IMAGENET, 1.0)),
+        ("vit_large_patch14_clip_336.openai_ft_in12k_in1k", 336, (*CLIP, 1.0, "bicubic", "squash")),
+        ("vit_base_patch16_224_miil.in21k", 224, ((0.0,) * 3, (1.0,) * 3, 0.875, "bilinear")),
+    ):
+        assert timm_config.preprocessing(name, image) == (View(*expected), ())
 
 
 def test_preprocessing_of_other_names_is_assumed():
-    for name in (None, "S/16", "vit_small_patch16_224", "vit_small_patch16_224.mine"):
-        assert timm_config.preprocessing(name, 224) == (*HALF, 0.9, False)
-    assert timm_config.preprocessing("deit_tiny_patch16_224", 224, channels=1)[::3] == (
-        (0.5,),
-        False,
-    )
+    everything = ("mean", "std", "crop")
+    for name in (None, "S/16", "vit_small_patch16_224.mine"):
+        assert timm_config.preprocessing(name, 224) == (View(*HALF, 0.9), everything)
+    # Its weights have different means, but the same crop ratio; weights of DeiT III the reverse.
+    assert timm_config.preprocessing("vit_small_patch16_224", 224)[1] == ("mean", "std")
+    assert timm_config.preprocessing("deit3_small_patch16_224", 224)[1] == ("crop",)
+    # There are no weights of this tag at 384 pixels.
+    resized = timm_config.preprocessing("vit_small_patch16_224.dino", 384)
+    assert resized == (View(*IMAGENET, 1.0), ("crop",))
+    gray = timm_config.preprocessing("deit_tiny_patch16_224", 224, channels=1)
+    assert gray == (View((0.5,), (0.5,), 0.9), everything)
     # eval_linear.py of DINO: Resize(256) and CenterCrop(224)
-    assert timm_config.preprocessing(None, 224, dino=True) == (*IMAGENET, 0.875, True)
+    assert timm_config.preprocessing(None, 224, dino=True) == (View(*IMAGENET, 0.875), ())
 
 
 def test_config_json_of_timm_is_used(file):
@@ -251,6 +245,7 @@ def test_config_json_of_timm_is_used(file):
     config["pretrained_cfg"] = config["pretrained_cfg"] | {
         "mean": [0.1, 0.2, 0.3],
         "interpolation": "bilinear",
+        "crop_mode": "border",
         "crop_pct": 0.95,
     }
     path = file.with_name("config.json")
@@ -259,7 +254,8 @@ def test_config_json_of_timm_is_used(file):
     assert described.mean == (0.1, 0.2, 0.3) and described.crop == 0.95 and described.certain
     assert described.source == str(path) and described.assumed == ()
     assert described.class_names == ["n0", "n1", "n2", "three", *(f"n{i}" for i in range(4, 10))]
-    assert described.notes == ("interpolation bilinear is not supported and replaced by bicubic",)
+    assert (described.interpolation, described.crop_mode) == ("bilinear", "center")
+    assert described.notes == ("crop mode border is not supported and replaced by center",)
     with pytest.raises(UserError, match="norm = pre, but norm = post was passed"):
         pretrained.describe(file, "norm=post")
 
@@ -271,8 +267,10 @@ def test_config_json_of_timm_is_used(file):
         ({"pretrained_cfg": {"mean": "0.5"}}, "mean must be a list; got '0.5'"),
         ({"pretrained_cfg": {"mean": [0.5], "std": [0.5]}}, "crop_pct must be a number; got None"),
         ({"pretrained_cfg": 3}, "pretrained_cfg must be an object; got 3"),
-        ({"architecture": "vit_base_patch16_rpn_224"}, "'vit_base_patch16_rpn_224' is not supp"),
-        ({"model_args": {"act_layer": "gelu_tanh"}}, "model_args act_layer are not supported"),
+        ({"architecture": "vit_base_patch16_18x2_224"}, "'vit_base_patch16_18x2_224' is not sup"),
+        ({"architecture": "vit_base_patch16_rpn_224"}, "have width 384, class_token True, "),
+        ({"model_args": {"norm_layer": "rmsnorm"}}, "model_args norm_layer are not supported"),
+        ({"model_args": {"act_layer": "relu"}}, "model_args act_layer are not supported"),
         ({"num_classes": 5, "pretrained_cfg": {}}, "have num_classes 10, but .* has num_classes 5"),
         ({"architecture": "vit_base_patch16_384"}, "have width 384, num_heads 12, but|width 768"),
     ],

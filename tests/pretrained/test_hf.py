@@ -102,9 +102,9 @@ def test_config_json_determines_what_tensors_do_not(directory):
 
 # The preprocessor_config.json of google/vit-base-patch16-224 and facebook/dinov2-small.
 @pytest.mark.parametrize(
-    ("config", "crop", "notes"),
+    ("config", "crop", "interpolation", "crop_mode"),
     [
-        ({"size": {"height": 224, "width": 224}, "resample": 2}, 1.0, 2),
+        ({"size": {"height": 224, "width": 224}, "resample": 2}, 1.0, "bilinear", "squash"),
         (
             {
                 "size": {"shortest_edge": 256},
@@ -113,16 +113,18 @@ def test_config_json_determines_what_tensors_do_not(directory):
                 "resample": 3,
             },
             0.875,
-            0,
+            "bicubic",
+            "center",
         ),
-        ({"size": 224, "crop_size": 224, "do_center_crop": True}, 1.0, 0),
+        ({"size": 224, "crop_size": 224, "do_center_crop": True}, 1.0, "bicubic", "center"),
     ],
 )
-def test_preprocessor_config_is_used(config, crop, notes, directory):
+def test_preprocessor_config_is_used(config, crop, interpolation, crop_mode, directory):
     stated = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]} | config
     (directory / "preprocessor_config.json").write_text(json.dumps(stated))
     described = pretrained.describe(directory)
-    assert described.certain and described.crop == crop and len(described.notes) == notes
+    assert described.certain and described.crop == crop and described.notes == ()
+    assert (described.interpolation, described.crop_mode) == (interpolation, crop_mode)
     assert described.mean == (0.1, 0.2, 0.3) and described.std == (0.4, 0.5, 0.6)
     stated["image_std"] = [0.0]
     (directory / "preprocessor_config.json").write_text(json.dumps(stated))

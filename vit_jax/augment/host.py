@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from vit_jax.augment.randaugment import big_vision, rand_augment, to_array, to_pil
-from vit_jax.augment.resize import resize, resize_window
+from vit_jax.augment.resize import BICUBIC, BILINEAR, resize, resize_window
 from vit_jax.config import parse_randaugment
 
-BILINEAR = Image.Resampling.BILINEAR
+KERNELS = {"bicubic": BICUBIC, "bilinear": BILINEAR}
 MAX_ASPECT_RATIO = 16  # above, the resized image would be much larger than the view
 
 
@@ -30,7 +30,9 @@ def transforms(config):
     """
     a = config.augment
     common = {"size": config.model.image, "channels": config.model.channels}
-    evaluation = functools.partial(eval_view, **common, eval_crop=a.eval_crop)
+    common["interpolation"] = a.interpolation
+    whole = {"eval_crop": a.eval_crop, "crop_mode": a.crop_mode}
+    evaluation = functools.partial(eval_view, **common, **whole)
     if a.crop == "multi":
         names = ("scale", "ratio", "local_views", "local_size", "local_scale")
         options = {name: a[name] for name in names}
@@ -41,19 +43,34 @@ def transforms(config):
         if a.randaugment.startswith("rand-"):
             fill = tuple(min(255, round(255 * x)) for x in config.data.mean)
             policy = functools.partial(rand_augment, **options, fill=fill)
-    names = ("eval_crop", "crop", "scale", "ratio", "pad", "rotate", "shift", "zoom", "shear")
-    options = {name: a[name] for name in names}
+    names = ("crop", "scale", "ratio", "pad", "rotate", "shift", "zoom", "shear")
+    options = {name: a[name] for name in names} | whole
     return functools.partial(train_view, **common, **options, policy=policy), evaluation
 
 
-def train_view(image, rng, *, size, channels, crop, scale, ratio, pad, eval_crop, policy, **ranges):
+def train_view(
+    image,
+    rng,
+    *,
+    size,
+    channels,
+    crop,
+    scale,
+    ratio,
+    pad,
+    eval_crop,
+    policy,
+    interpolation="bicubic",
+    crop_mode="center",
+    **ranges,
+):
     """Create a random training view.
 
     Args:
       image: uint8 [h, w, c].
       rng: NumPy Generator.
       size: side of the view, in pixels.
-      channels: channels of the view, 1 or 3.
+      channels: channels of the view, 1, 3 or 4.
       crop: "resized" for `random_resized_crop`, "pad" for `eval_view` followed by `pad_crop`, or
         "none" for `eval_view`.
       scale: see `random_resized_crop`.
@@ -62,6 +79,8 @@ def train_view(image, rng, *, size, channels, crop, scale, ratio, pad, eval_crop
       eval_crop: see `eval_view`.
       policy: None, or policy(image, rng), such as `randaugment.rand_augment`. A policy must be
         symmetric under horizontal flips, as it runs before the flip on the device.
+      interpolation: interpolation of the resize, "bicubic" or "bilinear".
+      crop_mode: see `eval_view`.
       **ranges: ranges of the affine transform after the crop, see `affine`; skipped if all are 0.
 
     Returns:
@@ -69,9 +88,11 @@ def train_view(image, rng, *, size, channels, crop, scale, ratio, pad, eval_crop
     """
     if crop == "resized":
         image = to_channels(image, channels, only_to_gray=True)
-        image = to_channels(random_resized_crop(image, rng, size, scale, ratio), channels)
+        image = random_resized_crop(image, rng, size, scale, ratio, interpolation)
+        image = to_channels(image, channels)
     else:
-        image = eval_view(image, size=size, channels=channels, eval_crop=eval_crop)
+        whole = {"eval_crop": eval_crop, "crop_mode": crop_mode}
+        image = eval_view(image, size=size, channels=channels, interpolation=interpolation, **whole)
         if crop == "pad":
             image = pad_crop(image, rng, pad)
     if any(ranges.values()):
@@ -79,7 +100,19 @@ def train_view(image, rng, *, size, channels, crop, scale, ratio, pad, eval_crop
     return policy(image, rng) if policy else image
 
 
-def multi_crop(image, rng, *, size, channels, scale, ratio, local_views, local_size, local_scale):
+def multi_crop(
+    image,
+    rng,
+    *,
+    size,
+    channels,
+    scale,
+    ratio,
+    local_views,
+    local_size,
+    local_scale,
+    interpolation="bicubic",
+):
     """Create two global crops and several smaller local crops (arXiv:2006.09882, section 3.3).
 
     All crops are taken from the image at full resolution.
@@ -94,6 +127,7 @@ def multi_crop(image, rng, *, size, channels, scale, ratio, local_views, local_s
       local_views: number of local crops.
       local_size: side of the local crops, in pixels.
       local_scale: range of the area of the local crops, as a fraction of the image.
+      interpolation: interpolation of the resize, "bicubic" or "bilinear".
 
     Returns:
       {"global": uint8 [2, size, size, channels],
@@ -103,7 +137,8 @@ def multi_crop(image, rng, *, size, channels, scale, ratio, local_views, local_s
     image = to_channels(image, channels, only_to_gray=True)
 
     def crops(count, size, scale):
-        views = (random_resized_crop(image, rng, size, scale, ratio) for _ in range(count))
+        options = (size, scale, ratio, interpolation)
+        views = (random_resized_crop(image, rng, *options) for _ in range(count))
         return np.stack([to_channels(view, channels) for view in views])
 
     views = {"global": crops(2, size, scale)}
@@ -112,43 +147,55 @@ def multi_crop(image, rng, *, size, channels, scale, ratio, local_views, local_s
     return views
 
 
-def eval_view(image, *, size, channels, eval_crop):
+def eval_view(image, *, size, channels, eval_crop, interpolation="bicubic", crop_mode="center"):
     """Create the evaluation view: resize, then center crop.
 
-    The short side is resized to floor(size / eval_crop) with bicubic interpolation. The result
-    equals torchvision's Resize and CenterCrop on PIL images: the long side is rounded down to whole
-    pixels, and the offset of the crop is rounded half to even. If the aspect ratio exceeds
-    MAX_ASPECT_RATIO, a few pixels may differ by one or two levels; see `resize_window`.
+    The image is resized to the smallest size with its aspect ratio that covers
+    floor(size / eval_crop), or, if it is squashed, to exactly this size. For square views, the
+    result equals torchvision's Resize and CenterCrop on PIL images: the long side is rounded down
+    to whole pixels, and the offset of the crop is rounded half to even. If the aspect ratios differ
+    by more than MAX_ASPECT_RATIO, a few pixels may differ by one or two levels; see
+    `resize_window`.
 
     Args:
       image: uint8 [h, w, c].
-      size: side of the view, in pixels.
-      channels: channels of the view, 1 or 3.
-      eval_crop: ratio of the crop's side to the short side of the resized image.
+      size: side of the view in pixels, or its (height, width).
+      channels: channels of the view, 1, 3 or 4.
+      eval_crop: ratio of the view to the resized image, along the side that the view covers.
+      interpolation: "bicubic" or "bilinear".
+      crop_mode: "center", or "squash", which changes the aspect ratio.
 
     Returns:
-      uint8 [size, size, channels].
+      uint8 [height, width, channels].
     """
+    height, width = size if isinstance(size, tuple) else (size, size)
     image = to_channels(image, channels, only_to_gray=True)
-    h, w = image.shape[:2]
-    short = math.floor(size / eval_crop)
-    if min(h, w) != short:
-        h, w = (short, short * w // h) if h <= w else (short * h // w, short)
-    y, x = round((h - size) / 2), round((w - size) / 2)
-    if max(h, w) > MAX_ASPECT_RATIO * short:
-        image = resize_window(image, w, h, (y, x, size, size))
+    old_h, old_w = image.shape[:2]
+    min_h, min_w = math.floor(height / eval_crop), math.floor(width / eval_crop)
+    if crop_mode == "squash":
+        h, w = min_h, min_w
+    elif old_h * min_w <= old_w * min_h:
+        h, w = min_h, min_h * old_w // old_h
     else:
-        image = resize(image, w, h)[y : y + size, x : x + size]
+        h, w = min_w * old_h // old_w, min_w
+    y, x = round((h - height) / 2), round((w - width) / 2)
+    if max(h / min_h, w / min_w) > MAX_ASPECT_RATIO:
+        image = resize_window(image, w, h, (y, x, height, width), KERNELS[interpolation])
+    else:
+        image = resize(image, w, h, kernel=KERNELS[interpolation])
+        image = image[y : y + height, x : x + width]
     return to_channels(image, channels)
 
 
 def to_channels(image, channels, only_to_gray=False):
-    """Convert between RGB and grayscale.
+    """Convert between RGB, RGBA and grayscale.
 
     Args:
-      image: uint8 [h, w, 1 or 3].
-      channels: 1 for the luma (ITU-R 601, as in PIL), or 3, which repeats a grayscale channel.
-      only_to_gray: return the image unchanged if channels is 3. Before a crop, converting to
+      image: uint8 [h, w, 1, 3 or 4].
+      channels: 1 for the luma (ITU-R 601, as in PIL); 3, which repeats a grayscale channel; or 4
+        for RGBA, opaque unless the image has an alpha channel. Otherwise, transparent pixels are
+        composited on white.
+      only_to_gray: return the image unchanged unless channels is 1. Before a crop, converting to
         grayscale saves work, while converting to RGB adds work.
 
     Returns:
@@ -156,13 +203,20 @@ def to_channels(image, channels, only_to_gray=False):
     """
     if image.shape[2] == channels or (only_to_gray and channels > 1):
         return image
+    if channels == 4:
+        rgb = to_channels(image, 3)
+        return np.concatenate([rgb, np.full_like(rgb[..., :1], 255)], axis=2)
+    if image.shape[2] == 4:
+        alpha = image[..., 3:].astype(np.uint32)
+        blended = (image[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255
+        return to_channels(blended.astype(np.uint8), channels)
     if channels == 3:
         return np.repeat(image, 3, axis=2)
     luma = image @ np.array([19595, 38470, 7471], np.uint32) + 0x8000
     return (luma >> 16).astype(np.uint8)[..., None]
 
 
-def random_resized_crop(image, rng, size, scale, ratio):
+def random_resized_crop(image, rng, size, scale, ratio, interpolation="bicubic"):
     """Apply the Inception crop (arXiv:1409.4842, section 6), as in torchvision's RandomResizedCrop.
 
     Samples up to ten boxes until one fits the image, else uses the largest centered box whose
@@ -174,12 +228,13 @@ def random_resized_crop(image, rng, size, scale, ratio):
       size: side of the result, in pixels.
       scale: range of the area of the box, as a fraction of the image; uniform.
       ratio: range of width / height of the box; log-uniform.
+      interpolation: interpolation of the resize, "bicubic" or "bilinear".
 
     Returns:
       uint8 [size, size, c].
     """
     box = _crop_box(image.shape[0], image.shape[1], rng, scale, ratio)
-    return resize(image, size, size, box)
+    return resize(image, size, size, box, KERNELS[interpolation])
 
 
 def _crop_box(height, width, rng, scale, ratio):

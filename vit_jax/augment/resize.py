@@ -1,4 +1,4 @@
-"""Pillow's bicubic resize, compiled with Numba; where Numba is missing, Pillow itself.
+"""Pillow's resize; the bicubic one is compiled with Numba, where it is installed.
 
 The compiled function is bit-exact, because the arithmetic is the same: one pass per axis, integer
 weights with 22 fractional bits, and an 8-bit intermediate image.
@@ -13,47 +13,50 @@ import PIL
 from PIL import Image
 
 BICUBIC = Image.Resampling.BICUBIC
+BILINEAR = Image.Resampling.BILINEAR
 COMPILE_LOCK = threading.Lock()
 MIN_COMPILED_PIXELS = 100 * 100  # compilation takes 1 to 2 s, which does not pay off below
 
 
-def resize(image, width, height, box=None):
-    """Resize an image, or a box within it, with bicubic interpolation.
+def resize(image, width, height, box=None, kernel=BICUBIC):
+    """Resize an image, or a box within it.
 
     Equals PIL's Image.resize of the cropped image: pixels outside of the box have no effect.
 
     Args:
-      image: uint8 [h, w, 1 or 3].
+      image: uint8 [h, w, 1, 3 or 4].
       width: width of the result, in pixels.
       height: height of the result, in pixels.
       box: (y, x, h, w) of the box in pixels; None: the whole image.
+      kernel: BICUBIC or BILINEAR.
 
     Returns:
-      uint8 [height, width, 1 or 3].
+      uint8 [height, width, 1, 3 or 4].
     """
     y, x, h, w = box or (0, 0, *image.shape[:2])
     if (h, w) == (height, width):
         return image[y : y + h, x : x + w]
-    compiled = _compiled() if image.shape[2] == 3 and h * w >= MIN_COMPILED_PIXELS else None
-    if compiled:
+    fast = kernel == BICUBIC and image.shape[2] == 3 and h * w >= MIN_COMPILED_PIXELS
+    if compiled := _compiled() if fast else None:
         return compiled(image, width, height, (y, x, h, w))
-    return _pillow(image[y : y + h, x : x + w], width, height)
+    return _pillow(image[y : y + h, x : x + w], width, height, kernel=kernel)
 
 
-def resize_window(image, width, height, window):
+def resize_window(image, width, height, window, kernel=BICUBIC):
     """Compute a window of the resized image, in memory proportional to the window.
 
     Equals a crop of the image that PIL's Image.resize returns, except for rare differences of one
     or two levels, as Pillow rounds the coordinates of boxes to float32.
 
     Args:
-      image: uint8 [h, w, 1 or 3].
+      image: uint8 [h, w, 1, 3 or 4].
       width: width of the whole resized image, in pixels.
       height: height of the whole resized image, in pixels.
       window: (y, x, h, w) of the window in the resized image, in pixels.
+      kernel: BICUBIC or BILINEAR.
 
     Returns:
-      uint8 [h, w, 1 or 3].
+      uint8 [h, w, 1, 3 or 4].
     """
     y, x, h, w = window
     top, bottom, rows = _source(image.shape[0], height, y, h)
@@ -63,10 +66,10 @@ def resize_window(image, width, height, window):
     for axis in (0, 1) if vertical_first else (1, 0):
         if axis:
             n = result.shape[0]
-            result = _pillow(result, w, n, (left, 0, right, n))
+            result = _pillow(result, w, n, (left, 0, right, n), kernel)
         else:
             n = result.shape[1]
-            result = _pillow(result, n, h, (0, top, n, bottom))
+            result = _pillow(result, n, h, (0, top, n, bottom), kernel)
     return result
 
 
@@ -84,9 +87,9 @@ def _source(old_size, new_size, start, size):
     return first - low, min(last, high) - low, slice(low, high)
 
 
-def _pillow(image, width, height, box=None):
+def _pillow(image, width, height, box=None, kernel=BICUBIC):
     gray = image.shape[2] == 1
-    pil = Image.fromarray(image[..., 0] if gray else image).resize((width, height), BICUBIC, box)
+    pil = Image.fromarray(image[..., 0] if gray else image).resize((width, height), kernel, box)
     return np.asarray(pil)[..., None] if gray else np.asarray(pil)
 
 

@@ -95,12 +95,11 @@ def preprocessing(model, name):
       name: name of the model, or None.
 
     Returns:
-      {"mean", "std", "crop"}, attributes of `inference.LoadedModel`.
+      {"mean", "std", "crop", "interpolation", "crop_mode"}, attributes of `inference.LoadedModel`.
     """
     c = model.config
     dino = c.pos_resize == "dino"
-    mean, std, crop, _ = timm_config.preprocessing(name, c.image, c.channels, dino=dino)
-    return {"mean": mean, "std": std, "crop": crop}
+    return timm_config.preprocessing(name, c.image, c.channels, dino=dino)[0]._asdict()
 
 
 def init_params(spec, module, config):

@@ -11,6 +11,16 @@ MAX_CARD_BYTES = 8 << 20  # of a config.json; with 21,843 class names, it has ab
 MAX_SHOWN = 200  # characters of a value in a message
 
 
+class View(NamedTuple):
+    """How weights expect images, with attributes as those of `inference.LoadedModel`."""
+
+    mean: tuple
+    std: tuple
+    crop: float
+    interpolation: str = "bicubic"
+    crop_mode: str = "center"
+
+
 class Card(NamedTuple):
     """The config.json next to a weight file, as timm or Hugging Face's transformers write it.
 
@@ -18,7 +28,7 @@ class Card(NamedTuple):
       path: the file.
       name: timm's name with the tag, such as "vit_small_patch16_224.dino"; "" from transformers.
       options: options of `ViTConfig` that the file states.
-      preprocessing: (mean, std, crop), or None.
+      preprocessing: a `View`, or None.
       class_names: names of the classes, or None.
       notes: what differs from the preprocessing here, as texts.
     """
@@ -26,7 +36,7 @@ class Card(NamedTuple):
     path: Path
     name: str
     options: dict
-    preprocessing: tuple | None
+    preprocessing: View | None
     class_names: list | None
     notes: tuple
 

@@ -43,6 +43,11 @@ def check_init(config, num_classes=None):
     ours = variants.from_config(config.model, num_classes)
     description = _fitting_description(config, ours)
     notes = [f"{spec}: {note}" for note in description.notes]
+    if description.interpolation != config.augment.interpolation:
+        notes.append(
+            f"{spec} expects {description.interpolation} interpolation; training uses "
+            f"config.augment.interpolation = '{config.augment.interpolation}'"
+        )
     if not description.certain:
         used = {key: f"config.data.{key} = {config.data[key]}" for key in ("mean", "std")}
         used |= {

@@ -5,14 +5,23 @@ must agree.
 """
 
 import dataclasses
+import re
 from typing import NamedTuple
 
 from vit_jax import variants
 from vit_jax.errors import UserError
-from vit_jax.pretrained import _card, _files, _names, hf_config, hub, runs, timm_config
+from vit_jax.pretrained import (
+    _card,
+    _files,
+    _names,
+    _own_card,
+    _safetensors,
+    hf_config,
+    hub,
+    runs,
+    timm_config,
+)
 from vit_jax.pretrained._match import (
-    DEFAULTED,
-    UNDETERMINED,
     compare,
     contradictions,
     published_size,
@@ -22,16 +31,12 @@ from vit_jax.schema import member, members
 from vit_jax.variants import SIZE_OPTIONS, ViTConfig
 
 # Options that can be changed freely, because the weights of a model do not depend on them.
-FREE_OPTIONS = {
-    *("image", "num_classes", "dtype", "patch_embed", "drop_path", "dropout", "remat", "scan"),
-    *("attn", "init"),
-}
+FREE_OPTIONS = {"image", "num_classes"} | _own_card.RUNTIME_OPTIONS
 ARCHITECTURE_OPTIONS = tuple(
     field.name
     for field in dataclasses.fields(ViTConfig)
     if field.name not in FREE_OPTIONS | {*SIZE_OPTIONS}
 )
-CARD_OPTIONS = (*UNDETERMINED, *DEFAULTED, "pool")  # that are taken from a config.json
 
 
 class Description(NamedTuple):
@@ -43,26 +48,33 @@ class Description(NamedTuple):
       mean: mean of images scaled to [0, 1], one value per channel.
       std: standard deviation of images scaled to [0, 1], one value per channel.
       crop: crop ratio for evaluation.
-      certain: whether mean, std and crop are known; False: they are assumed.
       image: image size of the weights, pixels.
       num_classes: number of classes; 0: no classifier.
       source: where mean, std and crop are from, for messages.
       class_names: names of the classes; None: unknown.
       assumed: names of what is assumed, such as "norm", "act", "mean", "std" and "crop".
       notes: what the user should know about how the weights are used, as texts.
+      interpolation: interpolation of images, "bicubic" or "bilinear".
+      crop_mode: "center": center crop; "squash": images are resized to the square.
     """
 
     model: dict
     mean: tuple
     std: tuple
     crop: float
-    certain: bool
     image: int
     num_classes: int
     source: str
     class_names: list | None = None
     assumed: tuple = ()
     notes: tuple = ()
+    interpolation: str = "bicubic"
+    crop_mode: str = "center"
+
+    @property
+    def certain(self):
+        """Whether mean and std are known rather than assumed."""
+        return not {"mean", "std"} & {*self.assumed}
 
 
 class _Weights(NamedTuple):
@@ -119,11 +131,12 @@ def describe_run(workdir):
         mean=c.data.mean,
         std=c.data.std,
         crop=c.augment.eval_crop,
-        certain=True,
         image=config.image,
         num_classes=config.num_classes,
         source=f"the config of {workdir}",
         class_names=record["data"]["class_names"],
+        interpolation=c.augment.interpolation,
+        crop_mode=c.augment.crop_mode,
     )
 
 
@@ -133,37 +146,30 @@ def describe_file(weights, config, name, assumed):
     name = name if name and "=" not in name.split(",")[0] else None
     label = card.name if card and card.name else name
     dino = config.pos_resize == "dino"
-    mean, std, crop, certain = timm_config.preprocessing(
-        label, config.image, config.channels, dino=dino
-    )
-    source = f"the name {label.split(',')[0]}" if certain and label else "DINO's code"
+    view, unknown = timm_config.preprocessing(label, config.image, config.channels, dino=dino)
+    source = "an assumption" if unknown == ("mean", "std", "crop") else f"the name {label}"
+    source = "DINO's code" if view == timm_config.DINO else source
     if card and card.preprocessing:
-        mean, std, crop = card.preprocessing
-        if not len(mean) == len(std) == config.channels:
+        view = _card.View(*card.preprocessing)
+        if not len(view.mean) == len(view.std) == config.channels:
             raise UserError(
                 f"{card.path}: mean and std must have {config.channels} values, one per channel; "
                 "correct or remove it"
             )
-        certain = True
+        unknown = ()
         source = str(card.path)
-    if not certain:
-        assumed += ("mean", "std", "crop")
-        source = "an assumption"
     notes = weights.notes + (card.notes if card else ())
-    match = variants.TIMM_NAME.fullmatch(timm_config.plain_name((name or "").split(",")[0])[0])
-    if match and int(match["image"]) != config.image:
-        notes += (f"image size {config.image} as in the file, not {match['image']}",)
+    match = re.search(r"_patch\d+\w*_(\d+)(\.|$)", (name or "").split(",")[0])
+    if match and int(match[1]) != config.image:
+        notes += (f"image size {config.image} as in the file, not {match[1]}",)
     return Description(
         model=_model_keys(config),
-        mean=mean,
-        std=std,
-        crop=crop,
-        certain=certain,
+        **view._asdict(),
         image=config.image,
         num_classes=config.num_classes,
         source=source,
         class_names=card.class_names if card else None,
-        assumed=assumed,
+        assumed=(*assumed, *unknown),
         notes=notes,
     )
 
@@ -189,6 +195,8 @@ def determine(spec):
     except (ValueError, IndexError) as error:
         raise UserError(f"{spec}: the tensor shapes do not match a ViT") from error
     card = _read_card(path)
+    if card is None and hub.is_hub(spec):
+        card = timm_config.catalog_card(path, hub.REPOSITORY.match(spec[len(hub.PREFIX) :])["id"])
     if card:
         stated = card.options
         if different := contradictions(determined, stated):
@@ -197,10 +205,7 @@ def determine(spec):
                 f"{spec}: the weights have {ours}, but {card.path} has {theirs}; remove the "
                 "config.json if it is of other weights"
             )
-        # All models of timm whose names are supported in its config.json are of this kind.
-        implied = {"norm": "pre", "act": "gelu"} if card.name else {}
-        known = {key: stated[key] for key in CARD_OPTIONS if key in stated}
-        determined = implied | known | determined
+        determined = stated | determined
     determined = defaults | determined
     notes = [note] if note else []
     if hub.is_hub(spec):
@@ -209,10 +214,14 @@ def determine(spec):
 
 
 def _read_card(path):
-    """Return the `_card.Card` next to a weight file; None if there is none."""
-    path = (path if path.is_dir() else path.parent) / "config.json"
-    config = _card.read(path)
+    """Return the `_card.Card` in a weight file or next to it; None if there is none."""
+    config = _safetensors.metadata(path)
+    if _own_card.KEY not in config:
+        path = (path if path.is_dir() else path.parent) / "config.json"
+        config = _card.read(path)
     try:
+        if _own_card.KEY in config:
+            return _own_card.card(path, config[_own_card.KEY])
         return (timm_config if "architecture" in config else hf_config).card(path, config)
     except (OverflowError, TypeError, ValueError, AttributeError) as error:
         what = _card.shown(error)
@@ -229,7 +238,8 @@ def _model_keys(config, cnn=None):
     size = published_size(sizes)
     default = variants.parse("S/16", pool=config.pool)
     options = {key: getattr(config, key) for key in ARCHITECTURE_OPTIONS}
-    options["class_token"] = None if config.prefix == default.prefix else bool(config.prefix)
+    class_token = config.has_class_token
+    options["class_token"] = None if class_token == default.has_class_token else class_token
     norm_after_pool = config.norm_after_pool
     options["fc_norm"] = None if norm_after_pool == default.norm_after_pool else norm_after_pool
     options = {k: x for k, x in options.items() if k == "pool" or x != getattr(default, k)}

@@ -1,14 +1,16 @@
 """Combine what weights determine with what the user states; imports no JAX."""
 
-from vit_jax import variants
+from vit_jax import catalog, variants
 from vit_jax.errors import UserError
-from vit_jax.pretrained import timm_config
+from vit_jax.pretrained import timm, timm_config
 from vit_jax.variants import SIZE_OPTIONS
 
 # Options that neither names nor shapes of tensors determine. A wrong one gives wrong numbers.
 UNDETERMINED = ("num_heads", "norm", "act", "rope")
 # Further ones, whose defaults fit most models; layouts and config.json files state the others.
 DEFAULTED = ("norm_eps", "rope_temperature", "rope_order", "rope_grid")
+# Options that timm changes when it converts the weights of other codebases.
+CONVERTED = ("no_embed_class", "embed_reg", "patch_bias")
 
 
 def resolve(weights, name, overrides):
@@ -36,15 +38,17 @@ def resolve(weights, name, overrides):
     if different := contradictions(options, stated):
         ours, theirs = compare(different, options, stated, " = ")
         raise UserError(f"{spec}: the weights have {ours}, but {theirs} was passed; leave it out")
-    if "pos_embed" not in options | stated:
+    named = _named(base, weights, stated)
+    if "pos_embed" not in options | named | stated:
+        published = _catalog_name(options)
+        hint = f"did you mean --model={published}? If" if published else "if"
         raise UserError(
-            f"{spec}: the weights have no position embeddings; if they are fixed 2-D sin-cos "
+            f"{spec}: the weights have no position embeddings; {hint} they are fixed 2-D sin-cos "
             "embeddings, pass pos_embed=sincos2d; if they are rotary, pass pos_embed=none and rope="
         )
     if base:
-        plain, named = timm_config.plain_name(base)
         rest = {key: x for key, x in options.items() if key not in SIZE_OPTIONS}
-        config = variants.parse(plain, **named | rest | stated)
+        config = variants.parse(base, **rest | stated)
         named |= {key: getattr(config, key) for key in SIZE_OPTIONS}
         if different := contradictions(options, named):
             _, theirs = compare(different, options, named)
@@ -68,6 +72,22 @@ def resolve(weights, name, overrides):
     return config, tuple(missing)
 
 
+def _named(base, weights, stated):
+    """Return the options that a name of the catalog determines, besides the sizes.
+
+    Other names only determine the sizes, so that weights may have further parts. Fine-tuning may
+    change the pooling; if the weights do not determine it, the final norm must be where it is in
+    the architecture.
+    """
+    if not base or variants.TIMM_NAME.fullmatch(base) or not catalog.architecture(base):
+        return {}
+    ignored = {"pool", *SIZE_OPTIONS, *stated}
+    ignored |= {"fc_norm"} if "pool" in weights.options else set()
+    ignored |= set() if weights.layout is timm else set(CONVERTED)
+    options = timm_config.architecture_options(base)
+    return {key: x for key, x in options.items() if key not in ignored}
+
+
 def _facts(options):
     """Describe the size of weights, such as "ViT-S/16 (width 384, depth 12)"."""
     size = published_size(options)
@@ -81,7 +101,7 @@ def _question(options, missing):
     values = {"num_heads": published_heads(options["width"]) or "N", "norm": "pre", "act": "gelu"}
     values["rope"] = "axial"
     stated = "--model=" + ",".join(f"{key}={values[key]}" for key in missing)
-    name = _timm_name(options)
+    name = _similar_name(options)
     keys = "with config.model_init, set config.model.variant or these keys of config.model"
     return f"{f'did you mean --model={name}? Or pass' if name else 'pass'} {stated}; {keys}"
 
@@ -111,14 +131,34 @@ def compare(keys, options, stated, equals=" "):
 
 def _remedy(base, options, stated):
     """Return what to pass instead of a model name that contradicts the weights."""
-    if name := _timm_name(options):
-        if not variants.TIMM_NAME.fullmatch(base):
+    if name := _similar_name(options):
+        if variants.PAPER_NAME.fullmatch(base) and variants.TIMM_NAME.fullmatch(name):
             name = f"{published_size(options)}/{options['patch']}"
         return f"did you mean --model={name}?"
     if published_heads(options["width"]) is None and "num_heads" not in options:
         stated = {"num_heads": "N"} | stated
     overrides = ",".join(f"{key}={x}" for key, x in stated.items())
     return f"pass --model={overrides}" if overrides else "leave out --model"
+
+
+def _similar_name(options):
+    """Return a name of timm that the options of weights may be of, or None."""
+    return _catalog_name(options) or _timm_name(options)
+
+
+def _catalog_name(options):
+    """Return the name of an architecture of the catalog with these options, or None."""
+    free = ("num_classes", "channels", "rep_size", "pos_resize", "image")
+    fixed = {key: x for key, x in options.items() if key not in free}
+    image = options.get("image")
+    plain = _timm_name(options)
+    found = []
+    for name in catalog.names(weights=False):
+        published = timm_config.architecture_options(name)
+        if not contradictions(fixed, published):
+            size = catalog.architecture(name).get("image", 224)
+            found.append((name != plain, image is not None and size != image, len(name), name))
+    return min(found)[-1] if found else None
 
 
 def _timm_name(options):

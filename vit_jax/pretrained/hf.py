@@ -75,7 +75,7 @@ def options(tensors):
       UserError: if the tensors are not those of a ViT.
     """
     renamed = _rename(tensors)
-    result = _layout(renamed).options(renamed) | {"norm": "pre"}
+    result = {"rope": "none"} | _layout(renamed).options(renamed) | {"norm": "pre"}
     result.pop("norm_eps", None)
     family = _family(tensors)
     if family != "vit" and family != "clip":

@@ -1,7 +1,7 @@
 """The config.json and preprocessor_config.json of Hugging Face's transformers. Imports no JAX."""
 
 from vit_jax.errors import UserError, printable
-from vit_jax.pretrained._card import Card, number, numbers, read, shown, typed
+from vit_jax.pretrained._card import Card, View, number, numbers, read, shown, typed
 
 MODELS = {  # model_type
     *("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit"),
@@ -22,7 +22,7 @@ SIZES = {  # transformers' key -> option
     "patch_size": "patch",
     "num_channels": "channels",
 }
-BICUBIC = 3  # Pillow's number of the filter
+FILTERS = {2: "bilinear", 3: "bicubic"}  # Pillow's number of the filter
 
 
 def card(path, config):
@@ -75,7 +75,7 @@ def _class_names(config):
 
 
 def _preprocessing(path):
-    """Return (mean, std, crop) of a preprocessor_config.json or None, and notes."""
+    """Return the `View` of a preprocessor_config.json or None, and notes."""
     config = read(path)
     if "image_mean" not in config or "image_std" not in config:
         return None, ()
@@ -87,13 +87,13 @@ def _preprocessing(path):
         side = _side(config.get("size"))
         crop = _side(config.get("crop_size")) if config.get("do_center_crop") else None
         ratio = min(crop / side, 1.0) if crop and side else 1.0
-        if not crop:
-            notes = ("the picture is cut to its middle square, which transformers squeezes",)
-        if config.get("resample") not in (None, BICUBIC):
-            notes += ("the picture is resized with the bicubic filter, not that of the file",)
+        resample = 3 if config.get("resample") is None else config["resample"]
+        if resample not in FILTERS:
+            notes = ("the picture is resized with the bicubic filter, not that of the file",)
     except (UserError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be used: {shown(error)}; correct or remove it") from None
-    return (mean, std, ratio), notes
+    mode = "center" if crop else "squash"  # without a crop, transformers squeezes the picture
+    return View(mean, std, ratio, FILTERS.get(resample, "bicubic"), mode), notes
 
 
 def _side(size):

@@ -135,10 +135,13 @@ def options(tensors):
         result["layer_scale_init"] = 1.0  # enables LayerScale; overwritten by the loaded gammas
     if "blocks.0.attn.rope.freqs" in tensors:
         result |= {"rope": "mixed", "pos_embed": "none"}
-    elif result["k_bias"] and "pos_embed" in tensors:
-        result["rope"] = "none"  # EVA, without a bias of the keys, may have RoPE as well
     if "pos_embed" in tensors:
         result |= _positions(result, tensors["pos_embed"].shape[1])
+        # Which may have axial RoPE as well: EVA, RoPE-ViT (as DeiT III) and PE (as CLIP).
+        eva = not result["k_bias"]
+        rope_vit = result["no_embed_class"] and result["layer_scale_init"] is not None
+        if "rope" not in result and not (eva or rope_vit or result["embed_norm"]):
+            result["rope"] = "none"
     if "attn_pool.latent" in tensors:
         result["pool"] = "map"
     elif result["fc_norm"] or not result["class_token"]:

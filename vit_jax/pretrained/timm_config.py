@@ -1,58 +1,79 @@
-"""Preprocessing of published weights by name, and timm's config.json. Imports no JAX.
+"""Preprocessing of published weights by name, and timm's config.json. Imports no JAX."""
 
-The values are those of timm 1.0.31, `default_cfgs` in models/vision_transformer.py and
-models/deit.py, unless a comment names another source.
-"""
-
+import dataclasses
 import re
 
-from vit_jax import variants
+from vit_jax import catalog, variants
 from vit_jax.config import IMAGENET_MEAN, IMAGENET_STD
 from vit_jax.data.class_names import readable
 from vit_jax.errors import UserError, printable
-from vit_jax.pretrained._card import Card, number, numbers, shown, typed
+from vit_jax.pretrained._card import Card, View, number, numbers, shown, typed
 from vit_jax.variants import SIZE_OPTIONS
 
-HALF = (0.5, 0.5, 0.5)
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-# Start of the tag in timm's name: (mean, std, crop below 384 pixels, crop from 384 pixels). The
-# first match counts. timm has no weights of DINO and MAE at 384 pixels.
-PREPROCESSING = {
-    "augreg": (HALF, HALF, 0.9, 1.0),
-    "augreg2": (HALF, HALF, 0.9, 1.0),
-    "orig": (HALF, HALF, 0.9, 1.0),
-    "sam": (HALF, HALF, 0.9, 1.0),
-    "bamboo": (CLIP_MEAN, CLIP_STD, 1.0, 1.0),
-    "dino": (IMAGENET_MEAN, IMAGENET_STD, 0.9, 0.9),
-    "mae": (IMAGENET_MEAN, IMAGENET_STD, 0.9, 0.9),
-    "fb_in22k": (IMAGENET_MEAN, IMAGENET_STD, 1.0, 1.0),
-    "fb": (IMAGENET_MEAN, IMAGENET_STD, 0.9, 1.0),
-}
+HALF = (0.5,)  # mean and standard deviation per channel of AugReg, timm's default weights
 # Training checkpoints of DINO: eval_linear.py and eval_knn.py of facebookresearch/dino (7c446df)
 # resize to 256 and crop 224.
-DINO = (IMAGENET_MEAN, IMAGENET_STD, 0.875, 0.875)
+DINO = View(IMAGENET_MEAN, IMAGENET_STD, 0.875)
 LARGE_IMAGE = 384  # pixels; from here on, timm evaluates without cropping
+SMALL_CROP = 0.9  # crop ratio of most weights of timm below that size
+INTERPOLATIONS = ("bicubic", "bilinear")
+CROP_MODES = ("center", "squash")
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")  # of timm and of `ViTConfig`
 POOLS = {"token": "cls", "avg": "gap", "map": "map"}  # timm's global_pool -> pool
-SIZE_ARGS = {  # timm's model_args -> options of `ViTConfig`
+# timm's model_args -> options of `ViTConfig`, and their values where they differ.
+ARGS = {
     "patch_size": "patch",
     "embed_dim": "width",
     "depth": "depth",
     "num_heads": "num_heads",
+    "act_layer": "act",
+    "rope_temperature": "rope_temperature",
+    "rope_grid_indexing": "rope_order",
+    "ref_feat_shape": "rope_grid",
 }
-# model_args that the tensors determine, or that do not affect the outputs at evaluation.
+VALUES = {"rope_grid_indexing": {"ij": "yx", "xy": "xy"}}
+# model_args that change options which the tensors determine.
+DETERMINED_ARGS = {
+    "mlp_ratio": ("mlp_dim",),
+    "qkv_bias": ("qkv_bias", "k_bias"),
+    "attn_type": ("k_bias",),
+    "init_values": ("layer_scale_init",),
+    "class_token": ("class_token",),
+    "no_embed_class": ("no_embed_class", "embed_reg"),
+    "reg_tokens": ("reg_tokens", "embed_reg"),
+    "num_reg_tokens": ("reg_tokens", "embed_reg"),
+    "fc_norm": ("fc_norm",),
+    "use_fc_norm": ("fc_norm",),
+    "use_post_transformer_norm": ("fc_norm",),
+    "pos_embed": ("pos_embed", "no_embed_class", "embed_reg"),
+    "use_abs_pos_emb": ("pos_embed", "no_embed_class", "embed_reg"),
+    "pre_norm": ("embed_norm", "patch_bias"),
+    "use_pre_transformer_norm": ("embed_norm", "patch_bias"),
+    "qk_norm": ("qk_norm",),
+    "scale_attn_norm": ("attn_norm",),
+    "scale_attn_inner": ("attn_norm",),
+    "scale_mlp_norm": ("mlp_norm",),
+    "scale_mlp": ("mlp_norm",),
+    "swiglu_mlp": ("mlp", "mlp_dim"),
+}
+# model_args that do not affect the outputs at evaluation, or only with others.
 IGNORED_ARGS = {
-    *("img_size", "in_chans", "num_classes", "global_pool", "mlp_ratio", "qkv_bias", "init_values"),
-    *("class_token", "no_embed_class", "fc_norm", "weight_init", "drop_rate", "pos_drop_rate"),
-    *("patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "dynamic_img_size"),
-    "strict_img_size",
+    *("img_size", "in_chans", "num_classes", "global_pool", "weight_init", "drop_rate"),
+    *("pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
+    *("dynamic_img_size", "strict_img_size", "qkv_fused", "swiglu_align_to"),
 }
-# DeiT III is the ViT of timm with LayerScale and without a position for [CLS].
-DEIT3_OPTIONS = {"layer_scale_init": 1.0, "no_embed_class": True}
+# Options that a config.json does not state, because other keys do or the name cannot.
+UNSTATED = {
+    *("image", "num_classes", "channels", "rep_size", "pos_resize", "dtype", "patch_embed"),
+    *("drop_path", "dropout", "remat", "scan", "attn", "init"),
+}
 
 
 def preprocessing(name, image, channels=3, dino=False):
     """Return the preprocessing of published weights by timm's name.
+
+    A name without a tag stands for all weights of the architecture, which may differ. Fine-tuned
+    weights of another image size have the crop ratio of the weights of that size, if there are any.
 
     Args:
       name: name of the model, such as "vit_small_patch16_384.augreg_in1k", or None.
@@ -61,29 +82,80 @@ def preprocessing(name, image, channels=3, dino=False):
       dino: whether the weights are from DINO's own code.
 
     Returns:
-      mean: one value per channel.
-      std: one value per channel.
-      crop: crop ratio.
-      known: whether these values are known. Unknown names, such as S/16 and timm's names without a
-        tag, get those of AugReg, timm's default weights.
+      A `View`, and the names of what is assumed in it: "mean", "std", and "crop", which includes
+      the interpolation and the crop mode.
     """
-    base, _, tag = (name or "").partition(",")[0].partition(".")
-    if base.startswith("deit") and not tag:
-        tag = "fb"  # the only weights of these names
-    rows = (row for start, row in PREPROCESSING.items() if re.match(rf"{start}(_|$)", tag))
-    row = next(rows, DINO if dino else None)
-    known = row is not None and channels == 3
-    mean, std, crop, large_crop = row if known else PREPROCESSING["augreg"]
-    if not known:
-        mean = std = HALF[:1] * channels
-    return mean, std, large_crop if image >= LARGE_IMAGE else crop, known
+    everything = ("mean", "std", "crop")
+    crop = 1.0 if image >= LARGE_IMAGE else SMALL_CROP
+    base = (name or "").partition(",")[0]
+    rows = _rows(base, image)
+    views = [view_of(row) for row in rows]
+    if dino and channels == 3 and (not views or ("." not in base and len(set(views)) > 1)):
+        return DINO, ()
+    if channels != 3:
+        return View(HALF * channels, HALF * channels, crop), everything
+    if not views:  # an unknown tag, or an unknown name
+        rows = _rows(base.partition(".")[0], image)
+        views = [view_of(row)._replace(crop=crop) for row in rows]
+        return (views or [View(HALF * 3, HALF * 3, crop)])[0], everything
+    same = {key for key in View._fields if len({getattr(view, key) for view in views}) == 1}
+    assumed = [key for key in ("mean", "std") if key not in same]
+    view = views[0]
+    resized = any(row["image"] != image for row in rows)
+    if resized:
+        view = view._replace(crop=crop)
+    if resized or not same >= {"crop", "interpolation", "crop_mode"}:
+        assumed.append("crop")
+    return view, tuple(assumed)
 
 
-def plain_name(name):
-    """Split a name into that of the same ViT, and the options of DeiT III if it is one."""
-    if name.startswith("deit3_"):
-        return name.replace("deit3_", "deit_", 1), DEIT3_OPTIONS
-    return name, {}
+def _rows(name, image):
+    """Return the rows of the catalog of a name, for this image size if there are any."""
+    resized = re.sub(r"_\d+(?=\.|$)", f"_{image}", name, count=1)
+    rows = (catalog.weights(resized) or catalog.weights(name)) if name else {}
+    return list(rows.values())
+
+
+def view_of(row):
+    """Return the `View` of a row of the catalog."""
+    values = {key: row[key] for key in View._fields}
+    return View(**values | {key: tuple(row[key]) for key in ("mean", "std")})
+
+
+def architecture_options(name):
+    """Return the options of `ViTConfig` that a name of timm's architectures determines.
+
+    Raises:
+      UserError: if the name is unknown.
+    """
+    config = variants.parse(name)
+    options = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in UNSTATED
+    }
+    return options | {"class_token": config.has_class_token, "fc_norm": config.norm_after_pool}
+
+
+def catalog_card(path, repository):
+    """Return the `Card` of a repository of the Hugging Face Hub without a config.json, or None."""
+    name = catalog.hub_name(repository)
+    if name is None or not catalog.architecture(name):
+        return None
+    options = architecture_options(name)
+    return Card(
+        path=path,
+        name=name,
+        options=options | _image_option(options, variants.parse(name).image),
+        preprocessing=view_of(catalog.weights(name)[name]),
+        class_names=None,
+        notes=(),
+    )
+
+
+def _image_option(options, image):
+    """Return the image size as an option, if the tensors do not determine it."""
+    return {} if options.get("pos_embed", "learned") == "learned" else {"image": image}
 
 
 def card(path, config):
@@ -92,46 +164,85 @@ def card(path, config):
     cfg = config | typed(config, "pretrained_cfg", dict, {})
     architecture = typed(config, "architecture", str)
     args = typed(config, "model_args", dict, {})
-    base, implied = plain_name(architecture)
-    unknown = sorted(args.keys() - SIZE_ARGS.keys() - IGNORED_ARGS)
+    unknown = sorted(args.keys() - ARGS.keys() - DETERMINED_ARGS.keys() - IGNORED_ARGS)
+    if args.get("act_layer") not in (None, *ACTIVATIONS):
+        unknown.append("act_layer")
     try:
-        supported = bool(variants.parse(base)) and "," not in base
+        if "," in architecture or variants.is_cnn(architecture):
+            raise UserError("not a ViT")
+        options = architecture_options(architecture)
     except UserError:
-        supported = False
-    if not supported:
-        raise UserError(f"architecture {architecture!r} is not supported")
+        raise UserError(f"architecture {architecture!r} is not supported") from None
     if unknown:
         raise UserError(f"model_args {', '.join(unknown)} are not supported")
     tag = typed(cfg, "tag", str, "")
-    values = None
-    if any(cfg.get(key) is not None for key in ("mean", "std", "crop_pct")):
-        values = numbers(cfg, "mean"), numbers(cfg, "std"), number(cfg, "crop_pct")
-        if not (0 < values[2] <= 1 and min(values[1], default=0) > 0):
-            raise UserError("crop_pct must be above 0 and at most 1, and std above 0")
-    named = variants.parse(base)
-    options = {key: getattr(named, key) for key in SIZE_OPTIONS if key != "mlp_dim"} | implied
-    options |= {SIZE_ARGS[key]: x for key, x in args.items() if key in SIZE_ARGS}
-    options |= {"pool": POOLS.get(cfg.get("global_pool")), "num_classes": cfg.get("num_classes")}
-    for key, x in options.items():
-        if key != "pool" and x is not None and (type(x) is not int or x < 0):
+    name = f"{architecture}.{tag}" if tag and "." not in architecture else architecture
+    image = _image(cfg, args) or variants.parse(architecture).image
+    options = _changed(options, args, POOLS.get(cfg.get("global_pool")))
+    options |= _image_option(options, image)
+    if cfg.get("num_classes") is not None:
+        options["num_classes"] = cfg["num_classes"]
+    for key in (*SIZE_OPTIONS, "num_classes", "image"):
+        x = options.get(key, 0)
+        if type(x) is not int or x < 0:
             raise UserError(f"{key} must be an integer of at least 0; got {x!r}")
+    # Check the options; the image size is often that of the tensors, which are not known here.
+    variants.parse(architecture, **{"image": options.get("patch")} | options)
     names = typed(cfg, "label_names", list, None) or typed(cfg, "labels", list, None)
     if names is not None:
         descriptions = typed(cfg, "label_descriptions", dict, {})
         if not all(isinstance(name, str) for name in (*names, *descriptions.values())):
             raise UserError("label_names and label_descriptions must be strings")
         names = [printable(descriptions.get(name, name)) for name in readable(names)]
-    expected = {"interpolation": "bicubic", "crop_mode": "center"}
-    notes = tuple(
-        f"{key.replace('_', ' ')} {shown(cfg[key])} is not supported and replaced by {default}"
-        for key, default in expected.items()
-        if cfg.get(key) not in (None, default)
-    )
+    view, notes = _view(cfg)
     return Card(
         path=path,
-        name=f"{architecture}.{tag}" if tag and "." not in architecture else architecture,
-        options={key: x for key, x in options.items() if x is not None},
-        preprocessing=values,
+        name=name,
+        options=options,
+        preprocessing=view,
         class_names=names,
         notes=notes,
     )
+
+
+def _changed(options, args, pool):
+    """Return the options after timm's model_args and global_pool, without those in the tensors."""
+    changes = {}
+    dropped = set()
+    for key, value in args.items():
+        if key in ARGS and value is not None:
+            if isinstance(value, list):
+                value = value[0] if value else None
+            value = VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
+            changes[ARGS[key]] = value
+        dropped.update(DETERMINED_ARGS.get(key, ()))
+    if "width" in changes:
+        dropped.add("mlp_dim")
+    if pool and pool != options["pool"]:
+        changes["pool"] = pool
+        dropped.add("fc_norm")  # the final norm moves with the pooling
+    return {key: x for key, x in (options | changes).items() if key not in dropped}
+
+
+def _image(cfg, args):
+    """Return the image size of a config.json, or None."""
+    size = args.get("img_size") or typed(cfg, "input_size", list, None)
+    return size[-1] if isinstance(size, list) and size else size
+
+
+def _view(cfg):
+    """Return the `View` of a config.json or None, and notes."""
+    if all(cfg.get(key) is None for key in ("mean", "std", "crop_pct")):
+        return None, ()
+    view = View(numbers(cfg, "mean"), numbers(cfg, "std"), number(cfg, "crop_pct"))
+    if not (0 < view.crop <= 1 and min(view.std, default=0) > 0):
+        raise UserError("crop_pct must be above 0 and at most 1, and std above 0")
+    notes = ()
+    for key, choices in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+        value = cfg.get(key)
+        if value in choices:
+            view = view._replace(**{key: value})
+        elif value is not None:
+            what = key.replace("_", " ")
+            notes += (f"{what} {shown(value)} is not supported and replaced by {choices[0]}",)
+    return view, notes
