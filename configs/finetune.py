@@ -61,7 +61,7 @@ def adapt(config, given, arg):
             "workdir of a run. To train from scratch, use configs/own_images.py"
         )
     stated = [config.model.variant] if "model.variant" in given else []
-    keys = ("num_heads", "norm", "act", "rope")  # which neither a file nor its config.json may state
+    keys = ("num_heads", "norm", "act", "rope")  # that a file and its config.json may leave open
     stated += [f"{key}={config.model[key]}" for key in keys if f"model.{key}" in given]
     weights = pretrained.describe(config.model_init, ",".join(stated) or None)
     values = {f"model.{key}": value for key, value in weights.model.items()}
