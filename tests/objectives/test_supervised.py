@@ -1,6 +1,7 @@
 """The supervised objective: labels, training accuracy, class weights, meshes, checks."""
 
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -24,7 +25,8 @@ def train_loss(logits, labels, *, weight=None, **augment):
     config.objective.label_smoothing = 0.0
     config.objective.ema = 0.0
     config.augment.update(augment)
-    model = Model(None, dict, lambda weights: lambda *_, **__: weights, None)
+    module = SimpleNamespace(config=SimpleNamespace(num_classes=np.shape(logits)[-1]))
+    model = Model(module, dict, lambda weights: lambda *_, **__: weights, None)
     objective = objectives.make(model, config, 1)
     size = len(labels)
     images = np.zeros((size, 8, 8, 1), np.uint8)
