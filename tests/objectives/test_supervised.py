@@ -26,7 +26,7 @@ def train_loss(logits, labels, *, weight=None, **augment):
     config.objective.ema = 0.0
     config.augment.update(augment)
     module = SimpleNamespace(config=SimpleNamespace(num_classes=np.shape(logits)[-1]))
-    model = Model(module, dict, lambda weights: lambda *_, **__: weights, None)
+    model = Model(None, dict, lambda weights: lambda *_, **__: weights, module)
     objective = objectives.make(model, config, 1)
     size = len(labels)
     images = np.zeros((size, 8, 8, 1), np.uint8)
