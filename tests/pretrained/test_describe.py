@@ -268,7 +268,10 @@ def test_config_json_of_timm_is_used(file):
         ({"pretrained_cfg": {"mean": [0.5], "std": [0.5]}}, "crop_pct must be a number; got None"),
         ({"pretrained_cfg": 3}, "pretrained_cfg must be an object; got 3"),
         ({"architecture": "vit_base_patch16_18x2_224"}, "'vit_base_patch16_18x2_224' is not sup"),
-        ({"architecture": "vit_base_patch16_rpn_224"}, "have width 384, class_token True, "),
+        (
+            {"architecture": "vit_base_patch16_rpn_224", "global_pool": "avg"},
+            "have width 384, class_token True, qkv_bias True, fc_norm False, but",
+        ),
         ({"model_args": {"norm_layer": "rmsnorm"}}, "model_args norm_layer are not supported"),
         ({"model_args": {"act_layer": "relu"}}, "model_args act_layer are not supported"),
         ({"num_classes": 5, "pretrained_cfg": {}}, "have num_classes 10, but .* has num_classes 5"),
