@@ -24,7 +24,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from vit_jax.config import check, flat, schema, suggest
+from vit_jax.config import check, defaults, flat, schema, suggest
 from vit_jax.errors import (
     INTERRUPTED,
     Diverged,
@@ -77,9 +77,15 @@ def check_local(flag, text):
         raise UserError(f"--{flag}={text} must be a local directory, not a bucket")
 
 
-def define_config(required=True):
-    """Define --config. Parsing sets `FLAGS.config` to a checked, locked ConfigDict, or None."""
+def define_config(required=True, use_defaults=False):
+    """Define --config. Parsing sets `FLAGS.config` to a checked, locked ConfigDict, or None.
+
+    Args:
+      required: whether the command needs --config.
+      use_defaults: whether --config.KEY=VALUE without --config changes the defaults of all keys.
+    """
     flags.DEFINE_string("config", None, "recipe: FILE.py, or FILE.py:ARG", required=required)
+    FLAGS["config"].use_defaults = use_defaults
 
 
 def arguments(function, flags):
@@ -184,9 +190,10 @@ def _parse(argv):
         if isinstance(flag.value, float) and not math.isfinite(flag.value):
             raise UserError(f"--{name}={flag.value} must be a finite number")
     spec = FLAGS["config"].value if "config" in FLAGS else None
-    if overrides and spec is None:
+    needs_spec = "config" not in FLAGS or not FLAGS["config"].use_defaults
+    if overrides and spec is None and needs_spec:
         raise UserError(f"--config.{overrides[0][0]} needs --config=FILE")
-    if spec is not None:
+    if overrides or spec is not None:
         FLAGS.config = build_config(spec, overrides).lock()
     return positional
 
@@ -339,7 +346,7 @@ def build_config(spec, overrides=()):
     keys that depend on the data or on other keys. It must not change the keys in `given`.
 
     Args:
-      spec: FILE or FILE:ARG.
+      spec: FILE or FILE:ARG; None: the defaults of all keys.
       overrides: pairs (key, text) as for `override`.
 
     Returns:
@@ -348,8 +355,8 @@ def build_config(spec, overrides=()):
     Raises:
       UserError: for an invalid recipe, override or config.
     """
-    module, arg = recipe_module(spec)
-    config = _load(module, arg)
+    module, arg = (None, None) if spec is None else recipe_module(spec)
+    config = defaults() if module is None else _load(module, arg)
     for key, text in overrides:
         override(config, key, text)
     if hasattr(module, "adapt"):

@@ -70,13 +70,17 @@ def stream(run, params, batches):
         yield jax.device_get(previous)
 
 
-def collect(run, params, batches, count):
-    """Concatenate the outputs of all batches, without the padding.
+def rows(run, params, batches):
+    """Yield the outputs of each batch as NumPy arrays, without the padding; see `stream`."""
+    for outputs, mask in stream(run, params, batches):
+        yield outputs if mask.all() else jax.tree.map(lambda x, mask=mask: x[mask], outputs)
+
+
+def collect(outputs, count):
+    """Concatenate the outputs of all batches.
 
     Args:
-      run: function returned by `compile`.
-      params: first argument of `run`.
-      batches: iterable over batches on the devices.
+      outputs: iterable over trees of NumPy arrays [b, ...], as `rows` yields them.
       count: number of images in all batches.
 
     Returns:
@@ -87,14 +91,14 @@ def collect(run, params, batches, count):
     """
     arrays = None
     done = 0
-    for outputs, mask in stream(run, params, batches):
+    for batch in outputs:
         if arrays is None:  # preallocated, so that a large split is in memory only once
-            arrays = jax.tree.map(lambda x: np.empty((count, *x.shape[1:]), x.dtype), outputs)
-        size = int(mask.sum())
+            arrays = jax.tree.map(lambda x: np.empty((count, *x.shape[1:]), x.dtype), batch)
+        size = len(jax.tree.leaves(batch)[0])
         if done + size > count:
             raise RuntimeError(f"expected {count} images, got more")
-        for array, output in zip(jax.tree.leaves(arrays), jax.tree.leaves(outputs), strict=True):
-            array[done : done + size] = output[mask]
+        for array, output in zip(jax.tree.leaves(arrays), jax.tree.leaves(batch), strict=True):
+            array[done : done + size] = output
         done += size
     if done != count:
         raise RuntimeError(f"expected {count} images, got {done}")
@@ -102,9 +106,30 @@ def collect(run, params, batches, count):
 
 
 def batched(images, batch_size):
-    """Yield batches {"image", "mask"} of an array of images [n, ...]; zeros pad the last batch."""
-    size = min(batch_size, len(images))
-    for start in range(0, len(images), size):
-        rows = np.asarray(images[start : start + size])
-        padding = [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1)
-        yield {"image": np.pad(rows, padding), "mask": np.arange(size) < len(rows)}
+    """Yield batches {"image", "mask"} of consecutive images of the same shape, padded with zeros.
+
+    A batch is padded to the largest one of its shape so far: the programs are compiled for few
+    sizes, and the last batch of many images of one shape has the size of the others.
+
+    Args:
+      images: iterable over images [...], such as an array [n, ...].
+      batch_size: maximum number of images per batch; or a function that returns it for the shape of
+        an image.
+    """
+    limit = batch_size if callable(batch_size) else lambda _: batch_size
+    sizes = {}
+
+    def pack(group):
+        images = np.stack(group)
+        size = sizes[images.shape[1:]] = max(len(group), sizes.get(images.shape[1:], 0))
+        padding = [(0, size - len(group))] + [(0, 0)] * (images.ndim - 1)
+        return {"image": np.pad(images, padding), "mask": np.arange(size) < len(group)}
+
+    group = []
+    for image in images:
+        if group and (image.shape != group[0].shape or len(group) >= limit(image.shape)):
+            yield pack(group)
+            group = []
+        group.append(image)
+    if group:
+        yield pack(group)

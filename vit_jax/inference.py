@@ -7,6 +7,7 @@ when a model is built, so that command-line tools report invalid flags without t
 import dataclasses
 import functools
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from vit_jax.data import class_names as names
 from vit_jax.errors import UserError
 from vit_jax.flops import count_flops, count_params
 from vit_jax.workdir import log, storage
+
+# Attributes of `LoadedModel` that a `pretrained.Description` states.
+VIEW = ("mean", "std", "crop", "interpolation", "crop_mode")
+MAX_KEPT_RATIO = 16  # long side / short side of an image whose shape is kept
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,10 +31,15 @@ class LoadedModel:
       variant: name of the architecture, such as "nano/2" or "vit_small_patch16_224".
       model: the model as pure functions, a `models.Model`.
       params: the weights, a nested dict.
-      image: image size, the side of the square input in pixels.
+      image: image size in pixels: the side of a square, or (height, width).
       mean: mean of images scaled to [0, 1], one value per channel.
       std: standard deviation of images scaled to [0, 1], one value per channel.
       crop: crop ratio: side of the center crop / short side of the resized image.
+      interpolation: "bicubic" or "bilinear".
+      crop_mode: "center" for a center crop; "squash" to resize images to the size without keeping
+        their aspect ratio.
+      keep_shape: whether `view` keeps the shape of images instead of cropping them: the short side
+        is resized to `image`, and the long side is cut to a multiple of the patch size.
       class_names: names of the classifier's outputs; for a run without a classifier, those of the
         dataset's classes.
       assumed: for a weight file: what neither the file nor the name determines, names such as
@@ -46,11 +56,14 @@ class LoadedModel:
     variant: str
     model: Any
     params: dict
-    image: int
+    image: int | tuple
     mean: tuple
     std: tuple
     crop: float
     class_names: list
+    interpolation: str = "bicubic"
+    crop_mode: str = "center"
+    keep_shape: bool = False
     assumed: tuple = ()
     notes: tuple = ()
     workdir: str | None = None
@@ -67,10 +80,9 @@ class LoadedModel:
             raise UserError(f"std={self.std} must be above 0")
         if not 0 < self.crop <= 1:
             raise UserError(f"crop={self.crop} must be above 0 and at most 1")
-        patch = getattr(self.model.module.config, "patch", 1)
-        if self.image < patch or self.image % patch:
+        if any(side < self.patch or side % self.patch for side in self.size):
             raise UserError(
-                f"image={self.image} must be divisible by the patch size, {patch} pixels"
+                f"image={self.image} must be divisible by the patch size, {self.patch} pixels"
             )
 
     @functools.cached_property
@@ -110,10 +122,20 @@ class LoadedModel:
         return getattr(self.model.module.config, "has_class_token", False)
 
     @property
+    def patch(self):
+        """Side of a patch of a ViT in pixels; 1 for a CNN."""
+        return getattr(self.model.module.config, "patch", 1)
+
+    @property
+    def size(self):
+        """Image size in pixels: (height, width)."""
+        return self.image if isinstance(self.image, tuple) else (self.image, self.image)
+
+    @property
     def grid(self):
         """Patch grid of a ViT: (rows, columns)."""
-        side = self.image // self.model.module.config.patch
-        return side, side
+        height, width = self.size
+        return height // self.patch, width // self.patch
 
     @functools.cached_property
     def metrics(self):
@@ -135,30 +157,47 @@ class LoadedModel:
         return dataclasses.replace(self, **changes)
 
     def view(self, image):
-        """Resize and center-crop an image for evaluation.
+        """Resize and crop an image for evaluation.
 
         Args:
           image: uint8 [h, w, c] of any size.
 
         Returns:
-          uint8 [image, image, channels].
+          uint8 [height, width, channels], of the size `size`, or with the shape of the image if
+          `keep_shape` is true.
 
         Raises:
-          UserError: if the model expects neither 1 nor 3 channels.
+          UserError: if the model expects neither 1, 3 nor 4 channels, or if the image is too long
+            to keep its shape.
         """
         from vit_jax import augment
 
         self.check_channels()
-        return augment.eval_view(
-            image, size=self.image, channels=self.channels, eval_crop=self.crop
-        )
+        options = dict(size=self.size, eval_crop=self.crop, crop_mode=self.crop_mode)
+        if self.keep_shape:
+            options = dict(size=self._kept_size(image), eval_crop=1.0)
+        options |= dict(channels=self.channels, interpolation=self.interpolation)
+        return augment.eval_view(image, **options)
+
+    def _kept_size(self, image):
+        """Return the (height, width) of the view of an image whose shape is kept."""
+        h, w = image.shape[:2]
+        short = min(self.size)
+        if max(h, w) > MAX_KEPT_RATIO * min(h, w):
+            raise UserError(
+                f"{w} x {h} pixels are too long to keep their shape; the limit is "
+                f"{MAX_KEPT_RATIO}:1, pass a fixed image size"
+            )
+        long = short * max(h, w) // min(h, w) // self.patch * self.patch
+        return (short, long) if h <= w else (long, short)
 
     def check_channels(self):
         """Raise UserError if the model's channels are not those of a decoded image."""
-        if self.channels not in (1, 3):
+        if self.channels not in (1, 3, 4):
             raise UserError(
                 f"{self.name}: the weights expect {self.channels} channels, but images are decoded "
-                "to 1 or 3; pass normalized arrays instead, to the features tool or run()"
+                "to 1 (gray), 3 (RGB) or 4 (RGBA); pass normalized arrays instead, to the features "
+                "tool or run()"
             )
 
     def normalize(self, views):
@@ -176,7 +215,7 @@ class LoadedModel:
         """Run the model over images, batch by batch.
 
         Args:
-          images: uint8 [b, image, image, c] as returned by `view`, which are normalized here; or
+          images: uint8 [b, h, w, c] as returned by `view`, which are normalized here; or
             normalized floats [b, h, w, c] of any size that the model accepts. A list of arrays is
             stacked.
           attention: whether to return the attention weights.
@@ -199,21 +238,59 @@ class LoadedModel:
         images = np.stack(images) if isinstance(images, list) else images
         if not len(images):
             raise UserError("got no images; pass at least one image")
-        if images.dtype == np.uint8 and images.shape[1:3] != (self.image,) * 2:
-            raise UserError(
-                f"got uint8 images of shape {list(images.shape)}, but the model expects [batch, "
-                f"{self.image}, {self.image}, {self.channels}]; preprocess each image with view()"
-            )
-        run = self._program(compute or _forward_batch_first(attention, blocks))
-        batches = forward.batched(images, batch_size)
+        options = dict(attention=attention, blocks=blocks, compute=compute, batch_size=batch_size)
+        batches = self.stream(images, **options)
         if title is not None:
             title = f"{title}: running the model on {len(images):,} images"
             batches = progress.track(batches, title, total=math.ceil(len(images) / batch_size))
-        outputs = forward.collect(run, self.params, batches, len(images))
+        outputs = forward.collect(batches, len(images))
         if compute is None:
             stacked = ("attention", "blocks")  # axis 0 of the model's output is the layer
             outputs |= {k: np.moveaxis(outputs[k], 1, 0) for k in stacked if k in outputs}
         return outputs
+
+    def stream(self, images, *, attention=False, blocks=False, compute=None, batch_size=32):
+        """Run the model over any number of images, which need not be in memory.
+
+        Consecutive images of the same shape are in the same batch. If the model keeps the shape of
+        images, batches of larger images are smaller.
+
+        Args:
+          images: iterable over images; see `run` for these and the other arguments.
+
+        Yields:
+          The outputs of each batch, as in `run`, but axis 0 of "attention" and "blocks" is the
+          image and axis 1 the layer.
+        """
+        from vit_jax import forward
+
+        run = self._program(compute or _forward_batch_first(attention, blocks))
+
+        def limit(shape):
+            growth = max(1, math.prod(shape[:2]) / math.prod(self.size))
+            return max(1, int(batch_size / growth**2))  # the attention weights grow quadratically
+
+        batches = forward.batched(
+            map(self._check_view, images), limit if self.keep_shape else batch_size
+        )
+        return forward.rows(run, self.params, batches)
+
+    def _check_view(self, image):
+        """Return an image for the model; raise UserError if it is uint8, but not a view."""
+        shape = image.shape
+        if image.dtype != "uint8":
+            return image
+        if self.keep_shape:
+            fits = min(shape[:2]) == min(self.size) and not any(x % self.patch for x in shape[:2])
+        else:
+            fits = shape[:2] == self.size
+        if not fits:
+            expected = ", ".join(map(str, (*self.size, self.channels)))
+            raise UserError(
+                f"got uint8 images of shape {list(shape)}, but the model expects [{expected}]; "
+                "preprocess each image with view()"
+            )
+        return image
 
     def features(self, split, names=("pooled", "logits"), *, max_images=None, batch_size=None):
         """Compute outputs for every image of a split of the run's dataset, on all devices.
@@ -242,6 +319,29 @@ class LoadedModel:
         options = dict(max_images=max_images, batch_size=batch_size)
         extract = evaluators.features(self.model, self.config, split, mesh, names, **options)
         return extract(jax.device_put(self.params, sharding.replicated(mesh)))
+
+    def stream_features(self, split, compute, *, batch_size=None):
+        """Compute outputs for every image of a split of the run's dataset, batch by batch.
+
+        Args:
+          split: "train", "val" or "test".
+          compute: as in `run`.
+          batch_size: as in `features`.
+
+        Returns:
+          source: the images and labels of the split, a `data.Slice`.
+          outputs: generator of the outputs of each batch with "label", int32 [b], as numpy arrays.
+        """
+        import jax
+
+        from vit_jax import evaluators
+        from vit_jax.devices import sharding
+
+        mesh = sharding.data_parallel_mesh()
+        source, stream = evaluators.stream_features(
+            self.model, self.config, split, mesh, compute, batch_size=batch_size
+        )
+        return source, stream(jax.device_put(self.params, sharding.replicated(mesh)))
 
     def _program(self, compute):
         """Return the compiled forward pass for `compute`, a function as in `run`."""
@@ -304,16 +404,14 @@ def load(spec, name=None, *, checkpoint="best", raw=False, class_names=None):
     module = pretrained.load(spec, name)
     file = Path(spec).name
     overrides_only = "=" in (name or "").split(",")[0]
+    view = {key: x for key, x in described._asdict().items() if key in VIEW}
     return from_module(
         module,
         f"{file}, {name}" if name else file,
         short_name=file,
         variant="ViT" if overrides_only else name or "ViT",
-        mean=described.mean,
-        std=described.std,
-        crop=described.crop,
         class_names=class_names or described.class_names,
-    ).replace(assumed=described.assumed, notes=described.notes)
+    ).replace(**view, assumed=described.assumed, notes=described.notes)
 
 
 def _load_run(workdir, checkpoint, raw):
@@ -321,6 +419,7 @@ def _load_run(workdir, checkpoint, raw):
     from vit_jax.pretrained import runs
 
     config, record, model, params, step = runs.load_weights(workdir, checkpoint, raw)
+    model = _prove_attention(model)
     classes = names.readable(record["data"]["class_names"])
     count = model.module.config.num_classes
     if count and len(classes) > count:
@@ -339,12 +438,27 @@ def _load_run(workdir, checkpoint, raw):
         mean=config.data.mean,
         std=config.data.std,
         crop=config.augment.eval_crop,
+        interpolation=config.augment.interpolation,
+        crop_mode=config.augment.crop_mode,
         class_names=classes,
         workdir=str(workdir),
         config=config,
         record=record,
         step=step,
     )
+
+
+def _prove_attention(model):
+    """Return a `models.Model` whose attention kernel is proved on the device, and print it."""
+    import jax
+
+    from vit_jax import models
+
+    config, text = models.prove_attention(model.module.config, jax.default_backend())
+    if text is None:
+        return model
+    print(text, file=sys.stderr)
+    return models.build(config)
 
 
 def from_module(
@@ -383,6 +497,7 @@ def from_module(
     from vit_jax import models
 
     model, params = models.split(module)
+    model = _prove_attention(model)
     config = module.config
     count = config.num_classes or 0
     if class_names is None:

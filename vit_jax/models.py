@@ -1,11 +1,14 @@
 """Flax NNX modules as pure functions over nested dicts of arrays."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 from flax import nnx
 
 from vit_jax import variants
+from vit_jax.layers import attention, kernels
 from vit_jax.resnet import ResNet
 from vit_jax.vit import ViT
 
@@ -44,6 +47,22 @@ def build(config):
     """Return the `Model` of a `ViTConfig` or a `ResNetConfig`."""
     cls = ResNet if isinstance(config, variants.ResNetConfig) else ViT
     return pure(lambda rngs: cls(config, rngs=rngs))
+
+
+def prove_attention(config, platform):
+    """Replace attn="auto" by a kernel that agrees with "matmul" on the attached devices.
+
+    Args:
+      config: a `ViTConfig` or `ResNetConfig`.
+      platform: that of the devices, which are not attached in ahead-of-time compilation.
+
+    Returns:
+      The config, and a line of text about the kernel; None: there was nothing to prove, as on CPU.
+    """
+    if getattr(config, "attn", None) != "auto" or platform != jax.default_backend():
+        return config, None
+    kernel, text = attention.prove(kernels.resolve_auto(platform, config)["attn"], config)
+    return dataclasses.replace(config, attn=kernel), text
 
 
 def merge_trees(a, b):

@@ -10,7 +10,6 @@ from vit_jax import batch, evaluators, models, objectives, optim, pretrained
 from vit_jax.devices import chips, memory, sharding
 from vit_jax.errors import UserError
 from vit_jax.flops import count_flops
-from vit_jax.layers import attention, kernels
 from vit_jax.plan import Plan
 from vit_jax.step import init_state, make_train_step
 
@@ -55,7 +54,7 @@ class Run:
         )
         if config.evaluators:
             evaluators.check_batch_size(config, self.mesh)
-        model, self.attention = _prove_attention(self.plan.model, platform)
+        model, self.attention = models.prove_attention(self.plan.model, platform)
         self.model = models.build(model)
         self.objective = objectives.make(self.model, config, self.steps_per_epoch)
         tx, self.schedule = optim.make(config, self.steps_per_epoch)
@@ -209,22 +208,6 @@ class Run:
 def _make_keys(seed):
     """Return the random keys of initialization and of training."""
     return tuple(jax.random.split(jax.random.key(seed)))
-
-
-def _prove_attention(model, platform):
-    """Replace attn="auto" by a kernel that agrees with "matmul" on the attached devices.
-
-    Args:
-      model: a `ViTConfig` or `ResNetConfig`.
-      platform: that of the devices, which are not attached in ahead-of-time compilation.
-
-    Returns:
-      The config, and a line of text or None.
-    """
-    if getattr(model, "attn", None) != "auto" or platform != jax.default_backend():
-        return model, None
-    kernel, text = attention.prove(kernels.resolve_auto(platform, model)["attn"], model)
-    return dataclasses.replace(model, attn=kernel), text
 
 
 def _overlay(tree, replacements):

@@ -42,6 +42,33 @@ def test_eval_view_keeps_image_of_target_size():
     assert augment.eval_view(image, size=28, channels=3, eval_crop=1.0).shape == (28, 28, 3)
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_eval_view_squashes_the_image(interpolation):
+    image = noise(50, 90)
+    view = augment.eval_view(
+        image,
+        size=(20, 30),
+        channels=3,
+        eval_crop=0.5,
+        interpolation=interpolation,
+        crop_mode="squash",
+    )
+    kernel = Image.Resampling[interpolation.upper()]
+    expected = np.asarray(Image.fromarray(image).resize((60, 40), kernel))[10:30, 15:45]
+    np.testing.assert_array_equal(view, expected)
+
+
+def test_alpha_channel_is_composited_on_white():
+    rgba = noise(20, 30, 4)
+    white = Image.new("RGBA", (30, 20), "white")
+    expected = Image.alpha_composite(white, Image.fromarray(rgba)).convert("RGB")
+    difference = np.int32(host.to_channels(rgba, 3)) - np.int32(expected)
+    assert abs(difference).max() <= 1  # Pillow rounds differently
+    opaque = host.to_channels(rgba[..., :3], 4)
+    np.testing.assert_array_equal(opaque[..., :3], rgba[..., :3])
+    assert (opaque[..., 3] == 255).all()
+
+
 def test_to_channels_matches_pillow():
     color = noise(20, 30)
     gray = np.asarray(Image.fromarray(color).convert("L"))[..., None]

@@ -560,7 +560,8 @@ def test_corrupt_file_is_decoded_or_refused(start, tmp_path):
 class Square:
     """The preprocessing of a model whose view is one pixel."""
 
-    image, channels, crop = 1, 3, 1.0
+    image, keep_shape, channels = 1, False, 3
+    crop, crop_mode, interpolation = 1.0, "center", "bicubic"
 
     def view(self, image):
         return image[:1, :1]

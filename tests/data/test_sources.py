@@ -9,7 +9,7 @@ from sklearn.model_selection import train_test_split
 
 from vit_jax import data
 from vit_jax.config import defaults
-from vit_jax.data.decode import DecodeError
+from vit_jax.data.decode import DecodeError, decode
 from vit_jax.errors import UserError
 from vit_jax.schema import members
 
@@ -138,6 +138,16 @@ def test_folder_classes_are_sorted_and_images_stratified(folder):
     assert [again[i]["label"] for i in range(12)] == labels
     # "validation" is an alias of "val".
     assert len(data.make(config(name="folder", dir=str(folder)), "validation")) == 12
+
+
+def test_names_of_examples_are_files_or_numbers(folder):
+    source = data.make(config(name="folder", dir=str(folder)), "train[2:]")
+    for i in (0, 3):
+        name = source.example_name(i)
+        image = decode(folder / "train" / name)
+        np.testing.assert_array_equal(source[i]["image"], image)
+        assert name.startswith(source.class_names[source[i]["label"]] + "/")
+    assert data.make(config(name="digits"), "train[5:]").example_name(2) == "7"
 
 
 def test_folder_errors(folder):

@@ -29,9 +29,9 @@ def extracted(**changes):
         depth=6,
         prefix=1,
         class_token=True,
-        image=28,
+        size=(28, 28),
         patch=4,
-        trained_grid=7,
+        trained_grid=(7, 7),
     )
     result |= dict(rollout=None)
     result |= dict(maps=rand(2, 2, 3, 7, 7), colors=rand(2, 7, 7, 3))

@@ -105,9 +105,9 @@ def drawings():
         depth=2,
         prefix=0,
         class_token=False,
-        image=32,
+        size=(32, 32),
         patch=16,
-        trained_grid=3,
+        trained_grid=(3, 3),
     )
     extracted |= dict(maps=rand(1, 2, 3, 2, 2), rollout=rand(1, 2, 2, 2), colors=rand(1, 2, 2, 3))
     extracted = SimpleNamespace(**extracted)

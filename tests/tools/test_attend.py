@@ -126,6 +126,25 @@ def test_weight_file_arrays_match_the_model(photos, figure_texts):
     assert any("holds 50%" in text for text in texts)
 
 
+def test_maps_of_a_wide_picture_have_its_shape(tmp_path, figure_texts, capsys):
+    image = np.random.default_rng(0).integers(0, 256, (32, 80, 3), np.uint8)
+    Image.fromarray(image).save(tmp_path / "wide.png")
+    Image.fromarray(image[:, :40]).save(tmp_path / "other.png")
+    options = dict(weights=WEIGHTS, model=NAME, image="keep", output=tmp_path / "x.png")
+    assert run([tmp_path / "wide.png"], **options, layers="last") == 0
+    arrays = np.load(tmp_path / "x.npz")
+    assert arrays["colors"].shape == (1, 8, 20, 3)
+    x = image[None] / np.float32(127.5) - 1
+    weights = pretrained.load(WEIGHTS, NAME)(x, attention=True)["attention"]
+    maps = weights[-1, :, :, 0, 1:].reshape(1, 1, 3, 8, 20)
+    np.testing.assert_allclose(arrays["maps"], maps, atol=2e-6)
+    (texts,) = figure_texts()
+    geometry = "image 32x80, 8x20 patches of 4x4, positions resized from 8x8"
+    assert any(geometry in text for text in texts)
+    assert run([tmp_path / "*.png"], **options) == 2
+    assert "have different shapes, 32x40 and 32x80" in capsys.readouterr().err
+
+
 def test_run_against_weight_file(workdir, tmp_path, figure_texts):
     options = dict(workdir=workdir, against=WEIGHTS, against_model=NAME)
     assert run(["test:1"], **options, output=tmp_path / "both.png") == 0

@@ -1,5 +1,6 @@
 """Tests of predict, evaluate, features, summary, LoadedModel and experiments.seeds."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from vit_jax.tools import evaluate, features, predict, summary
 from vit_jax.workdir import log
 
 WEIGHTS = GOLDEN / "vit/vit_cls/state_dict.safetensors"
+NAME = "num_heads=3"
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,62 @@ def test_evaluate_matches_readouts_of_features(workdir):
         assert {key: scores[key] for key in expected} == pytest.approx(expected, abs=1 / 360)
 
 
+def test_evaluate_scores_a_weight_file_on_a_dataset(tmp_path, capsys):
+    """Views are those of the weights, and classes are matched by name."""
+    rng = np.random.default_rng(0)
+    model = inference.load(str(WEIGHTS), NAME)
+    names = [f"name {i}" for i in range(10)]
+    (tmp_path / "names").write_text("\n".join(names))
+    images, labels = [], []
+    for label in (7, 2):  # a part of the classes, in another order when sorted by name
+        folder = tmp_path / f"data/val/{names[label]}"
+        folder.mkdir(parents=True)
+        for i in range(6):
+            images.append(rng.integers(0, 256, (50, 40, 3), np.uint8))
+            labels.append(label)
+            Image.fromarray(images[-1]).save(folder / f"{i}.png")
+    logits = model.module(model.normalize([model.view(x) for x in images]))["logits"]
+    loss = -jax.nn.log_softmax(logits)[np.arange(12), np.array(labels)].mean()
+    args = [f"--weights={WEIGHTS}", f"--model={NAME}", "--split=test"]
+    data_flags = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'data'}"]
+    data_flags += ["--config.data.test=val"]
+    class_names = f"--class_names={tmp_path / 'names'}"
+    assert command.run(evaluate, *args, *data_flags, class_names) == 0
+    out, err = capsys.readouterr()
+    scores = json.loads(out)
+    assert "mean 0.5,0.5,0.5" in err and scores["images"] == 12
+    assert scores["weights"] == str(WEIGHTS) and scores["evaluators"] == ["accuracy"]
+    assert scores["acc1"] == pytest.approx((logits.argmax(1) == np.array(labels)).mean())
+    assert scores["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert command.run(evaluate, *args, *data_flags) == 2
+    message = "the dataset has 2 classes, but the weights have 10 and none with the name 'name 2'"
+    assert message in capsys.readouterr().err
+    knn_flags = [*data_flags, "--evaluator=knn", "--config.data.train=val", "--config.knn.k=1"]
+    assert command.run(evaluate, *args, *knn_flags) == 0
+    assert json.loads(capsys.readouterr().out)["knn1"] == 1  # the images themselves
+    for flags, message in (
+        ([], "pass the dataset for the weights"),
+        ([*data_flags, "--image=32x40"], "--image=32x40 must be one number"),
+        ([*data_flags, "--config.data.test=tset"], "unknown split 'tset'"),
+    ):
+        assert command.run(evaluate, *args, *flags) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_classes_of_a_dataset_and_of_weights_are_matched(capsys):
+    match = evaluate.match_classes
+    assert match(["a", "b"], ["b", "c", "a"]) == ("b", "class 1 of the weights", "a")
+    assert match(["n01443537", "n01440764"], ["tench", "goldfish"]) == ("n01440764", "n01443537")
+    assert match(["a", "b"], ["class 0", "class 1"]) == ("a", "b")
+    assert not capsys.readouterr().err
+    assert match(["a", "b"], ["a", "B, b"]) == ("a", "b")
+    assert "class 1 is 'b' in the dataset and 'B, b' in the weights" in capsys.readouterr().err
+    with pytest.raises(UserError, match="class 'b' has the number 1 in the dataset, but 0 in"):
+        match(["a", "b"], ["b", "A"])
+    with pytest.raises(UserError, match="2 classes, but the weights have 3 and none"):
+        match(["a", "b"], ["a", "c", "d"])
+
+
 def test_run_matches_the_module(workdir):
     ema, raw = (inference.load(str(workdir), raw=raw) for raw in (False, True))
     x = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
@@ -180,7 +238,8 @@ def test_features_of_a_split(workdir, tmp_path, capsys):
     assert command.run(features, f"--workdir={workdir}", "--split=val", output) == 0
     assert "pooled     [180, 16]" in capsys.readouterr().out
     arrays = np.load(tmp_path / "out.npz")
-    assert set(arrays) == {"pooled", "logits", "label"}
+    assert set(arrays) == {"pooled", "logits", "label", "names"}
+    assert arrays["names"].tolist() == [str(i) for i in range(180)]
     source = data.make(load_config(workdir), "val")
     examples = [source[i] for i in range(len(source))]
     assert arrays["label"].tolist() == [x["label"] for x in examples]
@@ -190,15 +249,108 @@ def test_features_of_a_split(workdir, tmp_path, capsys):
     assert raw["pooled"].shape == (180, 16)
     assert np.abs(raw["pooled"] - arrays["pooled"]).max() > 1e-4
     for args, message in (
-        ([f"--workdir={workdir}"], "pass either --input=FILE.npy or, with a run, --split"),
+        ([f"--workdir={workdir}"], "pass either --input=DIR or, with a run, --split"),
         (["--split=val"], "pass either --workdir=DIR or --weights=FILE"),
         ([f"--weights={WEIGHTS}", "--model=num_heads=3", "--split=val"], "--split requires a run"),
-        ([f"--workdir={workdir}", "--split=val", "--blocks"], "--blocks require --input"),
+        ([f"--workdir={workdir}", "--split=val", "--layer=2"], "--layer=2 must be from 1 to 1"),
+        ([f"--workdir={workdir}", "--split=val", "--image=8"], "--image require images from"),
         ([f"--weights={WEIGHTS}", "--input=x", "--checkpoint=7"], "--checkpoint require a run"),
         ([f"--weights={WEIGHTS}", "--input=x", "--model=nano/2", "--raw"], "--raw and"),
     ):
         assert command.run(features, *args, output) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A directory with four images, of which one is unreadable, and a file that is no image."""
+    folder = tmp_path / "photos"
+    (folder / "b").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, shape in (("b/2.png", (32, 80)), ("c.png", (40, 100)), ("b/10.png", (32, 80))):
+        Image.fromarray(rng.integers(0, 256, (*shape, 3), np.uint8)).save(folder / name)
+    (folder / "a.jpg").write_text("<html>404</html>")
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def test_features_of_a_directory_have_names_in_order(photos, tmp_path, capsys):
+    output = tmp_path / "out.npz"
+    args = [f"--weights={WEIGHTS}", f"--model={NAME}", f"--output={output}"]
+    options = ["--image=32x80", "--crop=1", "--dense", "--attention", "--blocks"]
+    assert command.run(features, *args, f"--input={photos}", *options) == 2
+    out, err = capsys.readouterr()
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "a.jpg: an HTML or XML document" in errors[0]
+    assert "mean 0.5,0.5,0.5" in out.splitlines()[0] and "patches    [3, 8, 20, 48]" in out
+    arrays = dict(np.load(output))
+    assert arrays.pop("names").tolist() == ["b/10.png", "b/2.png", "c.png"]
+    pil = [Image.open(photos / name) for name in ("b/10.png", "b/2.png", "c.png")]
+    x = np.stack([np.asarray(p.resize((80, 32), Image.Resampling.BICUBIC)) for p in pil])
+    model = inference.load(str(WEIGHTS), NAME).module
+    expected = model(x / np.float32(127.5) - 1, attention=True, blocks=True)
+    tokens, blocks = expected.pop("tokens"), expected.pop("blocks")
+    expected["patches"] = tokens[:, 1:].reshape(3, 8, 20, 48)
+    expected |= {"block_00": blocks[0], "block_01": blocks[1]}
+    assert arrays.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(arrays[name], values, atol=1e-5, err_msg=name)
+
+    options = [f"--input={photos}/b/*.png", "--image=keep", "--dense", "--layer=1"]
+    assert command.run(features, *args, *options) == 0
+    arrays = dict(np.load(output))
+    assert arrays.keys() == {"names", "logits", "pooled", "patches"}
+    assert arrays["names"].tolist() == [str(photos / "b/10.png"), str(photos / "b/2.png")]
+    patches = blocks[0][:2, 1:].reshape(2, 8, 20, 48)
+    np.testing.assert_allclose(arrays["patches"], patches, atol=1e-5)
+
+
+def test_features_of_images_of_different_shapes(photos, tmp_path, capsys):
+    """Their embeddings are one array, their patches are not; nothing is written then."""
+    Image.new("RGB", (40, 40), "red").save(photos / "d.png")
+    (photos / "a.jpg").unlink()
+    output = tmp_path / "new/out.npz"
+    output.parent.mkdir()
+    args = [f"--weights={WEIGHTS}", f"--model={NAME}", f"--output={output}", "--image=keep"]
+    assert command.run(features, *args, f"--input={photos}", "--dense") == 2
+    assert "patches of images of different shapes" in capsys.readouterr().err
+    assert not list(output.parent.iterdir())
+    assert command.run(features, *args, f"--input={photos}") == 0
+    arrays = np.load(output)
+    assert set(arrays) == {"names", "logits", "pooled"} and arrays["pooled"].shape == (4, 48)
+    red = np.broadcast_to(np.float32([1, -1, -1]), (1, 32, 32, 3))
+    expected = inference.load(str(WEIGHTS), NAME).module(red)["pooled"]
+    np.testing.assert_allclose(arrays["pooled"][3:], expected, atol=1e-5)
+    assert [path.name for path in output.parent.iterdir()] == ["out.npz"]
+    for given, message in (("none", "No such file"), ("none/*.png", "no images in")):
+        assert command.run(features, *args[:3], f"--input={tmp_path / given}") == 2
+        assert message in capsys.readouterr().err
+
+
+def test_predict_writes_csv(photos, capsys):
+    args = [f"--weights={WEIGHTS}", f"--model={NAME}", "--topk=2", photos]
+    assert command.run(predict, *args, "--format=csv") == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and "a.jpg" in err
+    table = list(csv.DictReader(out.splitlines()))
+    assert command.run(predict, *args, "--format=jsonl") == 2
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["image"] for row in rows] == [
+        str(photos / name) for name in ("b/10.png", "b/2.png", "c.png")
+    ]
+    expected = [
+        {
+            "image": row["image"],
+            "rank": str(rank),
+            "class": str(top["class"]),
+            "name": top["name"],
+            "probability": str(top["probability"]),
+        }
+        for row in rows
+        for rank, top in enumerate(row["top"], 1)
+    ]
+    assert table == expected
+    assert command.run(predict, *args, "--format=csv", "--json") == 2
 
 
 def test_features_rejects_invalid_input(tmp_path):

@@ -23,7 +23,7 @@ def extract(model, views, layers, with_rollout=False, title=None):
 
     Args:
       model: `inference.LoadedModel` of a ViT.
-      views: sequence of uint8 [image, image, c], from `LoadedModel.view`.
+      views: sequence of uint8 [h, w, c] of one size, from `LoadedModel.view`.
       layers: layer numbers from 1.
       with_rollout: whether to compute attention rollout too.
       title: as in `LoadedModel.run`, to show progress.
@@ -36,23 +36,26 @@ def extract(model, views, layers, with_rollout=False, title=None):
         colors: [b, rows, columns, 3], see `attention.pca`;
       and, for titles and notes,
         name, layers, depth, prefix, class_token;
-        image, patch: sides in pixels;
-        trained_grid: side of the grid that the position embeddings were learned on.
+        size: (height, width) of the views in pixels;
+        patch: side of a patch in pixels;
+        trained_grid: (rows, columns) that the position embeddings were learned on; None: they are
+          not learned.
 
     Raises:
       UserError: if the attention of one image would take too much memory.
     """
     prefix = model.prefix
     config = model.module.config
-    rows, columns = model.grid
+    height, width = views[0].shape[:2]
+    grid = rows, columns = height // config.patch, width // config.patch
     tokens = rows * columns + prefix
     layer_bytes = 4 * model.num_heads * tokens**2
     if layer_bytes > MAX_LAYER_BYTES:
         raise UserError(
-            f"the attention of {tokens:,} tokens (image size {model.image}) takes "
+            f"the attention of {tokens:,} tokens (an image of {height} x {width} pixels) takes "
             f"{layer_bytes / 1e9:.0f} GB per layer; use a smaller image size"
         )
-    compute = make_extractor(model.grid, prefix, model.has_class_token, tuple(layers), with_rollout)
+    compute = make_extractor(grid, prefix, model.has_class_token, tuple(layers), with_rollout)
     batch_size = min(MAX_BATCH, max(1, MAX_SOFTMAX_BYTES // (model.depth * layer_bytes)))
     outputs = model.run(list(views), compute=compute, batch_size=batch_size, title=title)
     return SimpleNamespace(
@@ -61,9 +64,9 @@ def extract(model, views, layers, with_rollout=False, title=None):
         depth=model.depth,
         prefix=prefix,
         class_token=model.has_class_token,
-        image=model.image,
+        size=(height, width),
         patch=config.patch,
-        trained_grid=rows if model.module.pos_embed is None else config.image // config.patch,
+        trained_grid=None if model.module.pos_embed is None else config.grid,
         maps=outputs["maps"],
         rollout=outputs.get("rollout"),
         colors=attention.pca(outputs["tokens"]).reshape(len(views), rows, columns, 3),

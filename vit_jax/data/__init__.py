@@ -7,6 +7,7 @@ and picklable: threads share one source, and each worker process receives a pick
 
 * `source.labels`: the label of every example, if they are known without reading the examples.
 * `source.order`: description of the order of the examples, for slices.
+* `source.name(i)`: name of the file of example i.
 * `source.in_memory`: True if the source holds decoded images.
 * `source.notes`: lines of text that a user should see, such as the number of ignored files.
 * a function `class_names(split, config)` in the module, if splits may differ in their classes.
@@ -246,6 +247,11 @@ class Slice:
     def in_memory(self):
         """Whether decoded examples are in memory, at the latest after the first epoch."""
         return self.cache or getattr(self.source, "in_memory", False)
+
+    def example_name(self, i):
+        """Return the name of example i: that of its file if the source knows it, or its number."""
+        number = self.start + i
+        return self.source.name(number) if hasattr(self.source, "name") else str(number)
 
     def fingerprint(self):
         """Return a string that changes if the examples or their labels change."""

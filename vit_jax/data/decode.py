@@ -5,7 +5,8 @@ formats=UPLOAD_FORMATS, which excludes TIFF, PPM and AVIF: Pillow's parsers are 
 
 * Animations and files with several pages decode to the first frame or page.
 * EXIF orientation is applied. All other metadata, such as color profiles, is ignored.
-* Transparent images are composited on white.
+* Transparent images are composited on white, unless four channels are asked for: then they keep
+  their alpha channel, and other images are opaque.
 * Channels of 12 and 16 bits are truncated to their upper 8 bits. Signed, 32-bit and floating-point
   pixels, which TIFF and PPM files may have, are rejected: the range of their values is unknown.
 
@@ -38,6 +39,7 @@ SUFFIXES = tuple(
 )
 MAX_PIXELS = 89_000_000  # 267 MB decoded to RGB; the compressed file can be as small as 10 kB
 MAX_BYTES_PER_PIXEL = 6  # of a file, relative to max_pixels: uncompressed RGB of 16 bits
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by the number of channels
 BAND_PIXELS = 2**20  # of the rows that are converted at a time
 # EXIF orientation -> a function of an array [h, w, c] that makes the image upright.
 TRANSPOSES = {
@@ -84,7 +86,7 @@ def decode(file, channels=3, *, name=None, max_pixels=MAX_PIXELS, formats=FORMAT
 
     Args:
       file: a path, or the contents of a file as bytes.
-      channels: 3 (RGB) or 1 (luma).
+      channels: 3 (RGB), 1 (luma) or 4 (RGBA).
       name: name of the image in error messages; None: the path.
       max_pixels: maximum number of pixels, checked in the header before decompression. Half as
         many for WebP, whose decoder needs four copies of the image.
@@ -107,7 +109,7 @@ def decode(file, channels=3, *, name=None, max_pixels=MAX_PIXELS, formats=FORMAT
             limit = max_pixels // 2 if im.format == "WEBP" else max_pixels
             if im.width * im.height > limit:
                 raise DecodeError(f"{im.width} x {im.height} pixels exceed the limit of {limit:,}")
-            mode = "L" if channels == 1 else "RGB"
+            mode = MODES.get(channels, "RGB")
             array = _decode_jpeg(im, data, mode, exif)
             if array is None:
                 if im.format == "TIFF":
@@ -138,7 +140,7 @@ def _decode_jpeg(im, data, mode, exif):
     Returns:
       uint8 [h, w, c], or None unless the image is an intact, upright RGB or grayscale JPEG.
     """
-    if im.format != "JPEG" or im.mode not in ("L", mode):
+    if im.format != "JPEG" or mode == "RGBA" or im.mode not in ("L", mode):
         return None
     simplejpeg = _simplejpeg()
     if simplejpeg is None or _metadata.orientation(exif) in TRANSPOSES:
@@ -187,7 +189,7 @@ def _to_array(im, mode, exif, head):
 
     Args:
       im: the image.
-      mode: "L" or "RGB".
+      mode: "L", "RGB" or "RGBA".
       exif: EXIF data that was removed from the file.
       head: the first bytes of the file.
     """
@@ -215,7 +217,7 @@ def _convert(im, mode, kind, tags):
 
     Args:
       im: the image.
-      mode: "L" or "RGB".
+      mode: "L", "RGB" or "RGBA".
       kind: the format of its file.
       tags: its TIFF tags.
     """
@@ -224,14 +226,18 @@ def _convert(im, mode, kind, tags):
     elif im.mode in ("I", "F"):
         raise DecodeError(UNKNOWN_RANGE)
     elif im.has_transparency_data:
-        white = Image.new("RGBA", im.size, "white")
-        im = Image.alpha_composite(white, im.convert("RGBA")).convert("RGB")
+        im = im.convert("RGBA")
+        if mode != "RGBA":
+            white = Image.new("RGBA", im.size, "white")
+            im = Image.alpha_composite(white, im).convert("RGB")
     elif im.mode == "CMYK" and kind == "JPEG" and "adobe" not in im.info:
         # Pillow assumes that all CMYK JPEGs are inverted, as Adobe's are.
         im = ImageChops.invert(im)
     elif im.mode == "LAB":
         profiles = (ImageCms.createProfile(space) for space in ("LAB", "sRGB"))
         im = ImageCms.profileToProfile(im, *profiles, outputMode="RGB")
+    if mode == "RGBA" and im.mode not in ("L", "RGB", "RGBA"):
+        im = im.convert("RGB")  # Pillow converts few modes to RGBA
     return im if im.mode == mode else im.convert(mode)
 
 

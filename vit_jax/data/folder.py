@@ -185,6 +185,11 @@ def scan(directory):
     return Scan([path for path, _ in images], [label for _, label in images], names, ignored)
 
 
+def images(directory):
+    """Return the paths of all images below a directory, sorted; without hidden files."""
+    return sorted(entry.path for entry in _files(directory, ()) if _is_image(entry))
+
+
 def _ignored_note(found):
     """Return a list with one line about the files that are not used, or without."""
     if not found.ignored:

@@ -17,7 +17,7 @@ class Files:
       locations: for each image, the path of a file or (path of an archive, offset, size in bytes).
       labels: for each image, an int.
       class_names: names of the classes.
-      channels: 3 (RGB) or 1 (luma).
+      channels: 3 (RGB), 1 (luma) or 4 (RGBA).
       root: directory that the paths of files are relative to in the fingerprint.
     """
 
@@ -43,6 +43,10 @@ class Files:
         else:
             image = decode(location, self.channels)
         return {"image": image, "label": int(self.labels[i])}
+
+    def name(self, i):
+        """Return the path of file i relative to `root`, or its archive and position in it."""
+        return _describe(self.locations[i], self.root)[0]
 
     def fingerprint(self):
         """Return a hash of the sorted relative paths and sizes of the files, and of the labels."""

@@ -15,5 +15,6 @@ the config group NAME. Importing this package does not import JAX.
 from vit_jax.schema import lazy
 
 __getattr__ = lazy(
-    "vit_jax.evaluators._evaluate", "check_batch_size", "features", "make", "read_split"
+    "vit_jax.evaluators._evaluate",
+    *("check_batch_size", "features", "make", "read_split", "stream_features"),
 )

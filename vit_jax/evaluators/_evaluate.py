@@ -111,28 +111,56 @@ def features(model, config, split, mesh, names=("pooled",), *, max_images=None, 
       UserError: if the split does not exist, or the batch size is not divisible by
         mesh.data x mesh.fsdp.
     """
+    options = dict(max_images=max_images, batch_size=batch_size)
+    source, stream = stream_features(model, config, split, mesh, _select(tuple(names)), **options)
+    count = min(max_images or len(source), len(source))
+    return lambda params: forward.collect(stream(params), count)
+
+
+def stream_features(model, config, split, mesh, compute, *, max_images=None, batch_size=None):
+    """Compute outputs of a model for every image of a split, batch by batch.
+
+    Args:
+      compute: function `(module, normalized images) -> {name: array [b, ...]}`, compiled once.
+
+    For the other arguments and errors, see `features`.
+
+    Returns:
+      source: the images and labels of the split.
+      stream: generator function of the parameters, which yields the outputs of each batch with
+        "label", int32 [b], as numpy arrays.
+    """
     source, size, read = read_split(config, split, mesh, batch_size)
     count = min(max_images or len(source), len(source))
-    num_batches = -(-count // size)
-    run = _compile_features(model.bind, config.data.mean, config.data.std, mesh, tuple(names))
+    run = _compile_features(model.bind, config.data.mean, config.data.std, mesh, compute)
 
-    def extract(params):
-        num_images = min(num_batches * size, len(source))
-        arrays = forward.collect(run, params, islice(read(), num_batches), num_images)
-        return {name: array[:count] for name, array in arrays.items()}
+    def stream(params):
+        done = 0
+        for arrays in forward.rows(run, params, islice(read(), -(-count // size))):
+            yield {name: array[: count - done] for name, array in arrays.items()}
+            done += len(arrays["label"])
 
-    return extract
+    return source, stream
+
+
+@functools.cache
+def _select(names):
+    """Return `compute` of `stream_features` for some outputs of the model."""
+
+    def select(module, images):
+        out = module(images, tokens="tokens" in names)
+        return {name: out[name].astype(jnp.float32) for name in names if name in out}
+
+    return select
 
 
 @functools.lru_cache(maxsize=forward.MAX_PROGRAMS)
-def _compile_features(bind, mean, std, mesh, names):
+def _compile_features(bind, mean, std, mesh, compute):
     """Return the program that computes outputs of a batch, the same for all splits."""
 
     def compute_features(params, rows):
         images = augment.normalize(rows["image"], mean, std)
-        out = bind(params)(images, tokens="tokens" in names)
-        out = {name: out[name].astype(jnp.float32) for name in names if name in out}
-        return out | {"label": rows["label"]}
+        return compute(bind(params), images) | {"label": rows["label"]}
 
     return forward.compile(compute_features, mesh)
 

@@ -174,10 +174,12 @@ def query_name(extracted, phrases=ENGLISH):
 def describe_grid(extracted, phrases=ENGLISH):
     """Describe the image size, the patch grid and the share of a patch in uniform attention."""
     rows, columns = extracted.maps.shape[-2:]
-    sizes = dict(image=extracted.image, rows=rows, columns=columns, patch=extracted.patch)
+    height, width = extracted.size
+    sizes = dict(height=height, width=width, rows=rows, columns=columns, patch=extracted.patch)
     text = phrases("geometry", **sizes)
-    if extracted.trained_grid != rows:
-        text += phrases("resized", grid=extracted.trained_grid)
+    if extracted.trained_grid not in (None, (rows, columns)):
+        old_rows, old_columns = extracted.trained_grid
+        text += phrases("resized", rows=old_rows, columns=old_columns)
     return text + phrases("even_share", share=100 / (rows * columns + extracted.prefix))
 
 

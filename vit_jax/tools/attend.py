@@ -5,8 +5,8 @@ python -m vit_jax.tools.attend --weights=FILE.safetensors --model=vit_small_patc
     --image=480 --layers=last --heads=all --style=mask --output=heads.png cat.jpg
 python -m vit_jax.tools.attend --workdir=runs/dino --terminal --animate=layers.gif test:0
 
-IMAGE is a file, a directory of images or, with a run, a row of its dataset: test:0 is the first
-test image.
+IMAGE is a file, a directory, a pattern such as "*.jpg" or, with a run, a row of its dataset: test:0
+is the first test image. --image=keep does not crop a picture to a square.
 
 A map shows the attention from the class token; for a model without one, the mean over all patches.
 Layers are drawn side by side, or one per row if there are several heads. Figures with one row per
@@ -16,13 +16,13 @@ saved next to the figure as .npz: maps [images, layers, heads, rows, columns], a
 
 import re
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from absl import flags
 
 from vit_jax import cli, progress, variants
+from vit_jax.data.pictures import list_files
 from vit_jax.errors import UserError, printable
 from vit_jax.tools import features, model_flags
 
@@ -52,7 +52,6 @@ def define_flags():
         "style", "overlay", STYLES, "map over the image, map alone, or image masked by --keep"
     )
     flags.DEFINE_float("keep", 0.6, "share of the attention inside the outline or mask")
-    flags.DEFINE_integer("image", None, "image size in pixels; position embeddings are resized")
     flags.DEFINE_string("output", None, "figure to write: .png, .pdf or .svg")
     flags.DEFINE_string(
         "animate",
@@ -67,7 +66,7 @@ def define_flags():
 
 
 def main(flags, args):
-    names = list_images(args)
+    names = list_files(args, natural_key)
     configs = model_flags.check_flags(flags, names)
     for config in filter(None, configs):
         if variants.is_cnn(config.model.variant):
@@ -75,19 +74,15 @@ def main(flags, args):
     models = model_flags.model_configs(flags)  # before JAX is imported
     for model in models:
         pick_layers(flags.layers or ["last"], model.depth)
-        if flags.image is not None:
-            replace(model, image=flags.image)
     pick_heads(flags.heads or ["mean"], min(model.num_heads for model in models), 1)
     check(len(names), **cli.arguments(check, flags))
     models = model_flags.load(flags)
-    if flags.image is not None:
-        models = [model.replace(image=flags.image) for model in models]
-    pictures, errors = model_flags.open_images(names, models)
-    if pictures:
+    opened, errors = model_flags.open_images(names, models)
+    if opened:
         for model in models:
             if preprocessing := model_flags.preprocessing(model):
                 print(printable(f"{model.name}{preprocessing}"))
-        attend(models, pictures, **cli.arguments(attend, flags))
+        attend(models, opened, **cli.arguments(attend, flags))
     return 2 if errors else 0
 
 
@@ -108,7 +103,7 @@ def attend(
 
     Args:
       models: one or two ViTs, each an `inference.LoadedModel`.
-      pictures: `data.pictures.Picture`s.
+      pictures: `data.pictures.Picture`s, whose views must have one shape.
       layers: a list of numbers from 1, "last" or "all". None: first, middle and last; for two
         models the last; for the animation of a single image all.
       heads: a list of numbers from 0, "all", "mean", "max" or "rollout". None: the mean; for a
@@ -129,6 +124,7 @@ def attend(
       UserError: for unknown layers or heads, an invalid output or an unsuitable image size.
     """
     from vit_jax.analysis import attention_maps
+    from vit_jax.augment.host import to_channels
 
     output, animate = check(
         len(pictures), output=output, animate=animate, terminal=terminal, keep=keep, fps=fps
@@ -144,6 +140,8 @@ def attend(
     check_size(len(pictures) if output else 1, layers, heads, row_per_layer or frame_per_layer)
     names = [picture.name for picture in pictures]
     views = [[picture.view(model) for picture in pictures] for model in models]
+    for images in views:
+        check_shapes(names, images)
     extracted = [
         attention_maps.extract(model, images, numbers, "rollout" in heads, title="attend")
         for model, images, numbers in zip(models, views, layers, strict=True)
@@ -157,7 +155,8 @@ def attend(
         from vit_jax.figures import overlay
         from vit_jax.figures.attention import attention_figure
 
-        draw = partial(attention_figure, names, views[0], extracted, heads, style=style, keep=keep)
+        shown = [to_channels(view, min(view.shape[2], 3)) for view in views[0]]
+        draw = partial(attention_figure, names, shown, extracted, heads, style=style, keep=keep)
         rows = list(range(num_layers)) if row_per_layer else None
     if output:
         draw(range(len(names)), rows).savefig(output, dpi=150)
@@ -173,28 +172,9 @@ def attend(
     return arrays
 
 
-def list_images(args):
-    """Replace each directory by the image files in it, in natural order: 2.png before 10.png.
-
-    Raises:
-      UserError: if a directory has no image files.
-    """
-
-    def natural_key(path):
-        return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", path)]
-
-    names = []
-    for arg in args:
-        if not Path(arg).is_dir():
-            names.append(arg)
-            continue
-        from vit_jax.data.decode import SUFFIXES
-
-        files = [str(p) for p in Path(arg).iterdir() if p.suffix.lower() in SUFFIXES]
-        if not files:
-            raise UserError(f"no images in {arg}; supported formats are {', '.join(SUFFIXES)}")
-        names += sorted(files, key=natural_key)
-    return names
+def natural_key(path):
+    """Return the sort key of natural order: 2.png before 10.png."""
+    return [int(x) if x.isdigit() else x for x in re.split(r"([0-9]+)", path)]
 
 
 def check(count, *, output, animate, terminal, keep, fps):
@@ -303,6 +283,17 @@ def check_size(num_images, layers, heads, aligned):
             f"the figure would have {num_maps} maps, but the maximum is {MAX_FIGURE_MAPS}; select "
             "fewer images, --layers or --heads"
         )
+
+
+def check_shapes(names, views):
+    """Raise UserError if views, whose shapes are kept, have different shapes."""
+    for name, view in zip(names, views, strict=True):
+        if view.shape != views[0].shape:
+            sizes = [f"{x.shape[0]}x{x.shape[1]}" for x in (views[0], view)]
+            raise UserError(
+                f"the views of {names[0]} and {name} have different shapes, {sizes[0]} and "
+                f"{sizes[1]}; pass images of one shape, or --image=HEIGHTxWIDTH"
+            )
 
 
 def collect(names, views, extracted, keep):

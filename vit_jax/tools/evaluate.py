@@ -1,34 +1,44 @@
-"""Evaluate a run on a split of its dataset and print the metrics as one line of JSON.
+"""Evaluate a run or a weight file on a dataset and print the metrics as one line of JSON.
 
 python -m vit_jax.tools.evaluate --workdir=runs/digits --split=test
 python -m vit_jax.tools.evaluate --workdir=runs/dino --evaluator=knn
+python -m vit_jax.tools.evaluate --weights=FILE.safetensors --model=vit_small_patch16_224 \\
+    --config.data.name=folder --config.data.dir=imagenet --config.data.test=val
 
-By default, the best checkpoint is evaluated with the evaluators of the run's config. Accuracies are
-fractions from 0 to 1.
+By default, the best checkpoint of a run is evaluated with the evaluators of its config. Accuracies
+are fractions from 0 to 1.
+
+The dataset of a weight file is that of --config=FILE, a recipe, with overrides --config.data.KEY;
+only the groups data, knn and linear_probe, eval_batch_size and evaluators of the recipe are used.
+Images are preprocessed as the weights expect; --mean, --std, --crop and --image override it. For
+accuracy, classes are matched by name if the weights have names for all classes of the dataset, as
+ImageNet's weights have, and otherwise by number.
 """
 
+import collections
 import json
+import sys
+import unicodedata
 
 from absl import flags
 
-from vit_jax import cli, inference
-from vit_jax.config import load_config
-from vit_jax.errors import UserError
-from vit_jax.pretrained import runs
+from vit_jax import cli
+from vit_jax.data.class_names import readable
+from vit_jax.errors import UserError, printable
 from vit_jax.schema import members, one_of
+from vit_jax.tools import model_flags
+
+IMAGES_PER_DEVICE = 64  # of a batch of a weight file, without eval_batch_size
 
 
 def define_flags():
-    flags.DEFINE_string("workdir", None, "workdir of the run")
-    flags.DEFINE_string("weights", None, "alias of --workdir")
+    model_flags.define_flags(against=False)
+    model_flags.define_view_flags()
+    cli.define_config(required=False, use_defaults=True)
     flags.DEFINE_string(
         "evaluator", None, "module of vit_jax/evaluators, such as knn (default: the config's)"
     )
     flags.DEFINE_enum("split", "test", ["train", "val", "test"], "split of the dataset")
-    flags.DEFINE_string("checkpoint", "best", "best, latest or a step")
-    flags.DEFINE_bool(
-        "raw", False, "use the trained parameters instead of their EMA or the teacher"
-    )
 
 
 def main(flags):
@@ -36,14 +46,27 @@ def main(flags):
     if flags.evaluator not in (None, *known):
         choices = one_of(known, flags.evaluator)
         raise UserError(f"--evaluator={flags.evaluator} must be {choices}")
-    if (flags.workdir is None) == (flags.weights is None):
-        raise UserError("pass --workdir=DIR; see --help")
-    workdir = flags.workdir or flags.weights
-    load_config(workdir)  # reports an invalid workdir before JAX is imported
-    runs.check_checkpoint(workdir, flags.checkpoint)
-    model = inference.load(workdir, checkpoint=flags.checkpoint, raw=flags.raw)
-    scores = evaluate(model, flags.split, evaluator=flags.evaluator)
-    print(json.dumps(scores | {"raw": flags.raw}))
+    (run_config,) = model_flags.check_flags(flags)
+    given = [f"--{key}" for key in ("config", *model_flags.VIEW_FLAGS) if flags[key].value]
+    if run_config is not None and given:
+        raise UserError(f"{' and '.join(given)} require a weight file; a run determines its data")
+    if run_config is None and flags.config is None:
+        raise UserError(
+            "pass the dataset for the weights: --config=FILE, or --config.data.name=folder "
+            "--config.data.dir=DIR --config.data.test=SPLIT"
+        )
+    if flags.image == "keep" or "x" in (flags.image or ""):
+        raise UserError(f"--image={flags.image} must be one number: evaluation views are square")
+    (model,) = model_flags.load(flags)
+    if run_config is not None:
+        scores = evaluate(model, flags.split, evaluator=flags.evaluator) | {"raw": flags.raw}
+    else:
+        text = model.name + model_flags.preprocessing(model)
+        print(printable(text), file=sys.stderr)
+        names = [flags.evaluator] if flags.evaluator else list(flags.config.evaluators)
+        scores = evaluate_weights(model, flags.config, flags.split, names)
+        scores = {"weights": flags.weights} | scores
+    print(json.dumps(scores))
 
 
 def evaluate(model, split="test", *, evaluator=None):
@@ -60,17 +83,106 @@ def evaluate(model, split="test", *, evaluator=None):
     Raises:
       UserError: if the split or evaluator does not apply to the run.
     """
+    names = [evaluator] if evaluator else list(model.config.evaluators)
+    scores = _evaluate(model, model.config, split, names)
+    return {"workdir": model.workdir, "step": model.step} | scores
+
+
+def evaluate_weights(model, config, split="test", evaluators=("accuracy",)):
+    """Evaluate a weight file on a dataset, on all local devices.
+
+    Args:
+      model: an `inference.LoadedModel` of a weight file, with square images.
+      config: the config that specifies the dataset; not modified.
+      split: "train", "val" or "test".
+      evaluators: names of modules of vit_jax/evaluators.
+
+    Returns:
+      A dict with "split", "evaluators" and the metrics.
+
+    Raises:
+      UserError: if an evaluator does not apply to the weights or the split, or the classes of the
+        dataset are not those of the weights.
+    """
+    import jax
+
+    from vit_jax import data
+
+    model.check_channels()
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.image, config.model.channels = model.image, model.channels
+        config.data.mean, config.data.std = tuple(model.mean), tuple(model.std)
+        config.augment.eval_crop = model.crop
+        config.augment.interpolation = model.interpolation
+        config.augment.crop_mode = model.crop_mode
+        config.eval_batch_size = config.eval_batch_size or IMAGES_PER_DEVICE * len(jax.devices())
+        if "accuracy" in evaluators and model.module.config.num_classes:
+            if list(evaluators) == ["accuracy"]:
+                config.data.train = config.data[split]  # the training split may be missing
+            source = data.make(config, config.data[split])
+            config.data.class_names = match_classes(source.class_names, model.class_names)
+    return _evaluate(model, config, split, list(evaluators))
+
+
+def _evaluate(model, config, split, names):
+    """Run evaluators on a split of the dataset of a config."""
     import jax
 
     from vit_jax import evaluators
     from vit_jax.devices import sharding
 
-    names = [evaluator] if evaluator else list(model.config.evaluators)
     mesh = sharding.data_parallel_mesh()
-    run = evaluators.make(names, model.model, model.config, split, mesh)
+    run = evaluators.make(names, model.model, config, split, mesh)
     scores = run(jax.device_put(model.params, sharding.replicated(mesh)))
-    source = {"workdir": model.workdir, "step": model.step, "split": split, "evaluators": names}
-    return source | scores
+    return {"split": split, "evaluators": names} | scores
+
+
+def match_classes(dataset, weights):
+    """Match the classes of a dataset with those of a classifier.
+
+    Args:
+      dataset: names of the dataset's classes; WordNet IDs stand for ImageNet's names.
+      weights: names of the classifier's classes.
+
+    Returns:
+      A name for each of the classifier's classes: that in the dataset if it has the class.
+
+    Raises:
+      UserError: if the numbers of classes differ and some classes have no name in common, or if
+        the order of those that have one differs.
+    """
+    normalized = [unicodedata.normalize("NFC", name) for name in weights]
+    counts = collections.Counter(normalized)
+    position = {name: i for i, name in enumerate(normalized) if counts[name] == 1}
+    own = [unicodedata.normalize("NFC", name) for name in readable(dataset)]
+    found = {i: position[name] for i, name in enumerate(own) if name in position}
+    unknown = [name for i, name in enumerate(dataset) if i not in found]
+    if not unknown:
+        names = [f"class {i} of the weights" for i in range(len(weights))]
+        for i, at in found.items():
+            names[at] = dataset[i]
+        return tuple(names)
+    remedy = "pass --class_names=FILE with the names of the weights' classes, or --evaluator=knn"
+    if len(dataset) != len(weights):
+        raise UserError(
+            f"the dataset has {len(dataset):,} classes, but the weights have {len(weights):,} and "
+            f"none with the name {printable(unknown[0])!r}; {remedy}"
+        )
+    for i, at in found.items():
+        if i != at:
+            raise UserError(
+                f"class {dataset[i]!r} has the number {i} in the dataset, but {at} in the weights, "
+                f"which have no class {printable(unknown[0])!r}; {remedy}"
+            )
+    if weights[0] != "class 0":
+        i = dataset.index(unknown[0])
+        print(
+            f"note: classes are matched by number; class {i} is {printable(dataset[i])!r} in the "
+            f"dataset and {printable(weights[i])!r} in the weights",
+            file=sys.stderr,
+        )
+    return tuple(dataset)
 
 
 if __name__ == "__main__":

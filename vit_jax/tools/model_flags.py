@@ -1,5 +1,6 @@
 """Flags that select a model, shared by several tools."""
 
+import dataclasses
 import math
 import os
 import re
@@ -11,6 +12,8 @@ from absl import flags
 from vit_jax import inference, variants
 from vit_jax.config import load_config
 from vit_jax.errors import UserError, printable
+
+VIEW_FLAGS = ("mean", "std", "crop", "image")
 
 
 def define_flags(against=True):
@@ -41,6 +44,12 @@ def define_view_flags():
     flags.DEFINE_list("std", None, "standard deviation per channel, or one value for all")
     flags.DEFINE_float(
         "crop", None, "crop ratio: side of the center crop / short side of the image"
+    )
+    flags.DEFINE_string(
+        "image",
+        None,
+        "image size in pixels: one number; HEIGHTxWIDTH; or keep: the short side has the model's "
+        "size and the long side is not cropped. Position embeddings are resized",
     )
 
 
@@ -76,7 +85,9 @@ def check_flags(flags, images=()):
         _read_names(flags.class_names)
     for model in model_configs(flags):
         if hasattr(flags, "crop"):
-            _view(flags, model.channels)
+            image = _view(flags, model.channels).get("image", model.image)
+            for side in image if isinstance(image, tuple) else (image,):
+                dataclasses.replace(model, image=side)  # checks it
     for spec, run in zip(specs, runs, strict=True):
         if run:
             pretrained.runs.check_checkpoint(spec, flags.checkpoint)
@@ -140,8 +151,22 @@ def _read_names(path):
 
 
 def _view(flags, channels):
-    """Return --mean, --std and --crop as attributes of a `LoadedModel`. Raises UserError."""
+    """Return --mean, --std, --crop and --image as attributes of a `LoadedModel`.
+
+    Raises UserError.
+    """
     values = {} if flags.crop is None else {"crop": flags.crop}
+    if flags.image == "keep":
+        if flags.crop is not None:
+            raise UserError("--image=keep does not crop images; leave out --crop")
+        values["keep_shape"] = True
+    elif flags.image is not None:
+        if not re.fullmatch(r"[0-9]{1,5}(x[0-9]{1,5})?", flags.image):
+            raise UserError(
+                f"--image={flags.image} must be a number of pixels, HEIGHTxWIDTH or keep"
+            )
+        height, _, width = flags.image.partition("x")
+        values["image"] = (int(height), int(width)) if width else int(height)
     for key in ("mean", "std"):
         if (texts := getattr(flags, key)) is None:
             continue
@@ -161,30 +186,39 @@ def _view(flags, channels):
     return values
 
 
-def open_images(names, models):
+def read_images(names, models, errors):
     """Read the images named on the command line; print a line for each that cannot be read.
 
     Args:
-      names: paths, and rows of a dataset such as "test:0". Rows are read from the dataset of the
-        first model that is a run.
+      names: iterable over paths, and rows of a dataset such as "test:0". Rows are read from the
+        dataset of the first model that is a run.
       models: a list of `inference.LoadedModel`.
+      errors: list to which the error messages are appended.
 
-    Returns:
-      The images as `data.pictures.Picture`s, and the error messages.
+    Yields:
+      The images that can be read as `data.pictures.Picture`s.
 
     Raises:
-      UserError: if a model expects neither 1 nor 3 channels.
+      UserError: if a model expects neither 1, 3 nor 4 channels.
     """
     from vit_jax.data import pictures
 
-    for model in models if names else ():
+    for model in models:
         model.check_channels()
     config = next((model.config for model in models if model.config is not None), None)
-    channels = max(min(model.channels, 3) for model in models)
-    images, errors = pictures.open_images(names, config, channels, models)
-    for error in errors:
-        print(f"error: {error}", file=sys.stderr)
-    return images, errors
+    channels = max(model.channels for model in models)
+    for picture in pictures.read(names, config, channels, models):
+        if isinstance(picture, str):
+            errors.append(picture)
+            print(f"error: {picture}", file=sys.stderr)
+        else:
+            yield picture
+
+
+def open_images(names, models):
+    """Return the images of `read_images` as a list, and the error messages."""
+    errors = []
+    return list(read_images(names, models, errors)), errors
 
 
 def preprocessing(model, view=True):
@@ -211,8 +245,14 @@ def preprocessing(model, view=True):
     if view:
         for key in ("mean", "std"):
             texts[key] = f"{key} " + ",".join(f"{x:g}" for x in getattr(model, key))
-        texts["crop"] = f"crop {model.crop:g}"
+        kind = " of the squashed image" if model.crop_mode == "squash" else ""
+        texts["crop"] = f"crop {model.crop:g}{kind}"
+        if model.interpolation != "bicubic":
+            texts["crop"] += f", {model.interpolation}"
         flags += ["--mean", "--std", "--crop"]
+        if model.keep_shape:
+            del texts["crop"]
+            flags.remove("--crop")
     known = [text for key, text in texts.items() if key not in model.assumed]
     assumed = [text for key, text in texts.items() if key in model.assumed]
     parts = [", ".join(known), "assumed " + ", ".join(assumed) if assumed else "", *model.notes]
