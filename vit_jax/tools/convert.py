@@ -150,7 +150,8 @@ def _results(model):
     latest = {}
     for row in model.metrics:
         for name, value in row.items():
-            if name.partition("/")[0] in ("val", "test") and value is not None:
+            counts = name.endswith(("/images", "/step"))
+            if name.startswith("eval/") and not counts and value is not None:
                 latest[name] = f"{value:.4f} at step {row['step']:,}"
     if not latest:
         return ["Not measured."]
