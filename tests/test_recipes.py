@@ -165,7 +165,7 @@ class RecordingConfig:
         return getattr(self._config, name)
 
 
-@pytest.mark.parametrize(("name", "module"), [("mu/4", ViT), ("resnet8", ResNet)])
+@pytest.mark.parametrize(("name", "module"), [("mu/4,rope=axial", ViT), ("resnet8", ResNet)])
 def test_every_model_option_is_used(name, module):
     config = variants.parse(name, image=8)
     used_options = set()
