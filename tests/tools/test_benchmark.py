@@ -170,7 +170,7 @@ def test_runs_alternate_and_ratio_is_the_median_over_pairs():
         def run(self, steps):
             order.append(self.label)
             seconds = self.seconds[min(order.count(self.label), len(self.seconds)) - 1] * steps
-            return {"seconds": seconds, "peak_rss_mb": 1, "cpu": [0.0, 0.0]}
+            return {"seconds": seconds, "peak_rss_mb": 1, "cpu": [seconds, 0.0]}
 
     # Each side first runs twice: to compile, and to time one step, which sets the steps per run.
     ours, peer = Runner("ours", [9, 1, 1, 2, 4]), Runner("peer", [9, 2, 3, 4, 4])
