@@ -240,7 +240,8 @@ def test_supervised_training_applies_color_augmentation():
         inputs.append(images)
         return {"logits": jnp.zeros((len(images), 10))}
 
-    objective = supervised.make(SimpleNamespace(apply=apply), c, 1)
+    module = SimpleNamespace(config=SimpleNamespace(num_classes=10))
+    objective = supervised.make(SimpleNamespace(apply=apply, module=module), c, 1)
     batch = {"image": images, "label": jnp.zeros(len(images), jnp.int32)}
     batch["row"] = jnp.arange(len(images))
     objective.loss({}, {}, batch, jax.random.key(0), 0)
