@@ -144,7 +144,7 @@ def test_views_of_rectangular_models():
     x = np.random.default_rng(0).integers(0, 256, (40, 133, 3), np.uint8)
     pil = Image.fromarray(x)
     wide = model.replace(image=(16, 48), crop=0.5)
-    # 32 x 96 is covered by 32 x 106, of which the middle is taken.
+    # Resized to 32 x 106, then cropped to the center.
     expected = np.asarray(pil.resize((106, 32), Image.Resampling.BICUBIC))[8:24, 29:77]
     np.testing.assert_array_equal(wide.view(x), expected)
     assert wide.grid == (4, 12) and wide.view(x.swapaxes(0, 1)).shape == (16, 48, 3)

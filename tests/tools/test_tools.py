@@ -263,7 +263,7 @@ def test_features_of_a_split(workdir, tmp_path, capsys):
 
 @pytest.fixture
 def photos(tmp_path):
-    """A directory with four images, of which one is unreadable, and a file that is no image."""
+    """A directory with three readable images, one unreadable image and a text file."""
     folder = tmp_path / "photos"
     (folder / "b").mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What the config.json next to a weight file states, whoever wrote it. Imports no JAX."""
+"""The config.json next to a weight file, of timm, transformers or this project. Imports no JAX."""
 
 import math
 from pathlib import Path
