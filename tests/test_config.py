@@ -51,7 +51,7 @@ VALUES = {
     "model.no_embed_class": [False, True],
     "model.pos_resize": ["timm", "dino", "deit"],
     "model.patch_embed": ["conv", "linear"],
-    "model.norm": ["pre", "post"],
+    "model.norm": ["pre", "post", "res_post"],
     "model.act": ["gelu", "gelu_tanh", "quick_gelu"],
     "model.qkv_bias": [True, False],
     "model.layer_scale_init": [None, 1e-4, -1.0],

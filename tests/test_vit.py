@@ -362,6 +362,22 @@ def test_post_norm_normalizes_block_outputs():
     assert np.abs(np.asarray(pre_out).std(-1) - 1).mean() > 0.1
 
 
+def test_res_post_norm_normalizes_residual_branches():
+    """A gain of the norms scales what the blocks add to their inputs."""
+    model, params = build(norm="res_post", depth=1)
+    images = randn(2, 32, 32, 3)
+    params["blocks"]["norm2"] = jax.tree.map(jnp.zeros_like, params["blocks"]["norm2"])
+
+    def added(gain):
+        norm1 = {"scale": jnp.full((1, 32), gain), "bias": jnp.zeros((1, 32))}
+        weights = params | {"blocks": params["blocks"] | {"norm1": norm1}}
+        return model.apply(weights, images, blocks=True)["blocks"][0]
+
+    branch = np.asarray(added(1.0) - added(0.0))
+    np.testing.assert_allclose(branch.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(branch.std(-1), 1, atol=1e-3)
+
+
 def test_layer_scale_multiplies_residual_branches():
     """LayerScale matches gains multiplied into the last linear layer of each branch."""
     scaled, params = build(layer_scale_init=0.1)
@@ -819,10 +835,11 @@ def test_create_documents_options():
         {},
         {"scan": "on", "layer_scale_init": 0.1, "remat": "dots"},
         {"norm": "post", "attn": "xla"},
+        {"norm": "res_post"},
         {"depth": 1},
         MODERN[1],
     ],
-    ids=["unrolled", "scanned", "post-norm", "one-block", "modern"],
+    ids=["unrolled", "scanned", "post-norm", "res-post-norm", "one-block", "modern"],
 )
 def test_last_block_for_the_class_token_only(options):
     model, params = build(**{"depth": 3, "drop_path": 0.3} | options)

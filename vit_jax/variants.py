@@ -115,7 +115,11 @@ class ViTConfig(ModelConfig):
     )
     patch_bias: bool = option(True, "bias in the patch embedding")
     embed_norm: bool = option(False, "LayerNorm of the embedded tokens before the blocks (CLIP)")
-    norm: str = enum_option(("pre", "post"), "LayerNorm before or after attention and MLP")
+    norm: str = enum_option(
+        ("pre", "post", "res_post"),
+        "LayerNorm of the input of attention and MLP; of the sum with their output; or of their "
+        "output, before the sum (timm's rpn models)",
+    )
     norm_eps: float = option(
         1e-6, "epsilon of LayerNorm, added to the variance; 1e-5 in CLIP and DINOv3", greater_than=0
     )

@@ -23,7 +23,7 @@ CATALOG = Path(__file__).parents[2] / "vit_jax" / "pretrained" / "catalog.json"
 FAMILIES = (
     *("vit_", "deit", "flexivit", "eva02_tiny", "eva02_small", "eva02_base", "eva02_large"),
 )
-BLOCKS = {"Block": "pre", "EvaBlock": "pre", "ResPostBlock": "post"}
+BLOCKS = {"Block": "pre", "EvaBlock": "pre", "ResPostBlock": "res_post"}
 ATTENTION = ("Attention", "EvaAttention", "AttentionRope")
 POOLS = {"token": "cls", "avg": "gap", "map": "map", "": "cls"}
 ACTS = {"GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}

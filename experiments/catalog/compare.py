@@ -3,7 +3,7 @@
     python -m experiments.catalog.compare [FAMILY ...]
 
 `make bench-peer` creates the environment with timm. Of architectures that only differ in size, one
-is compared: with 2 blocks of width 64, random weights and 4 x 4 patches. Its file is loaded by
+is compared: with 2 blocks of width 96, random weights and 4 x 4 patches. Its file is loaded by
 name, without other options than the size. The numbers are the largest absolute difference of the
 tokens (timm's forward_features) and of the logits, relative to the largest value if it is above 1.
 """
@@ -37,7 +37,7 @@ FAMILIES = {  # the first match counts
     "RoPE-ViT": "vit_.*_rope_(mixed_)?(ape_)?224",
     "ViT with registers (sbb)": "vit_.*_(rope_)?reg\\d_gap_",
     "ViT, mean pooling": "vit_.*_gap_",
-    "post-norm (rpn)": "vit_.*_rpn_",
+    "ViT with norms of residual branches (rpn)": "vit_.*_rpn_",
     "TIPSv2": "vit_.*_tipsv2",
     "LingBot": "vit_.*_lingbot",
     "ViT (AugReg and others)": "vit_",
@@ -71,7 +71,7 @@ def difference(directory, name):
 
     sizes = f"width={peer.WIDTH},depth={peer.DEPTH},num_heads={peer.HEADS}"
     path = Path(directory) / f"{name}.safetensors"
-    mlp_dim = pretrained.describe(path, f"{name},{sizes}").model["mlp_dim"]
+    mlp_dim = pretrained.read(path)["blocks.0.mlp.fc2.weight"].shape[1]
     image = peer.GRID * peer.patch_of(name)
     model = pretrained.load(path, f"{name},{sizes},mlp_dim={mlp_dim},image={image}")
     apply, params = vit.functional(model)

@@ -13,7 +13,7 @@ from experiments.catalog.__main__ import import_timm
 
 DEPTH = 2
 HEADS = 4
-WIDTH = 64
+WIDTH = 96  # a gated MLP with a ratio of 8 / 3 then has an even number of units
 GRID = 4  # patches per side
 CLASSES = 10
 

@@ -155,7 +155,7 @@ def test_classes_and_image_of_a_name_may_differ(file):
 
 
 def test_what_neither_file_nor_name_says_is_asked_for(file):
-    """timm's *_rpn_* models have the same tensors, but post-norm."""
+    """timm's *_rpn_* models have the same tensors, but other norms."""
     sparse(file)
     for read in (pretrained.describe, pretrained.load):
         with pytest.raises(UserError) as error:

@@ -28,7 +28,7 @@ CASES = {
     "layer_scale_init=0.1,no_embed_class=True": "timm",
     "reg_tokens=4,no_embed_class=True,pool=gap": "timm",
     "patch_bias=False,embed_norm=True,act=quick_gelu,norm_eps=1e-5": "timm",
-    "norm=post,pool=gap": "timm",
+    "norm=res_post,pool=gap": "timm",
     "qk_norm=True,mlp_dim=100": "timm",
     "layer_scale_init=0.1,mlp=swiglu,mlp_dim=72": "timm",
     "layer_scale_init=0.1,pool=cls_gap,mlp=swiglu,mlp_dim=72": "hf",

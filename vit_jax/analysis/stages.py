@@ -116,6 +116,8 @@ def block_stages(params, config, tokens):
     add = [row(Stage("residual"), 0)]
     if config.norm == "post":
         return attention + add + norms[:1] + mlp + add + norms[1:]
+    if config.norm == "res_post":
+        return attention + norms[:1] + add + mlp + norms[1:] + add
     return norms[:1] + attention + add + norms[1:] + mlp + add
 
 

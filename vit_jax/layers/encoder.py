@@ -44,14 +44,14 @@ class LayerScale(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Encoder block with pre-norm, x + f(norm(x)), or post-norm, norm(x + f(x))."""
+    """Encoder block: pre-norm, x + f(norm(x)); post-norm, norm(x + f(x)); or x + norm(f(x))."""
 
     def __init__(self, config, *, rngs):
         self.norm1 = LayerNorm(config.width, eps=config.norm_eps, dtype=config.dtype)
         self.attn = Attention(config, rngs=rngs)
         self.norm2 = LayerNorm(config.width, eps=config.norm_eps, dtype=config.dtype)
         self.mlp = Mlp(config, kind=config.mlp, norm=config.mlp_norm, rngs=rngs)
-        self.post = config.norm == "post"
+        self.order = config.norm
         use_layer_scale = config.layer_scale_init is not None
         self.ls1 = LayerScale(config) if use_layer_scale else None
         self.ls2 = LayerScale(config) if use_layer_scale else None
@@ -72,24 +72,26 @@ class Block(nnx.Module):
           each group, or None if not maps.
         """
 
+        def norm(layer, x, order):
+            return layer(x) if self.order == order else x
+
         def attention(x):
+            x = norm(self.norm1, x, "pre")
             x, probabilities = self.attn(x, views, kernel=kernel, maps=maps, read=read)
-            x = dropout.drop(x, 0)
+            x = norm(self.norm1, dropout.drop(x, 0), "res_post")
             x = x if self.ls1 is None else self.ls1(x)
             return dropout.drop_path(x, 1), probabilities
 
         def mlp(x):
+            x = norm(self.norm2, x, "pre")
             x = self.mlp(x, lambda x: dropout.drop(x, 2))
-            x = dropout.drop(x, 3)
+            x = norm(self.norm2, dropout.drop(x, 3), "res_post")
             x = x if self.ls2 is None else self.ls2(x)
             return dropout.drop_path(x, 4)
 
-        branch, probabilities = attention(x if self.post else self.norm1(x))
-        x = (x if read is None else x[:, :read]) + branch
-        if self.post:
-            x = self.norm1(x)
-            return self.norm2(x + mlp(x)), probabilities
-        return x + mlp(self.norm2(x)), probabilities
+        branch, probabilities = attention(x)
+        x = norm(self.norm1, (x if read is None else x[:, :read]) + branch, "post")
+        return norm(self.norm2, x + mlp(x), "post"), probabilities
 
 
 def make_blocks(config, *, rngs):

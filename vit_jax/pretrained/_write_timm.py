@@ -133,7 +133,8 @@ def _check(wanted, cls):
         f"act = {wanted['act']!r} with RoPE, or without a bias of the keys": cls == "Eva"
         and wanted["act"] != "gelu"
         and (wanted["mlp"] != "swiglu" or wanted["pool"] == "map"),
-        "norm = 'post' with LayerScale": wanted["norm"] == "post"
+        "norm = 'post'": wanted["norm"] == "post",
+        "norm = 'res_post' with LayerScale": wanted["norm"] == "res_post"
         and wanted["layer_scale_init"] is not None,
         "registers with a distillation token": wanted["dist_token"] and wanted["reg_tokens"],
     }

@@ -238,7 +238,7 @@ def preprocessing(model, view=True):
     if "num_heads" in model.assumed:
         texts["num_heads"] = f"{c.num_heads} heads"
     if "norm" in model.assumed:
-        texts["norm"] = f"{c.norm}-norm"
+        texts["norm"] = f"{c.norm.replace('_', '-')}-norm"
     if "act" in model.assumed:
         texts["act"] = {"gelu": "GELU (erf)", "gelu_tanh": "GELU (tanh)"}[c.act]
     flags = ["--model"] if texts else []
