@@ -31,7 +31,7 @@ CASES = {
     "norm=res_post,pool=gap": "timm",
     "qk_norm=True,mlp_dim=100": "timm",
     "layer_scale_init=0.1,mlp=swiglu,mlp_dim=72": "timm",
-    "layer_scale_init=0.1,pool=cls_gap,mlp=swiglu,mlp_dim=72": "hf",
+    "layer_scale_init=0.1,pool=cls_gap,mlp=swiglu,mlp_dim=88": "hf",
     "layer_scale_init=0.1,reg_tokens=4,pool=cls_gap": "hf",
     "layer_scale_init=0.1,reg_tokens=4,num_classes=0": "hf",
     "rope=mixed,rope_order=xy,pos_embed=none,layer_scale_init=0.1": "timm",

@@ -124,20 +124,20 @@ def files(config, params, view):
 
 
 def _ratio(config):
-    """Return `mlp_ratio` of DINOv2.
+    """Return `mlp_ratio` of DINOv2, an integer.
 
-    transformers rounds the units of SwiGLU, int(2 / 3 * int(width * mlp_ratio)), up to a multiple
-    of 8.
+    transformers rounds the units of SwiGLU, int(2 / 3 * width * mlp_ratio), up to a multiple of 8.
     """
-    gated = config.mlp == "swiglu"
-    if gated and config.mlp_dim % 8:
-        raise UserError(
-            f"--to=hf: Dinov2Model has no mlp_dim = {config.mlp_dim}, which is not a multiple of "
-            "8, with mlp = 'swiglu'; pass --to=timm or --to=vit_jax"
-        )
-    units = config.mlp_dim * 3 // 2 if gated else config.mlp_dim
-    ratio = units / config.width
-    return ratio if int(config.width * ratio) == units else (units + 0.5) / config.width
+    for ratio in range(1, config.mlp_dim + 1):
+        units = config.width * ratio
+        if config.mlp == "swiglu":
+            units = -(-int(units * 2 / 3) // 8) * 8
+        if units == config.mlp_dim:
+            return ratio
+    raise UserError(
+        f"--to=hf: Dinov2Model has no mlp_dim = {config.mlp_dim} with width = {config.width} and "
+        f"mlp = {config.mlp!r}; pass --to=timm or --to=vit_jax"
+    )
 
 
 def _preprocessing(image, view):

@@ -156,6 +156,8 @@ def _choose(wanted, cls):
     for name, base in _architectures().items():
         if _class(base) == cls and all(base[key] == wanted[key] for key in FIXED[cls]):
             args = _arguments(base, wanted, cls)
+            if None in args.values():  # timm's create_model ignores arguments of None
+                continue
             rank = (len(args), not name.startswith("vit_"), len(name))
             if not (args and SPECIAL.search(name)) and (best is None or rank < best[0]):
                 best = rank, name, args
@@ -206,6 +208,7 @@ def _split(tensors, wanted, cls):
     freqs = {}
     for name, x in tensors.items():
         base, _, kind = name.rpartition(".")
+        name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
         if name.endswith(".attn.rope.freqs"):
             freqs[int(name.split(".")[1])] = x
         elif name.endswith(".attn.qkv.bias") and not wanted["k_bias"]:

@@ -40,9 +40,9 @@ def main(flags):
     model_flags.check_flags(flags)
     output = writing.check_output(flags.to, flags.output)
     if flags.push:
-        hub.check_push(flags.push)
         if output.suffix:
             raise UserError("--push uploads a directory; pass --to=timm or --to=hf and a directory")
+        hub.check_push(flags.push)
     (model,) = model_flags.load(flags)
     readme = card(model, flags.to, flags.push, sys.argv[1:]) if flags.push else None
     for path in convert(model, flags.to, output, readme=readme):
