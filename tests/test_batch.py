@@ -5,13 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests import ROOT
 from vit_jax import batch
@@ -247,83 +245,3 @@ def identity(image):
 def test_parallelism_follows_the_host(cores, rows, view, facts, expected):
     facts = {"in_memory": False, "accelerator": True} | facts
     assert batch.choose_parallelism(cores, rows, view, **facts) == expected
-
-
-class Numbers:
-    """Iterator over 0, 1, ...; 5 is an error, or waits until it is closed."""
-
-    def __init__(self, blocks):
-        self.blocks = blocks
-        self.count = 0
-        self.closed = threading.Event()
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        self.thread = threading.current_thread()
-        self.count += 1
-        if self.count == 6:
-            if self.blocks:
-                self.closed.wait()
-            raise DecodeError("5.jpg: broken image")
-        return self.count - 1
-
-    def close(self):
-        self.closed.set()
-
-
-def test_a_thread_places_two_batches_ahead():
-    numbers, placed = Numbers(blocks=False), []
-    batches = batch.ahead(numbers, lambda x: placed.append(x) or -x)
-    assert next(batches) == 0
-    assert numbers.thread is not threading.main_thread()
-    deadline = time.monotonic() + 10
-    while numbers.count < 4 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.05)
-    assert placed == [0, 1, 2] and numbers.count == 4  # one more is not placed
-    assert [next(batches) for _ in range(4)] == [-1, -2, -3, -4]
-    with pytest.raises(DecodeError, match="5.jpg"):
-        next(batches)
-    assert numbers.closed.is_set() and next(batches, None) is None
-    assert list(batch.ahead(_Finite(), lambda x: x)) == [0, 1, 2]
-    unthreaded = _Finite()
-    assert list(batch.ahead(unthreaded, lambda x: x, 0)) == [0, 1, 2]
-    assert unthreaded.thread is threading.main_thread() and unthreaded.closed.is_set()
-
-
-class _Finite(Numbers):
-    def __init__(self):
-        super().__init__(blocks=False)
-
-    def __next__(self):
-        if self.count == 3:
-            raise StopIteration
-        return super().__next__()
-
-
-def test_closing_ends_a_thread_that_waits_for_data():
-    numbers = Numbers(blocks=True)
-    batches = batch.ahead(numbers, lambda x: x)
-    assert [next(batches) for _ in range(5)] == [0, 1, 2, 3, 4]
-    batches.close()
-    assert not numbers.thread.is_alive()
-
-
-def test_first_rows_of_a_batch_on_the_devices():
-    placement = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
-    rows = take(1)[0]
-    for count in (1, 3, 20):
-        first = batch.first_rows(batch.to_devices(rows, placement), count)
-        assert_batches_equal([first], [{name: x[:count] for name, x in rows.items()}])
-
-
-def test_to_devices_shards_rows_over_the_mesh():
-    sharding = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec("data"))
-    rows = take(1)[0]
-    arrays = batch.to_devices(rows, sharding)
-    assert_batches_equal([jax.tree.map(np.asarray, arrays)], [rows])
-    assert arrays["image"].sharding == sharding
-    assert batch.to_devices(arrays, sharding)["image"] is arrays["image"]
-    assert arrays["image"].addressable_shards[0].data.shape[0] == 8 // len(jax.devices())

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from vit_jax import batch, evaluators, models, objectives, optim, pretrained
-from vit_jax.devices import chips, memory, sharding
+from vit_jax.devices import chips, memory, placement, sharding
 from vit_jax.errors import UserError
 from vit_jax.flops import count_flops
 from vit_jax.plan import Plan
@@ -100,11 +100,11 @@ class Run:
         """Iterate over global batches start, start + 1, ..., ahead on the devices.
 
         Returns:
-          A generator, see `batch.ahead`. Close it with .close().
+          A generator, see `placement.ahead`. Close it with .close().
         """
-        place = functools.partial(batch.to_devices, sharding=sharding.batch_sharding(self.mesh))
+        place = functools.partial(placement.to_devices, sharding=sharding.batch_sharding(self.mesh))
         batches = batch.from_config(self.source, self.config, start)
-        return batch.ahead(batches, place, batch.num_ahead(batches))
+        return placement.ahead(batches, place, placement.num_ahead(batches))
 
     def step(self, state, rows):
         """Run one training step.
@@ -116,7 +116,7 @@ class Run:
         Returns:
           The new TrainState, and the metrics as a dict of scalars.
         """
-        rows = batch.to_devices(rows, sharding.batch_sharding(self.mesh))
+        rows = placement.to_devices(rows, sharding.batch_sharding(self.mesh))
         with jax.set_mesh(self.mesh):
             if self._exclusive is None:
                 compiled = self._step.lower(state, rows, self.train_rng).compile()  # JAX keeps it

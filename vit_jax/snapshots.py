@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vit_jax import augment, batch
+from vit_jax import augment
 from vit_jax.analysis import attention
-from vit_jax.devices import sharding
+from vit_jax.devices import placement, sharding
 
 MIN_SIDE, MAX_SIDE = 64, 224  # pixels of an image in a grid; others are enlarged or subsampled
 GAP = 2  # pixels between images
@@ -49,7 +49,7 @@ def training_views(run, rows, step):
       A grid, uint8 [h, w, c]: one column per image, one row per view.
     """
     count = run.config.log_images
-    rows = batch.first_rows(rows, count)
+    rows = placement.first_rows(rows, count)
 
     @jax.jit
     def compute_views(rows, step, rng):
@@ -62,8 +62,8 @@ def training_views(run, rows, step):
         for group in groups.values()
         for i in range(group.shape[1])
     ]
-    side = max(images.shape[1] for images in views)
-    return make_grid([[pad(image, side) for image in images] for images in views])
+    size = tuple(max(images.shape[axis] for images in views) for axis in (1, 2))
+    return make_grid([[pad(image, size) for image in images] for images in views])
 
 
 def attention_maps(run):
@@ -81,19 +81,19 @@ def attention_maps(run):
     source = run.plan.sources["val"]
     examples = islice((source[i] for i in range(len(source))), run.config.log_images)
     images = np.stack([view(example["image"]) for example in examples])
-    grid = (config.image // config.patch,) * 2
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(run.mesh))
     def compute(weights, images):
         images = augment.normalize(images, run.config.data.mean, run.config.data.std)
         softmax = run.model.apply(weights, images, attention=True)["attention"][-1]
-        maps = attention.query_maps(softmax, grid, config.prefix, config.has_class_token).mean(1)
+        maps = attention.query_maps(softmax, config.grid, config.prefix, config.has_class_token).mean(1)
         return (maps / maps.max((1, 2), keepdims=True)).astype(jnp.float32)
 
     def draw(weights):
         with jax.set_mesh(run.mesh):
             maps = np.asarray(compute(weights, images))
-        maps = maps.repeat(config.patch, axis=1).repeat(config.patch, axis=2)
+        height, width = config.patch_size
+        maps = maps.repeat(height, axis=1).repeat(width, axis=2)
         lit = np.round(images * maps[..., None]).astype(np.uint8)
         return make_grid([images, lit])
 
@@ -106,15 +106,15 @@ def denormalize(images, settings):
     return np.round(255 * np.clip(images, 0, 1)).astype(np.uint8)
 
 
-def pad(image, side):
-    """Pad an image [h, w, c] with black to side x side pixels."""
+def pad(image, size):
+    """Pad an image [h, w, c] with black to a size (height, width)."""
     h, w, _ = image.shape
-    return np.pad(image, ((0, side - h), (0, side - w), (0, 0)))
+    return np.pad(image, ((0, size[0] - h), (0, size[1] - w), (0, 0)))
 
 
 def make_grid(rows):
     """Arrange rows of images of the same size in one image."""
-    side = rows[0][0].shape[0]
+    side = max(rows[0][0].shape[:2])
     scale = max(MIN_SIDE // side, 1)
     stride = -(-side // MAX_SIDE)
 

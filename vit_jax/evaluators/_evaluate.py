@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 
 from vit_jax import augment, batch, data, forward
-from vit_jax.devices import sharding
+from vit_jax.devices import placement, sharding
 from vit_jax.errors import UserError
 from vit_jax.schema import member
 
@@ -62,7 +62,7 @@ def read_split(config, split, mesh, batch_size=None):
       source: the images and labels of the split.
       size: the batch size.
       read: function that returns a generator of the batches of `batch.eval_batches`, ahead on the
-        devices, see `batch.ahead`.
+        devices, see `placement.ahead`.
 
     Raises:
       UserError: if the split does not exist, or the batch size is not divisible by
@@ -70,10 +70,10 @@ def read_split(config, split, mesh, batch_size=None):
     """
     size = check_batch_size(config, mesh, batch_size)
     source = data.make(config, config.data[split])
-    place = functools.partial(batch.to_devices, sharding=sharding.batch_sharding(mesh))
+    place = functools.partial(placement.to_devices, sharding=sharding.batch_sharding(mesh))
 
     def read():
-        return batch.ahead(batch.eval_from_config(source, config, size), place)
+        return placement.ahead(batch.eval_from_config(source, config, size), place)
 
     return source, size, read
 
