@@ -122,3 +122,56 @@ def test_a_lost_process_ends_the_others(tmp_path):
     assert processes[0].returncode == 1
     last = output.strip().splitlines()[-1]
     assert last.startswith("error: lost ") and "Traceback" not in output
+
+
+ARRANGE = """
+import jax
+import numpy as np
+from jax import numpy as jnp
+from vit_jax.devices import distributed, sharding
+from vit_jax.errors import UserError
+
+distributed.initialize()
+devices = jax.devices()
+for shape in ((2, 4, 1), (4, 1, 2), (1, 8, 1), (2, 2, 2)):
+    array = sharding.arrange(shape, devices, process_is_granule=True)
+    assert array.shape == shape and len(set(array.flat)) == 8
+    processes = np.vectorize(lambda device: device.process_index)(array)
+    axis = 0 if shape[0] > 1 else 1  # the outer axis spans the processes
+    halves = np.split(processes, 2, axis)
+    assert (halves[0] == 0).all() and (halves[1] == 1).all(), processes
+try:
+    sharding.arrange((1, 1, 8), devices, process_is_granule=True)
+except UserError as error:
+    assert "reduce mesh.tensor" in str(error)
+else:
+    raise AssertionError("tensor spans two slices")
+array = sharding.arrange((2, 4, 1), devices, process_is_granule=True)
+mesh = jax.sharding.Mesh(array, sharding.AXES)
+rows = np.arange(16.0).reshape(2, 8)[jax.process_index()]
+batch = jax.make_array_from_process_local_data(sharding.batch_sharding(mesh), rows)
+total = jax.jit(jnp.sum, out_shardings=sharding.replicated(mesh))(batch)
+print("sum", float(total))
+"""
+
+
+def test_slices_are_connected_by_the_outer_part_of_an_axis():
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    flags = {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "JAX_PLATFORMS": "cpu"}
+    flags["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ARRANGE],
+            cwd=ROOT,
+            env=os.environ | flags | {distributed.ENV_VARIABLE: f"localhost:{port},2,{i}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert all("sum 120.0" in output for output in outputs), outputs

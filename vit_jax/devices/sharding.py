@@ -6,10 +6,12 @@ classes. The sharding of an array is determined by its path. The paths of optimi
 averages end in the paths of their parameters, so that they are sharded alike.
 """
 
+import math
 import re
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vit_jax.errors import UserError
@@ -42,7 +44,7 @@ def make_mesh(config, devices=None):
       A mesh with the axes `AXES`.
 
     Raises:
-      UserError: if the sizes do not match the number of devices.
+      UserError: if the sizes do not match the number of devices, or as in `arrange`.
     """
     devices = jax.devices() if devices is None else devices
     shape = [config[axis] for axis in AXES]
@@ -56,7 +58,46 @@ def make_mesh(config, devices=None):
         raise UserError(
             f"{sizes} needs {required} devices, but there are {count} devices; set mesh.data=-1"
         )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(arrange(shape, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def arrange(shape, devices, *, process_is_granule=False):
+    """Arrange devices in the shape of a mesh.
+
+    Several TPU slices, or GPU hosts without a common NVLink domain, are connected by a slower
+    network. The outer part of `data` spans them, so that only gradients are reduced over that
+    network, or, if `data` is too small, the outer part of `fsdp`.
+
+    Args:
+      shape: sizes of the axes `AXES`, whose product is the number of devices.
+      devices: a list of JAX devices.
+      process_is_granule: whether to treat each process as a slice.
+
+    Returns:
+      An array of devices.
+
+    Raises:
+      UserError: if `tensor` would span several slices.
+    """
+    attribute = "process_index" if process_is_granule else "slice_index"
+    slices = len({getattr(device, attribute, 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(shape, AXES, devices=devices).devices
+    outer_data = math.gcd(shape[0], slices)
+    outer = (outer_data, slices // outer_data, 1)
+    if shape[1] % outer[1]:
+        raise UserError(
+            f"mesh.data={shape[0]} x mesh.fsdp={shape[1]} must be divisible by {slices}, the "
+            "number of slices or hosts; reduce mesh.tensor, whose devices must be in one slice"
+        )
+    inner = [size // count for size, count in zip(shape, outer, strict=True)]
+    return create_hybrid_device_mesh(
+        inner,
+        outer,
+        devices,
+        process_is_granule=process_is_granule,
+        allow_split_physical_axes=True,
+    )
 
 
 def data_parallel_mesh():
@@ -74,15 +115,21 @@ def constrain_batch(x):
 
     Without this constraint, XLA may reshard the activations instead of gathering parameters.
     """
-    if not {"data", "fsdp"} <= set(jax.sharding.get_abstract_mesh().axis_names):
+    if not {"data", "fsdp"} <= set(mesh_shape()):
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp")))
 
 
 def num_batch_shards():
     """Return the number of devices over which the batch is sharded in the current mesh."""
-    sizes = jax.sharding.get_abstract_mesh().shape
-    return sizes.get("data", 1) * sizes.get("fsdp", 1)
+    shape = mesh_shape()
+    return shape.get("data", 1) * shape.get("fsdp", 1)
+
+
+def mesh_shape():
+    """Return the axis sizes of the current mesh, {axis: size}; {} inside of `jax.shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {} if mesh.manual_axes else dict(mesh.shape)
 
 
 def replicated(mesh: Mesh):

@@ -8,7 +8,8 @@ from importlib import resources
 from vit_jax.errors import UserError
 
 GPUS = ("h100", "h200", "a100")
-TPU_TOPOLOGY = re.compile(r"\w+:\d+(x\d+){1,2}")
+# SLICES x TYPE : SHAPE, such as v5e:2x4 or 2xv5e:2x4
+TPU_TOPOLOGY = re.compile(r"((?P<slices>\d+)x)?(?P<slice>[a-z]\w*:\d+(x\d+){1,2})")
 # A topology of each kind of TPU, to compile programs for one device.
 SMALLEST = {
     "TPU v2": "v2:2x2",
@@ -52,7 +53,7 @@ def prepare_topology(name):
     if not TPU_TOPOLOGY.fullmatch(name):
         raise UserError(
             f"--topology={name} must be TYPE:SHAPE in chips, such as v5e:2x4, v6e:4x4 or "
-            f"v5p:2x2x2, or one of {', '.join(GPUS)}"
+            f"v5p:2x2x2; several slices, such as 2xv5e:4x4; or one of {', '.join(GPUS)}"
         )
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
@@ -66,7 +67,8 @@ def topology(name):
     """Return the devices of a topology, for ahead-of-time compilation without the devices.
 
     Args:
-      name: TYPE:SHAPE in chips for TPUs, such as "v5e:2x4"; one of GPUS for one GPU.
+      name: TYPE:SHAPE in chips for TPUs, such as "v5e:2x4", or several slices, such as
+        "2xv5e:2x4"; one of GPUS for one GPU.
 
     Raises:
       UserError: if the compiler does not know the topology.
@@ -80,12 +82,15 @@ def topology(name):
         return topologies.get_topology_desc(
             platform="cuda", target_config=target, topology=shape
         ).devices
-    kind, _, shape = name.partition(":")
+    match = TPU_TOPOLOGY.fullmatch(name)
+    kind, _, shape = match["slice"].partition(":")
     options = {"chip_config_name": "megacore"} if kind == "v4" else {}  # one device per chip
     if set(shape.split("x")) == {"1"}:
         options["chips_per_host_bounds"] = (1, 1, 1)
+    if match["slices"]:
+        options["num_slices"] = int(match["slices"])
     try:
-        return topologies.get_topology_desc(name, "tpu", **options).devices
+        return topologies.get_topology_desc(match["slice"], "tpu", **options).devices
     except (JaxRuntimeError, ValueError) as error:
         cause = " ".join(str(error).split()).split(" and does not match regex")[0]
         raise UserError(
