@@ -1,10 +1,12 @@
 """The training step: loss, gradients, optimizer update, and the update of the objective."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from vit_jax.devices import sharding
 
@@ -54,23 +56,30 @@ def make_train_step(objective, tx, accum_steps=1):
       accum_steps: number of micro-batches per step (gradient accumulation).
 
     Returns:
-      train_step(state, batch, rng) -> (state, metrics). `batch` is a dict of arrays [b, ...];
-      `metrics` is a dict of scalars: "loss", "grad_norm", "update_norm" and those of the objective.
+      train_step(state, batch, rng, constants=None) -> (state, metrics). `batch` is a dict of arrays
+      [b, ...]; `constants` is a dict of trees that the loss gets in the batch, such as a frozen
+      teacher, which are neither trained nor saved; `metrics` is a dict of scalars: "loss",
+      "grad_norm", "update_norm" and those of the objective.
     """
     value_and_grad = jax.value_and_grad(objective.loss, has_aux=True)
 
-    def train_step(state, batch, rng):
+    def compute(weights, constants, batch, rng, step):
+        return value_and_grad(*weights, {**batch, **constants}, rng, step)
+
+    def accumulate(weights, constants, batch, rng, step):
+        parts = split_batch(batch, accum_steps)
+        return _mean_over(lambda part: compute(weights, constants, part, rng, step), parts)
+
+    def train_step(state, batch, rng, constants=None):
         rng = jax.random.fold_in(rng, state.step)
         size = jax.tree.leaves(batch)[0].shape[0]
         batch = {**batch, "row": jnp.arange(size)}
 
-        def compute(batch):
-            return value_and_grad(state.params, state.extra, batch, rng, state.step)
-
-        if accum_steps == 1:
-            (loss, aux), grads = compute(batch)
-        else:
-            (loss, aux), grads = _mean_over(compute, split_batch(batch, accum_steps))
+        function = compute if accum_steps == 1 else accumulate
+        if accum_steps > 1 and not objective.batch_norm and _can_pair_rows(size, accum_steps):
+            function = _per_device(accumulate)
+        weights = (state.params, state.extra)
+        (loss, aux), grads = function(weights, constants or {}, batch, rng, state.step)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         extra = objective.update(state.extra, params, aux, state.step)
@@ -121,42 +130,55 @@ def split_batch(batch, parts):
     return jax.tree.map(split, batch)
 
 
-class _Layers(NamedTuple):
-    """The layers of a stacked array, as separate arrays [1, ...]."""
-
-    arrays: tuple
-
-
-def _split_layers(path, x):
-    """Split an array of stacked blocks [l, ...] into `_Layers`; return others unchanged."""
-    return _Layers(tuple(jax.lax.split(x, [1] * len(x)))) if sharding.is_stacked(path) else x
-
-
-def _join_layers(x):
-    """Undo `_split_layers`."""
-    return jnp.concatenate(x.arrays) if isinstance(x, _Layers) else x
-
-
 def _mean_over(function, parts):
-    """Return the mean of function(part) over the leading axis, computing one part at a time.
-
-    On several devices, stacked blocks are summed layer by layer. XLA then recognizes that the
-    all-reduced gradients are only summed, and all-reduces the sum once, after the loop.
-    """
+    """Return the mean of function(part) over the leading axis, computing one part at a time."""
     count = jax.tree.leaves(parts)[0].shape[0]
-
-    def compute(part):
-        result = function(part)
-        if sharding.num_batch_shards() == 1:
-            return result
-        return jax.tree_util.tree_map_with_path(_split_layers, result)
-
-    shapes = jax.eval_shape(compute, jax.tree.map(lambda x: x[0], parts))
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def add(total, part):
-        return jax.tree.map(jnp.add, total, compute(part)), None
+        return jax.tree.map(jnp.add, total, function(part)), None
 
     total, _ = jax.lax.scan(add, zeros, parts)
-    mean = jax.tree.map(lambda x: x / count, total)
-    return jax.tree.map(_join_layers, mean, is_leaf=lambda x: isinstance(x, _Layers))
+    return jax.tree.map(lambda x: x / count, total)
+
+
+def _can_pair_rows(size, parts):
+    """Whether `_per_device` applies to batches of `size` rows that are split into `parts`.
+
+    Parameters must not be sharded, and the rows of a part on a device must be even in number.
+    """
+    shape = sharding.mesh_shape()
+    devices = shape.get("data", 1)
+    return 1 < devices == math.prod(shape.values()) and size // (devices * parts) % 2 == 0
+
+
+def _per_device(function):
+    """Apply function(weights, constants, batch, rng, step) to the rows of each device, and average.
+
+    XLA would all-reduce the gradients of every micro-batch, and those of scanned blocks layer by
+    layer; here, their sum is all-reduced once.
+    """
+
+    def apply(weights, constants, batch, rng, step):
+        return jax.lax.pmean(function(weights, constants, _pair_rows(batch), rng, step), "data")
+
+    everywhere, rows = PartitionSpec(), PartitionSpec("data")
+    in_specs = (everywhere, everywhere, rows, everywhere, everywhere)
+    # With check_vma, the gradient of an array that is equal on all devices is all-reduced.
+    return jax.shard_map(apply, in_specs=in_specs, out_specs=everywhere, check_vma=False)
+
+
+def _pair_rows(batch):
+    """Exchange rows between devices, such that rows r and b - 1 - r are on the same device.
+
+    They are at positions j and k - 1 - j of its k rows, so that `split_batch` keeps them together.
+    """
+
+    def exchange(x):
+        n = jax.lax.axis_size("data")
+        half = x.shape[0] // 2
+        mirrored = [(i, n - 1 - i) for i in range(n)]
+        return jnp.concatenate([x[:half], jax.lax.ppermute(x[half:], "data", mirrored)])
+
+    return jax.tree.map(exchange, batch)

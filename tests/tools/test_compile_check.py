@@ -192,7 +192,8 @@ needs_libtpu = pytest.mark.skipif(
 @pytest.mark.slow
 @needs_libtpu
 def test_compile_for_a_tpu_slice(check):
-    result = parse_result(check("--nosearch", "--json", "--topology=v5e:2x2"))
+    args = "--nosearch", "--json", "--topology=v5e:2x2", "--config.model.scan=auto"
+    result = parse_result(check(*args))
     assert result["device"] == "TPU v5 lite" and result["mesh"]["data"] == 4
     assert (result["scan"], result["attn"]) == ("off", "pallas")
     assert result["attention"] == "attention_backward, attention_forward"

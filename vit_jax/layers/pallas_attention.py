@@ -19,6 +19,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
+from vit_jax.devices import sharding
+
 LANES = 128
 ROWS_PER_STEP = 1024  # tokens per grid step: several images, to amortize its overhead
 MAX_VMEM_BYTES = 56 * 2**20  # of 64 MiB or more in v5e, v5p, v6e and v7x
@@ -97,7 +99,7 @@ def _arguments(qkv, bias, rows, columns):
 
 def _partition(b, num_heads):
     """Return mesh axes of images and of heads (None: not sharded), and heads per device."""
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    sizes = sharding.mesh_shape()
     rows = tuple(axis for axis in ("data", "fsdp") if axis in sizes)
     if not rows or b % math.prod(sizes[axis] for axis in rows):
         rows = None
@@ -108,7 +110,7 @@ def _partition(b, num_heads):
 
 
 def _shard(function, in_specs, out_specs):
-    if jax.sharding.get_abstract_mesh().size <= 1:
+    if math.prod(sharding.mesh_shape().values()) <= 1:
         return function
     return jax.shard_map(function, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=False)
 

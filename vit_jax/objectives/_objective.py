@@ -29,6 +29,7 @@ class Objective(NamedTuple):
       metrics: aux -> {name: scalar to log}.
       alarm: metrics of a step, {name: float} -> a warning, or None.
       health: metrics to monitor during training, {name: label in the figure}.
+      batch_norm: whether the loss of an image depends on statistics of the batch.
       drawing: name of the function in `figures.diagrams` that draws the objective from the config
         of the model and that of the run; "": none.
     """
@@ -43,6 +44,7 @@ class Objective(NamedTuple):
     metrics: Callable = lambda aux: aux["metrics"]
     alarm: Callable = lambda _: None
     health: dict = {}
+    batch_norm: bool = False
     drawing: str = ""
 
 

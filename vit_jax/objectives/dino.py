@@ -117,6 +117,7 @@ def make(model, config, steps_per_epoch):
         metrics=lambda aux: aux["metrics"] | batch_health(aux["carry"]),
         alarm=alarm,
         health=HEALTH,
+        batch_norm=c.head_bn,
         drawing="dino",
     )
 
