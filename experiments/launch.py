@@ -11,11 +11,19 @@ local. --dry_run prints the commands without running them. --workdir must be a d
 workers share, or gs://BUCKET/RUN (not with SLURM). A restart resumes from the latest checkpoint.
 
 On TPU VMs, each worker receives a copy of this working tree and installs the package versions of
-this environment, which must use Python 3.11 as the workers do. The training log is printed, and
-training continues if the ssh connection is lost. A preempted slice is deleted and recreated, and
-training is resumed. Exit codes 0, 2 (user error), 3 (diverged), 4 (no space left) and 5 (workdir
-lost) of training are final; after 75 (preempted and saved) or a crash, training is restarted, at
-most --restarts times. The slice is deleted at the end unless --keep is passed.
+this environment under Python 3.12 or newer; versions that do not exist there are replaced. The
+training log is printed and copied to WORKDIR/launch every minute; training continues if the ssh
+connection is lost. --slices=2 connects several slices, as a queued resource. A preempted slice is
+deleted and recreated, and training is resumed. Exit codes 0, 2 (user error, or a failed copy or
+installation), 3 (diverged), 4 (no space left) and 5 (workdir lost) of training are final. Training
+is restarted after 75 (preempted and saved), at most --restarts times, and after a crash, at most
+--crashes times. The slice is deleted at the end unless --keep is passed. With --hours, training is
+stopped at that time, and the slice deletes itself later even if this command was stopped.
+--existing=NAME uses a slice that exists and never deletes it.
+
+--gcloud_args passes other flags to `gcloud ... create`, and --sbatch_args to sbatch:
+--gcloud_args='--reserved --network=net --internal-ips --service-account=A --labels=team=vision'
+--sbatch_args='--account=vision --partition=gpu'
 
 With --sweep, --grid or --draw (see experiments.sweep), each run of a sweep becomes a task of a
 SLURM array, or runs on a separate TPU slice, NAME-0, NAME-1, ..., --jobs of them at a time:
@@ -41,6 +49,7 @@ from experiments import runs, sweep, tpu
 from vit_jax import cli
 from vit_jax.devices import distributed
 from vit_jax.errors import UserError, printable
+from vit_jax.workdir import storage
 
 ROOT = Path(__file__).resolve().parents[1]
 # What SLURM and Google Cloud accept as names; a leading dash would be an option of their commands.
@@ -53,6 +62,7 @@ TPU_NAMES = {
     "runtime": r"[a-z][a-z0-9.-]*",
 }
 # One process per GPU, as JAX expects under SLURM.
+SBATCH_ARG = r"--[a-z][a-z-]*(=[^\s\\\"'#]+)?"
 SBATCH_SCRIPT = """#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
@@ -62,7 +72,7 @@ SBATCH_SCRIPT = """#!/bin/bash
 #SBATCH --output={workdir}/slurm-{log}.log
 #SBATCH --open-mode=append
 #SBATCH --requeue
-#SBATCH --signal=TERM@120{array}
+#SBATCH --signal=TERM@120{options}
 cd {root}
 {train}
 code=$?
@@ -83,7 +93,12 @@ def define_flags():
     flags.DEFINE_enum("target", "local", ("local", "tpu-vm", "queued", "slurm"), "where to train")
     flags.DEFINE_bool("dry_run", False, "print the commands and exit")
     flags.DEFINE_string("name", None, "name of the slice or job (default: from --workdir)")
-    flags.DEFINE_integer("restarts", 100, "maximum number of restarts", lower_bound=0)
+    flags.DEFINE_integer("restarts", 100, "maximum restarts after preemptions", lower_bound=0)
+    flags.DEFINE_integer("crashes", 3, "maximum restarts after crashes", lower_bound=0)
+    flags.DEFINE_string("existing", None, "tpu-vm, queued: name of a slice that exists")
+    flags.DEFINE_integer("slices", 1, "queued: number of connected slices", lower_bound=1)
+    flags.DEFINE_string("gcloud_args", None, "tpu-vm, queued: other flags of `gcloud ... create`")
+    flags.DEFINE_string("sbatch_args", None, "slurm: other options of sbatch, as --NAME=VALUE")
     flags.DEFINE_string("zone", None, "tpu-vm, queued: zone")
     flags.DEFINE_string("project", None, "tpu-vm, queued: project (default: that of gcloud)")
     flags.DEFINE_string("accelerator", "v5litepod-8", "tpu-vm, queued: accelerator type")
@@ -93,7 +108,9 @@ def define_flags():
     flags.DEFINE_string("code", None, "tpu-vm, queued: code archive (default: this working tree)")
     flags.DEFINE_integer("nodes", 1, "slurm: number of nodes", lower_bound=1)
     flags.DEFINE_integer("gpus", 8, "slurm: GPUs per node", lower_bound=1)
-    flags.DEFINE_integer("hours", 24, "slurm: time limit in hours", lower_bound=1)
+    flags.DEFINE_integer(
+        "hours", None, "time limit in hours (default: slurm 24, others unlimited)", lower_bound=1
+    )
     flags.DEFINE_bool("sweep", False, "launch the runs of the sweep() in the recipe")
     sweep.define_sweep_flags()
 
@@ -102,7 +119,8 @@ def main(flags):
     check_arguments(sys.argv[1:])
     spec, fixed = runs.recipe_and_overrides(sys.argv[1:])
     jobs = None
-    args = runs.make_job(spec, fixed, flags.workdir).command[1:]
+    job = runs.make_job(spec, fixed, flags.workdir)
+    args = job.command[1:]
     if flags.sweep or flags.grid or flags.draw:
         jobs = runs.plan_sweep(spec, fixed, sweep.sweep_overrides(spec, flags), flags.workdir)
         args = ["-m", "experiments.sweep", f"--config={spec}", f"--output={flags.workdir}"]
@@ -111,8 +129,12 @@ def main(flags):
     shell = Shell(flags.dry_run)
     if flags.target == "local":
         args += format_flags(flags, "jobs") if jobs else []
-        return retry(lambda: shell([sys.executable, *args]), flags.restarts)
-    name = flags.name or re.sub(r"[^a-z0-9-]+", "-", Path(flags.workdir).name.lower()).strip("-")
+        return retry(lambda: shell([sys.executable, *args]), flags)
+    name = (
+        flags.existing
+        or flags.name
+        or re.sub(r"[^a-z0-9-]+", "-", Path(flags.workdir).name.lower()).strip("-")
+    )
     if flags.target == "slurm":
         cli.check_local("workdir", flags.workdir)
         check_name("name", name, JOB_NAME)
@@ -123,12 +145,7 @@ def main(flags):
         if not flags.dry_run:
             runs.output_path("workdir", flags.workdir, directory=True)  # for the log
         return shell(["sbatch"], text=sbatch_script(name, args, jobs and len(jobs), flags))
-    if not flags.zone:
-        raise UserError(f"--target={flags.target} requires --zone, such as --zone=us-west4-a")
-    check_name("name", f"{name}-{len(jobs) - 1}" if jobs else name, TPU_NAMES["name"])
-    for flag in ("zone", "project", "accelerator", "runtime"):
-        if flags[flag].value is not None:
-            check_name(flag, flags[flag].value, TPU_NAMES[flag])
+    check_tpu_flags(flags, f"{name}-{len(jobs) - 1}" if jobs else name)
     archive = Path(flags.code).absolute() if flags.code else tpu.snapshot(write=not flags.dry_run)
     if not re.fullmatch(r"\w[\w.-]*\.tar\.gz", archive.name, re.ASCII) or ":" in str(archive):
         raise UserError(
@@ -136,16 +153,50 @@ def main(flags):
         )
     if not flags.dry_run and not archive.is_file():
         raise UserError(f"--code={archive} does not exist")
+    line, path = tpu.describe_data(job.config)
+    print(line, flush=True)
+    if path is None and storage.is_bucket(job.config.data.dir):
+        listing = ["gcloud", "storage", "ls", job.config.data.dir]
+        if shell.capture(listing, dry_output="") is None:
+            raise UserError(
+                f"--config.data.dir={job.config.data.dir} cannot be listed; check its name, and "
+                "your permissions with gcloud storage ls"
+            )
     if jobs:
         return launch_slices(jobs, name, archive, flags)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.default_int_handler)  # like Ctrl-C: delete the slice below
-    slice_ = tpu.TpuSlice(shell, name, flags, archive, shlex.join([".venv/bin/python", *args]))
+    slice_ = tpu.TpuSlice(shell, name, flags, archive, [".venv/bin/python", *args], path)
     try:
-        return retry(slice_.attempt, flags.restarts)
+        return retry(slice_.attempt, flags)
     finally:
-        if not flags.keep:
+        if not (flags.keep or flags.existing):
             slice_.delete()
+
+
+def check_tpu_flags(flags, name):
+    """Raise UserError if the flags of a TPU slice are invalid, before anything is created.
+
+    Args:
+        flags: the flags of this command.
+        name: the longest name of a slice.
+    """
+    if not flags.zone:
+        raise UserError(f"--target={flags.target} requires --zone, such as --zone=us-west4-a")
+    check_name("existing" if flags.existing else "name", name, TPU_NAMES["name"])
+    for flag in ("zone", "project", "accelerator", "runtime"):
+        if flags[flag].value is not None:
+            check_name(flag, flags[flag].value, TPU_NAMES[flag])
+    tpu.check_types(flags.accelerator, flags.runtime)
+    if flags.slices > 1 and flags.target != "queued":
+        raise UserError(f"--slices={flags.slices} requires --target=queued")
+    split_args("gcloud_args", flags.gcloud_args, r"--.+")
+    if not flags.dry_run and tpu.needs_agent(flags.accelerator, flags.slices):
+        if subprocess.run(["ssh-add", "-l"], capture_output=True).returncode:
+            raise UserError(
+                "gcloud needs ssh-agent to connect to several workers; run eval $(ssh-agent) && "
+                "ssh-add ~/.ssh/google_compute_engine, which gcloud compute config-ssh creates"
+            )
 
 
 def check_arguments(args):
@@ -160,6 +211,18 @@ def check_name(flag, name, pattern):
     if not re.fullmatch(pattern, name, re.ASCII):
         allowed = pattern.replace("\\w", "[A-Za-z0-9_]")
         raise UserError(f"--{flag}={name} is not a valid {flag}; it must match {allowed}")
+
+
+def split_args(flag, text, pattern):
+    """Split the arguments passed as --flag=text. Raises UserError if one does not match."""
+    try:
+        args = shlex.split(text or "")
+    except ValueError as error:
+        raise UserError(f"--{flag}={text}: {error}") from None
+    for arg in args:
+        if not re.fullmatch(pattern, arg, re.ASCII):
+            raise UserError(f"--{flag}: {arg} must be --NAME or --NAME=VALUE")
+    return args
 
 
 def format_flags(flags, *names):
@@ -185,16 +248,19 @@ def sbatch_script(name, args, num_tasks, flags):
         flags: the flags of this command.
     """
     command = shlex.join([str(ROOT / ".venv/bin/python"), *args])
-    parts = {"array": "", "log": "%j", "job": "$SLURM_JOB_ID"}
+    options = split_args("sbatch_args", flags.sbatch_args, SBATCH_ARG)
+    parts = {"log": "%j", "job": "$SLURM_JOB_ID"}
     parts["train"] = f"srun --kill-on-bad-exit=1 {command}"
     if num_tasks:
-        parts["array"] = f"\n#SBATCH --array=0-{num_tasks - 1}%{flags.jobs}"
+        options.append(f"--array=0-{num_tasks - 1}%{flags.jobs}")
         parts["log"] = "%A_%a"
         executables = shlex.quote(str(ROOT / ".venv/bin"))
         parts["train"] = TASK_SCRIPT.format(bin=executables, sweep=command)
         # In one of the tasks, SLURM_JOB_ID is the ID of the whole array.
         parts["job"] = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
-    values = {key: flags[key].value for key in ("workdir", "nodes", "gpus", "hours")}
+    parts["options"] = "".join(f"\n#SBATCH {option}" for option in options)
+    parts["hours"] = flags.hours or 24
+    values = {key: flags[key].value for key in ("workdir", "nodes", "gpus")}
     return SBATCH_SCRIPT.format(name=name, root=shlex.quote(str(ROOT)), **parts, **values)
 
 
@@ -213,11 +279,13 @@ def launch_slices(jobs, name, archive, flags):
         The largest exit code.
 
     Raises:
-        UserError: if --keep is set.
+        UserError: if --keep or --existing is set.
     """
-    if flags.keep:
-        raise UserError("--keep cannot be combined with a sweep, which deletes its slices")
+    for flag in ("keep", "existing"):
+        if flags[flag].value:
+            raise UserError(f"--{flag} cannot be combined with a sweep, which deletes its slices")
     inherited = ("target", "zone", "project", "accelerator", "runtime", "spot", "restarts")
+    inherited += ("crashes", "hours", "slices", "gcloud_args")
     for index, job in enumerate(jobs):
         args = [f"--name={name}-{index}", f"--code={archive}", *format_flags(flags, *inherited)]
         job.command = [sys.executable, "-m", "experiments.launch", *args, *job.command[3:]]
@@ -229,22 +297,29 @@ def launch_slices(jobs, name, archive, flags):
         return max(runs.run_all(jobs, flags.jobs, stop).values())
 
 
-def retry(attempt, restarts, wait=10.0):
+def retry(attempt, flags, wait=10.0):
     """Call attempt() until it returns a final exit code, and return the last code.
 
     Args:
         attempt: a function that trains and returns the exit code.
-        restarts: the maximum number of calls after the first.
+        flags: the flags `restarts`, the maximum number of restarts after a preemption (75), and
+            `crashes`, that after other codes.
         wait: seconds between a crash and the next call; there is no wait after a preemption.
     """
-    for count in range(restarts + 1):
+    left = {True: flags.restarts, False: flags.crashes}
+    while True:
         code = attempt()
-        if code in runs.FINAL_CODES:
+        if code == 124:
+            print(f"stopped at the time limit of {flags.hours} hours", flush=True)
+        if code in (*runs.FINAL_CODES, 124):
             return code
-        if count < restarts:
-            print(f"exit code {code}; restart {count + 1} of {restarts}", flush=True)
-            time.sleep(wait if code != 75 else 0)
-    return code
+        preempted = code == 75
+        if not left[preempted]:
+            return code
+        left[preempted] -= 1
+        kind = "preempted" if preempted else "crashed"
+        print(f"{kind} (exit code {code}); restarting, {left[preempted]} restarts left", flush=True)
+        time.sleep(0 if preempted else wait)
 
 
 class Shell:

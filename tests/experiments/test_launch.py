@@ -3,12 +3,14 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +21,7 @@ from tests import ROOT, command
 SCRIPTED_GCLOUD = """#!{python}
 import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 folder = Path(__file__).parent
 args = sys.argv[1:]
 with open(folder / "calls.jsonl", "a") as file:
@@ -37,6 +40,7 @@ if kind:
 STATEFUL_GCLOUD = """#!{python}
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 folder = Path(__file__).parent
 args = sys.argv[1:]
 verb = next(arg for arg in args if arg in ("describe", "create", "scp", "ssh", "delete"))
@@ -147,7 +151,8 @@ def test_dry_run_only_prints_the_commands(run_launch):
     process, calls = run_launch("--target=tpu-vm", "--workdir=gs://bucket/run", "--dry_run")
     assert process.returncode == 0 and not calls
     assert "--workdir=gs://bucket/run" in process.stdout
-    assert "make install EXTRA=tpu,gcs\n" in process.stdout
+    assert "make install EXTRA=tpu,gcs " in process.stdout
+    assert "gcloud storage cp job.log gs://bucket/run/launch/run-$(hostname).log" in process.stdout
     process, _ = run_launch("--target=slurm", "--workdir=gs://bucket/run", "--dry_run")
     assert process.returncode == 2 and "must be a local directory" in process.stderr
     process, _ = run_launch("--target=tpu-vm", "--workdir=s3://bucket/run", "--dry_run")
@@ -195,7 +200,7 @@ def run_hostile(tmp_path):
         'if [ "$4" = describe ]; then echo READY; fi\n'
         'if [ "$4" != ssh ]; then exit; fi\n'
         f'printf "%s\\n" "${{@: -1}}" | sed "1s/^--command=//" > "$0.script"; {run}',
-        "python3.11": "#!/bin/bash\n",
+        "python3.13": "#!/bin/bash\n",
         "python": record,
         "Makefile": "install:\n",
     }
@@ -204,6 +209,7 @@ def run_hostile(tmp_path):
         (tmp_path / name).chmod(0o755)
     with tarfile.open(tmp_path / "code.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "Makefile", "Makefile")
+        tar.add(tmp_path / "Makefile", HOSTILE)  # the data
         tar.add(tmp_path / "python", ".venv/bin/python")
     (tmp_path / "python").unlink()
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
@@ -311,30 +317,162 @@ def test_interrupted_sweep_deletes_its_slices(run_launch, sweep_flags, tmp_path)
 
 @pytest.mark.parametrize(
     ("codes", "restarts", "last_code"),
-    [([75, -9, 1, 0, 9], 9, 0), ([2, 9], 9, 2), ([1, 1, 1, 9], 2, 1)],
+    [
+        ([75, -9, 1, 0, 9], 9, 0),
+        ([2, 9], 9, 2),
+        ([1, 75, 1, 1, 9], 9, 1),  # the third crash
+        ([75, 75, 1, 75, 9], 2, 75),  # the third preemption
+        ([124, 9], 9, 124),
+    ],
 )
 def test_retry_until_final_exit_code(codes, restarts, last_code):
     codes = list(codes)
-    assert launch.retry(functools.partial(codes.pop, 0), restarts, wait=0) == last_code
+    flags = SimpleNamespace(restarts=restarts, crashes=2, hours=1)
+    assert launch.retry(functools.partial(codes.pop, 0), flags, wait=0) == last_code
     assert codes == [9]  # not called after the final code or the last restart
 
 
-def test_worker_script_trains_once_and_writes_the_exit_code(tmp_path):
-    """The script runs with an echo command in place of training."""
-    (tmp_path / "Makefile").write_text("install:\n\techo installed $$PIP_CONSTRAINT\n")
-    with tarfile.open(tmp_path / "code.tar.gz", "w:gz") as tar:
-        tar.add(tmp_path / "Makefile", "Makefile")
-    script = tpu.WORKER_SCRIPT.format(
-        folder="run", archive="code.tar.gz", train="echo trained >> ../trained; exit 75"
-    )
+@pytest.fixture
+def run_worker(tmp_path):
+    """Return run(train, makefile=, **flags) -> process of the script of a worker.
+
+    A shell command is run in place of training.
+    """
     tools = tmp_path / "bin"
     tools.mkdir()
-    (tools / "python3.11").symlink_to("/bin/true")
-    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
-    options = dict(cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    (tools / "python3.13").symlink_to("/bin/true")
+    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+
+    def run(train, makefile="install:\n\techo installed $$PIP_CONSTRAINT\n", data=None, **flags):
+        (tmp_path / "Makefile").write_text(makefile)
+        with tarfile.open(tmp_path / "run.tar.gz", "w:gz") as tar:
+            tar.add(tmp_path / "Makefile", "Makefile")
+        settings = dict(target="tpu-vm", hours=None, accelerator="v5litepod-8", runtime=None)
+        settings |= dict(zone="z", project=None, slices=1, keep=True, existing=None)
+        settings |= dict(workdir=str(tmp_path / "work dir")) | flags
+        slice_ = tpu.TpuSlice(
+            None,
+            "n",
+            SimpleNamespace(**settings),
+            tmp_path / "run.tar.gz",
+            ["sh", "-c", train],
+            data,
+        )
+        script = slice_.script(1 if flags.get("hours") else None)
+        return subprocess.run(
+            ["bash", "-c", script],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+def test_worker_script_trains_once_and_writes_the_exit_code(run_worker, tmp_path):
     for count in (1, 2):
-        process = subprocess.run(["bash", "-c", script], **options)
+        process = run_worker("echo trained >> ../trained; exit 75")
         assert process.returncode == 0, process.stderr
         assert (tmp_path / "run/job.exit").read_text() == "75\n"
         assert (tmp_path / "trained").read_text() == "trained\n" * count
     assert "installed" in process.stdout and "constraints.txt" in process.stdout
+    (copy,) = (tmp_path / "work dir/launch").glob("n-*.log")
+    assert copy.read_text() == (tmp_path / "run/job.log").read_text()
+
+
+def test_worker_script_stops_before_training_without_data_or_packages(run_worker, tmp_path):
+    process = run_worker("touch ../trained", data="~/no data")
+    assert "error: this worker has no ~/no data" in process.stdout
+    assert (tmp_path / "run/job.exit").read_text() == "2\n" and "installed" not in process.stdout
+    (tmp_path / "no data").mkdir()
+    pinned = 'install:\n\t[ -z "$$PIP_CONSTRAINT" ]\n'  # the pinned versions do not exist here
+    shutil.rmtree(tmp_path / "run")
+    process = run_worker("touch ../trained", makefile=pinned, data="~/no data")
+    assert "installing others" in process.stdout and (tmp_path / "trained").exists()
+    shutil.rmtree(tmp_path / "run")
+    process = run_worker("touch ../twice", makefile="install:\n\tfalse\n")
+    assert "error: the installation failed on this worker" in process.stdout
+    assert (tmp_path / "run/job.exit").read_text() == "2\n" and not (tmp_path / "twice").exists()
+
+
+def test_worker_script_ends_at_the_time_limit(run_worker, tmp_path):
+    process = run_worker("trap 'touch ../saved; exit 75' TERM; sleep 30 & wait", hours=1)
+    assert process.returncode == 0 and (tmp_path / "saved").exists()
+    assert (tmp_path / "run/job.exit").read_text() == "124\n"
+
+
+def test_failed_copy_ends_the_launch(run_launch, tmp_path):
+    text = SCRIPTED_GCLOUD.format(python=sys.executable)
+    (tmp_path / "gcloud").write_text(text + 'sys.exit("scp" in args)\n')
+    process, calls = run_launch("--target=tpu-vm", states=["READY", "READY"])
+    assert process.returncode == 2, process.stderr
+    assert "error: the code could not be copied to deit-s" in process.stderr
+    assert verbs(calls) == ["describe", "scp", "describe", "delete"]
+
+
+def test_existing_slice_is_neither_created_nor_deleted(run_launch):
+    flags = ["--target=tpu-vm", "--existing=mine"]
+    process, calls = run_launch(*flags, states=["READY"], codes=["0"])
+    assert process.returncode == 0, process.stderr
+    assert verbs(calls) == ["describe", "scp", "ssh", "ssh"] and "mine" in calls[0]
+    process, _ = run_launch(*flags, states=[None])
+    assert process.returncode == 2 and "--existing=mine does not exist in z" in process.stderr
+
+
+def test_other_options_are_passed_to_gcloud_and_sbatch(run_launch):
+    process, _ = run_launch(
+        "--target=queued",
+        "--slices=2",
+        "--accelerator=v6e-16",
+        "--gcloud_args=--reserved --labels='team=a b' --data-disk=source=d,mode=read-only",
+        "--dry_run",
+    )
+    lines = [line for line in process.stdout.splitlines() if line.startswith("gcloud")]
+    assert lines[1] == (
+        "gcloud compute tpus queued-resources create deit-s --node-count=2 --node-prefix=deit-s "
+        "--runtime-version=v2-alpha-tpuv6e --accelerator-type=v6e-16 --zone=z --reserved "
+        "'--labels=team=a b' --data-disk=source=d,mode=read-only"
+    )
+    assert lines[2].startswith("gcloud alpha compute tpus queued-resources scp ")
+    assert lines[2].endswith(" deit-s: --zone=z --worker=all --node=all")
+    assert "data: each worker must have ~/tensorflow_datasets" in process.stdout
+    process, _ = run_launch("--target=slurm", "--sbatch_args=--account=a --exclusive", "--dry_run")
+    lines = process.stdout.splitlines()
+    assert {"#SBATCH --account=a", "#SBATCH --exclusive", "#SBATCH --time=24:00:00"} <= set(lines)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--accelerator=v5e-8"], "v5e is called v5litepod"),
+        (["--accelerator=v9-8"], "must be one of v2, v3, v4, v5litepod, v5p, v6e"),
+        (["--accelerator=v6e-12"], "the size of a v6e must be 1, 4, 8, 16, 32, 64, 128, 256"),
+        (["--accelerator=v5p-12"], "must be a multiple of 8, 8-12288"),
+        (["--runtime=v2-alpha-tpuv6e"], "is not for v5litepod; pass --runtime=v2-alpha-tpuv5-lite"),
+        (["--slices=2"], "requires --target=queued"),
+        (["--gcloud_args=reserved"], "reserved must be --NAME or --NAME=VALUE"),
+        (["--target=slurm", "--sbatch_args=-p gpu"], "-p must be --NAME or --NAME=VALUE"),
+    ],
+)
+def test_unknown_machines_and_options_are_refused(args, message, capsys):
+    defaults = ["--target=tpu-vm", "--zone=z", "--workdir=/tmp/w", "--config=configs/digits.py"]
+    assert command.run(launch, *defaults, "--dry_run", *args) == 2
+    out, err = capsys.readouterr()
+    assert message in err and err.count("\n") == 1 and not out
+
+
+def test_several_workers_need_an_ssh_agent(run_launch, tmp_path):
+    (tmp_path / "ssh-add").write_text("#!/bin/sh\nexit 2\n")
+    (tmp_path / "ssh-add").chmod(0o755)
+    process, calls = run_launch("--target=tpu-vm", "--accelerator=v5litepod-16")
+    assert process.returncode == 2 and "run eval $(ssh-agent) && ssh-add" in process.stderr
+    assert not calls
+
+
+def test_data_in_a_bucket_are_checked_first(run_launch, tmp_path):
+    (tmp_path / "gcloud").write_text("#!/bin/sh\n[ $1 != storage ]\n")
+    process, _ = run_launch("--target=tpu-vm", "--config.data.dir=gs://b/data")
+    assert process.returncode == 2
+    assert "--config.data.dir=gs://b/data cannot be listed" in process.stderr
