@@ -154,7 +154,7 @@ class Attention(nnx.Module):
         heads = (self.num_heads, x.shape[-1] // self.num_heads)
         q, k, v = (y.reshape(*y.shape[:2], *heads) for y in (q, kv[:, :, 0], kv[:, :, 1]))
         q, k = self._place(q, k, views.coordinates)
-        return attend(q, k, v, kernel=kernel)[0].reshape(len(x), read, -1)
+        return attend(q, k, v, kernel=kernel)[0].reshape(x.shape[0], read, -1)
 
     def _split(self, qkv, coordinates):
         """Split [b, n, 3, d] into queries, keys and values [b, n, heads, e]."""

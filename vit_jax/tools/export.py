@@ -1,0 +1,148 @@
+"""Export a model with its weights as StableHLO, for any batch size and several platforms.
+
+python -m vit_jax.tools.export --workdir=runs/digits --output=digits.stablehlo
+
+FILE.json beside it describes the images that the model expects, such as their size, mean and std,
+and the class names. The file needs JAX to run, but neither Flax nor this package:
+
+    import jax
+    model = jax.export.deserialize(open("digits.stablehlo", "rb").read())
+    logits = model.call(images)  # normalized float32 [batch, height, width, channels]
+"""
+
+import dataclasses
+from pathlib import Path
+
+from absl import flags
+
+from vit_jax import cli
+from vit_jax.errors import UserError, printable
+from vit_jax.tools import model_flags
+from vit_jax.workdir import storage
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+MAX_WEIGHT_BYTES = 2**31 - 2**24  # a serialized program, with its weights, is limited to 2 GiB
+
+
+def define_flags():
+    model_flags.define_flags(against=False)
+    flags.DEFINE_string("output", None, "file to write, such as model.stablehlo", required=True)
+    flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], f"any of {', '.join(PLATFORMS)}")
+
+
+def main(flags):
+    model_flags.check_flags(flags)
+    output, description = check_output(flags.output)
+    for name in flags.platforms or [""]:
+        if name not in PLATFORMS:
+            raise UserError(f"--platforms={name} must be any of {', '.join(PLATFORMS)}")
+    (model,) = model_flags.load(flags)
+    program = export(model, flags.platforms)
+    storage.write_json(description, describe(model) | {"platforms": flags.platforms})
+    storage.write_bytes(output, program)
+    for path in (output, description):
+        print(f"{printable(path)}: {path.stat().st_size:,} bytes")
+
+
+def check_output(output):
+    """Check --output.
+
+    Args:
+      output: path of a file.
+
+    Returns:
+      The paths of the program and of its description.
+
+    Raises:
+      UserError: if one of the files exists or the directory does not.
+    """
+    output = Path(output).expanduser()
+    if not output.parent.is_dir():
+        raise UserError(f"--output={output} must be a file in an existing directory")
+    paths = (output, output.with_name(f"{output.name}.json"))
+    for path in paths:
+        if path.exists():
+            raise UserError(f"{path} already exists; remove it or pass another --output")
+    return paths
+
+
+def export(model, platforms):
+    """Export a model as serialized StableHLO.
+
+    Args:
+      model: an `inference.LoadedModel`.
+      platforms: some of `PLATFORMS`.
+
+    Returns:
+      bytes, for `jax.export.deserialize`.
+
+    Raises:
+      UserError: if the weights are too large.
+    """
+    import jax
+
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model.params))
+    if size > MAX_WEIGHT_BYTES:
+        raise UserError(
+            f"the weights have {size:,} bytes, but a StableHLO file is limited to 2 GiB; write "
+            "them with python -m vit_jax.tools.convert"
+        )
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *model.size, model.channels), "float32")
+    exported = jax.export.export(jax.jit(forward(model)), platforms=platforms)(images)
+    return exported.serialize()
+
+
+def forward(model):
+    """Return the forward pass of a model without kernels that only one platform has.
+
+    Args:
+      model: an `inference.LoadedModel`.
+
+    Returns:
+      A function of normalized images [b, h, w, c] that returns `output_name`: logits [b, k] or
+      pooled features [b, d].
+    """
+    from vit_jax import models
+
+    config = model.model.module.config
+    if not model.is_cnn:
+        config = dataclasses.replace(config, attn="matmul", patch_embed="conv")
+    apply = models.build(config).apply
+    name = output_name(model)
+
+    def forward(images):
+        return apply(model.params, images, tokens=False)[name]
+
+    return forward
+
+
+def output_name(model):
+    """Return the output that is exported: "logits", or "pooled" without a classifier."""
+    return "logits" if model.model.module.config.num_classes else "pooled"
+
+
+def describe(model):
+    """Return the contents of the JSON file beside an exported model.
+
+    Args:
+      model: an `inference.LoadedModel`.
+    """
+    return {
+        "model": model.name,
+        "input": "float32 [batch, height, width, channels]: (pixels / 255 - mean) / std",
+        "output": output_name(model),
+        "image_size": model.size,
+        "channels": model.channels,
+        "mean": model.mean,
+        "std": model.std,
+        "crop": model.crop,
+        "crop_mode": model.crop_mode,
+        "interpolation": model.interpolation,
+        "class_names": model.class_names if output_name(model) == "logits" else [],
+    }
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
