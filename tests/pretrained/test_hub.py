@@ -1,5 +1,6 @@
 """Tests of weights from the Hugging Face Hub, with a local server in its place."""
 
+import base64
 import hashlib
 import http.server
 import json
@@ -18,6 +19,8 @@ pytest.importorskip("huggingface_hub")
 
 GOLDEN = tests.GOLDEN / "vit/vit_cls/state_dict.safetensors"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_secret"
+MAX_LFS_BYTES = 2**20  # of a file; larger ones are refused
 CONFIG = {
     "architecture": "vit_tiny_patch16_224",
     "model_args": {"depth": 2, "embed_dim": 48, "num_heads": 3, "patch_size": 4},
@@ -38,9 +41,12 @@ except UserError as error:
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """The parts of the Hub's interface that a download uses, for one repository."""
+    """The parts of the Hub's interface that a download and an upload use, for one repository."""
 
     requested = []
+    created = []
+    stored = {}  # SHA-256: file of git LFS
+    committed = {}  # path: contents
 
     def do_GET(self):
         self.answer(True)
@@ -72,6 +78,47 @@ class Hub(http.server.BaseHTTPRequestHandler):
         else:
             self.send(b"{}", 401, {"X-Error-Code": "RepoNotFound"})
 
+    def do_POST(self):
+        endpoint = f"http://{self.headers['Host']}"
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers["Authorization"] != f"Bearer {TOKEN}":
+            return self.send(b'{"error": "Invalid username or password."}', 401)
+        if self.path == "/api/repos/create":
+            repository = "{organization}/{name}".format_map(json.loads(body))
+            status = 409 if repository in self.created else 200
+            self.created.append(repository)
+            answer = {"url": f"{endpoint}/{repository}"}
+            return self.send(json.dumps(answer).encode(), status)
+        if self.path == "/api/validate-yaml":
+            answer = {"warnings": [], "errors": []}
+        elif self.path == "/api/models/org/new/preupload/main":
+            answer = {"files": json.loads(body)["files"]}
+            for file in answer["files"]:
+                lfs = file["path"].endswith(".safetensors")
+                file |= {"uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False}
+        elif self.path == "/org/new.git/info/lfs/objects/batch":
+            answer = {"objects": json.loads(body)["objects"], "transfer": "basic"}
+            for item in answer["objects"]:
+                item["actions"] = {"upload": {"href": f"{endpoint}/lfs/{item['oid']}"}}
+        elif self.path == "/api/models/org/new/commit/main":
+            for operation in map(json.loads, body.splitlines()):
+                value = operation["value"]
+                if operation["key"] == "file":
+                    self.committed[value["path"]] = base64.b64decode(value["content"])
+                elif operation["key"] == "lfsFile":
+                    self.committed[value["path"]] = self.stored[value["oid"]]
+            answer = {"commitUrl": f"{endpoint}/org/new/commit/{COMMIT}", "commitOid": COMMIT}
+        else:
+            return self.send(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
+        self.send(json.dumps(answer).encode())
+
+    def do_PUT(self):
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        oid = self.path.removeprefix("/lfs/")
+        matches = oid == hashlib.sha256(data).hexdigest() and len(data) <= MAX_LFS_BYTES
+        self.stored[oid] = data
+        self.send(b"", 200 if matches else 403)
+
     def send(self, data, status=200, headers=None, size=None):
         self.send_response(status)
         headers = {"X-Repo-Commit": COMMIT, "Content-Type": "application/json"} | (headers or {})
@@ -87,7 +134,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    Hub.requested.clear()
+    for record in (Hub.requested, Hub.created, Hub.stored, Hub.committed):
+        record.clear()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -99,11 +147,16 @@ def server():
 
 def run(spec, cache, endpoint, **env):
     """Describe the weights of `spec` in a process of its own, because of its environment."""
+    done = execute(["-c", SCRIPT, spec], cache, endpoint, **env)
+    return done.stdout + done.stderr
+
+
+def execute(args, cache, endpoint, **env):
+    """Run Python with the server in place of the Hub."""
     env = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"} | env
     env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "no_proxy": "*"}
-    command = [sys.executable, "-c", SCRIPT, spec]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
-    return done.stdout + done.stderr
+    command = [sys.executable, *args]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
 
 
 def test_weights_are_downloaded_pinned_and_cached(server, tmp_path):
@@ -140,3 +193,55 @@ def test_the_missing_package_is_named(tmp_path):
     (tmp_path / "huggingface_hub.py").write_text("raise ImportError")
     text = run("hf-hub:org/name", tmp_path, "http://127.0.0.1:9", PYTHONPATH=str(tmp_path))
     assert text.startswith("error: hf-hub:org/name needs the package huggingface_hub; run pip")
+
+
+def test_push_uploads_weights_config_and_card(server, tmp_path):
+    source, output = tmp_path / "source", tmp_path / "new"
+    source.mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (source / name).write_bytes(FILES[name])
+    convert = ["-m", "vit_jax.tools.convert", f"--weights={source}", "--to=timm"]
+    args = [*convert, f"--output={output}", "--push=org/new"]
+    done = execute(args, tmp_path / "cache", server, HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{server}/org/new/commit/{COMMIT}"
+    written = {path.name: path.read_bytes() for path in output.iterdir()}
+    assert written.keys() == {"model.safetensors", "config.json", "README.md"}
+    assert Hub.committed == written
+    assert list(Hub.stored.values()) == [written["model.safetensors"]]
+    assert b'timm.create_model("hf-hub:org/new", pretrained=True)' in Hub.committed["README.md"]
+
+
+PUSH = """
+import sys
+from vit_jax.errors import UserError
+from vit_jax.pretrained import hub
+try:
+    print(hub.push("org/new", sys.argv[1]))
+except UserError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def test_a_push_to_an_existing_repository_and_failures(server, tmp_path):
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"x" * 10)
+    token = {"HF_TOKEN": TOKEN}
+    for data in (b"first", b"second"):
+        (folder / "config.json").write_bytes(data)
+        done = execute(["-c", PUSH, folder], tmp_path, server, **token)
+        assert done.stdout == f"{server}/org/new/commit/{COMMIT}\n", done.stderr
+        assert Hub.committed["config.json"] == data
+    (folder / "model.safetensors").write_bytes(b"x" * (MAX_LFS_BYTES + 1))
+    for endpoint, env, message in (
+        (server, {}, "Invalid username or password"),
+        (server, token, "403"),
+        ("http://127.0.0.1:9", token, "onnect"),
+        (server, token | {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE"),
+    ):
+        done = execute(["-c", PUSH, folder], tmp_path, endpoint, **env)
+        lines = done.stderr.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: --push=org/new: the upload"), lines
+        assert message in lines[0]
+        assert lines[0].endswith(f"run hf upload org/new {folder}")

@@ -102,8 +102,9 @@ def push(repository, directory):
     try:
         huggingface_hub.create_repo(repository, exist_ok=True)
         return str(huggingface_hub.upload_folder(repo_id=repository, folder_path=directory))
-    except (huggingface_hub.errors.HfHubHTTPError, ValueError, OSError) as error:
-        problem = printable(" ".join(str(error).split()))[:200]
+    except Exception as error:  # those of HTTP libraries too
+        cause = error.__cause__ if isinstance(error, RuntimeError) else None  # of a failed LFS file
+        problem = printable(" ".join(str(cause or error).split()))[:200]
         raise UserError(
             f"--push={repository}: the upload failed: {problem}; log in with hf auth login, then "
             f"run hf upload {repository} {directory}"
