@@ -56,6 +56,7 @@ VALUES = {
     "model.qkv_bias": [True, False],
     "model.layer_scale_init": [None, 1e-4, -1.0],
     "model.drop_path": [0.0, 0.3, 1.0],
+    "model.drop_path_uniform": [False, True],
     "model.dropout": [0.0, 0.2],
     "model.remat": ["none", "dots", "full"],
     "model.scan": ["auto", "on", "off"],

@@ -567,6 +567,19 @@ def test_drop_path_preserves_mean_and_skips_first_block():
     assert abs(float(ratio / jnp.sum((second[0] - first[0]) ** 2)) - 1) < 0.15
 
 
+@pytest.mark.parametrize("scan", ["on", "off"])
+def test_uniform_drop_path(scan):
+    """Both blocks have the rate 0.5 per branch, so that a quarter of the images skips each."""
+    model, params = build(drop_path=0.5, drop_path_uniform=True, scan=scan)
+    images = jnp.broadcast_to(randn(1, 32, 32, 3), (512, 32, 32, 3))
+    out = model.apply(params, images, train=True, rng=jax.random.key(0), blocks=True)["blocks"]
+    # In the first block, images only differ in which branches are dropped.
+    outcomes, counts = np.unique(np.round(out[0][:, 0, 0], 4), return_counts=True)
+    assert len(outcomes) == 4 and counts.min() > 90 and counts.max() < 170  # 128 expected
+    unchanged = jnp.all(out[1] == out[0], axis=(1, 2))
+    assert 0.19 < float(unchanged.mean()) < 0.31
+
+
 def test_training_requires_key():
     model, params = build()
     with pytest.raises(ValueError, match="rng=jax.random.key"):

@@ -160,7 +160,10 @@ def encode(
     run = _rematerialize(run, config, prevent_cse=not scanned)
     depth = config.depth
     # Linear in depth (arXiv:1603.09382, equation 4), but 0 in the first block, as in timm and DeiT.
-    rates = jnp.linspace(0.0, config.drop_path, depth) if config.drop_path else jnp.zeros(depth)
+    first_rate = config.drop_path if config.drop_path_uniform else 0.0
+    rates = jnp.zeros(depth)
+    if config.drop_path:
+        rates = jnp.linspace(first_rate, config.drop_path, depth)
     layers = (nnx.to_pure_dict(stacked), jnp.arange(depth), rates)
     if scanned:
         if read is not None:

@@ -16,7 +16,8 @@ KEY = "vit_jax"
 VIEW = (*View._fields, "class_names")
 # Options of `ViTConfig` that affect neither the weights nor the outputs at evaluation.
 RUNTIME_OPTIONS = {
-    *("dtype", "patch_embed", "drop_path", "dropout", "remat", "scan", "attn", "init"),
+    *("dtype", "patch_embed", "drop_path", "drop_path_uniform", "dropout"),
+    *("remat", "scan", "attn", "init"),
 }
 
 

@@ -65,7 +65,7 @@ IGNORED_ARGS = {
 # Options that a config.json does not state, because other keys do or the name cannot.
 UNSTATED = {
     *("image", "num_classes", "channels", "rep_size", "pos_resize", "dtype", "patch_embed"),
-    *("drop_path", "dropout", "remat", "scan", "attn", "init"),
+    *("drop_path", "drop_path_uniform", "dropout", "remat", "scan", "attn", "init"),
 }
 
 
