@@ -10,9 +10,14 @@ An evaluator has one of two functions:
 
 The module `NAME_keys.py` holds the config keys and checks of the evaluator NAME; the keys are in
 the config group NAME. Importing this package does not import JAX.
+
+`suites.py` and `suite_scores.py` are no evaluators: they evaluate classifiers on ImageNet-A,
+ImageNet-R and other datasets than that of the config.
 """
 
 from vit_jax.schema import lazy
+
+NON_MEMBERS = ("suite_scores", "suites")
 
 __getattr__ = lazy(
     "vit_jax.evaluators._evaluate",

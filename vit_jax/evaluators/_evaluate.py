@@ -54,7 +54,7 @@ def read_split(config, split, mesh, batch_size=None):
 
     Args:
       config: the config that specifies the dataset.
-      split: "train", "val" or "test".
+      split: "train", "val" or "test"; or the images and labels themselves, a `data.Slice`.
       mesh: the mesh to shard batches over.
       batch_size: images per batch; None: the config's.
 
@@ -69,7 +69,7 @@ def read_split(config, split, mesh, batch_size=None):
         mesh.data x mesh.fsdp.
     """
     size = check_batch_size(config, mesh, batch_size)
-    source = data.make(config, config.data[split])
+    source = data.make(config, config.data[split]) if isinstance(split, str) else split
     place = functools.partial(placement.to_devices, sharding=sharding.batch_sharding(mesh))
 
     def read():
@@ -95,7 +95,7 @@ def features(model, config, split, mesh, names=("pooled",), *, max_images=None, 
     Args:
       model: a `models.Model`.
       config: the config that specifies the dataset.
-      split: "train", "val" or "test".
+      split: "train", "val" or "test"; or a `data.Slice`.
       mesh: the mesh to shard batches over.
       names: outputs of the model with the batch on axis 0. Outputs that the model does not have are
         skipped.
