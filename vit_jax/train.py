@@ -279,8 +279,11 @@ def _loop(run, state, start, checkpoints, logger, stop):
     try:
         for step in range(start + 1, run.total + 1):
             profile.begin(step)
-            with timer.measure("data_wait"), protection.unsaved(step - 1, state):
-                batch = next(batches)
+            with profile.annotate(step):
+                with timer.measure("data_wait"), protection.unsaved(step - 1, state):
+                    batch = next(batches)
+                if step != start + 1:
+                    state, metrics = run.step(state, batch)
             if step == start + 1:  # exclude compilation from the timing
                 with protection.unsaved(start, state):
                     snapshots.log_batch(start, batch)
@@ -290,9 +293,6 @@ def _loop(run, state, start, checkpoints, logger, stop):
                 logger.update_progress(step, {"train/loss": loss, "sched/lr": run.lr(step - 1)})
                 gc.enable()
                 timer = StepTimer(step)
-            else:
-                with profile.annotate(step):
-                    state, metrics = run.step(state, batch)
             profile.end(step, metrics)
             logger.update_progress(step)
             if run.plan.due(step, "log_every"):

@@ -58,7 +58,11 @@ class Profile:
 
         # JAX writes to local disks only.
         self.local = tempfile.mkdtemp() if storage.is_bucket(self.directory) else self.directory
-        jax.profiler.start_trace(str(self.local))
+        options = jax.profiler.ProfileOptions()
+        # A call of a Python function is an event; a million of them, the most that a trace has, are
+        # reached after a few steps.
+        options.python_tracer_level = 0
+        jax.profiler.start_trace(str(self.local), profiler_options=options)
         self.started = True
 
     def annotate(self, step):
