@@ -88,8 +88,8 @@ def test_feature_maps_match_convolution_plan(name, image, sides):
     assert {k: m.shape[1] for k, m in out["maps"].items()} == sides
     plan = variants.convolutions(variants.parse(name, image=image))
     last_convolutions = {path.split("/")[0]: conv for path, conv in plan.items()}
-    for stage, (*_, channels, side) in last_convolutions.items():
-        assert out["maps"][stage].shape[1:] == (side, side, channels)
+    for stage, (*_, channels, size) in last_convolutions.items():
+        assert out["maps"][stage].shape[1:] == (*size, channels)
     assert jax.tree.structure(out["stats"]) == jax.tree.structure(model.stats())
 
 

@@ -15,15 +15,17 @@ import jax
 import numpy as np
 import pytest
 
-from configs import digits
+from configs import digits, dino_digits
 from tests import ROOT
 from tests.stop import StopAfter
 from tests.tiny import tiny
-from vit_jax import train
+from vit_jax import inference, train
 from vit_jax.config import check, load_config
+from vit_jax.data.pictures import Picture
 from vit_jax.devices.distributed import StopSignal
 from vit_jax.errors import Diverged, Preempted, UserError
 from vit_jax.run import Run
+from vit_jax.tools import attend, evaluate, predict, report
 from vit_jax.workdir import checkpoint, log
 
 
@@ -246,3 +248,30 @@ def test_resume_after_a_signal(tmp_path, number):
     assert "resuming from step" in second.stdout and "Traceback" not in second.stdout
     steps = [r["step"] for r in rows(tmp_path) if "train/loss" in r]
     assert steps == list(range(5, 61, 5))
+
+
+@pytest.mark.parametrize("objective", ["supervised", "dino"])
+def test_rectangular_images_and_patches(tmp_path, objective):
+    """Train on 24 x 40 pixels with patches of 4 x 8; save, load, evaluate, predict and attend."""
+    config = tiny((dino_digits if objective == "dino" else digits).get_config())
+    with config.model.ignore_type(), config.augment.ignore_type():
+        config.model.image, config.model.patch = (24, 40), (4, 8)
+        config.augment.local_size = (8, 16)
+    config.model.rope = "axial"
+    config.log_images = 2
+    config.compilation_cache = ""
+    row = train_on_one_device(config, tmp_path / "run")
+    assert row["eval/test/images"] == 16
+    assert load_config(tmp_path / "run").model.image == (24, 40)
+    model = inference.load(tmp_path / "run")
+    assert (model.size, model.grid) == ((24, 40), (6, 5))
+    assert model.params["patch_embed"]["kernel"].shape == (4, 8, 1, 32)
+    evaluators = "accuracy" if objective == "supervised" else "knn"
+    assert evaluate.evaluate(model, evaluator=evaluators)["images"] == 16
+    pictures = [Picture(str(i), np.full((30, 90, 3), 60 * i, np.uint8)) for i in range(3)]
+    maps = attend.attend([model], pictures, layers=["all"], output=tmp_path / "maps.png")["maps"]
+    assert maps.shape == (3, 2, 2, 6, 5)
+    if objective == "supervised":
+        best = predict.predict(model, [picture.image for picture in pictures], topk=1)
+        assert len(best) == 3
+        assert report.report(model, pictures[:1], output=tmp_path / "report").exists()

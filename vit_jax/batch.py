@@ -24,6 +24,7 @@ from absl import flags
 
 from vit_jax import augment
 from vit_jax.errors import UserError
+from vit_jax.schema import pair
 
 MAX_ROWS = 2**48  # rows of all epochs together
 AUTO = -1  # of data.workers and data.threads
@@ -196,7 +197,7 @@ def parallelism_of(source, config, batch_size, images=None):
     chosen = choose_parallelism(
         available_cores(),
         max(1, batch_size // jax.process_count()),
-        max(schema.pair(config.model.image)),
+        max(pair(config.model.image)),
         in_memory=source.in_memory,
         accelerator=jax.default_backend() != "cpu",
         images=images and images // jax.process_count(),

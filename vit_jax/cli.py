@@ -34,7 +34,7 @@ from vit_jax.errors import (
     WorkdirLost,
     printable,
 )
-from vit_jax.schema import KIND_NAMES, kind_name, shown
+from vit_jax.schema import KIND_NAMES, SIZE, kind_name, parse_size, shown
 from vit_jax.workdir import storage
 
 FLAGS = flags.FLAGS
@@ -420,6 +420,11 @@ def _value(text, kind):
         return flags.BooleanParser().parse("true" if text is None else text)
     if text is None:
         raise ValueError
+    if kind is SIZE:
+        if re.fullmatch(r"\d+x\d+", text):
+            return parse_size(text)
+        value = ast.literal_eval(text)
+        return tuple(value) if isinstance(value, (list, tuple)) else _value(text, int)
     if kind is int and not re.fullmatch(r"[+-]?\d+", text):
         number = float(text)  # 1e3 is an integer too
         return int(number) if number.is_integer() else kind(text)

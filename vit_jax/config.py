@@ -11,12 +11,12 @@ import re
 from dataclasses import replace
 from difflib import get_close_matches
 
-from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections import ConfigDict, FieldReference
 
 from vit_jax import variants
 from vit_jax.errors import UserError, printable
 from vit_jax.schema import (
+    SIZE,
     Key,
     area_range,
     choice,
@@ -25,7 +25,9 @@ from vit_jax.schema import (
     members,
     one_of,
     options,
+    pair,
     probability,
+    size_text,
 )
 from vit_jax.schema import steps as steps  # public as config.steps
 from vit_jax.workdir import profile, storage
@@ -173,7 +175,12 @@ KEYS = {
     ),
     "augment.randaugment": Key("", 'RandAugment policy, such as rand-m9-mstd0.5-inc1; "": off'),
     "augment.local_views": Key(8, "multi: number of local crops per image", minimum=0),
-    "augment.local_size": Key(96, "multi: side of the local crops, pixels", minimum=1),
+    "augment.local_size": Key(
+        96,
+        "multi: size of the local crops, pixels: side of a square, or (height, width)",
+        kind=SIZE,
+        minimum=1,
+    ),
     "augment.local_scale": area_range((0.05, 0.4), "multi: range of local crop area / image area"),
     # augment: on the device
     "augment.flip": probability(0.5, "probability of a horizontal flip"),
@@ -322,9 +329,7 @@ def objective(name):
 
 def _tree(keys, values=None):
     """Return the nested ConfigDict of {"a.b": Key}, with `values` in place of the defaults."""
-    flat_values = {
-        n: placeholder(k.kind) if k.default is None else k.default for n, k in keys.items()
-    }
+    flat_values = {n: k.default for n, k in keys.items()}
     flat_values |= {n: x for n, x in (values or {}).items() if x is not None or n not in keys}
     tree = {}
     for name, value in flat_values.items():
@@ -354,6 +359,9 @@ def check(config):
         _find_key(keys, key, name).check(f"config.{key}", value)
     if missing := keys.keys() - values.keys():
         key = min(missing)
+    for name, key in keys.items():
+        if key.kind is SIZE or flat_values[name] is None:
+            flat_values[name] = FieldReference(flat_values[name], field_type=key.value_type)
         raise UserError(f"config has no value for {key!r}; start from vit_jax.config.defaults()")
     try:
         model = variants.from_config(config.model)
@@ -421,10 +429,11 @@ def _check_combinations(c, model):
                 "config.augment.crop = 'multi' does not support rotate, shift, zoom or shear; set "
                 "them to 0"
             )
-        if a.local_views and a.local_size % getattr(model, "patch", 1):
+        patch = getattr(model, "patch_size", (1, 1))
+        if a.local_views and any(x % p for x, p in zip(pair(a.local_size), patch, strict=True)):
             raise UserError(
-                f"config.augment.local_size = {a.local_size} must be a multiple of the patch size, "
-                f"{model.patch} pixels"
+                f"config.augment.local_size = {size_text(a.local_size)} must be a multiple of the "
+                f"patch size, {size_text(model.patch)} pixels"
             )
     if variants.is_cnn(c.model.variant) and c.optim.layer_decay != 1:
         raise UserError("config.optim.layer_decay needs a model with blocks; set it to 1")

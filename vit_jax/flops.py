@@ -51,7 +51,7 @@ def count_flops(config):
     """
     if isinstance(config, ResNetConfig):
         plan = list(convolutions(config).values())
-        products = sum(k * k * m * n * side**2 for k, _, m, n, side in plan)
+        products = sum(k * k * m * n * math.prod(size) for k, _, m, n, size in plan)
         return 2 * (products + config.num_classes * plan[-1][3])
     import jax
     from flax import nnx
@@ -61,7 +61,7 @@ def count_flops(config):
     # Scanned, so that only one block is traced, and with attention that every platform supports.
     model = models.build(replace(config, scan="on", attn="matmul", dtype="float32"))
     weights = nnx.to_pure_dict(nnx.state(model.module))
-    shape = (1, config.image, config.image, config.channels)
+    shape = (1, *config.size, config.channels)
     images = jax.ShapeDtypeStruct(shape, "float32")
     return _count_jaxpr(jax.make_jaxpr(model.apply)(weights, images).jaxpr)
 

@@ -14,6 +14,7 @@ from typing import Any
 from vit_jax.data import class_names as names
 from vit_jax.errors import UserError
 from vit_jax.flops import count_flops, count_params
+from vit_jax.schema import pair, size_text
 from vit_jax.workdir import log, storage
 
 # Attributes of `LoadedModel` that a `pretrained.Description` states.
@@ -39,7 +40,7 @@ class LoadedModel:
       crop_mode: "center" for a center crop; "squash" to resize images to the size without keeping
         their aspect ratio.
       keep_shape: whether `view` keeps the shape of images instead of cropping them: the short side
-        is resized to `image`, and the long side is cut to a multiple of the patch size.
+        is resized to that of `image`, and both are cut to a multiple of the patch size.
       class_names: names of the classifier's outputs; for a run without a classifier, those of the
         dataset's classes.
       assumed: for a weight file: what neither the file nor the name determines, names such as
@@ -80,9 +81,10 @@ class LoadedModel:
             raise UserError(f"std={self.std} must be above 0")
         if not 0 < self.crop <= 1:
             raise UserError(f"crop={self.crop} must be above 0 and at most 1")
-        if any(side < self.patch or side % self.patch for side in self.size):
+        if any(side < p or side % p for side, p in zip(self.size, self._patch_size, strict=True)):
             raise UserError(
-                f"image={self.image} must be divisible by the patch size, {self.patch} pixels"
+                f"image={size_text(self.image)} must be divisible by the patch size, "
+                f"{size_text(self.patch)} pixels"
             )
 
     @functools.cached_property
@@ -123,19 +125,22 @@ class LoadedModel:
 
     @property
     def patch(self):
-        """Side of a patch of a ViT in pixels; 1 for a CNN."""
+        """Patch size of a ViT in pixels: the side of a square, or (height, width); 1 for a CNN."""
         return getattr(self.model.module.config, "patch", 1)
+
+    @property
+    def _patch_size(self):
+        return pair(self.patch)
 
     @property
     def size(self):
         """Image size in pixels: (height, width)."""
-        return self.image if isinstance(self.image, tuple) else (self.image, self.image)
+        return pair(self.image)
 
     @property
     def grid(self):
         """Patch grid of a ViT: (rows, columns)."""
-        height, width = self.size
-        return height // self.patch, width // self.patch
+        return tuple(side // p for side, p in zip(self.size, self._patch_size, strict=True))
 
     @functools.cached_property
     def metrics(self):
@@ -182,14 +187,13 @@ class LoadedModel:
     def _kept_size(self, image):
         """Return the (height, width) of the view of an image whose shape is kept."""
         h, w = image.shape[:2]
-        short = min(self.size)
         if max(h, w) > MAX_KEPT_RATIO * min(h, w):
             raise UserError(
                 f"{w} x {h} pixels are too long to keep their shape; the limit is "
                 f"{MAX_KEPT_RATIO}:1, pass a fixed image size"
             )
-        long = short * max(h, w) // min(h, w) // self.patch * self.patch
-        return (short, long) if h <= w else (long, short)
+        sides = (min(self.size) * side // min(h, w) for side in (h, w))
+        return tuple(side // p * p for side, p in zip(sides, self._patch_size, strict=True))
 
     def check_channels(self):
         """Raise UserError if the model's channels are not those of a decoded image."""
@@ -281,7 +285,8 @@ class LoadedModel:
         if image.dtype != "uint8":
             return image
         if self.keep_shape:
-            fits = min(shape[:2]) == min(self.size) and not any(x % self.patch for x in shape[:2])
+            fits = min(shape[:2]) in {min(self.size) // p * p for p in self._patch_size}
+            fits = fits and not any(x % p for x, p in zip(shape, self._patch_size, strict=False))
         else:
             fits = shape[:2] == self.size
         if not fits:

@@ -22,6 +22,8 @@ DURATION = re.compile(r"(\d+\.?\d*(?:e\+?\d+)?|\.\d+)(k|ep)?")
 MAX_DURATION_CHARS = 32
 MAX_STEPS = 2**31 - 1  # the step of the training state is an int32
 MAX_SHOWN_CHARS = 200  # of a value in a message
+# `Key.kind` of a size: the side of a square, or (height, width). A ConfigDict has no union types.
+SIZE = object
 KIND_NAMES = {
     "bool": "true or false",
     "int": "an integer",
@@ -29,6 +31,7 @@ KIND_NAMES = {
     "str": "a string",
     "tuple": "a tuple such as (1, 2)",
     "ConfigDict": "a group of keys",
+    "object": "an integer or a pair (height, width)",
 }
 
 
@@ -39,8 +42,8 @@ class Key:
     Attributes:
       default: the value if neither the recipe nor the command line sets the key.
       doc: description, with the unit.
-      kind: type of the value; None: the type of `default`. None is a valid value only if the
-        default is None.
+      kind: type of the value, or `SIZE`; None: the type of `default`. None is a valid value only if
+        the default is None.
       element: type of the elements of a tuple; None: that of the default's first element, or int if
         the default is empty.
       choices: the allowed values; (): any.
@@ -110,6 +113,9 @@ class Key:
         if kind is tuple:
             element = self.element or (type(self.default[0]) if self.default else int)
             return isinstance(value, tuple) and all(_is_a(x, element) for x in value)
+        if kind is SIZE:
+            is_pair = isinstance(value, tuple) and len(value) == 2
+            return all(_is_a(x, int) for x in (value if is_pair else (value,)))
         return _is_a(value, kind)
 
     def _in_range(self, x):
@@ -122,6 +128,27 @@ def _is_a(value, kind):
     if kind is float:
         return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
     return isinstance(value, kind)
+
+
+def pair(size):
+    """Return the (height, width) of a size, which may be the side of a square."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def size_text(size):
+    """Format a size for messages: "224", or "24x40" for a rectangle."""
+    return "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
+
+
+def size_of(height, width):
+    """Return the size of a rectangle, or the side of a square; the inverse of `pair`."""
+    return height if height == width else (height, width)
+
+
+def parse_size(text):
+    """Parse a size, such as "224" or "24x40". Raises ValueError."""
+    height, _, width = text.partition("x")
+    return size_of(int(height), int(width)) if width else int(height)
 
 
 def shown(value):

@@ -86,7 +86,8 @@ def attention_maps(run):
     def compute(weights, images):
         images = augment.normalize(images, run.config.data.mean, run.config.data.std)
         softmax = run.model.apply(weights, images, attention=True)["attention"][-1]
-        maps = attention.query_maps(softmax, config.grid, config.prefix, config.has_class_token).mean(1)
+        tokens = config.grid, config.prefix, config.has_class_token
+        maps = attention.query_maps(softmax, *tokens).mean(1)
         return (maps / maps.max((1, 2), keepdims=True)).astype(jnp.float32)
 
     def draw(weights):

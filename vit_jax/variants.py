@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from vit_jax import catalog
 from vit_jax.errors import UserError
-from vit_jax.schema import one_of, option, options
+from vit_jax.schema import SIZE, one_of, option, options, pair, parse_size, size_of, size_text
 
 
 def enum_option(choices, doc):
@@ -24,7 +24,9 @@ def enum_option(choices, doc):
 class ModelConfig:
     """Options shared by all models."""
 
-    image: int = option(224, "side of the square image, pixels", minimum=1)
+    image: int | tuple = option(
+        224, "size of an image, pixels: side of a square, or (height, width)", kind=SIZE, minimum=1
+    )
     channels: int = option(3, "channels of an image; 3: color, 1: gray", minimum=1)
     num_classes: int = option(1000, "number of classes; 0: no classifier", minimum=0)
     dtype: str = enum_option(
@@ -33,7 +35,15 @@ class ModelConfig:
 
     def __post_init__(self):
         for name, key in options(type(self)).items():
-            key.check(name, getattr(self, name))
+            value = getattr(self, name)
+            key.check(name, value)
+            if key.kind is SIZE:
+                object.__setattr__(self, name, size_of(*pair(value)))  # (4, 4) is the same as 4
+
+    @property
+    def size(self):
+        """Size of an image in pixels, (height, width)."""
+        return pair(self.image)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +58,9 @@ class ViTConfig(ModelConfig):
     depth: int = option(doc="number of encoder blocks", kind=int, minimum=1)
     num_heads: int = option(doc="attention heads per block", kind=int, minimum=1)
     mlp_dim: int = option(doc="hidden units of the MLP", kind=int, minimum=1)
-    patch: int = option(doc="side of a square patch, pixels", kind=int, minimum=1)
+    patch: int | tuple = option(
+        doc="size of a patch, pixels: side of a square, or (height, width)", kind=SIZE, minimum=1
+    )
     pool: str = enum_option(
         ("cls", "gap", "map", "cls_gap"),
         "pooling before the classifier: [CLS] token, mean over patches, attention pooling, or "
@@ -182,8 +194,11 @@ class ViTConfig(ModelConfig):
             raise UserError(
                 f"width = {self.width} must be divisible by num_heads = {self.num_heads}"
             )
-        if self.image % self.patch:
-            raise UserError(f"image = {self.image} must be a multiple of patch = {self.patch}")
+        if any(side % p for side, p in zip(self.size, self.patch_size, strict=True)):
+            raise UserError(
+                f"image = {size_text(self.image)} must be a multiple of patch = "
+                f"{size_text(self.patch)}"
+            )
         self._check_tokens()
         self._check_attention()
 
@@ -258,7 +273,12 @@ class ViTConfig(ModelConfig):
     @property
     def grid(self):
         """Number of rows and columns of patches."""
-        return (self.image // self.patch,) * 2
+        return tuple(side // p for side, p in zip(self.size, self.patch_size, strict=True))
+
+    @property
+    def patch_size(self):
+        """Size of a patch in pixels, (height, width)."""
+        return pair(self.patch)
 
     @property
     def norm_after_pool(self):
@@ -465,16 +485,20 @@ def convolutions(config):
       config: a `ResNetConfig`.
 
     Returns:
-      A dict of path to (kernel size, stride, input channels, output channels, output side in
-      pixels), in the order of execution. Paths are "stem", "layer1/block0/conv1", ..., and
-      "layer1/block0/shortcut" where a shortcut is not the identity.
+      A dict of path to (kernel size, stride, input channels, output channels, size of the output),
+      in the order of execution; sizes are (height, width) in pixels. Paths are "stem",
+      "layer1/block0/conv1", ..., and "layer1/block0/shortcut" where a shortcut is not the identity.
     """
     cifar_stem = len(config.layers) == 3
     width = config.width
-    side = config.image if cifar_stem else -(-config.image // 2)
+    size = strided(config.size, 1 if cifar_stem else 2)
     kernel, stride = (3, 1) if cifar_stem else (7, 2)
-    plan = {"stem": (kernel, stride, config.channels, width, side)}
-    side = side if cifar_stem else -(-side // 2)  # max pooling after the stem
+    plan = {"stem": (kernel, stride, config.channels, width, size)}
+    size = size if cifar_stem else strided(size, 2)  # max pooling after the stem
+
+    def strided(size, stride):
+        return tuple(-(-side // stride) for side in size)
+
     inputs = width
     for i, count in enumerate(config.layers):
         hidden = width * 2**i
@@ -482,25 +506,25 @@ def convolutions(config):
         for j in range(count):
             path = f"layer{i + 1}/block{j}"
             stride = 2 if i and not j else 1
-            input_side = side
-            side = -(-side // stride)
-            branch = [(3, stride, inputs, hidden, side), (3, 1, hidden, hidden, side)]
+            input_size = size
+            size = strided(size, stride)
+            branch = [(3, stride, inputs, hidden, size), (3, 1, hidden, hidden, size)]
             if config.block == "bottleneck":
                 branch = [
-                    (1, 1, inputs, hidden, input_side),
-                    (3, stride, hidden, hidden, side),
-                    (1, 1, hidden, outputs, side),
+                    (1, 1, inputs, hidden, input_size),
+                    (3, stride, hidden, hidden, size),
+                    (1, 1, hidden, outputs, size),
                 ]
             plan |= {f"{path}/conv{n + 1}": conv for n, conv in enumerate(branch)}
             if stride > 1 or inputs != outputs:
-                plan[f"{path}/shortcut"] = (1, stride, inputs, outputs, side)
+                plan[f"{path}/shortcut"] = (1, stride, inputs, outputs, size)
             inputs = outputs
     return plan
 
 
 def _literal(text):
-    """Parse a Python literal, "true" or "false"; other text is returned unchanged."""
+    """Parse a Python literal, "24x40", "true" or "false"; other text is returned unchanged."""
     try:
-        return literal_eval(text)
+        return parse_size(text) if re.fullmatch(r"\d+x\d+", text) else literal_eval(text)
     except (ValueError, SyntaxError):
         return {"true": True, "false": False}.get(text.lower(), text)

@@ -97,13 +97,14 @@ class ViT(nnx.Module):
         Returns:
           Tokens [b, n, d].
         """
-        check_images(images, self.config.channels, self.config.patch)
+        check_images(images, self.config.channels, self.config.patch_size)
         return self.add_positions(self.patch_embed(images), self.grid(images))
 
     def grid(self, images):
         """Return the rows and columns of patches (h, w) of images [..., h, w, c]."""
         h, w, _ = images.shape[-3:]
-        return h // self.config.patch, w // self.config.patch
+        p, q = self.config.patch_size
+        return h // p, w // q
 
     def add_positions(self, patches, grid):
         """Add positions to embedded patches, prepend the other tokens, and apply `embed_norm`.

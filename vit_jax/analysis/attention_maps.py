@@ -37,7 +37,7 @@ def extract(model, views, layers, with_rollout=False, title=None):
       and, for titles and notes,
         name, layers, depth, prefix, class_token;
         size: (height, width) of the views in pixels;
-        patch: side of a patch in pixels;
+        patch: (height, width) of a patch in pixels;
         trained_grid: (rows, columns) that the position embeddings were learned on; None: they are
           not learned.
 
@@ -47,7 +47,7 @@ def extract(model, views, layers, with_rollout=False, title=None):
     prefix = model.prefix
     config = model.module.config
     height, width = views[0].shape[:2]
-    grid = rows, columns = height // config.patch, width // config.patch
+    grid = rows, columns = model.module.grid(views[0])
     tokens = rows * columns + prefix
     layer_bytes = 4 * model.num_heads * tokens**2
     if layer_bytes > MAX_LAYER_BYTES:
@@ -65,7 +65,7 @@ def extract(model, views, layers, with_rollout=False, title=None):
         prefix=prefix,
         class_token=model.has_class_token,
         size=(height, width),
-        patch=config.patch,
+        patch=config.patch_size,
         trained_grid=None if model.module.pos_embed is None else config.grid,
         maps=outputs["maps"],
         rollout=outputs.get("rollout"),

@@ -1,8 +1,10 @@
 """Receptive fields, attention distances and saliency maps of an `inference.LoadedModel`.
 
-Images are uint8 [b, image, image, c], each from `LoadedModel.view`. The metrics are defined in
+Images are uint8 [b, height, width, c], each from `LoadedModel.view`. The metrics are defined in
 receptive_field.py and gradcam.py.
 """
+
+import math
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,7 @@ def fields(model, images, blocks=None, draws=DRAWS):
 
     Args:
       model: `inference.LoadedModel`.
-      images: uint8 [b, image, image, c].
+      images: uint8 [b, height, width, c].
       blocks: for a ViT, block numbers from 1; None: all blocks.
       draws: random channels at the center position, per image.
 
@@ -53,9 +55,10 @@ def _cnn_fields(model, images, _, draws):
     gradients = {}
     for row in rows:
         if row["layer"] in effective:
-            first, end = row["inside"]
+            (top, bottom), (left, right) = np.broadcast_to(row["inside"], (2, 2)).tolist()
             gradients[row["layer"]] = effective[row["layer"]]
-            row |= _gradient_columns(effective[row["layer"]], (end - first) ** 2)
+            field_area = (bottom - top) * (right - left)
+            row |= _gradient_columns(effective[row["layer"]], field_area)
     return rows, gradients
 
 
@@ -74,9 +77,9 @@ def theoretical_fields(model):
         row = {"model": model.short_name, "layer": layer, "convolutions": depth}
         row |= {"field": field.size, "jump": field.jump, "start": field.start}
         if "/" not in layer:  # a stage
-            unit = -(-model.image // field.jump) // 2
             row["uniform_std"] = round(field.std, 3)
-            row["inside"] = list(field.pixels(unit, model.image))
+            ranges = [list(field.pixels(-(-x // field.jump) // 2, x)) for x in model.size]
+            row["inside"] = ranges if isinstance(model.image, tuple) else ranges[0]
         elif layer not in plan:
             continue  # a block has the field of its last convolution
         rows.append(row)
@@ -94,9 +97,9 @@ def _vit_fields(model, images, blocks, draws):
 
     gradients = receptive_field.effective(maps, model.params, images, draws=draws)
     rows = [
-        {"model": model.short_name, "layer": f"block {i}", "field": model.image}
-        | {"jump": model.module.config.patch}
-        | _gradient_columns(gradients[i], model.image**2)  # the field is the whole image
+        {"model": model.short_name, "layer": f"block {i}", "field": max(model.size)}
+        | {"jump": model.patch}
+        | _gradient_columns(gradients[i], math.prod(model.size))  # the field is the whole image
         for i in blocks
     ]
     return rows, {f"block {i}": gradients[i] for i in blocks}
@@ -124,7 +127,7 @@ def heads(model, images):
     """
     grid = model.grid
     prefix = model.prefix
-    patch = model.module.config.patch
+    patch = model.patch
     parts = []
     for start in range(0, len(images), ATTENTION_BATCH):  # limits the memory of the softmax
         batch = list(images[start : start + ATTENTION_BATCH])

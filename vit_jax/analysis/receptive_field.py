@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vit_jax.analysis.attention import mass_mask
+from vit_jax.schema import pair
 
 BATCH = 16  # images per gradient computation
 SHARE = 0.95  # of the gradient inside the effective receptive field
@@ -175,7 +176,7 @@ def attention_distance(attention, grid, patch, prefix=0):
     Args:
       attention: softmax outputs [..., q, m].
       grid: (rows, columns) of patches.
-      patch: patch size in pixels.
+      patch: patch size in pixels: the side of a square, or (height, width).
       prefix: number of tokens before the patch tokens.
 
     Returns:
@@ -185,12 +186,12 @@ def attention_distance(attention, grid, patch, prefix=0):
       ValueError: if the number of patches does not match the grid.
     """
     weights = _patch_attention(attention, grid, prefix)
-    return patch * (weights * _pairwise_distances(grid)).sum(-1).mean(-1)
+    return (weights * _pairwise_distances(grid, patch)).sum(-1).mean(-1)
 
 
 def uniform_distance(grid, patch):
     """Return the attention distance of a head with uniform attention, in pixels."""
-    return patch * float(_pairwise_distances(grid).mean())
+    return float(_pairwise_distances(grid, patch).mean())
 
 
 def attention_entropy(attention, grid, prefix=0):
@@ -224,7 +225,7 @@ def _patch_attention(attention, grid, prefix):
     return weights / weights.sum(-1, keepdims=True)
 
 
-def _pairwise_distances(grid):
-    """Return the distances [n, n] between all pairs of patches, in units of patches."""
-    centers = np.stack(np.divmod(np.arange(grid[0] * grid[1]), grid[1]), -1)
+def _pairwise_distances(grid, patch):
+    """Return the distances [n, n] between the centers of all pairs of patches, in pixels."""
+    centers = np.stack(np.divmod(np.arange(grid[0] * grid[1]), grid[1]), -1) * pair(patch)
     return np.linalg.norm(centers[:, None] - centers, axis=-1)

@@ -43,7 +43,7 @@ def from_config(config):
     """
     model = models.build(config)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    image = (config.image, config.image, config.channels)
+    image = (*config.size, config.channels)
     rows = [(Stage("image"), image, 0)]
     rows += (cnn_stages if isinstance(config, ResNetConfig) else vit_stages)(model, params, image)
     total = num_params(params)
@@ -71,7 +71,8 @@ def vit_stages(model, params, image):
     tokens = out["tokens"]
     patches = (config.grid[0] * config.grid[1], config.width)
     how = kernels.patch_embedding(config.patch_embed)
-    embed = Stage(how, dict(count=patches[0], patch=config.patch))
+    patch = "x".join(map(str, config.patch_size))
+    embed = Stage(how, dict(count=patches[0], patch=patch))
     position = Stage(config.pos_embed, dict(prefix="[CLS] + " if "cls_token" in params else ""))
     rows = [
         (embed, patches, num_params(params, "patch_embed")),

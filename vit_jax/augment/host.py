@@ -13,6 +13,7 @@ from PIL import Image
 from vit_jax.augment.randaugment import big_vision, rand_augment, to_array, to_pil
 from vit_jax.augment.resize import BICUBIC, BILINEAR, resize, resize_window
 from vit_jax.config import parse_randaugment
+from vit_jax.schema import pair
 
 KERNELS = {"bicubic": BICUBIC, "bilinear": BILINEAR}
 MAX_ASPECT_RATIO = 16  # above, the resized image would be much larger than the view
@@ -69,7 +70,7 @@ def train_view(
     Args:
       image: uint8 [h, w, c].
       rng: NumPy Generator.
-      size: side of the view, in pixels.
+      size: side of the view in pixels, or its (height, width).
       channels: channels of the view, 1, 3 or 4.
       crop: "resized" for `random_resized_crop`, "pad" for `eval_view` followed by `pad_crop`, or
         "none" for `eval_view`.
@@ -84,7 +85,7 @@ def train_view(
       **ranges: ranges of the affine transform after the crop, see `affine`; skipped if all are 0.
 
     Returns:
-      uint8 [size, size, channels].
+      uint8 [height, width, channels].
     """
     if crop == "resized":
         image = to_channels(image, channels, only_to_gray=True)
@@ -120,19 +121,18 @@ def multi_crop(
     Args:
       image: uint8 [h, w, c].
       rng: NumPy Generator.
-      size: side of the global crops, in pixels.
+      size: side of the global crops in pixels, or their (height, width).
       channels: channels of the crops, 1 or 3.
       scale: range of the area of the global crops, as a fraction of the image.
       ratio: range of width / height of all crops.
       local_views: number of local crops.
-      local_size: side of the local crops, in pixels.
+      local_size: side of the local crops in pixels, or their (height, width).
       local_scale: range of the area of the local crops, as a fraction of the image.
       interpolation: interpolation of the resize, "bicubic" or "bilinear".
 
     Returns:
-      {"global": uint8 [2, size, size, channels],
-       "local": uint8 [local_views, local_size, local_size, channels]}; without "local" if
-      local_views is 0.
+      {"global": uint8 [2, height, width, channels],
+       "local": uint8 [local_views, height, width, channels]}; without "local" if local_views is 0.
     """
     image = to_channels(image, channels, only_to_gray=True)
 
@@ -168,7 +168,7 @@ def eval_view(image, *, size, channels, eval_crop, interpolation="bicubic", crop
     Returns:
       uint8 [height, width, channels].
     """
-    height, width = size if isinstance(size, tuple) else (size, size)
+    height, width = pair(size)
     image = to_channels(image, channels, only_to_gray=True)
     old_h, old_w = image.shape[:2]
     min_h, min_w = math.floor(height / eval_crop), math.floor(width / eval_crop)
@@ -225,16 +225,17 @@ def random_resized_crop(image, rng, size, scale, ratio, interpolation="bicubic")
     Args:
       image: uint8 [h, w, c].
       rng: NumPy Generator.
-      size: side of the result, in pixels.
+      size: side of the result in pixels, or its (height, width), which does not affect the box.
       scale: range of the area of the box, as a fraction of the image; uniform.
       ratio: range of width / height of the box; log-uniform.
       interpolation: interpolation of the resize, "bicubic" or "bilinear".
 
     Returns:
-      uint8 [size, size, c].
+      uint8 [height, width, c].
     """
     box = _crop_box(image.shape[0], image.shape[1], rng, scale, ratio)
-    return resize(image, size, size, box, KERNELS[interpolation])
+    height, width = pair(size)
+    return resize(image, width, height, box, KERNELS[interpolation])
 
 
 def _crop_box(height, width, rng, scale, ratio):

@@ -7,6 +7,7 @@ import numpy as np
 
 from vit_jax.data import unknown_split
 from vit_jax.errors import UserError
+from vit_jax.schema import pair
 
 SPLITS = ("train", "val", "test")
 GRID_SIZE = 4  # cells along each side of a class pattern
@@ -24,24 +25,24 @@ def make(split, config):
         raise UserError(
             "config.data.synthetic.images and config.data.synthetic.classes must be at least 1"
         )
-    side = config.model.image + max(config.model.image // 8, 2)
-    return Synthetic(SPLITS.index(split), images, classes, side, config.model.channels)
+    size = tuple(side + max(side // 8, 2) for side in pair(config.model.image))
+    return Synthetic(SPLITS.index(split), images, classes, size, config.model.channels)
 
 
 class Synthetic:
-    """Source of images uint8 [side, side, channels]; example i has the label i % classes."""
+    """Source of images uint8 [height, width, channels]; example i has the label i % classes."""
 
     in_memory = True
 
-    def __init__(self, split, images, classes, side, channels):
+    def __init__(self, split, images, classes, size, channels):
         self.split = split
         self.images = images
-        self.shape = (side, side, channels)
+        self.shape = (*size, channels)
         self.class_names = [f"pattern {k}" for k in range(classes)]
-        cells = np.arange(side) * GRID_SIZE // side
+        rows, columns = (np.arange(side) * GRID_SIZE // side for side in size)
         shape = (classes, GRID_SIZE, GRID_SIZE, channels)
         grids = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        self.patterns = grids[:, cells[:, None], cells]
+        self.patterns = grids[:, rows[:, None], columns]
 
     def __len__(self):
         return self.images

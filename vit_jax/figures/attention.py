@@ -175,7 +175,8 @@ def describe_grid(extracted, phrases=ENGLISH):
     """Describe the image size, the patch grid and the share of a patch in uniform attention."""
     rows, columns = extracted.maps.shape[-2:]
     height, width = extracted.size
-    sizes = dict(height=height, width=width, rows=rows, columns=columns, patch=extracted.patch)
+    sizes = dict(height=height, width=width, rows=rows, columns=columns)
+    sizes["patch"] = "x".join(map(str, extracted.patch))
     text = phrases("geometry", **sizes)
     if extracted.trained_grid not in (None, (rows, columns)):
         old_rows, old_columns = extracted.trained_grid

@@ -5,10 +5,13 @@ The drawing functions return SVG text. Common arguments:
   phrases: `Catalog` of the section "figures".
 """
 
+import math
+
 from vit_jax.figures.catalog import ENGLISH
-from vit_jax.figures.drawing import SMALL, Drawing, box_width, format_shape
+from vit_jax.figures.drawing import SMALL, Drawing, box_width, format_shape, format_size
 from vit_jax.figures.style import BLUE, GREEN, ORANGE, PURPLE
 from vit_jax.layers import kernels
+from vit_jax.schema import pair
 
 # Longer sequences are abbreviated to the first three elements, an ellipsis and the last one.
 MAX_HEADS = 4
@@ -18,9 +21,9 @@ STAGE_COLORS |= {"norm": PURPLE, "map": ORANGE}
 
 
 def token_counts(model):
-    """Return the side of the patch grid and the numbers of patches, prefix tokens and tokens."""
-    side = model.grid[0]
-    return side, side**2, model.prefix, side**2 + model.prefix
+    """Return the patch grid and the numbers of patches, prefix tokens and tokens."""
+    patches = math.prod(model.grid)
+    return model.grid, patches, model.prefix, patches + model.prefix
 
 
 def stage_title(stage, phrases=ENGLISH):
@@ -126,16 +129,22 @@ def multi_head(model, *, phrases=ENGLISH):
 
 def patch_embedding(model, *, phrases=ENGLISH):
     """Draw both forms of patch embedding: a strided convolution, and unfold with a linear layer."""
-    side, n, _, _ = token_counts(model)
-    p, c, width, image = model.patch, model.channels, model.width, model.image
-    d = Drawing(phrases("patch_embedding", patches=n, patch=p, width=width))
-    start = (phrases("image"), format_shape(image, image, c), BLUE)
-    pixels = p * p * c
+    grid, n, _, _ = token_counts(model)
+    c, width = model.channels, model.width
+    patch = format_size(model.patch_size)
+    stride = str(model.patch) if isinstance(model.patch, int) else patch
+    d = Drawing(phrases("patch_embedding", patches=n, patch=patch, width=width))
+    start = (phrases("image"), format_shape(*model.size, c), BLUE)
+    pixels = math.prod(model.patch_size) * c
     chains = {
         "conv": (
             start,
-            (phrases("convolution", patch=p), phrases("channels", before=c, after=width), ORANGE),
-            (phrases("feature_map"), format_shape(side, side, width), None),
+            (
+                phrases("convolution", patch=patch, stride=stride),
+                phrases("channels", before=c, after=width),
+                ORANGE,
+            ),
+            (phrases("feature_map"), format_shape(*grid, width), None),
             (phrases("row_by_row"), format_shape(n, width), BLUE),
         ),
         "linear": (
@@ -158,11 +167,11 @@ def patch_embedding(model, *, phrases=ENGLISH):
 
 def positions(model, *, phrases=ENGLISH):
     """Draw the position embeddings that are added to the tokens."""
-    side, n, prefix, tokens = token_counts(model)
+    (rows, columns), n, prefix, tokens = token_counts(model)
     width = model.width
     learned = model.pos_embed == "learned"
     kind = phrases("learned" if learned else "fixed")
-    d = Drawing(phrases("positions", kind=kind, side=side))
+    d = Drawing(phrases("positions", kind=kind, rows=rows, columns=columns))
     names = [*range(1, n + 1)] if n <= MAX_TOKENS else [1, 2, 3, "…", n]
     names = ([0] if model.has_class_token else []) + names  # 0: [CLS]
     x = 90
@@ -175,11 +184,14 @@ def positions(model, *, phrases=ENGLISH):
             bottom = d.box(x, 78, f"p {name}", color=GREEN, width=52)
             d.arrow((x + 26, bottom[3]), (x + 26, top[4]))
         x = top[2] + 12
-    rows = tokens if learned else n
+    count = tokens if learned else n
     d.text(x + 10, 28, format_shape(tokens, width), "start")
-    count = phrases("parameter_count", count=rows * width) if learned else phrases("no_parameters")
-    d.text(x + 10, 78, f"{format_shape(rows, width)}, {kind}, {count}", "start")
-    d.note(90, 112, phrases("position_grid", last=n, side=side), font_size=SMALL)
+    trained = phrases("no_parameters")
+    if learned:
+        trained = phrases("parameter_count", count=count * width)
+    d.text(x + 10, 78, f"{format_shape(count, width)}, {kind}, {trained}", "start")
+    note = phrases("position_grid", last=n, rows=rows, columns=columns)
+    d.note(90, 112, note, font_size=SMALL)
     return str(d)
 
 
@@ -192,17 +204,16 @@ def dino(model, config, *, phrases=ENGLISH):
       phrases: `Catalog` of the section "figures".
     """
     objective = config.objective
-    image = config.model.image
     channels = config.model.channels
     num_local = config.augment.local_views
     local_size = config.augment.local_size
     d = Drawing(phrases("dino", count=objective.out_dim))
     picture = d.box(8, 105, phrases("image"), color=BLUE)
     left = picture[2] + 40
-    shape = format_shape(image, image, channels)
+    shape = format_shape(*model.size, channels)
     global_crops = d.box(left, 50, phrases("global_crops"), shape, color=BLUE)
     if num_local:
-        shape = format_shape(local_size, local_size, channels)
+        shape = format_shape(*pair(local_size), channels)
         lines = phrases("local_crops", count=num_local), shape
         local_crops = d.box(left, 160, *lines, color=BLUE)
     else:

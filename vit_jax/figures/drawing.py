@@ -135,6 +135,11 @@ def box_width(*lines):
     return max(widths) + 2 * PADDING
 
 
+def format_size(size):
+    """Format a (height, width), such as "24 × 40"."""
+    return " × ".join(map(str, size))
+
+
 def format_shape(*sides):
     """Format a shape: 197, 768 -> "[197 × 768]"."""
     return "[" + " × ".join(f"{side:,}" for side in sides) + "]"

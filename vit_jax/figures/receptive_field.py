@@ -20,6 +20,7 @@ from vit_jax.figures.style import (
     show_image,
     truncate,
 )
+from vit_jax.schema import pair
 
 MAX_CELLS = 32  # along each side, for the outline of a gradient map
 MAX_CHARS = 22  # of a class name beside a map
@@ -31,7 +32,7 @@ def distances(sides, title="", *, phrases=ENGLISH):
 
     Args:
       sides: list of dicts with
-        "side": image size in pixels;
+        "side": image size in pixels: the side of a square, or (height, width);
         "rows": rows of `effective_fields.fields`. Rows of a CNN without "side95" show only the
         theoretical field; the list may be empty for a ViT;
         "heads": for a ViT, rows of `effective_fields.heads`.
@@ -52,12 +53,14 @@ def distances(sides, title="", *, phrases=ENGLISH):
         else:
             _draw_cnn(ax, [row for row in rows if not row["layer"].endswith("shortcut")], phrases)
         label = phrases("image_side_and_field") if heads else phrases("image_side")
-        ax.axhline(side["side"], color="0.45", linewidth=1, label=label)
+        for x in {*pair(side["side"])}:
+            ax.axhline(x, color="0.45", linewidth=1, label=label)
+            label = None
         ax.set_title((heads or rows)[0]["model"], fontsize=10)
         integer_ticks(ax)
         despine(ax)
         ax.legend(frameon=False, fontsize=8, loc="upper left")
-        top = max([side["side"], *(row["field"] for row in rows)])
+        top = max([*pair(side["side"]), *(row["field"] for row in rows)])
         ax.set_ylim(0, top * 1.45)  # room for the legend above the data
     axes[0].set_ylabel(phrases("pixels"))
     return finish(figure, title)
@@ -102,8 +105,8 @@ def fields(models, *, phrases=ENGLISH):
 
     Args:
       models: list of (name, gradients, theoretical fields), with gradients {layer: [h, w]} and
-        fields {layer: [first pixel, one past the last pixel] inside the image, or None}. A
-        theoretical field is drawn if it is smaller than the image.
+        fields {layer: [first pixel, one past the last pixel] inside the image, or one such pair per
+        axis, or None}. A theoretical field is drawn if it is smaller than the image.
       phrases: `Catalog` of the section "figures".
 
     Returns:
@@ -126,10 +129,12 @@ def fields(models, *, phrases=ENGLISH):
             show_image(ax, gradient, cmap=COLORS, norm=PowerNorm(0.5, 0, gradient.max()))
             lines = LineCollection(_field_outline(gradient), colors=OUTLINE, linewidths=1.2)
             ax.add_collection(lines)
-            first, end = theory.get(layer) or (0, len(gradient))
-            if end - first < len(gradient):
+            whole = [(0, side) for side in gradient.shape]
+            (top, bottom), (left, right) = np.broadcast_to(theory.get(layer) or whole, (2, 2))
+            if (bottom - top, right - left) != gradient.shape:
                 style = dict(fill=False, edgecolor="white", linestyle="--", linewidth=1.2)
-                ax.add_patch(Rectangle((first - 0.5,) * 2, *(end - first,) * 2, **style))
+                corner = left - 0.5, top - 0.5
+                ax.add_patch(Rectangle(corner, right - left, bottom - top, **style))
                 has_theory = True
             ax.set_title(layer_title(layer, phrases), fontsize=9, pad=3)
             side = area(gradient) ** 0.5

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 from vit_jax.errors import UserError
 
 
-def check_images(images, channels, patch=1):
+def check_images(images, channels, patch=(1, 1)):
     """Check that a model accepts these images.
 
     Args:
       images: an array; expected are floats [b, h, w, channels].
       channels: number of channels that the model expects.
-      patch: side of a patch in pixels, which must divide the height and width.
+      patch: (height, width) of a patch in pixels, which must divide those of the images.
 
     Raises:
       UserError: if the dtype or the shape is wrong.
@@ -37,8 +37,9 @@ def check_images(images, channels, patch=1):
         raise UserError(
             f"images have shape {shape}, but the model expects {channels} channels{hint}"
         )
-    if h % patch or w % patch:
+    rows, columns = patch
+    if h % rows or w % columns:
         raise UserError(
-            f"images of {h}x{w} pixels cannot be split into patches of {patch}x{patch} pixels; "
-            f"height and width must be divisible by {patch}"
+            f"images of {h}x{w} pixels cannot be split into patches of {rows}x{columns} pixels; "
+            f"the height must be divisible by {rows}, the width by {columns}"
         )

@@ -1,6 +1,6 @@
 """Patch embedding and position embedding (arXiv:2010.11929, equation 1).
 
-An image of h x w pixels becomes n = (h / p) (w / p) tokens, one per patch of p x p pixels, in
+An image of h x w pixels becomes n = (h / p) (w / q) tokens, one per patch of p x q pixels, in
 row-major order.
 """
 
@@ -13,27 +13,32 @@ from flax import nnx
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from vit_jax.layers import kernels
+from vit_jax.schema import pair
 
 
 class PatchEmbed(nnx.Module):
     """Patch embedding, [b, h, w, c] to [b, n, d].
 
-    It is computed as a convolution with stride p (`how="conv"`) or as unfold followed by a linear
-    layer (`how="linear"`). Both are the same function with the same kernel [p, p, c, d]. "auto" is
-    the faster one on the platform.
+    It is computed as a convolution with stride (p, q) (`how="conv"`) or as unfold followed by a
+    linear layer (`how="linear"`). Both are the same function with the same kernel [p, q, c, d].
+    "auto" is the faster one on the platform.
 
     The initialization is the default of the convolution in the reference: with `init="big_vision"`
     that of Flax's Conv, LeCun normal for the kernel and a bias of 0; otherwise that of PyTorch's
-    Conv2d, uniform in +-1 / sqrt(p * p * c) for kernel and bias.
+    Conv2d, uniform in +-1 / sqrt(p * q * c) for kernel and bias.
+
+    Args:
+      patch: size of a patch in pixels: the side of a square, or (height p, width q).
     """
 
     def __init__(self, patch, channels, width, *, how, bias=True, init, dtype, rngs):
-        bound = (patch * patch * channels) ** -0.5
+        p, q = pair(patch)
+        bound = (p * q * channels) ** -0.5
 
         def uniform(key, shape):
             return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
-        shape = (patch, patch, channels, width)
+        shape = (p, q, channels, width)
         kernel_init = bias_init = uniform
         if init == "big_vision":
             kernel_init, bias_init = nnx.initializers.lecun_normal(), nnx.initializers.zeros
@@ -44,28 +49,28 @@ class PatchEmbed(nnx.Module):
 
     def __call__(self, images):
         kernel = self.kernel[...].astype(self.dtype)
-        p, _, c, d = kernel.shape
+        p, q, c, d = kernel.shape
         b = images.shape[0]
         images = images.astype(self.dtype)
         if kernels.patch_embedding(self.how) == "conv":
             layout = ("NHWC", "HWIO", "NHWC")
             x = jax.lax.conv_general_dilated(
-                images, kernel, (p, p), "VALID", dimension_numbers=layout
+                images, kernel, (p, q), "VALID", dimension_numbers=layout
             )
             x = x.reshape(b, -1, d)
         else:
-            x = unfold(images, p) @ kernel.reshape(p * p * c, d)
+            x = unfold(images, p, q) @ kernel.reshape(p * q * c, d)
             # Otherwise, XLA on GPU lays out the tokens of all blocks with the batch in the last
             # axis, and transposes them in every layer.
             x = with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))
         return x if self.bias is None else kernels.add_bias(x, self.bias[...])
 
 
-def unfold(images, p):
-    """Rearrange images [b, h, w, c] into patches [b, n, p * p * c], both in row-major order."""
+def unfold(images, p, q):
+    """Rearrange images [b, h, w, c] into patches [b, n, p * q * c], both in row-major order."""
     b, h, w, c = images.shape
-    x = images.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3)
-    return x.reshape(b, (h // p) * (w // p), p * p * c)
+    x = images.reshape(b, h // p, p, w // q, q, c).swapaxes(2, 3)
+    return x.reshape(b, (h // p) * (w // q), p * q * c)
 
 
 def adapt_kernel(kernel, patch, channels):
@@ -77,24 +82,28 @@ def adapt_kernel(kernel, patch, channels):
     of the original one before it was resized; see also timm's `resample_patch_embed`.
 
     Args:
-      kernel: [p, p, c, d].
-      patch: side of the new patches, pixels.
+      kernel: [p, q, c, d].
+      patch: size of the new patches in pixels: the side of squares, or (height, width).
       channels: new number of channels.
 
     Returns:
-      [patch, patch, channels, d], in float32; the same array if nothing differs.
+      [height, width, channels, d], in float32; the same array if nothing differs.
     """
-    old, _, count, _ = kernel.shape
-    if (patch, channels) == (old, count):
+    *old, count, _ = kernel.shape
+    new = pair(patch)
+    if (*new, channels) == (*old, count):
         return kernel
     if channels == 1:
         kernel = kernel.sum(axis=2, keepdims=True)
     elif channels != count:
         repeated = np.tile(kernel, (1, 1, -(-channels // count), 1))
         kernel = repeated[:, :, :channels] * (count / channels)
-    if patch != old:
-        inverse = np.linalg.pinv(cubic_matrix(old, patch, "timm").T)  # [patch, p]
-        kernel = np.einsum("Yy,Xx,yxcd->YXcd", inverse, inverse, np.asarray(kernel, np.float64))
+    if new != tuple(old):
+        rows, columns = (
+            np.linalg.pinv(cubic_matrix(p, size, "timm").T)  # [size, p]
+            for p, size in zip(old, new, strict=True)
+        )
+        kernel = np.einsum("Yy,Xx,yxcd->YXcd", rows, columns, np.asarray(kernel, np.float64))
     return np.asarray(kernel, np.float32)
 
 

@@ -10,6 +10,7 @@ import vit_jax.config
 from vit_jax import flops, variants
 from vit_jax.devices import memory
 from vit_jax.errors import UserError
+from vit_jax.schema import pair, size_of
 
 STEPS_PER_EPOCH = 1000  # converts durations in epochs to steps; does not affect the cost of a step
 
@@ -49,8 +50,9 @@ def make_config(name=None, batch_size=None, dtype=None, recipe=None):
     a.flip = a.jitter_prob = a.gray = 0.0
     a.blur = a.solarize = (0.0,) * 3
     if a.crop == "multi":
-        patch = variants.from_config(config.model).patch
-        a.local_size = max(round(config.model.image * 3 / 7 / patch), 1) * patch  # 96 of 224
+        model = variants.from_config(config.model)
+        sizes = zip(model.size, model.patch_size, strict=True)
+        a.local_size = size_of(*(max(round(x * 3 / 7 / p), 1) * p for x, p in sizes))  # 96 of 224
     if config.optim.freeze_for != "0":
         config.optim.freeze_for = "1"  # one step: time the steps in which all layers are trained
     channels = config.model.channels
@@ -182,7 +184,7 @@ def batch_shapes(config):
     from vit_jax import augment
 
     view, _ = augment.transforms(config)
-    image = np.zeros((config.model.image, config.model.image, config.model.channels), np.uint8)
+    image = np.zeros((*pair(config.model.image), config.model.channels), np.uint8)
     views = view(image, np.random.default_rng(0))
     views = views if isinstance(views, dict) else {"image": views}
     rows = views | {"label": np.zeros((), np.int32)}

@@ -11,6 +11,7 @@ import numpy as np
 from vit_jax.analysis import attention, attention_maps, weight_stats
 from vit_jax.figures import internals, receptive_field
 from vit_jax.figures.attention import KEEP, attention_figure
+from vit_jax.figures.drawing import format_size
 from vit_jax.report.inspection import spaced_layers
 from vit_jax.report.page import figure, section, text
 from vit_jax.report.words import phrase
@@ -79,7 +80,7 @@ def effective_fields(phrases, inspection):
     """Effective receptive fields by layer."""
     draw = partial(receptive_field.fields, [field_maps(inspection)])
     count, draws = inspection.num_images, inspection.num_draws
-    values = dict(count=count, draws=draws, image=inspection.model.image)
+    values = dict(count=count, draws=draws, image=format_size(inspection.model.size))
     caption = phrases("reach", **values, **field_sizes(inspection))
     if inspection.model.is_cnn:
         caption += phrases("dashed")

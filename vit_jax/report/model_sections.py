@@ -11,6 +11,7 @@ from vit_jax import data
 from vit_jax.analysis import effective_fields, stages, weight_stats
 from vit_jax.errors import UserError
 from vit_jax.figures import diagrams, internals
+from vit_jax.figures.drawing import format_size
 from vit_jax.figures.sizes import bars, count
 from vit_jax.report import image_sections, inline, run_sections, scores
 from vit_jax.report.inspection import load_image
@@ -47,10 +48,11 @@ def diagram_figures(phrases, model):
         _, patches, _, n = diagrams.token_counts(config)
         width, heads = config.width, config.num_heads
         kind = phrase("learned" if config.pos_embed == "learned" else "fixed")
+        size = format_size(config.patch_size)
         rows = [
             ("self", diagrams.self_attention, phrases("self", n=n)),
             ("heads", diagrams.multi_head, phrases("heads", heads=heads, dim=width // heads)),
-            ("patch", diagrams.patch_embedding, phrases("patch", n=patches, p=config.patch)),
+            ("patch", diagrams.patch_embedding, phrases("patch", n=patches, size=size)),
             ("where", diagrams.positions, phrases("where", n=patches, width=width, kind=kind)),
         ][: 3 if config.pos_embed == "none" else 4]
     if model.config is not None and (name := run_sections.make_objective(model).drawing):
@@ -74,9 +76,9 @@ def weights(phrases, model, inspection):
     first = model.module.stem if model.is_cnn else model.module.patch_embed
     kernel = np.asarray(first.kernel[...])
     components, shares = weight_stats.filters(kernel)
-    p, _, c, d = kernel.shape
+    *size, d = kernel.shape
     variance = dict(first=shares[0], all=min(shares.sum(), 1.0))
-    caption = phrases("filters", n=len(shares), d=d, p=p, c=c, **variance)
+    caption = phrases("filters", n=len(shares), d=d, size=format_size(size), **variance)
     draw = partial(internals.filters, components, shares)
     filters = figure(phrases, "filter-components", draw, caption)
     if model.is_cnn:
@@ -97,7 +99,8 @@ def _field_table(phrases, model, inspection):
     rows = inspection.fields[0] if inspection else effective_fields.theoretical_fields(model)
     rows = [row for row in rows if "/" not in row["layer"]]
     columns = {"layer": "{layer}", "field": "{field}", "stride": "{jump}"}
-    caption = phrases("fields", first=rows[0]["field"], last=rows[-1]["field"], image=model.image)
+    sizes = dict(first=rows[0]["field"], last=rows[-1]["field"], image=format_size(model.size))
+    caption = phrases("fields", **sizes)
     if "side95" in rows[0]:
         columns |= {"effective": "{side95:.1f}", "filled": "{share95:.0%}"}
         caption += phrases("side_is")

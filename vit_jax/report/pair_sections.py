@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from vit_jax.figures import receptive_field
+from vit_jax.figures.drawing import format_size
 from vit_jax.figures.sizes import count
 from vit_jax.perf import forward_speed
 from vit_jax.report import image_sections, run_sections
@@ -38,7 +39,7 @@ def cost_table(phrases, models):
         "tested_on": [_test_score(model) for model in models],
         "parameters": [f"{model.parameters:,}" for model in models],
         "flops": [count(model.flops) for model in models],
-        "image_side": [f"{model.image} × {model.image}" for model in models],
+        "image_side": [format_size(model.size) for model in models],
         "train_speed": [_rate(run_sections.median(m.metrics, "perf/images_per_s")) for m in models],
         "forward": [_rate(speed[i]["images_per_s"]["median"]) for i in range(2)],
         "forward_cpu": [_rate(speed[i]["images_per_cpu_s"]["median"]) for i in range(2)],
@@ -54,7 +55,7 @@ def time_forward(models):
     """Time the forward passes of both models with `forward_speed.time_forward_passes`."""
     size = int(np.clip(MAX_BATCH_FLOPS // max(model.flops for model in models), 1, MAX_BATCH_SIZE))
     sides = {
-        i: (model, np.zeros((size, model.image, model.image, model.channels), np.uint8))
+        i: (model, np.zeros((size, *model.size, model.channels), np.uint8))
         for i, model in enumerate(models)
     }
     return forward_speed.time_forward_passes(sides, TIMED_PAIRS, TIMING_SECONDS)
@@ -88,7 +89,7 @@ def effective_fields(phrases, inspections):
     for inspection in inspections:
         model = inspection.model
         sizes = image_sections.field_sizes(inspection)
-        caption += phrases("ends_at", image=model.image, name=model.short_name, **sizes)
+        caption += phrases("ends_at", image=format_size(model.size), name=model.short_name, **sizes)
     maps = [image_sections.field_maps(inspection) for inspection in inspections]
     return figure(phrases, "against-fields", partial(receptive_field.fields, maps), caption)
 
@@ -103,5 +104,6 @@ def spatial_extent(phrases, inspections):
         }
         for inspection in inspections
     ]
-    caption = phrases("both_far", a=panels[0]["side"], b=panels[1]["side"])
+    first, second = (format_size(inspection.model.size) for inspection in inspections)
+    caption = phrases("both_far", a=first, b=second)
     return figure(phrases, "against-distances", partial(receptive_field.distances, panels), caption)

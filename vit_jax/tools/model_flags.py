@@ -12,6 +12,7 @@ from absl import flags
 from vit_jax import inference, variants
 from vit_jax.config import load_config
 from vit_jax.errors import UserError, printable
+from vit_jax.schema import parse_size
 
 VIEW_FLAGS = ("mean", "std", "crop", "image")
 
@@ -86,8 +87,7 @@ def check_flags(flags, images=()):
     for model in model_configs(flags):
         if hasattr(flags, "crop"):
             image = _view(flags, model.channels).get("image", model.image)
-            for side in image if isinstance(image, tuple) else (image,):
-                dataclasses.replace(model, image=side)  # checks it
+            dataclasses.replace(model, image=image)  # checks it
     for spec, run in zip(specs, runs, strict=True):
         if run:
             pretrained.runs.check_checkpoint(spec, flags.checkpoint)
@@ -165,8 +165,7 @@ def _view(flags, channels):
             raise UserError(
                 f"--image={flags.image} must be a number of pixels, HEIGHTxWIDTH or keep"
             )
-        height, _, width = flags.image.partition("x")
-        values["image"] = (int(height), int(width)) if width else int(height)
+        values["image"] = parse_size(flags.image)
     for key in ("mean", "std"):
         if (texts := getattr(flags, key)) is None:
             continue
