@@ -32,8 +32,8 @@ class Plan:
       model_init: config.model_init, or "" if it is not used.
 
     Raises:
-      UserError: if the data cannot be found or do not fit the config, the pretrained weights do not
-        fit the model, or the learning rate would not reach its peak.
+      UserError: if the data cannot be found or do not fit the config, the pretrained weights or a
+        teacher do not fit the model, or the learning rate would not reach its peak.
     """
 
     def __init__(self, config, *, resumes=False):
@@ -63,6 +63,7 @@ class Plan:
         self.model_init = "" if resumes else config.model_init
         if self.model_init:
             self.notes += pretrained.check_init(config, self.num_classes)
+        self.notes += pretrained.check_teacher(config, source)
         if config.optim.end > peak_lr(config):
             self.notes.append(
                 f"warning: the final learning rate, config.optim.end = {config.optim.end:g}, is "

@@ -5,6 +5,7 @@ import functools
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
 from vit_jax import batch, evaluators, models, objectives, optim, pretrained
 from vit_jax.devices import chips, memory, placement, sharding
@@ -29,6 +30,7 @@ class Run:
       steps_per_epoch: optimizer steps per epoch of the training split; may be fractional.
       attention: a line of text about the attention kernel that was chosen; None if there is no
         choice.
+      teacher: the frozen teacher, a `pretrained.Teacher`; None if there is none.
       abstract: the TrainState as a tree of ShapeDtypeStructs with shardings.
 
     Raises:
@@ -56,7 +58,8 @@ class Run:
             evaluators.check_batch_size(config, self.mesh)
         model, self.attention = models.prove_attention(self.plan.model, platform)
         self.model = models.build(model)
-        self.objective = objectives.make(self.model, config, self.steps_per_epoch)
+        self.teacher = pretrained.load_teacher(config, platform)
+        self.objective = self._make_objective(self.model)
         tx, self.schedule = optim.make(config, self.steps_per_epoch)
         self.init_rng, self.train_rng = _make_keys(np.uint32(config.seed))
 
@@ -65,22 +68,48 @@ class Run:
                 init=lambda rng: _overlay(self.model.init(rng), pretrained_weights),
                 stats=lambda: _overlay(self.model.stats(), pretrained_weights),
             )
-            objective = objectives.make(model, config, self.steps_per_epoch)
-            return init_state(objective, tx, rng)
+            return init_state(self._make_objective(model), tx, rng)
 
         self.abstract = sharding.abstract_state(init, self.mesh, self.init_rng, {})
         state_sharding = jax.tree.map(lambda x: x.sharding, self.abstract)
         batch_sharding = sharding.batch_sharding(self.mesh)
         replicated = sharding.replicated(self.mesh)
         self._init = jax.jit(init, out_shardings=state_sharding)
+        constants_sharding = tuple(jax.tree.map(lambda x: x.sharding, self._abstract_constants))
         self._step = jax.jit(
             make_train_step(self.objective, tx, config.accum_steps),
-            in_shardings=(state_sharding, batch_sharding, replicated),
+            in_shardings=(state_sharding, batch_sharding, replicated, *constants_sharding),
             out_shardings=(state_sharding, replicated),
             donate_argnums=0,
         )
         self._exclusive = None
         self._evaluate = {}
+
+    def _make_objective(self, model):
+        """Create the objective for a `models.Model`."""
+        objective = objectives.make(model, self.config, self.steps_per_epoch)
+        if self.teacher is None:
+            return objective
+        return objective._replace(flops=lambda: objective.flops() + self.teacher.flops)
+
+    @functools.cached_property
+    def _abstract_constants(self):
+        """The further arguments of the training step as ShapeDtypeStructs with shardings."""
+        if self.teacher is None:
+            return ()
+        weights = sharding.abstract_state(lambda: self.teacher.weights, self.mesh)
+        return ({"teacher": Partial(self.teacher.logits, weights)},)
+
+    @functools.cached_property
+    def _constants(self):
+        """The further arguments of the training step, on the devices."""
+        if self.teacher is None:
+            return ()
+        (abstract,) = self._abstract_constants
+        (weights,) = abstract["teacher"].args
+        shardings = jax.tree.map(lambda x: x.sharding, weights)
+        place_teacher = jax.jit(lambda x: x, out_shardings=shardings)
+        return ({"teacher": Partial(self.teacher.logits, place_teacher(self.teacher.weights))},)
 
     def init(self, log=lambda _: None):
         """Initialize the sharded TrainState, at random or from config.model_init.
@@ -119,13 +148,14 @@ class Run:
         rows = placement.to_devices(rows, sharding.batch_sharding(self.mesh))
         with jax.set_mesh(self.mesh):
             if self._exclusive is None:
-                compiled = self._step.lower(state, rows, self.train_rng).compile()  # JAX keeps it
+                arguments = (state, rows, self.train_rng, *self._constants)
+                compiled = self._step.lower(*arguments).compile()  # JAX keeps it
                 memory.trim()
                 platform = self.mesh.devices.flat[0].platform
                 self._exclusive = memory.exclusive(compiled, platform)
             if self._exclusive:
                 jax.block_until_ready(state.step)
-            return self._step(state, rows, self.train_rng)
+            return self._step(state, rows, self.train_rng, *self._constants)
 
     def lower(self, rows):
         """Lower the training step for the mesh. Its devices do not have to be available.
@@ -143,7 +173,7 @@ class Run:
         replicated = sharding.replicated(self.mesh)
         rng = jax.ShapeDtypeStruct(self.train_rng.shape, self.train_rng.dtype, sharding=replicated)
         with jax.set_mesh(self.mesh):
-            return self._step.lower(self.abstract, rows, rng)
+            return self._step.lower(self.abstract, rows, rng, *self._abstract_constants)
 
     def lr(self, step):
         """Return the learning rate of optimizer step `step`, counted from 0."""
@@ -174,14 +204,25 @@ class Run:
     def metadata(self):
         """Return the entries of run.json about the data and the model."""
         model = dataclasses.asdict(self.model.module.config)
-        return {
+        facts = {
             "data": self.plan.identity,
             "attention": self.attention,
             "model": model | {"parameters": self.parameters},
             "steps_per_epoch": self.steps_per_epoch,
-        } | (
-            {"model_init": pretrained.origin(self.plan.model_init)} if self.plan.model_init else {}
-        )
+        }
+        if self.plan.model_init:
+            facts["model_init"] = pretrained.origin(self.plan.model_init)
+        if self.teacher:
+            facts["teacher"] = {"sha256": self.teacher.digest}
+        return facts
+
+    def check_teacher(self, recorded):
+        """Raise UserError if the teacher is not that of the run.json `recorded`."""
+        if self.teacher and recorded.get("teacher") != {"sha256": self.teacher.digest}:
+            raise UserError(
+                "the weights of the teacher are not those that the run was started with; restore "
+                "them or pass another --workdir"
+            )
 
     @property
     def peak_images_per_s(self):

@@ -144,6 +144,8 @@ def train(config, workdir, stop=None, devices=None, plan=None):
         stack.enter_context(checkpoints)
         stop.describe = checkpoints.preempted
         start, state = checkpoints.restore_latest(run.abstract)
+        if start:
+            run.check_teacher(log.read_run_json(workdir))
         state = state if start else run.init(say)
         if primary:
             checkpoints.record = _write_files(run, directory, start, say)

@@ -1,4 +1,7 @@
-"""Supervised classification: cross-entropy with label smoothing, mixup and CutMix."""
+"""Supervised classification: cross-entropy with label smoothing, mixup and CutMix.
+
+A frozen teacher may provide further targets, as in DeiT (arXiv:2012.12877, section 4).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +32,12 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  has no schedules
       index of each image in the batch [b]; and, with class weights, "weight", the weight of the
       class of each image, float32 [b]. The loss is the mean over the batch, so that the weights
       should have mean 1 over the dataset; torch.nn.functional.cross_entropy divides by their sum.
+      With a teacher, the batch has "teacher", a function of the augmented and mixed images that
+      returns its logits [b, k]. The targets from the teacher have no class weights.
     """
     c = config.objective
+    d = c.distill
+    kind, alpha, tau, distills = d.kind, d.alpha, d.tau, bool(d.teacher)
 
     def init(rng):
         return model.init(rng), model.stats()
@@ -44,11 +51,19 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  has no schedules
         images, keys, (targets, weighted) = make_views(batch, rng, config)
         out = model.apply(weights, images, train=True, tokens=False, rng=keys)
         logits, stats = out["logits"], out.get("stats", {})
-        if "logits_dist" in out:  # without a teacher, both classifiers are trained, as in timm
-            logits = (logits + out["logits_dist"]) / 2
+        of_labels = of_teacher = logits
+        if "logits_dist" in out:
+            of_teacher = out["logits_dist"]
+            logits = (logits + of_teacher) / 2
+        # Without a teacher, the labels train the mean of both classifiers, as in timm.
+        value = cross_entropy(of_labels if distills else logits, weighted)
         label = jnp.where(jnp.isnan(targets).any(-1), -1, targets.argmax(-1))
-        acc1 = top_k_credit(logits, label, 1).mean()
-        return cross_entropy(logits, weighted), {"metrics": {"acc1": acc1}, "carry": stats}
+        metrics = {"acc1": top_k_credit(logits, label, 1).mean()}
+        if distills:
+            distilled = distillation_loss(of_teacher, batch["teacher"](images), kind, tau)
+            metrics["distill_loss"] = distilled
+            value = (1 - alpha) * value + alpha * distilled
+        return value, {"metrics": metrics, "carry": stats}
 
     def update(extra, params, aux, step):  # noqa: ARG001  has no schedules
         return jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, extra, aux["carry"])
@@ -65,6 +80,7 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  has no schedules
         views=views,
         flops=lambda: 3 * count_flops(model.module.config),  # backward pass: twice the forward
         raw=merge_trees,
+        batch_norm=bool(jax.eval_shape(model.stats)),
     )
     return with_ema(objective, c.ema) if c.ema else objective
 
@@ -123,6 +139,29 @@ def cross_entropy(logits, targets):
     if jnp.ndim(targets) == jnp.ndim(logits) - 1:
         targets = one_hot(targets, logits.shape[-1])
     return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def distillation_loss(logits, teacher_logits, kind, tau=1.0):
+    """Compute the loss of a student with respect to a teacher, as losses.py of DeiT.
+
+    Args:
+      logits: those of the student: of the distillation token if it has one, otherwise of its only
+        classifier [b, k].
+      teacher_logits: [b, k].
+      kind: "hard": the cross-entropy with the class that the teacher predicts (equation 3 of the
+        paper), without label smoothing. "soft": KL(teacher, student) of the distributions at
+        temperature tau, times tau ** 2, averaged over the batch and, unlike in equation 2, over the
+        classes.
+      tau: temperature, for "soft".
+
+    Returns:
+      The loss, a scalar.
+    """
+    if kind == "hard":
+        return cross_entropy(logits, teacher_logits.argmax(-1))
+    student = jax.nn.log_softmax(logits / tau)
+    teacher = jax.nn.log_softmax(teacher_logits / tau)
+    return (jnp.exp(teacher) * (teacher - student)).mean() * tau**2
 
 
 def one_hot(labels, num_classes):

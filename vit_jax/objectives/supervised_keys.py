@@ -1,7 +1,7 @@
 """Config keys of `objectives/supervised.py`."""
 
 from vit_jax.errors import UserError
-from vit_jax.schema import Key, probability
+from vit_jax.schema import Key, choice, probability
 
 
 def defaults():
@@ -16,7 +16,29 @@ def defaults():
             minimum=0,
             less_than=1,
         ),
+        "distill.teacher": Key(
+            "",
+            "weights of the teacher: a workdir, a weight file or hf-hub:ORGANIZATION/NAME; "
+            '"": no distillation',
+        ),
+        "distill.teacher_model": Key(
+            "", "name of the teacher's architecture, if its weights do not determine it"
+        ),
+        "distill.kind": choice(
+            ("hard", "soft"), "targets from the teacher: its prediction, or its distribution"
+        ),
+        "distill.alpha": probability(
+            0.5,
+            "weight of the loss with the teacher; that of the loss with the labels is 1 - alpha",
+        ),
+        "distill.tau": Key(1.0, "soft: temperature of teacher and student", greater_than=0),
     }
+
+
+def teacher(config):
+    """Return the spec and the model name of the teacher's weights; None without distillation."""
+    spec, name = config.objective.distill.teacher, config.objective.distill.teacher_model
+    return (spec, name or None) if spec else None
 
 
 def check(config):

@@ -26,15 +26,18 @@ from vit_jax.pretrained._check_init import check_init, undetermined
 from vit_jax.pretrained._describe import Description, describe, determine
 from vit_jax.pretrained._files import is_run, origin, read
 from vit_jax.pretrained._match import resolve
+from vit_jax.pretrained._teacher import check_teacher, load_teacher
 from vit_jax.workdir import storage
 
 __all__ = [
     "Description",
     "check_init",
+    "check_teacher",
     "describe",
     "init_params",
     "is_run",
     "load",
+    "load_teacher",
     "origin",
     "preprocessing",
     "read",
