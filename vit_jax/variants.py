@@ -163,6 +163,9 @@ class ViTConfig(ModelConfig):
         minimum=0,
         less_than=1,
     )
+    drop_path_uniform: bool = option(
+        False, "drop rate of drop_path in all blocks, instead of linear in depth (DeiT III)"
+    )
     dropout: float = option(
         0.0, "dropout rate after each projection and MLP layer", minimum=0, less_than=1
     )
@@ -175,9 +178,6 @@ class ViTConfig(ModelConfig):
         "lax.scan over blocks; auto: off up to 12 blocks, on GPU up to 32, on above",
     )
     attn: str = enum_option(
-    drop_path_uniform: bool = option(
-        False, "drop rate of drop_path in all blocks, instead of linear in depth (DeiT III)"
-    )
         ("auto", "matmul", "xla", "cudnn", "pallas"),
         "attention kernel; auto: matmul on CPU, cudnn on GPU and pallas on TPU where they apply, "
         "xla elsewhere",
