@@ -331,6 +331,9 @@ def _tree(keys, values=None):
     """Return the nested ConfigDict of {"a.b": Key}, with `values` in place of the defaults."""
     flat_values = {n: k.default for n, k in keys.items()}
     flat_values |= {n: x for n, x in (values or {}).items() if x is not None or n not in keys}
+    for name, key in keys.items():
+        if key.kind is SIZE or flat_values[name] is None:
+            flat_values[name] = FieldReference(flat_values[name], field_type=key.value_type)
     tree = {}
     for name, value in flat_values.items():
         *groups, leaf = name.split(".")
@@ -359,9 +362,6 @@ def check(config):
         _find_key(keys, key, name).check(f"config.{key}", value)
     if missing := keys.keys() - values.keys():
         key = min(missing)
-    for name, key in keys.items():
-        if key.kind is SIZE or flat_values[name] is None:
-            flat_values[name] = FieldReference(flat_values[name], field_type=key.value_type)
         raise UserError(f"config has no value for {key!r}; start from vit_jax.config.defaults()")
     try:
         model = variants.from_config(config.model)
