@@ -489,16 +489,16 @@ def convolutions(config):
       in the order of execution; sizes are (height, width) in pixels. Paths are "stem",
       "layer1/block0/conv1", ..., and "layer1/block0/shortcut" where a shortcut is not the identity.
     """
+
+    def strided(size, stride):
+        return tuple(-(-side // stride) for side in size)
+
     cifar_stem = len(config.layers) == 3
     width = config.width
     size = strided(config.size, 1 if cifar_stem else 2)
     kernel, stride = (3, 1) if cifar_stem else (7, 2)
     plan = {"stem": (kernel, stride, config.channels, width, size)}
     size = size if cifar_stem else strided(size, 2)  # max pooling after the stem
-
-    def strided(size, stride):
-        return tuple(-(-side // stride) for side in size)
-
     inputs = width
     for i, count in enumerate(config.layers):
         hidden = width * 2**i
