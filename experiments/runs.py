@@ -182,7 +182,7 @@ def print_commands(jobs):
         print(shlex.join(["python", *job.command[1:]]))
 
 
-def run_all(jobs, max_parallel, stop):
+def run_all(jobs, max_parallel, stop, ended=lambda _: None):
     """Run the jobs that are not finished and print the result of each.
 
     If another process is already running a job (for example, one that survived a killed sweep),
@@ -193,6 +193,7 @@ def run_all(jobs, max_parallel, stop):
         max_parallel: the number of jobs to run at a time.
         stop: a function without arguments; once it returns True, the running jobs save a
             checkpoint and exit.
+        ended: a function of a Job, called when it ends.
 
     Returns:
         {name: exit code}.
@@ -219,6 +220,7 @@ def run_all(jobs, max_parallel, stop):
                 print(f"{len(codes)}/{len(jobs)}  {job.name}  {result}", flush=True)
                 if code == NoSpace.exit_code:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(job.workdir))
+                ended(job)
         pending = [job for job in pending if job.name not in codes]
         time.sleep(0.5 if pending else 0)
     if len(codes) < len(jobs):

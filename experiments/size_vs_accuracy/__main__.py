@@ -8,10 +8,11 @@ python -m experiments.size_vs_accuracy --smoke
 its sizes in SIZES (or RUNS), and optionally published accuracies in PUBLISHED.
 
 Each run is an ordinary training run in a subdirectory of --output. Finished runs are skipped and
-interrupted runs are resumed. Writes to OUTPUT/results: a row per run (runs.jsonl), the table of
-sizes (sizes.csv with timm's column names, sizes.md) and two figures. --index=I trains only run I,
-for use in a job array. --smoke runs the same on digits with a short schedule, in a temporary
-directory, and leaves out the timings.
+interrupted runs are resumed. When a run ends, the command writes to --results, by default
+OUTPUT/results: a row per run (runs.jsonl), the table of sizes (sizes.csv with timm's column names,
+sizes.md) and two figures. A run whose row is in runs.jsonl is not trained again, even if its
+workdir no longer exists. --index=I trains only run I, for use in a job array. --smoke runs the same
+on digits with a short schedule, in a temporary directory, and leaves out the timings.
 """
 
 import hashlib
@@ -56,6 +57,7 @@ def define_flags():
         None,
         "directory of the runs and results (default: runs/size_vs_accuracy/RECIPE)",
     )
+    flags.DEFINE_string("results", None, "directory of the results (default: OUTPUT/results)")
 
 
 def main(flags):
@@ -85,14 +87,20 @@ def main(flags):
     default = smoke_output(spec) if flags.smoke else f"runs/size_vs_accuracy/{Path(spec).stem}"
     output = Path(flags.output or default).expanduser()
     jobs = runs.select(plan(spec, fixed, sizes or known, flags.seeds, output), flags.index)
+    folder = Path(flags.results or output / "results").expanduser()
+    results = table.Results(folder, known, getattr(module, "PUBLISHED", {}), timed=not flags.smoke)
+    pending = [job for job in jobs if not results.has(job)]
     if flags.dry_run:
-        return runs.print_commands(jobs)
+        return runs.print_commands(pending)
+    if len(pending) < len(jobs):
+        print(f"{len(jobs) - len(pending)} of {len(jobs)} runs have a row in {results.path}")
     with distributed.StopSignal() as stop:
-        codes = runs.run_all(jobs, max_parallel, stop)
+        update = results.update if flags.index is None else lambda _: None
+        codes = runs.run_all(pending, max_parallel, stop, ended=lambda job: update([job]))
     if flags.index is None:
-        table.report(
-            jobs, getattr(module, "PUBLISHED", {}), output / "results", timed=not flags.smoke
-        )
+        update(pending)
+        print(results.table(), end="")
+        print(f"wrote {folder}")
     return max(codes.values(), default=0)
 
 

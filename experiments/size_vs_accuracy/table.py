@@ -5,6 +5,7 @@ import statistics
 
 from experiments import runs, tables
 from vit_jax import variants
+from vit_jax.config import flat, schema
 from vit_jax.errors import UserError
 from vit_jax.flops import count_flops, count_params
 from vit_jax.workdir import log
@@ -13,46 +14,95 @@ from vit_jax.workdir import log
 PATH_FLAGS = ("--workdir=", "--config.data.dir=", "--config.compilation_cache=")
 
 
-def report(jobs, published, folder, timed):
-    """Write the results of the finished runs and print their table.
+class Results:
+    """The results of a recipe: a row per run, the table of sizes, and two figures.
 
     Args:
-        jobs: list of runs.Job.
+        folder: the directory of the files, a Path.
+        sizes: the sizes of the recipe in order. Rows of other sizes are removed.
         published: {size: published top-1 accuracy in percent}.
-        folder: the directory to write to, a Path.
         timed: whether to report throughput and training time.
 
-    Raises:
-        UserError: if no run is finished.
+    Attributes:
+        path: runs.jsonl, a Path.
+        rows: see `result`, sorted by size and seed.
     """
-    rows = [result(job, timed) for job in jobs if job.finished()]
-    if not rows:
-        raise UserError("no run is finished, so there is nothing to report")
-    folder.mkdir(parents=True, exist_ok=True)
-    log.write_text(folder / "runs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    groups = group_by_size(rows)
-    table = [summarize(size, group, published.get(size)) for size, group in groups.items()]
-    tables.write(table, folder / "sizes.csv")
-    log.write_text(folder / "sizes.md", markdown(table))
-    from vit_jax.figures import sizes as figures
 
-    points = [
-        {
-            "model": row["model"],
-            "layers": row["layers"],
-            "width": row["width"],
-            "heads": row["heads"],
-            "parameters": row["param_count"] * 1e6,
-            "flops": row["gflops"] * 1e9,
-            "published": row["published_top1"],
-            "top1": [run["top1"] for run in groups[row["model"]]],
-        }
-        for row in table
-    ]
-    figures.bars(points).savefig(folder / "sizes.png", dpi=150)
-    figures.accuracy(points).savefig(folder / "accuracy.png", dpi=150)
-    print((folder / "sizes.md").read_text(), end="")
-    print(f"wrote {folder}")
+    def __init__(self, folder, sizes, published, timed):
+        self.folder = folder
+        self.path = folder / "runs.jsonl"
+        self.sizes = list(sizes)
+        self.published = published
+        self.timed = timed
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        self.rows = [row for row in map(json.loads, lines) if row["size"] in self.sizes]
+
+    def has(self, job):
+        """Return whether there is a row of this size and seed, trained with the same config."""
+        config = changed_keys(job.config)
+        return any(
+            _key(row) == _key(job.changes) and row.get("config") == config for row in self.rows
+        )
+
+    def update(self, jobs):
+        """Add the rows of the finished jobs, or replace older ones, and write all files."""
+        new = {_key(job.changes): result(job, self.timed) for job in jobs if job.finished()}
+        kept = [row for row in self.rows if _key(row) not in new]
+        self.rows = sorted(
+            [*kept, *new.values()], key=lambda row: (self.sizes.index(row["size"]), row["seed"])
+        )
+        if new:
+            self.write()
+
+    def write(self):
+        """Write runs.jsonl, sizes.csv, sizes.md and the figures."""
+        from vit_jax.figures import sizes as figures
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log.write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        groups = group_by_size(self.rows)
+        table = [summarize(size, rows, self.published.get(size)) for size, rows in groups.items()]
+        tables.write(table, self.folder / "sizes.csv")
+        log.write_text(self.folder / "sizes.md", markdown(table))
+        points = [
+            {
+                "model": row["model"],
+                "layers": row["layers"],
+                "width": row["width"],
+                "heads": row["heads"],
+                "parameters": row["param_count"] * 1e6,
+                "flops": row["gflops"] * 1e9,
+                "published": row["published_top1"],
+                "top1": [run["top1"] for run in groups[row["model"]]],
+            }
+            for row in table
+        ]
+        figures.bars(points).savefig(self.folder / "sizes.png", dpi=150)
+        figures.accuracy(points).savefig(self.folder / "accuracy.png", dpi=150)
+
+    def table(self):
+        """Return sizes.md as text. Raises UserError if there are no rows."""
+        if not self.rows:
+            raise UserError("no run is finished, so there is nothing to report")
+        return (self.folder / "sizes.md").read_text()
+
+
+def _key(row):
+    """Return the size and the seed of a row, or of the changes of a job."""
+    return row["size"], row["seed"]
+
+
+def changed_keys(config):
+    """Return the values of a config that differ from the defaults and determine the result.
+
+    A key that a later version adds with a default does not change them.
+    """
+    keys = schema(config.objective.name)
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in flat(config).items()
+        if value != keys[name].default and (not keys[name].resumable or name == "total_steps")
+    }
 
 
 def result(job, timed):
@@ -88,6 +138,7 @@ def result(job, timed):
             "devices": f"{len(run['devices'])} x {run['devices'][0]}",
             "code": run["code"],
             "versions": run["versions"],
+            "config": changed_keys(config),
             "command": [arg for arg in job.command[1:] if not arg.startswith(PATH_FLAGS)],
         }
     )
@@ -148,6 +199,7 @@ def summarize(size, rows, published):
         "heads": first["heads"],
         "gflops": first["flops"] / 1e9,
         "published_top1": published,
+        "epochs": first["epochs"],
         "seeds": len(scores),
         "top1_min": min(scores),
         "top1_max": max(scores),
@@ -166,6 +218,7 @@ def markdown(table):
             "heads": row["heads"],
             "parameters, M": f"{row['param_count']:.3g}",
             "GFLOPs": f"{row['gflops']:.3g}",
+            "epochs": f"{row['epochs']:.3g}",
             "published top-1": row["published_top1"],
             "ours, test top-1": f"{row['top1']:.2f} ({row['top1_min']:.2f} to {row['top1_max']:.2f}"
             f", {row['seeds']} seeds)",

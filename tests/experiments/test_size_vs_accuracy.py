@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +77,18 @@ def test_killed_and_rerun_command_gives_the_same_table(tmp_path):
     lines = (tmp_path / "uninterrupted/results/runs.jsonl").read_text().splitlines()
     run = json.loads(lines[0])
     assert run["seed"] == 0 and run["steps"] == 6 and run["epochs"] == 1.5 and run["versions"]
+    for workdir in (output / "small-0", output / "cnn-0"):
+        shutil.rmtree(workdir)
+    rerun = subprocess.run(command, **options)  # the rows are enough
+    assert "2 of 2 runs have a row in" in rerun.stdout and not (output / "cnn-0").exists()
+    assert (output / "results" / "sizes.md").read_text() in rerun.stdout
+    for flags, sizes_to_train in (
+        ([], []),
+        (["--seeds=2"], ["small", "cnn"]),
+        (["--config.optim.lr=0.5", "--sizes=cnn"], ["cnn"]),
+    ):
+        planned = subprocess.run([*command, "--dry_run", *flags], **options)
+        assert re.findall(r"family.py:(\w+)", planned.stdout) == sizes_to_train
     invalid = subprocess.run([*command, "--sizes=cnn,none"], **options)
     assert invalid.returncode == 2 and "--sizes=none must be one of small, cnn" in invalid.stdout
 
