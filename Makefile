@@ -1,9 +1,10 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install lock quickstart quickstart-dino test test-long test-faults lint docs notebooks bench-peer
+.PHONY: help install lock quickstart quickstart-dino test test-long test-faults lint docs notebooks bench-peer export-onnx
 
 VENV := .venv
 PEER := .venv-peer
+ONNX := .venv-onnx
 BIN := $(VENV)/bin/python
 ONLY_LOCKED := $(filter 1,$(LOCKED))
 STAMP := $(VENV)/.installed$(if $(ONLY_LOCKED),-locked,$(addprefix -,$(EXTRA)))
@@ -18,7 +19,7 @@ CANDIDATES = $(PYTHON) $(if $(filter file,$(origin PYTHON)),python3.13 python3.1
 
 help:
 	@echo 'make install [EXTRA=NAME,...]  create .venv and install the package (PYTHON=... selects Python);'
-	@echo '                               extras: tpu, cuda, gcs, sweep, demo, docs'
+	@echo '                               extras: tpu, cuda12, cuda13, gcs, sweep, demo, docs'
 	@echo 'make install LOCKED=1          install the exact versions of requirements.lock, checked by hash'
 	@echo 'make lock                      update requirements.lock within the ranges of requirements.txt'
 	@echo 'make quickstart                train a ViT on digits, classify eight, draw the figure'
@@ -30,6 +31,7 @@ help:
 	@echo 'make docs                      build the documentation into build/site'
 	@echo 'make notebooks                 generate experiments/notebooks/*.ipynb from the .py files'
 	@echo 'make bench-peer                create .venv-peer with timm for tools.benchmark --against'
+	@echo 'make export-onnx ARGS="..."    export a model as ONNX: --workdir=RUN --output=FILE.onnx; creates .venv-onnx'
 
 install: $(STAMP)
 
@@ -111,6 +113,15 @@ $(PEER)/.installed: Makefile
 	$(PEER)/bin/python -m pip install torch==2.13.0 safetensors huggingface_hub pyyaml 'pillow<13' numpy
 	$(PEER)/bin/python -m pip install --no-deps timm==1.0.31 torchvision==0.28.0
 	$(PEER)/bin/python -c 'import torch'
+	@touch $@
+
+export-onnx: $(ONNX)/.installed
+	@$(ONNX)/bin/python -m experiments.export_onnx $(ARGS)
+
+$(ONNX)/.installed: requirements.txt experiments/export_onnx/requirements.txt
+	@$(call make_venv,$(ONNX))
+	$(ONNX)/bin/python -m pip install -r requirements.txt -c experiments/export_onnx/requirements.txt
+	$(ONNX)/bin/python -m pip install --no-deps -r experiments/export_onnx/requirements.txt
 	@touch $@
 
 # Create the environment with the first suitable Python, unless it already exists and works.

@@ -2,7 +2,7 @@
 
 python -m experiments.compile_check.predictions
 
-Compiles with `make install EXTRA=tpu` for TPU slices and with EXTRA=cuda for the GPU, one to ten
+Compiles with `make install EXTRA=tpu` for TPU slices and with EXTRA=cuda13 for the GPU, one to ten
 minutes per row. Writes one row per command to results/predictions.jsonl, and the table to
 predictions.csv and predictions.md. Commands that already have a row are skipped, and those whose
 compiler is not installed.

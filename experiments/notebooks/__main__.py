@@ -29,8 +29,8 @@ BADGE = (
 # The directory of the clone must not be a valid module name, or Python imports it as a package.
 INSTALL = f"""\
 # @title Install {{ display-mode: "form" }}
-# Installs vit_jax if necessary, which takes a minute or two in Colab. If Colab asks you to restart
-# the session, do so and run the notebook from the top.
+# Installs vit_jax and JAX for the accelerator of this machine, which takes a minute or two in Colab
+# or Kaggle. If a package that is in use changes, the session restarts: run the notebook again.
 import os
 import sys
 from importlib.util import find_spec
@@ -38,8 +38,16 @@ from pathlib import Path
 
 if find_spec("vit_jax") is None:
     !git clone -q --depth=1 {PROJECT["urls"]["Repository"]} vit_jax-main
-    %pip install -q -e vit_jax-main
     sys.path.append(os.path.abspath("vit_jax-main"))
+    from experiments.notebooks import _install
+
+    accelerator, extra = _install.find_accelerator()
+    print(f"found: {{accelerator}}; installing vit_jax[{{extra}}]")
+    versions, stale = _install.imported_versions(), " ".join(_install.stale_plugins(extra))
+    if stale:
+        %pip uninstall -q -y {{stale}}
+    %pip install -q -e vit_jax-main[{{extra}}]
+    _install.restart_if_changed(versions)
 
 root = Path(find_spec("vit_jax").origin).parents[1]
 os.chdir(root)  # configs/ and experiments/ are here

@@ -8,7 +8,6 @@
 
 # %%
 # @title Settings
-import os
 import tempfile
 
 import numpy as np
@@ -23,12 +22,13 @@ from vit_jax.evaluators import knn
 from vit_jax.figures.attention import attention_grid, panel
 from vit_jax.figures.curves import curves
 from vit_jax.run import Run
+from vit_jax.train import train
 from vit_jax.workdir import log
 
 epochs = 40  # @param {type:"integer"}
 
-workdir = os.environ["WORKDIR"] = tempfile.mkdtemp(prefix="vit_jax-")
-os.environ["EPOCHS"] = f"{epochs}ep"
+workdir = tempfile.mkdtemp(prefix="vit_jax-")
+overrides = {"total_steps": f"{epochs}ep", "log_every": "40"}
 
 # %% [markdown]
 # ## Baselines
@@ -37,7 +37,7 @@ os.environ["EPOCHS"] = f"{epochs}ep"
 # untrained network, whose random features preserve much of the information in the image.
 
 # %%
-config = cli.load_recipe("configs/dino_digits.py")
+config = cli.build_config("configs/dino_digits.py", overrides.items())
 run = Run(config)
 features = {
     split: evaluators.features(run.model, config, split, run.mesh) for split in ("train", "test")
@@ -64,11 +64,8 @@ for name, value in scores.items():
 # the teacher's output, the entropy of its mean over the batch, and the standard deviation of the
 # features. If they collapse, training prints a warning with the keys to change.
 
-# %% language="bash"
-# python -m vit_jax.train --config=configs/dino_digits.py --workdir=$WORKDIR \
-#   --config.total_steps=$EPOCHS --config.log_every=40
-
 # %%
+train(config, workdir)
 display(curves(log.read_metrics(workdir)))
 
 # %% [markdown]

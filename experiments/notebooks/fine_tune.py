@@ -8,7 +8,6 @@
 
 # %%
 # @title Settings
-import os
 import tempfile
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from vit_jax import cli, data, models, pretrained, variants
 from vit_jax.analysis import weight_stats
 from vit_jax.config import load_config
 from vit_jax.figures import internals
+from vit_jax.train import train
 from vit_jax.workdir import log
 
 labeled = 200  # @param {type:"integer"}
@@ -28,16 +28,15 @@ steps = 100  # @param {type:"integer"}
 learning_rate = 1e-3  # @param {type:"number"}
 
 folder = Path(tempfile.mkdtemp(prefix="vit_jax-"))
-os.environ["FOLDER"] = str(folder)
 
 # %% [markdown]
 # ## Pretraining
 #
 # All ten digits, with images of 8 x 8 pixels and 4 x 4 patches.
 
-# %% language="bash"
-# python -m vit_jax.train --config=configs/digits.py --workdir=$FOLDER/digits \
-#   --config.total_steps=20ep --config.log_every=100
+# %%
+overrides = {"total_steps": "20ep", "log_every": "100"}
+train(cli.build_config("configs/digits.py", overrides.items()), folder / "digits")
 
 # %% [markdown]
 # ## The new task
@@ -64,20 +63,21 @@ for split in ("train", "val", "test"):
 # an error.
 
 # %%
-flags = os.environ["FLAGS"] = (
-    f"--config=configs/digits.py --config.data.name=folder --config.data.dir={folder}/loops "
-    f"--config.model.image=16 --config.total_steps={steps} --config.optim.warmup={steps // 10} "
-    f"--config.eval_every={max(steps // 10, 1)} --config.checkpoint_every={steps} "
-    "--config.batch_size=50 --config.eval_batch_size=90 --config.objective.ema=0.9"
-)
-os.environ["LR"] = str(learning_rate)
-print(flags)
-
-# %% language="bash"
-# set -e
-# python -m vit_jax.train $FLAGS --workdir=$FOLDER/tuned \
-#   --config.model_init=$FOLDER/digits --config.optim.lr=$LR
-# python -m vit_jax.train $FLAGS --workdir=$FOLDER/scratch
+overrides = {
+    "data.name": "folder",
+    "data.dir": f"{folder}/loops",
+    "model.image": "16",
+    "total_steps": f"{steps}",
+    "optim.warmup": f"{steps // 10}",
+    "eval_every": f"{max(steps // 10, 1)}",
+    "checkpoint_every": f"{steps}",
+    "batch_size": "50",
+    "eval_batch_size": "90",
+    "objective.ema": "0.9",
+}
+start = {"model_init": f"{folder}/digits", "optim.lr": f"{learning_rate}"}
+train(cli.build_config("configs/digits.py", (overrides | start).items()), folder / "tuned")
+train(cli.build_config("configs/digits.py", overrides.items()), folder / "scratch")
 
 # %% [markdown]
 # ## Comparison

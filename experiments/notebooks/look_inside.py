@@ -8,26 +8,25 @@
 # %%
 # @title Settings
 import math
-import os
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from IPython.display import Image, display
 
-from vit_jax import inference
+from vit_jax import cli, inference
 from vit_jax.analysis import attention, attention_maps, receptive_field, weight_stats
 from vit_jax.data.pictures import open_images
 from vit_jax.figures import internals
 from vit_jax.figures.attention import attention_grid, panel
 from vit_jax.figures.overlay import animate
+from vit_jax.train import train
 
 epochs = 15  # @param {type:"integer"}
 first_image = 0  # @param {type:"integer"}
 keep = 0.6  # @param {type:"slider", min:0.1, max:1, step:0.05}
 
-workdir = os.environ["WORKDIR"] = tempfile.mkdtemp(prefix="vit_jax-")
-os.environ["EPOCHS"] = f"{epochs}ep"
+workdir = tempfile.mkdtemp(prefix="vit_jax-")
 
 # %% [markdown]
 # ## Train a model
@@ -35,10 +34,15 @@ os.environ["EPOCHS"] = f"{epochs}ep"
 # The images are resized to 16 x 16 pixels, which gives 8 x 8 patches. The model uses a [CLS] token,
 # whose attention shows which patches contribute to the prediction.
 
-# %% language="bash"
-# python -m vit_jax.train --config=configs/digits.py --workdir=$WORKDIR \
-#   --config.total_steps=$EPOCHS --config.eval_every=$EPOCHS --config.log_every=50 \
-#   --config.model.image=16 --config.model.pool=cls
+# %%
+overrides = {
+    "total_steps": f"{epochs}ep",
+    "eval_every": f"{epochs}ep",
+    "log_every": "50",
+    "model.image": "16",
+    "model.pool": "cls",
+}
+train(cli.build_config("configs/digits.py", overrides.items()), workdir)
 
 # %% [markdown]
 # A model returns named outputs. The attention of all layers and heads and the output of every block

@@ -8,53 +8,74 @@
 # %%
 # @title Settings
 import os
-import shlex
-import subprocess
+import signal
 import tempfile
+import threading
+import time
 
 import jax
 import numpy as np
 from IPython.display import display
 
-from vit_jax import data, inference
+from vit_jax import cli, data, inference
+from vit_jax.devices.distributed import StopSignal
+from vit_jax.errors import Preempted
 from vit_jax.figures.curves import curves
 from vit_jax.figures.predictions import predictions
+from vit_jax.tools.evaluate import evaluate
+from vit_jax.train import train
 from vit_jax.workdir import log
 
 epochs = 30  # @param {type:"integer"}
 learning_rate = 5e-3  # @param {type:"number"}
 seed = 0  # @param {type:"integer"}
 
-workdir = os.environ["WORKDIR"] = tempfile.mkdtemp(prefix="vit_jax-")
-train = os.environ["TRAIN"] = (
-    f"python -m vit_jax.train --config=configs/digits.py --workdir={workdir} "
-    f"--config.total_steps={epochs}ep --config.optim.lr={learning_rate} --config.seed={seed} "
-    "--config.log_every=20 --config.eval_every=5ep"
-)
-print(train)
+workdir = tempfile.mkdtemp(prefix="vit_jax-")
+overrides = {
+    "total_steps": f"{epochs}ep",
+    "optim.lr": f"{learning_rate}",
+    "seed": f"{seed}",
+    "log_every": "20",
+    "eval_every": "5ep",
+}
+config = cli.build_config("configs/digits.py", overrides.items())
 
 # %% [markdown]
 # ## Train, interrupt, resume
 #
-# `configs/digits.py` is the recipe. `--config.KEY=VALUE` overrides any of its keys, which
-# `vit_jax/config.py` documents. Here the training process receives SIGTERM after 200 steps, as on a
-# preempted machine. It saves a checkpoint and exits with code 75.
+# `configs/digits.py` is the recipe. The overrides may change any of its keys, which
+# `vit_jax/config.py` documents; on the command line they are
+# `python -m vit_jax.train --config=configs/digits.py --workdir=DIR --config.total_steps=30ep ...`.
+# Training runs in this kernel, as a TPU belongs to one process. Here it is interrupted after 200
+# steps, as by the stop button of the notebook or on a preempted machine, and saves a checkpoint.
 
 # %%
-with subprocess.Popen(shlex.split(train), stdout=subprocess.PIPE, text=True) as process:
-    for line in process.stdout:
-        print(line, end="")
-        if line.startswith("step 200/"):
-            process.terminate()
-print("exit code", process.returncode)
+trained = threading.Event()
+
+
+def interrupt_after(step):
+    while not any(row["step"] >= step for row in log.read_metrics(workdir)):
+        time.sleep(0.1)
+    if not trained.is_set():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+threading.Thread(target=interrupt_after, args=[200], daemon=True).start()
+with StopSignal(ends_process=False) as stop:
+    try:
+        train(config, workdir, stop)
+    except Preempted as message:
+        print(message)
+    trained.set()
 
 # %% [markdown]
-# The same command resumes from the checkpoint. The result is bit-exact, as if training had not been
+# The same call resumes from the checkpoint. The result is bit-exact, as if training had not been
 # interrupted. At the end, the checkpoint with the best validation accuracy is evaluated on the test
 # split.
 
-# %% language="bash"
-# $TRAIN
+# %%
+with StopSignal(ends_process=False) as stop:
+    train(config, workdir, stop)
 
 # %% [markdown]
 # ## Training curves
@@ -98,19 +119,13 @@ display(
 )
 
 # %% [markdown]
-# The same from the command line, which also accepts image files:
-
-# %% language="bash"
-# python -m vit_jax.tools.predict --workdir=$WORKDIR test:0 test:1
-
-# %% [markdown]
+# `python -m vit_jax.tools.predict --workdir=DIR test:0 image.png` prints them in a terminal.
+#
 # ## Evaluation
 #
-# The command prints one JSON line. `--evaluator=knn` and `--evaluator=linear_probe` evaluate the
-# features instead of the classifier; `--raw` uses the trained weights instead of their moving
-# average.
+# The evaluators `knn` and `linear_probe` evaluate the features instead of the classifier. In a
+# terminal: `python -m vit_jax.tools.evaluate --workdir=DIR --split=test --evaluator=knn`.
 
-# %% language="bash"
-# set -e
-# python -m vit_jax.tools.evaluate --workdir=$WORKDIR --split=test
-# python -m vit_jax.tools.evaluate --workdir=$WORKDIR --split=test --evaluator=knn
+# %%
+for evaluator in ("accuracy", "knn"):
+    print(evaluate(model, "test", evaluator=evaluator))

@@ -18,7 +18,7 @@ from vit_jax.flops import count_flops, count_params
 
 epochs = 12  # @param {type:"integer"}
 seeds = 2  # @param {type:"slider", min:1, max:5}
-jobs = 2  # @param {type:"slider", min:1, max:8}
+jobs = 1  # @param {type:"slider", min:1, max:8}
 
 folder = Path(tempfile.mkdtemp(prefix="vit_jax-"))
 os.environ.update(FOLDER=str(folder), SEEDS=str(seeds), JOBS=str(jobs))
@@ -67,8 +67,8 @@ def get_config(size="nano"):
 print(recipe)
 
 # %% [markdown]
-# Each run is an ordinary training run in its own workdir. Finished runs are skipped and interrupted
-# runs are resumed.
+# Each run is an ordinary training run in its own workdir and process. Finished runs are skipped and
+# interrupted runs are resumed. `jobs` of them run at a time; a TPU allows one.
 
 # %% language="bash"
 # python -m experiments.size_vs_accuracy --config=$FOLDER/recipes/ladder.py --seeds=$SEEDS \

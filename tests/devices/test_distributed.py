@@ -175,3 +175,15 @@ def test_slices_are_connected_by_the_outer_part_of_an_axis():
     outputs = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert all("sum 120.0" in output for output in outputs), outputs
+
+
+def test_a_signal_in_a_notebook_does_not_end_the_process():
+    before = signal.getsignal(signal.SIGINT)
+    with distributed.StopSignal(ends_process=False) as stop:
+        with stop.react(lambda: os._exit(1)):
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.2)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before

@@ -185,6 +185,11 @@ class StopSignal:
     The main thread cannot poll while it compiles, waits for data or evaluates. In the blocks of
     `react`, a thread reacts for it. A second signal terminates the process.
 
+    Args:
+      ends_process: whether a signal may end the process. If not, as in a notebook, the main thread
+        always polls, so that a signal takes effect after a step, and a second one raises
+        KeyboardInterrupt.
+
     With several processes, a signal may be sent to only one of them. Until the first poll, the
     reactions of all processes then run. From there on, all processes return True in the same call,
     provided that each process calls equally often; JAX handles SIGTERM for this.
@@ -197,7 +202,8 @@ class StopSignal:
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-    def __init__(self):
+    def __init__(self, *, ends_process=True):
+        self.ends_process = ends_process
         self.multiprocess = False
         self.received = False
         self.cleanup = lambda: None
@@ -217,7 +223,7 @@ class StopSignal:
 
     def __exit__(self, *_):
         for number, handler in self._previous.items():
-            if signal.getsignal(number) == self._handle:  # otherwise JAX handles it
+            if signal.getsignal(number) == self._handle or not self.ends_process:  # or JAX does
                 signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
         os.close(self._pipe[1])  # ends the thread
@@ -249,7 +255,7 @@ class StopSignal:
             thread polls. While it runs, the end of the block waits.
         """
         previous = self._action
-        self._set_action(action)
+        self._set_action(action if self.ends_process else None)
         try:
             yield
         except BaseException:  # the process is ending already
@@ -285,7 +291,8 @@ class StopSignal:
         if self._calls:
             os.kill(os.getpid(), signal.SIGTERM)  # handled by JAX
         else:
-            signal.signal(number, signal.SIG_DFL)
+            second = signal.SIG_DFL if self.ends_process else signal.default_int_handler
+            signal.signal(number, second)
 
     def _watch(self):
         """React to signals; ends when the pipe is closed."""

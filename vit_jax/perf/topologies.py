@@ -42,7 +42,7 @@ def prepare_topology(name):
         # The plugin of CUDA 12 or 13; a wheel of jaxlib alone has no compiler for GPUs.
         if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
             raise UserError(
-                f"--topology={name} requires JAX's GPU compiler; run make install EXTRA=cuda, or "
+                f"--topology={name} requires JAX's GPU compiler; run make install EXTRA=cuda13, or "
                 'pip install "jax[cuda13]"'
             )
         os.environ["JAX_PLATFORMS"] = "cpu"

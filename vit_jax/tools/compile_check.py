@@ -9,7 +9,7 @@ Each compilation takes one to two minutes on one CPU core.
 --topology is TYPE:SHAPE in chips, such as v5e:2x4, v6e:4x4 or v5p:2x2x2, or h100, h200 or a100 for
 one GPU; the default is the devices of this machine. Compiling for a TPU slice requires
 `make install EXTRA=tpu` or `pip install "jax[tpu]"`, but no TPU; compiling for a GPU requires
-`make install EXTRA=cuda` or `pip install "jax[cuda13]"`, but neither a GPU nor its driver.
+`make install EXTRA=cuda13` or `pip install "jax[cuda13]"`, but neither a GPU nor its driver.
 """
 
 import json
