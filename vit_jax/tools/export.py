@@ -21,7 +21,7 @@ from vit_jax.tools import model_flags
 from vit_jax.workdir import storage
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-MAX_WEIGHT_BYTES = 2**31 - 2**24  # a serialized program, with its weights, is limited to 2 GiB
+MAX_WEIGHT_BYTES = 2**31 - 2**24  # files with the weights are limited to 2 GiB
 
 
 def define_flags():
@@ -32,7 +32,8 @@ def define_flags():
 
 def main(flags):
     model_flags.check_flags(flags)
-    output, description = check_output(flags.output)
+    output = check_output(flags.output)
+    description = check_output(f"{output}.json")
     for name in flags.platforms or [""]:
         if name not in PLATFORMS:
             raise UserError(f"--platforms={name} must be any of {', '.join(PLATFORMS)}")
@@ -45,25 +46,16 @@ def main(flags):
 
 
 def check_output(output):
-    """Check --output.
+    """Return the `Path` of a file to write.
 
-    Args:
-      output: path of a file.
-
-    Returns:
-      The paths of the program and of its description.
-
-    Raises:
-      UserError: if one of the files exists or the directory does not.
+    Raises UserError if it exists or its directory does not.
     """
-    output = Path(output).expanduser()
-    if not output.parent.is_dir():
-        raise UserError(f"--output={output} must be a file in an existing directory")
-    paths = (output, output.with_name(f"{output.name}.json"))
-    for path in paths:
-        if path.exists():
-            raise UserError(f"{path} already exists; remove it or pass another --output")
-    return paths
+    path = Path(output).expanduser()
+    if not path.parent.is_dir():
+        raise UserError(f"--output={path} must be a file in an existing directory")
+    if path.exists():
+        raise UserError(f"{path} already exists; remove it or pass another --output")
+    return path
 
 
 def export(model, platforms):
@@ -81,23 +73,31 @@ def export(model, platforms):
     """
     import jax
 
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model.params))
-    if size > MAX_WEIGHT_BYTES:
-        raise UserError(
-            f"the weights have {size:,} bytes, but a StableHLO file is limited to 2 GiB; write "
-            "them with python -m vit_jax.tools.convert"
-        )
+    check_size(model, "a StableHLO file")
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *model.size, model.channels), "float32")
     exported = jax.export.export(jax.jit(forward(model)), platforms=platforms)(images)
     return exported.serialize()
 
 
-def forward(model):
+def check_size(model, what):
+    """Raise UserError if the weights of a `LoadedModel` are too large for a file, named `what`."""
+    import jax
+
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(model.params))
+    if size > MAX_WEIGHT_BYTES:
+        raise UserError(
+            f"the weights have {size:,} bytes, but {what} is limited to 2 GiB; write them with "
+            "python -m vit_jax.tools.convert"
+        )
+
+
+def forward(model, **changes):
     """Return the forward pass of a model without kernels that only one platform has.
 
     Args:
       model: an `inference.LoadedModel`.
+      **changes: options of its config to change.
 
     Returns:
       A function of normalized images [b, h, w, c] that returns `output_name`: logits [b, k] or
@@ -105,9 +105,9 @@ def forward(model):
     """
     from vit_jax import models
 
-    config = model.model.module.config
     if not model.is_cnn:
-        config = dataclasses.replace(config, attn="matmul", patch_embed="conv")
+        changes |= dict(attn="matmul", patch_embed="conv")
+    config = dataclasses.replace(model.model.module.config, **changes)
     apply = models.build(config).apply
     name = output_name(model)
 
