@@ -37,7 +37,7 @@ def extract(model, views, layers, with_rollout=False, title=None):
       and, for titles and notes,
         name, layers, depth, prefix, class_token;
         size: (height, width) of the views in pixels;
-        patch: (height, width) of a patch in pixels;
+        patch: size of a patch in pixels: the side of a square, or (height, width);
         trained_grid: (rows, columns) that the position embeddings were learned on; None: they are
           not learned.
 
@@ -65,7 +65,7 @@ def extract(model, views, layers, with_rollout=False, title=None):
         prefix=prefix,
         class_token=model.has_class_token,
         size=(height, width),
-        patch=config.patch_size,
+        patch=config.patch,
         trained_grid=None if model.module.pos_embed is None else config.grid,
         maps=outputs["maps"],
         rollout=outputs.get("rollout"),

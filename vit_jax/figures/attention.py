@@ -11,6 +11,7 @@ from vit_jax.analysis.attention import head_map, mass_mask
 from vit_jax.figures.catalog import ENGLISH
 from vit_jax.figures.overlay import COLORS, OUTLINE, outline, overlay, spotlight
 from vit_jax.figures.style import finish, show_image, text_width, truncate
+from vit_jax.schema import pair
 
 KEEP = 0.6  # share of the attention inside the outline, as in figure 1 of arXiv:2104.14294
 # Lengths in inches.
@@ -176,7 +177,7 @@ def describe_grid(extracted, phrases=ENGLISH):
     rows, columns = extracted.maps.shape[-2:]
     height, width = extracted.size
     sizes = dict(height=height, width=width, rows=rows, columns=columns)
-    sizes["patch"] = "x".join(map(str, extracted.patch))
+    sizes["patch"] = "x".join(map(str, pair(extracted.patch)))
     text = phrases("geometry", **sizes)
     if extracted.trained_grid not in (None, (rows, columns)):
         old_rows, old_columns = extracted.trained_grid
