@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 
+import grain
 import jax
 import numpy as np
 import pytest
 
-from tests import ROOT
+from tests import GOLDEN, ROOT
 from vit_jax import batch
 from vit_jax.data.decode import DecodeError
 from vit_jax.errors import UserError
@@ -78,6 +79,17 @@ def test_repeated_augmentation():
     halves = [take(10, repeats=3, process_index=i, process_count=2, batch_size=10) for i in (0, 1)]
     joined = [np.concatenate([a["image"], b["image"]]) for a, b in zip(*halves, strict=True)]
     np.testing.assert_array_equal(joined, [b["image"] for b in batches])
+
+
+def test_repeated_augmentation_matches_deit():
+    """The rows of 4 processes of DeiT's RASampler are those of 3 global batches of 256."""
+    golden = np.load(GOLDEN / "deit3/repeated_aug.npz")
+    order = golden["epoch5/permutation"]
+    length = len(order) // 256 * 256
+    rows = batch._Repeated(grain.MapDataset.source(order), len(order), length, 3)
+    rows = np.array([rows[i] for i in range(length)])
+    np.testing.assert_array_equal(rows, golden["epoch5/ranks"].T.ravel())
+    assert len(set(rows)) == 256
 
 
 def multi_view(image, rng):

@@ -153,14 +153,15 @@ KEYS = {
     "data.std": Key(IMAGENET_STD, "per-channel standard deviation to divide by", greater_than=0),
     # augment: on the host
     "augment.crop": choice(
-        ("resized", "pad", "none", "multi"),
-        "random resized crop, padding and random crop, evaluation crop, or multi-crop",
+        ("resized", "simple", "pad", "none", "multi"),
+        "random resized crop; resized short side, reflected edges and random crop (DeiT III); "
+        "evaluation crop, black edges and random crop; evaluation crop; or multi-crop",
     ),
     "augment.scale": area_range((0.08, 1.0), "resized, multi: range of crop area / image area"),
     "augment.ratio": Key(
         (3 / 4, 4 / 3), "range of crop width / height", greater_than=0, length=2, increasing=True
     ),
-    "augment.pad": Key(0, "pad: padding on each side, pixels", minimum=0),
+    "augment.pad": Key(0, "simple, pad: padding on each side, pixels", minimum=0),
     "augment.rotate": Key(0.0, "random affine: maximum rotation, degrees", minimum=0),
     "augment.shift": probability(0.0, "random affine: maximum translation / side of the image"),
     "augment.zoom": Key(
@@ -184,6 +185,11 @@ KEYS = {
     "augment.local_scale": area_range((0.05, 0.4), "multi: range of local crop area / image area"),
     # augment: on the device
     "augment.flip": probability(0.5, "probability of a horizontal flip"),
+    "augment.three_augment": Key(
+        False,
+        "grayscale, solarization or Gaussian blur, one of them for each image, before color jitter "
+        "(DeiT III)",
+    ),
     "augment.jitter": probability(
         (0.0,) * 4, "maximum change in brightness, contrast, saturation and hue", length=4
     ),
@@ -221,15 +227,37 @@ KEYS = {
         maximum=1,
     ),
     # optim: config -> optax
-    "optim.name": choice(("adamw", "sgd"), "optimizer"),
+    "optim.name": choice(
+        ("adamw", "sgd", "lamb", "lion", "muon"),
+        "optimizer; muon updates the matrices of hidden layers, and AdamW all other parameters",
+    ),
     "optim.lr": Key(1e-3, "peak learning rate; scaled if lr_batch is set", minimum=0),
     "optim.lr_batch": Key(
         0, "linear scaling: peak = lr * batch_size / lr_batch; 0: off", minimum=0
     ),
-    "optim.b1": Key(0.9, "adamw: decay rate of the first moment", minimum=0, less_than=1),
-    "optim.b2": Key(0.999, "adamw: decay rate of the second moment", minimum=0, less_than=1),
-    "optim.eps": Key(1e-8, "adamw: added to the square root of the second moment", minimum=0),
-    "optim.momentum": Key(0.9, "sgd: momentum", minimum=0, less_than=1),
+    "optim.b1": Key(
+        0.9,
+        "adamw, lamb, AdamW of muon: decay rate of the first moment; lion: weight of the momentum "
+        "in the update",
+        minimum=0,
+        less_than=1,
+    ),
+    "optim.b2": Key(
+        0.999,
+        "adamw, lamb, AdamW of muon: decay rate of the second moment; lion: decay rate of the "
+        "momentum, usually 0.99",
+        minimum=0,
+        less_than=1,
+    ),
+    "optim.eps": Key(
+        1e-8, "adamw, lamb, muon: added to the square root of the second moment", minimum=0
+    ),
+    "optim.momentum": Key(
+        0.9,
+        "sgd: momentum; muon: decay rate of the momentum, usually 0.95",
+        minimum=0,
+        less_than=1,
+    ),
     "optim.weight_decay": Key(0.05, "weight decay", minimum=0),
     "optim.weight_decay_end": Key(
         None, "final weight decay of a cosine schedule; None: constant", kind=float, minimum=0
@@ -417,6 +445,11 @@ def _check_combinations(c, model):
             "JAX computes in float32"
         )
     a = c.augment
+    if a.crop == "simple" and 2 * a.pad >= min(model.size):
+        raise UserError(
+            f"config.augment.pad = {a.pad} must be less than half of config.model.image = "
+            f"{size_text(model.image)} for config.augment.crop = 'simple'"
+        )
     policy = parse_randaugment(a.randaugment)
     if a.crop == "multi":
         if policy:

@@ -109,6 +109,9 @@ HABITS = (
     Habit("opt_eps adam_eps", "optim.eps"),
     Habit("momentum", "optim.momentum"),
     Habit("min_lr end_lr", "optim.end"),
+    Habit(
+        "unscale_lr", "", "leave it out: the learning rate is only scaled if optim.lr_batch is set"
+    ),
     Habit("warmup_lr", "optim.warmup_start"),
     Habit("clip_grad grad_clip grad_clip_norm gradient_clip_val max_grad_norm", "optim.clip"),
     # augmentation and regularization
@@ -116,10 +119,13 @@ HABITS = (
     Habit("mixup_prob", "augment.mix_prob"),
     Habit("mixup_switch_prob", "augment.mix_switch"),
     Habit("smoothing", "objective.label_smoothing"),
+    Habit("bce_loss", "objective.loss=binary"),
     Habit("aa auto_augment autoaugment randaug", "augment.randaugment"),
     Habit("reprob random_erasing", "augment.erase"),
     Habit("color_jitter", "augment.jitter:jitter"),
     Habit("hflip", "augment.flip"),
+    Habit("threeaugment", "augment.three_augment=true"),
+    Habit("src", "augment.crop=simple augment.pad=4"),
     Habit("repeated_aug", "augment.repeats=3"),
     Habit("aug_repeats", "augment.repeats"),
     Habit("crop_pct", "--crop | augment.eval_crop"),

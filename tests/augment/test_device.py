@@ -11,7 +11,7 @@ from scipy import stats
 
 import tests
 from vit_jax import augment
-from vit_jax.augment import device
+from vit_jax.augment import device, host
 from vit_jax.config import IMAGENET_MEAN, IMAGENET_STD, defaults
 from vit_jax.objectives import supervised
 
@@ -148,6 +148,54 @@ def test_jitter_samples_as_torchvision(monkeypatch):
     assert list(sampled["factors"]) == ["brightness", "contrast"]
     device.jitter(jnp.zeros((3000, 1, 1, 3)), KEYS, (0, 0.4, 0, 0), 0.8)
     assert list(sampled["factors"]) == ["contrast"] and not sampled["order"]["contrast"].any()
+
+
+class FixedRng:
+    """A random generator that returns fixed integers."""
+
+    def __init__(self, *values):
+        self.values = list(values)
+
+    def integers(self, _):
+        return self.values.pop(0)
+
+
+def test_three_augment_matches_deit():
+    """Pixels equal those of 12 views with the same draws, half of them with --src."""
+    golden = np.load(tests.GOLDEN / "deit3/three_augment.npz")
+    image = golden["input"]
+    views = []
+    for simple, (y, x, h, w) in zip(golden["simple"], golden["crop"].astype(int), strict=True):
+        view = host.resize(image, 32, 32, None if simple else (y, x, h, w))
+        views.append(host.simple_random_crop(image, FixedRng(y, x), 32, 4) if simple else view)
+    flip = golden["flip"][:, None, None, None]
+    views = jnp.asarray(np.where(flip, np.stack(views)[:, :, ::-1], views)) / 255
+    views = device.gray_solarize_or_blur(views, golden["choice"], golden["sigma"])
+    order = [[position for position in row if position < 3] for row in golden["order"].tolist()]
+    positions = np.argsort(order).T  # the order lists the operations
+    factors = dict(zip(device.BLENDS, golden["factors"].T, strict=True))
+    views = device.adjust(views, factors, dict(zip(device.BLENDS, positions, strict=True)))
+    np.testing.assert_allclose(views[:, ::2, ::2] * 255, golden["views"], atol=1e-3)
+
+
+def test_three_augment_is_one_operation_before_the_jitter(monkeypatch):
+    monkeypatch.setattr(device, "jitter", lambda images, *_: 2 * images)
+    config = defaults().augment
+    config.flip, config.three_augment = 0.0, True
+    image = smooth(1)[0, :20, :24]
+    views = jax.jit(lambda images, keys: device.photometric(images, keys, config, (0,)))
+    out = views(np.broadcast_to(image, (600, 1, *image.shape)), KEYS[:600])[:, 0]
+    out = np.round(np.asarray(out) / 2 * 255)
+    pil = Image.fromarray(image)
+    gray = (out == np.asarray(pil.convert("L"))[..., None]).all((1, 2, 3))
+    solarized = (out == np.asarray(ImageOps.solarize(pil))).all((1, 2, 3))
+    blurred = ~gray & ~solarized
+    for hit in (gray, solarized, blurred):
+        assert abs(hit.mean() - 1 / 3) < 0.06  # three standard errors
+    # The blur is uniform in sigma, so that a quarter of the images is blurred by less than 0.575.
+    steps = abs(np.diff(out[blurred], axis=2)).mean((1, 2, 3))
+    weakest = np.asarray(pil.filter(ImageFilter.GaussianBlur(0.575))).astype(float)
+    assert abs((steps > abs(np.diff(weakest, axis=1)).mean()).mean() - 0.25) < 0.1
 
 
 def dino_config(**changes):

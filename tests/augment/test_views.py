@@ -76,7 +76,7 @@ def test_to_channels_matches_pillow():
     np.testing.assert_array_equal(host.to_channels(gray, 3), np.concatenate([gray] * 3, -1))
 
 
-@pytest.mark.parametrize("crop", ["resized", "pad", "none"])
+@pytest.mark.parametrize("crop", ["resized", "simple", "pad", "none"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_train_view_shape_and_determinism(crop, channels):
     c = defaults()
@@ -153,6 +153,21 @@ def test_resized_crop_ignores_pixels_outside_box():
     assert view.max() == 0
 
 
+@pytest.mark.parametrize(("shape", "resized"), [((30, 44), (20, 29)), ((44, 30), (29, 20))])
+def test_simple_random_crop_is_a_crop_of_the_padded_image(shape, resized):
+    image = noise(*shape)
+    whole = Image.fromarray(image).resize(resized[::-1], Image.Resampling.BICUBIC)
+    padded = np.pad(np.asarray(whole), [(4, 4), (4, 4), (0, 0)], "reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (20, 20), (0, 1)).swapaxes(2, 4)
+    rng = np.random.default_rng(0)
+    positions = set()
+    for _ in range(1500):
+        view = host.simple_random_crop(image, rng, 20, 4)
+        (position,) = np.argwhere((windows.swapaxes(2, 3) == view).all((2, 3, 4)))
+        positions.add(tuple(position))
+    assert len(positions) == windows.shape[0] * windows.shape[1] == 9 * 18
+
+
 def test_pad_crop_covers_all_shifts():
     image = np.full((6, 6, 1), 9, np.uint8)
     shifts = set()
@@ -172,12 +187,14 @@ from vit_jax import augment
 from vit_jax.config import defaults
 
 def views(image):
-    for crop in ("resized", "pad", "none", "multi"):
+    for crop in ("resized", "simple", "pad", "none", "multi"):
         c = defaults()
         c.augment.crop = crop
         train, evaluation = augment.transforms(c)
         view = train(image, np.random.default_rng(0))
-        yield from [evaluation(image), *(view.values() if crop == "multi" else [view])]
+        yield evaluation(image)
+        if crop != "simple":  # at any position
+            yield from view.values() if crop == "multi" else [view]
 
 views_of_noise = list(views(np.random.default_rng(0).integers(0, 256, (80, 90, 3), np.uint8)))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -201,7 +218,7 @@ def test_long_thin_images_need_little_memory():
     assert int(done.stdout) < 30e6
 
 
-@pytest.mark.parametrize("crop", ["resized", "pad", "none", "multi"])
+@pytest.mark.parametrize("crop", ["resized", "simple", "pad", "none", "multi"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_images_of_one_pixel(crop, channels):
     c = defaults()

@@ -14,16 +14,17 @@ from vit_jax.config import check
 from vit_jax.devices import sharding
 from vit_jax.errors import UserError
 from vit_jax.models import Model
-from vit_jax.objectives.supervised import cross_entropy, make_views
+from vit_jax.objectives.supervised import binary_cross_entropy, cross_entropy, make_views
 
 NAN = float("nan")
 
 
-def train_loss(logits, labels, *, weight=None, **augment):
+def train_loss(logits, labels, *, weight=None, loss="softmax", **augment):
     """Return the loss and accuracy of a model with these logits for any images."""
     config = digits.get_config()
     config.objective.label_smoothing = 0.0
     config.objective.ema = 0.0
+    config.objective.loss = loss
     config.augment.update(augment)
     module = SimpleNamespace(config=SimpleNamespace(num_classes=np.shape(logits)[-1]))
     model = Model(None, dict, lambda weights: lambda *_, **__: weights, module)
@@ -82,6 +83,40 @@ def test_weights_are_those_of_both_mixed_images():
         assert weighted_acc1 == acc1
     assert 0.01 < lams[0] < 0.99
     np.testing.assert_allclose(lams, lams[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["onehot", "mix_lam0.7_s0", "mix_lam1_s0", "mix_lam0_s0"])
+def test_binary_cross_entropy_matches_deit(kind):
+    golden = np.load(GOLDEN / "deit3/bce.npz")
+    logits, targets = golden["logits"], golden[f"{kind}/target"]
+    loss, grad = jax.value_and_grad(binary_cross_entropy)(logits, targets)
+    np.testing.assert_allclose(loss, golden[f"{kind}/loss_binary_f64"], rtol=2e-6)
+    np.testing.assert_allclose(grad, golden[f"{kind}/grad_binary"], atol=1e-7)
+    assert np.isnan(binary_cross_entropy(logits, np.where(np.eye(6, 8), NAN, targets)))
+
+
+def test_binary_loss_of_mixed_images():
+    logits, labels = np.random.default_rng(0).normal(size=(4, 5)), np.array([0, 1, 2, 2])
+    positive = np.eye(5)[labels] + np.eye(5)[labels[::-1]] > 0  # labels 1 and 2 are partners
+    expected = np.log1p(np.exp(np.where(positive, -logits, logits))).mean()
+    loss, _ = train_loss(logits, labels, loss="binary", mixup=0.8)
+    assert loss == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "message"),
+    [
+        ("objective", "label_smoothing", 0.1, "needs config.objective.label_smoothing = 0"),
+        ("data", "balance", "loss", "needs config.objective.loss = 'softmax'"),
+    ],
+)
+def test_binary_loss_rejects_soft_and_weighted_targets(group, key, value, message):
+    config = digits.get_config()
+    config.objective.update(loss="binary", label_smoothing=0.0)
+    check(config)
+    config[group][key] = value
+    with pytest.raises(UserError, match=message):
+        check(config)
 
 
 def test_partners_cross_devices_as_uint8():

@@ -52,6 +52,8 @@ def photometric(images, keys, config, kinds):
     if config.flip:
         images = flip(images, flip_keys, config.flip)
     images = _images(_planes(images).astype(jnp.float32) / 255)
+    if config.three_augment:
+        images = three_augment(images, gray_keys)
     images = jitter(images, jitter_keys, config.jitter, config.jitter_prob)
     images = gray(images, gray_keys, config.gray)
     images = blur(images, blur_keys, per_view(config.blur))
@@ -85,6 +87,33 @@ def jitter(images, keys, strengths, p):
     return _images(jnp.where(_expand(coins < p), adjusted, _planes(images)))
 
 
+def three_augment(images, keys):
+    """Convert to grayscale, solarize or blur, each with probability 1/3 (arXiv:2204.07118).
+
+    This is the first part of 3-Augment in augment.py of facebookresearch/deit, before color jitter.
+    """
+    choices, draws = _uniform(keys, 2)
+    sigmas = MIN_SIGMA + (MAX_SIGMA - MIN_SIGMA) * draws
+    return gray_solarize_or_blur(images, jnp.floor(3 * choices), sigmas)
+
+
+def gray_solarize_or_blur(images, choices, sigmas):
+    """Apply one operation to each image.
+
+    Args:
+      images: float [n, h, w, c] in [0, 1].
+      choices: [n]; 0: grayscale, 1: solarize, 2: blur.
+      sigmas: standard deviations of the blur [n], in pixels.
+
+    Returns:
+      float [n, h, w, c] in [0, 1].
+    """
+    images = gaussian_blur(images, jnp.where(choices == 2, sigmas, 0))
+    planes = _planes(images)
+    planes = jnp.where(_expand(choices == 0), _luma(_levels(images)) / 255, planes)
+    return _images(jnp.where(_expand(choices == 1), _solarize(planes), planes))
+
+
 def gray(images, keys, p):
     """Convert to grayscale with probability p; all channels are set to the luma."""
     if images.shape[-1] == 1 or not np.any(p):
@@ -109,8 +138,12 @@ def solarize(images, keys, p):
         return images
     (coins,) = _uniform(keys, 1)
     planes = _planes(images)
-    bright = jnp.round(planes * 255) >= 128
-    return _images(jnp.where(_expand(coins < p) & bright, 1 - planes, planes))
+    return _images(jnp.where(_expand(coins < p), _solarize(planes), planes))
+
+
+def _solarize(planes):
+    """Invert the values of planes [c, n, h, w] that are at least 128 in 8 bits."""
+    return jnp.where(jnp.round(planes * 255) >= 128, 1 - planes, planes)
 
 
 def _uniform(keys, count):

@@ -72,11 +72,11 @@ def train_view(
       rng: NumPy Generator.
       size: side of the view in pixels, or its (height, width).
       channels: channels of the view, 1, 3 or 4.
-      crop: "resized" for `random_resized_crop`, "pad" for `eval_view` followed by `pad_crop`, or
-        "none" for `eval_view`.
+      crop: "resized" for `random_resized_crop`, "simple" for `simple_random_crop`, "pad" for
+        `eval_view` followed by `pad_crop`, or "none" for `eval_view`.
       scale: see `random_resized_crop`.
       ratio: see `random_resized_crop`.
-      pad: see `pad_crop`.
+      pad: see `pad_crop` and `simple_random_crop`.
       eval_crop: see `eval_view`.
       policy: None, or policy(image, rng), such as `randaugment.rand_augment`. A policy must be
         symmetric under horizontal flips, as it runs before the flip on the device.
@@ -87,9 +87,12 @@ def train_view(
     Returns:
       uint8 [height, width, channels].
     """
-    if crop == "resized":
+    if crop in ("resized", "simple"):
         image = to_channels(image, channels, only_to_gray=True)
-        image = random_resized_crop(image, rng, size, scale, ratio, interpolation)
+        if crop == "resized":
+            image = random_resized_crop(image, rng, size, scale, ratio, interpolation)
+        else:
+            image = simple_random_crop(image, rng, size, pad, interpolation)
         image = to_channels(image, channels)
     else:
         whole = {"eval_crop": eval_crop, "crop_mode": crop_mode}
@@ -172,19 +175,28 @@ def eval_view(image, *, size, channels, eval_crop, interpolation="bicubic", crop
     image = to_channels(image, channels, only_to_gray=True)
     old_h, old_w = image.shape[:2]
     min_h, min_w = math.floor(height / eval_crop), math.floor(width / eval_crop)
-    if crop_mode == "squash":
-        h, w = min_h, min_w
-    elif old_h * min_w <= old_w * min_h:
-        h, w = min_h, min_h * old_w // old_h
-    else:
-        h, w = min_w * old_h // old_w, min_w
+    squashed = crop_mode == "squash"
+    h, w = (min_h, min_w) if squashed else _covering_size(old_h, old_w, min_h, min_w)
     y, x = round((h - height) / 2), round((w - width) / 2)
-    if max(h / min_h, w / min_w) > MAX_ASPECT_RATIO:
-        image = resize_window(image, w, h, (y, x, height, width), KERNELS[interpolation])
-    else:
-        image = resize(image, w, h, kernel=KERNELS[interpolation])
-        image = image[y : y + height, x : x + width]
+    image = _resize_and_crop(image, h, w, (y, x, height, width), interpolation)
     return to_channels(image, channels)
+
+
+def _covering_size(old_h, old_w, height, width):
+    """Return the smallest size, with the aspect ratio of an image, that covers (height, width)."""
+    if old_h * width <= old_w * height:
+        return height, height * old_w // old_h
+    return width * old_h // old_w, width
+
+
+def _resize_and_crop(image, h, w, window, interpolation):
+    """Resize an image to (h, w) and crop the window (y, x, height, width)."""
+    y, x, height, width = window
+    ratio = (w / h) / (width / height)
+    if max(ratio, 1 / ratio) > MAX_ASPECT_RATIO:
+        return resize_window(image, w, h, window, KERNELS[interpolation])
+    image = resize(image, w, h, kernel=KERNELS[interpolation])
+    return image[y : y + height, x : x + width]
 
 
 def to_channels(image, channels, only_to_gray=False):
@@ -251,6 +263,34 @@ def _crop_box(height, width, rng, scale, ratio):
     w = max(1, min(width, round(height * ratio[1])))
     h = max(1, min(height, round(width / ratio[0])))
     return (height - h) // 2, (width - w) // 2, h, w
+
+
+def simple_random_crop(image, rng, size, pad, interpolation="bicubic"):
+    """Apply the simple random crop of DeiT III (arXiv:2204.07118, section 3), option --src.
+
+    The image is resized to the smallest size with its aspect ratio that covers `size`, padded by
+    reflection on each side, and cropped at a random position.
+
+    Args:
+      image: uint8 [h, w, c].
+      rng: NumPy Generator.
+      size: side of the result in pixels, or its (height, width).
+      pad: padding on each side, in pixels; less than half of `size`.
+      interpolation: interpolation of the resize, "bicubic" or "bilinear".
+
+    Returns:
+      uint8 [height, width, c].
+    """
+    height, width = pair(size)
+    h, w = _covering_size(*image.shape[:2], height, width)
+    y, x = (int(rng.integers(n + 2 * pad + 1)) - pad for n in (h - height, w - width))
+    # Only the part inside of the image is computed, and its edges are reflected.
+    top, left, bottom, right = max(y, 0), max(x, 0), min(y + height, h), min(x + width, w)
+    window = (top, left, bottom - top, right - left)
+    image = _resize_and_crop(image, h, w, window, interpolation)
+    return np.pad(
+        image, [(top - y, y + height - bottom), (left - x, x + width - right), (0, 0)], "reflect"
+    )
 
 
 def pad_crop(image, rng, pad):

@@ -56,7 +56,7 @@ def make(model, config, steps_per_epoch):  # noqa: ARG001  has no schedules
             of_teacher = out["logits_dist"]
             logits = (logits + of_teacher) / 2
         # Without a teacher, the labels train the mean of both classifiers, as in timm.
-        value = cross_entropy(of_labels if distills else logits, weighted)
+        value = LOSSES[c.loss](of_labels if distills else logits, weighted)
         label = jnp.where(jnp.isnan(targets).any(-1), -1, targets.argmax(-1))
         metrics = {"acc1": top_k_credit(logits, label, 1).mean()}
         if distills:
@@ -139,6 +139,26 @@ def cross_entropy(logits, targets):
     if jnp.ndim(targets) == jnp.ndim(logits) - 1:
         targets = one_hot(targets, logits.shape[-1])
     return optax.softmax_cross_entropy(logits, targets).mean()
+
+
+def binary_cross_entropy(logits, targets):
+    """Binary cross-entropy of each class, averaged over the batch and the classes.
+
+    As in engine.py of facebookresearch/deit with --bce-loss, a target above 0 counts as 1, so that
+    both classes of a mixed image have a target of 1.
+
+    Args:
+      logits: [b, k].
+      targets: [b, k].
+
+    Returns:
+      The loss, a scalar; NaN if a target is NaN.
+    """
+    binary = jnp.where(jnp.isnan(targets), targets, targets > 0)
+    return optax.sigmoid_binary_cross_entropy(logits, binary).mean()
+
+
+LOSSES = {"softmax": cross_entropy, "binary": binary_cross_entropy}
 
 
 def distillation_loss(logits, teacher_logits, kind, tau=1.0):

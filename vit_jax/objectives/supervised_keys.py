@@ -10,6 +10,11 @@ def defaults():
         "label_smoothing": probability(
             0.0, "fraction of each target distributed uniformly over all classes"
         ),
+        "loss": choice(
+            ("softmax", "binary"),
+            "softmax cross-entropy; or binary cross-entropy, averaged over the classes, where both "
+            "classes of a mixed image have a target of 1 (DeiT III)",
+        ),
         "ema": Key(
             0.0,
             "decay of the weight EMA, which is used for evaluation; 0: no EMA",
@@ -42,7 +47,7 @@ def teacher(config):
 
 
 def check(config):
-    """Raise UserError for several views per image, no classifier, or unpaired images to mix."""
+    """Raise UserError for values that cannot be combined."""
     if config.augment.crop == "multi":
         raise UserError(
             "config.objective.name = 'supervised' needs one view per image, but "
@@ -51,6 +56,17 @@ def check(config):
         )
     if config.model.num_classes == 0:
         raise UserError("config.objective.name = 'supervised' needs config.model.num_classes > 0")
+    o = config.objective
+    if o.loss == "binary" and o.label_smoothing:
+        raise UserError(
+            "config.objective.loss = 'binary' needs config.objective.label_smoothing = 0; with "
+            "smoothing, every class would have a target of 1"
+        )
+    if o.loss == "binary" and config.data.balance == "loss":
+        raise UserError(
+            "config.data.balance = 'loss' needs config.objective.loss = 'softmax'; or set it to "
+            "'sample'"
+        )
     a = config.augment
     micro_batch = config.batch_size // config.accum_steps
     if (a.mixup or a.cutmix) and config.accum_steps > 1 and micro_batch % 2:
