@@ -5,11 +5,13 @@ import re
 
 import jax
 import numpy as np
+import optax
 import pytest
 
+from configs import deit3
 from tests import GOLDEN
 from vit_jax import optim
-from vit_jax.config import defaults
+from vit_jax.config import defaults, schema
 from vit_jax.errors import UserError
 
 WIDTH, DEPTH = 6, 2
@@ -182,8 +184,151 @@ def test_steps_match_big_vision():
             np.testing.assert_allclose(params[name], expected, rtol=2e-6, atol=2e-7, err_msg=name)
 
 
+def test_lamb_matches_deit():
+    """The LAMB of DeiT III, with given gradients: zero and tiny tensors, and zero gradients."""
+    golden = np.load(GOLDEN / "deit3/lamb.npz")
+    names = {"w": "w", "zero_w": "zero_w", "tiny_w": "tiny_w", "conv": "conv"}
+    names |= {"bias": "bias", "pos": "pos_embed"}
+
+    def read(kind, t):
+        return {name: golden[f"{kind}/{key}"][t] for key, name in names.items()}
+
+    config = make_config(name="lamb", lr=1.0, b2=0.999, eps=1e-8, clip=1.0, warmup="0", end=1.0)
+    config.optim.weight_decay = float(golden["weight_decay"])
+    tx, schedule = optim.make(config, 1)
+    assert schedule(3) == 1
+    params = read("params", 0)
+    mask = optim.decay_mask(params, "deit")
+    assert {name for name, decays in mask.items() if decays} == set(golden["decay"])
+    state = tx.init(params)
+    for t, lr in enumerate(golden["lrs"]):
+        updates, state = jax.jit(tx.update)(read("grads", t), state, params)
+        params = {name: params[name] + lr * u for name, u in updates.items()}
+        for name, expected in read("params", t + 1).items():
+            np.testing.assert_allclose(params[name], expected, rtol=0, atol=2e-6, err_msg=name)
+
+
+def test_optimizers_are_the_choices_of_the_config():
+    assert tuple(optim.OPTIMIZERS) == schema()["optim.name"].choices
+    with pytest.raises(UserError, match="'lamb' needs config.optim.decay_by = 'lr'"):
+        optim.make(make_config(name="lamb", decay_by="schedule"), 1)
+
+
+def test_per_block_equals_the_transformation_of_separate_blocks():
+    inner = optax.chain(optax.clip_by_global_norm(0.3), optax.scale_by_adam(), optax.centralize())
+    rng = np.random.default_rng(0)
+
+    def draw():
+        stacks = [{"w": rng.normal(size=(n, 4, 3)), "b": rng.normal(size=(n, 4))} for n in (2, 3)]
+        first, second = jax.tree.map(np.float32, stacks)
+        head = np.float32(rng.normal(size=(4, 2)))
+        return {"a": {"blocks": first, "head": head}, "b": {"blocks": second}}
+
+    def separate(tree):
+        blocks = [(stack, i) for stack, n in (("a", 2), ("b", 3)) for i in range(n)]
+        parts = [jax.tree.map(lambda x, i=i: x[i], tree[s]["blocks"]) for s, i in blocks]
+        return [{"head": tree["a"]["head"]}, *parts]
+
+    params = draw()
+    tx = optim.per_block(inner)
+    state = tx.init(params)
+    expected_states = [inner.init(part) for part in separate(params)]
+    for _ in range(3):
+        grads = draw()
+        updates, state = jax.jit(tx.update)(grads, state, params)
+        results = [
+            inner.update(*args)
+            for args in zip(separate(grads), expected_states, separate(params), strict=True)
+        ]
+        expected_states = [s for _, s in results]
+        for actual, (expected, _) in zip(separate(updates), results, strict=True):
+            jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-6), actual, expected)
+
+
+MATRICES = ("attn/qkv/kernel", "attn/proj/kernel", "mlp/fc1/kernel", "mlp/fc2/kernel")
+
+
+def is_hidden(name):
+    """Return whether a tensor of `separate_matrices` is a matrix of a hidden layer."""
+    return any(matrix in name for matrix in MATRICES)
+
+
+def separate_matrices(params):
+    """Return {"path/block/part": array}; queries, keys and values are separate tensors."""
+    separated = {}
+    for path, leaf in flatten_by_path(params).items():
+        for i in range(DEPTH) if path.startswith("blocks") else [None]:
+            tensor = leaf if i is None else leaf[i]
+            parts = range(3) if path.endswith("qkv/kernel") else [None]
+            for j in parts:
+                separated[f"{path}/{i}/{j}"] = np.asarray(tensor if j is None else tensor[:, j])
+    return separated
+
+
+def test_muon_updates_the_matrices_of_each_block():
+    """Steps equal those of optax.contrib.muon, given separate queries, keys and values."""
+    config = make_config(name="muon", momentum=0.95, clip=0.7)
+    tx, schedule = optim.make(config, 1)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(np.float32, tree(lambda _, shape: rng.normal(size=shape)))
+    dimensions = optax.contrib.MuonDimensionNumbers()
+
+    expected = separate_matrices(params)
+    inner = optax.contrib.muon(
+        1.0,
+        adam_b2=config.optim.b2,
+        muon_weight_dimension_numbers={n: dimensions if is_hidden(n) else None for n in expected},
+    )
+    reference = optax.chain(
+        optax.clip_by_global_norm(0.7),
+        inner,
+        optax.scale(-1),
+        optax.add_decayed_weights(0.3, {name: "kernel" in name for name in expected}),
+        optax.scale_by_learning_rate(schedule),
+    )
+    state, expected_state = tx.init(params), reference.init(expected)
+    for _ in range(2):
+        grads = jax.tree.map(np.float32, tree(lambda _, shape: rng.normal(size=shape)))
+        updates, state = jax.jit(tx.update)(grads, state, params)
+        params = jax.tree.map(np.add, params, updates)
+        args = separate_matrices(grads), expected_state, expected
+        step, expected_state = jax.jit(reference.update)(*args)
+        expected = {name: expected[name] + step[name] for name in expected}
+        for name, actual in separate_matrices(params).items():
+            np.testing.assert_allclose(actual, expected[name], atol=2e-5, err_msg=name)
+
+
+def test_muon_orthogonalizes():
+    """All singular values of an update are about sqrt(max(1, outputs / inputs))."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, shape):
+        """Draw matrices with singular values from 0.3 to 1; the others do not converge."""
+        parts = path.endswith("qkv/kernel")
+        normal = rng.normal(size=np.moveaxis(np.zeros(shape), -2, 0).shape if parts else shape)
+        u, values, v = np.linalg.svd(normal, full_matrices=False)
+        matrices = np.float32(u * np.linspace(0.3, 1, values.shape[-1]) @ v)
+        return np.moveaxis(matrices, 0, -2) if parts else matrices
+
+    grads = tree(lambda path, shape: draw(path, shape) if "kernel" in path else np.ones(shape))
+    grads["stage"] = {"conv": {"kernel": draw("", (18, 30)).reshape(3, 3, 2, 30)}}
+    params = jax.tree.map(np.zeros_like, grads)
+    tx, _ = optim.make(make_config(name="muon", warmup="0", lr=1.0, weight_decay=0.0), 1)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    matrices = [u for name, u in separate_matrices(updates).items() if is_hidden(name)]
+    matrices.append(np.reshape(updates["stage"]["conv"]["kernel"], (18, 30)))
+    assert len(matrices) == 6 * DEPTH + 1
+    for matrix in matrices:
+        inputs, outputs = matrix.shape
+        values = np.linalg.svd(matrix, compute_uv=False) / max(1, outputs / inputs) ** 0.5
+        assert 0.65 < values.min() and values.max() < 1.25
+
+
 def reference(c, schedule, params, grads, decays, scales):
-    """Run PyTorch's AdamW or SGD per tensor in float64; all trees are flat dicts of arrays."""
+    """Run PyTorch's AdamW or SGD, LAMB or Lion per tensor in float64.
+
+    All trees are flat dicts of arrays.
+    """
     first = {k: 0.0 for k in params}
     second = {k: 0.0 for k in params}
     for t, grad in enumerate(grads):
@@ -200,15 +345,22 @@ def reference(c, schedule, params, grads, decays, scales):
                 first[k] = c.momentum * first[k] + g + decay * p
                 params[k] = p - lr * first[k]
                 continue
+            if c.name == "lion":
+                update = np.sign(c.b1 * first[k] + (1 - c.b1) * g) + decay * p
+                first[k] = c.b2 * first[k] + (1 - c.b2) * g
+                params[k] = p - lr * update
+                continue
             first[k] = c.b1 * first[k] + (1 - c.b1) * g
             second[k] = c.b2 * second[k] + (1 - c.b2) * g**2
             root = np.sqrt(second[k] / (1 - c.b2 ** (t + 1)))
-            p = p - lr * decay * p
-            params[k] = p - lr * first[k] / (1 - c.b1 ** (t + 1)) / (root + c.eps)
+            update = first[k] / (1 - c.b1 ** (t + 1)) / (root + c.eps) + decay * p
+            if c.name == "lamb" and decay:
+                update *= np.sqrt(np.sum(p**2) / np.sum(update**2))
+            params[k] = p - lr * update
     return params
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "lion"])
 @pytest.mark.parametrize("clip_by", ["tensor", "global"])
 def test_stacked_blocks_match_separate_tensors(name, clip_by):
     config = make_config(name=name, clip_by=clip_by, clip=0.7, layer_decay=0.6, lr_batch=4)
@@ -260,6 +412,26 @@ def test_durations_in_steps_and_epochs():
     for config.optim.warmup_prefix in (False, True):
         _, schedule = optim.make(config, 12.5)
         assert [schedule(t) for t in range(10)] == pytest.approx([1e-2 * t / 25 for t in range(10)])
+
+
+@pytest.mark.parametrize(
+    ("arg", "case"),
+    [
+        ("S", "S_800ep_4e3"),
+        ("B", "BLH_800ep_3e3"),
+        ("B,224", "finetune_20ep_1e5"),
+        ("B,21k", "in21k_240ep_1e3"),
+        ("H,21k", "in21k_H_90ep_1e3"),
+        ("B,21k_1k", "in21k_to_1k_50ep_3e4"),
+    ],
+)
+def test_schedules_match_deit3(arg, case):
+    golden = np.load(GOLDEN / "deit3/schedule.npz")
+    _, schedule = optim.make(deit3.get_config(arg), 625)
+    epochs = golden[f"{case}/epoch"].astype(int)
+    assert epochs[-1] + 1 == golden[f"{case}/epochs"]
+    for offset in (0, 624):
+        np.testing.assert_allclose(schedule(epochs * 625 + offset), golden[case], rtol=1e-9)
 
 
 @pytest.mark.parametrize("batch", [1024, 4096])

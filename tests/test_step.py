@@ -201,6 +201,27 @@ def test_gradient_accumulation_matches_a_single_batch():
     jax.tree.map(close, accumulated.params, state.params)
 
 
+@pytest.mark.parametrize("name", ["lamb", "muon"])
+def test_scanned_and_unrolled_blocks_take_the_same_steps(name):
+    overrides = {
+        "model__depth": 2,
+        "model__drop_path": 0.3,
+        "model__drop_path_uniform": True,
+        "model__layer_scale_init": 0.1,
+        "model__qkv_bias": False,  # the gradients of key biases are rounding errors
+        "optim__name": name,
+        "optim__clip": 1.0,
+        "optim__warmup": "0",
+    }
+    results = [
+        losses(small_config(**overrides, model__scan=scan), jax.devices()[:1])
+        for scan in ("on", "off")
+    ]
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
+    close = partial(np.testing.assert_allclose, atol=1e-5)
+    jax.tree.map(close, results[0][1].params, results[1][1].params)
+
+
 def test_accumulated_gradients_are_all_reduced_once():
     """Scanned blocks on 8 devices, with the partners of mixup and CutMix on other devices."""
     overrides = {

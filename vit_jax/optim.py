@@ -1,9 +1,13 @@
 """Optimizers: gradient clipping, weight decay, layer-wise learning rates and freezing, with optax.
 
 Leaves below `blocks` are stacked, with one tensor per layer along axis 0. Operations that reference
-implementations apply per tensor are applied per layer. Leaves are identified by path, because a
-stacked bias has as many axes as an unstacked kernel.
+implementations apply per tensor are applied per layer, see `per_block`. Leaves are identified by
+path, because a stacked bias has as many axes as an unstacked kernel.
 """
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -28,13 +32,79 @@ UNDECAYED = {
 EMBEDDINGS = {"cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed", "norm_pre"}
 
 
+# The first and last layers, which Muon leaves to AdamW, as its author recommends.
+OUTER_LAYERS = {"patch_embed", "stem", "head", "head_dist"}
+
+
+class Optimizer(NamedTuple):
+    """An optimizer, as transformations of the gradients.
+
+    Attributes:
+      scale: config.optim -> optax.GradientTransformation from the gradients to the update.
+      coupled: whether weight decay is added to the gradients rather than to the update.
+      rescale: config.optim -> optax.GradientTransformation of the update with weight decay.
+    """
+
+    scale: Callable
+    coupled: bool = False
+    rescale: Callable = lambda _: optax.identity()
+
+
+def adam(c):
+    """Adam (arXiv:1412.6980)."""
+    return optax.scale_by_adam(c.b1, c.b2, c.eps)
+
+
+def sgd(c):
+    """SGD with momentum, as in PyTorch."""
+    return optax.trace(c.momentum)
+
+
+def lion(c):
+    """Lion (arXiv:2302.06675)."""
+    return optax.scale_by_lion(c.b1, c.b2)
+
+
+def muon(c):
+    """Muon for the matrices of `muon_dimensions`, and AdamW with Nesterov momentum for the rest."""
+    descent = optax.contrib.muon(
+        1.0,
+        beta=c.momentum,
+        eps=c.eps,
+        adam_b1=c.b1,
+        adam_b2=c.b2,
+        muon_weight_dimension_numbers=muon_dimensions,
+    )
+    return optax.chain(descent, optax.scale(-1))  # as the other optimizers, before the step
+
+
+def scale_by_trust_ratio(c):
+    """LAMB's layer-wise scale, norm(p) / norm(update) (arXiv:1904.00962, algorithm 2).
+
+    As in FusedLAMB of NVIDIA's apex, it applies only to tensors with weight decay.
+    """
+    if not c.weight_decay:
+        return optax.identity()
+    mask = functools.partial(decay_mask, rule=c.decay_rule)
+    return optax.masked(per_block(optax.scale_by_trust_ratio()), mask)
+
+
+OPTIMIZERS = {
+    "adamw": Optimizer(adam),
+    "sgd": Optimizer(sgd, coupled=True),
+    "lamb": Optimizer(adam, rescale=scale_by_trust_ratio),
+    "lion": Optimizer(lion),
+    "muon": Optimizer(muon),
+}
+
+
 def make(config, steps_per_epoch):
     """Create the optimizer and the learning rate schedule of a run.
 
-    With `decay_by="lr"`, weight decay is as in PyTorch: AdamW is decoupled, p -= lr * decay * p,
-    and SGD is coupled, adding decay * p to the gradient before the momentum. With
-    `decay_by="schedule"`, weight decay of both is as in big_vision, independent of the peak
-    learning rate: p -= lr / peak * decay * p.
+    With `decay_by="lr"`, weight decay is as in PyTorch: SGD is coupled, adding decay * p to the
+    gradient before the momentum, and all others are decoupled, p -= lr * decay * p, in LAMB before
+    the update is scaled. With `decay_by="schedule"`, weight decay is as in big_vision, independent
+    of the peak learning rate: p -= lr / peak * decay * p.
 
     Args:
       config: the config of the run.
@@ -53,6 +123,8 @@ def make(config, steps_per_epoch):
     peak = c.lr * config.batch_size / c.lr_batch if c.lr_batch else c.lr
     if not peak and c.decay_by == "schedule":
         raise UserError("config.optim.decay_by = 'schedule' needs config.optim.lr > 0")
+    if c.name == "lamb" and c.decay_by == "schedule":
+        raise UserError("config.optim.name = 'lamb' needs config.optim.decay_by = 'lr'")
     schedule = cosine_schedule(
         peak,
         total,
@@ -69,12 +141,11 @@ def make(config, steps_per_epoch):
     if c.weight_decay_end is not None:
         weight_decay = cosine_schedule(weight_decay, total, end=c.weight_decay_end * decay_scale)
     freeze_for = steps(c.freeze_for, steps_per_epoch)
-    moments = optax.trace(c.momentum)
-    if c.name == "adamw":
-        moments = optax.scale_by_adam(c.b1, c.b2, c.eps)
-    transforms = [freeze_moments(moments, c.freeze, freeze_for)]
-    coupled = c.name == "sgd" and c.decay_by == "lr"
+    optimizer = OPTIMIZERS[c.name]
+    transforms = [freeze_moments(optimizer.scale(c), c.freeze, freeze_for)]
+    coupled = optimizer.coupled and c.decay_by == "lr"
     transforms.insert(0 if coupled else 1, add_decay(weight_decay, c.decay_rule))
+    transforms.append(optimizer.rescale(c))
     if c.clip:
         clip = {"global": optax.clip_by_global_norm, "tensor": clip_by_tensor_norm}[c.clip_by]
         transforms.insert(0, clip(c.clip))
@@ -263,12 +334,99 @@ def clip_by_tensor_norm(max_norm):
     max_norm / (norm + 1e-6) if that is below 1.
     """
 
-    def clip(path, u):
-        axes = tuple(range(is_stacked(path), u.ndim))
-        norm = jnp.sqrt(jnp.sum(jnp.square(u), axes, keepdims=True))
+    def clip(u):
+        norm = jnp.sqrt(jnp.sum(jnp.square(u)))
         return u * jnp.minimum(max_norm / (norm + 1e-6), 1)
 
-    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(clip, updates))
+    return per_block(optax.stateless(lambda updates, _: jax.tree.map(clip, updates)))
+
+
+def per_block(inner):
+    """Apply a transformation to each block separately, as if the blocks were not stacked.
+
+    Args:
+      inner: an optax.GradientTransformation. It is mapped over axis 0 of the leaves of each stack
+        of blocks, and applied once to all other leaves.
+
+    Returns:
+      An optax.GradientTransformation. Its state is a tuple of the states of the other leaves and of
+      each stack; the latter have a leading layer axis.
+    """
+
+    def init(params):
+        return tuple(
+            jax.vmap(inner.init)(part) if stacked else inner.init(part)
+            for stacked, part in _stacks(params)
+        )
+
+    def update(updates, state, params=None):
+        parts = _stacks(updates)
+        params = [None] * len(parts) if params is None else [part for _, part in _stacks(params)]
+        results = [
+            (jax.vmap(inner.update) if stacked else inner.update)(part, *rest)
+            for (stacked, part), *rest in zip(parts, state, params, strict=True)
+        ]
+        new, state = zip(*results, strict=True)
+        return jax.tree.map(_first_unmasked, *new, is_leaf=_is_masked), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _stacks(tree):
+    """Split a tree into the leaves that are not in stacked blocks, and each stack of blocks.
+
+    Returns:
+      A list of (whether it is a stack, a tree of the same structure with optax.MaskedNode in place
+      of the leaves of the other parts).
+    """
+
+    def stack_of(path, _):
+        return "/".join((*_above(path, "blocks"), "blocks")) if is_stacked(path) else ""
+
+    stacks = jax.tree_util.tree_map_with_path(stack_of, tree)
+    return [
+        (bool(name), jax.tree.map(lambda x, s, n=name: x if s == n else MASKED, tree, stacks))
+        for name in sorted(set(jax.tree.leaves(stacks)))
+    ]
+
+
+MASKED = optax.MaskedNode()
+
+
+def _is_masked(x):
+    return isinstance(x, optax.MaskedNode)
+
+
+def _first_unmasked(*leaves):
+    return next((x for x in leaves if not _is_masked(x)), MASKED)
+
+
+def muon_dimensions(params):
+    """Return which axes of the parameters are matrices for Muon.
+
+    These are all kernels but those of `OUTER_LAYERS`. A kernel of a linear layer, [l, d, parts, k],
+    is one matrix [d, k] per block and part: queries, keys and values are separate matrices, as are
+    the two parts of SwiGLU. A kernel of a convolution, [h, w, c, k], is a matrix [h * w * c, k].
+
+    Args:
+      params: nested dict of arrays.
+
+    Returns:
+      A tree of optax.contrib.MuonDimensionNumbers or, for all other parameters, None.
+    """
+
+    def dimensions(path, leaf):
+        names = _names(path)
+        if names[-1] != "kernel" or OUTER_LAYERS & set(names):
+            return None
+        inputs = int(is_stacked(path))
+        output = leaf.ndim - 1
+        convolution = leaf.ndim - inputs == 4
+        return optax.contrib.MuonDimensionNumbers(
+            tuple(range(output)) if convolution else inputs, output
+        )
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
 def _names(path):
