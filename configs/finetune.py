@@ -75,7 +75,7 @@ def adapt(config, given, arg):
     }
     own_images.set_missing(config, given, values)
     if variants.is_cnn(config.model.variant):
-        own_images.set_missing(config, given, {"optim.layer_decay": 1.0})
+        own_images.set_missing(config, given, {"optim.layer_decay": 1.0, "model.drop_path": 0.0})
     source = own_images.open_train(config, given)
     own_images.fit_duration(config, given, len(source), lr=1e-3, steps=200, epochs=(10, 30))
 

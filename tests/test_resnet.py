@@ -226,3 +226,21 @@ def test_only_kernels_have_weight_decay():
     mask = optim.decay_mask(params, "timm")
     assert mask["layer1"]["block0"]["conv1"] == {"kernel": True, "scale": False, "bias": False}
     assert mask["head"] == {"kernel": True, "bias": False}
+
+
+def test_blocks_run_in_the_order_of_their_numbers():
+    """JAX sorts dicts by text: block10 before block2."""
+    config = variants.parse("resnet8", layers=(11, 1, 1), width=4, num_classes=0)
+    model = models.build(config)
+    shapes = models.split(model.module)[1]
+    weights = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
+    weights["stem"]["kernel"] += 1
+    weights["stem"]["scale"] += 1
+    # With a scale of 0, blocks are the identity, and these two compute relu(relu(x - 1) + 1).
+    for name, bias in (("block2", -1.0), ("block10", 1.0)):
+        weights["layer1"][name]["conv2"]["bias"] += bias
+    images = np.random.default_rng(0).normal(size=(1, 8, 8, 3))
+    maps = jax.jit(lambda w, x: model.apply(w, x, blocks=True)["maps"])(weights, images)
+    expected = np.maximum(maps["stem"] - 1, 0) + 1
+    assert 0 < (expected == 1).sum() < expected.size
+    np.testing.assert_allclose(maps["layer1"], expected, rtol=1e-6)

@@ -325,13 +325,14 @@ class LoadedModel:
         extract = evaluators.features(self.model, self.config, split, mesh, names, **options)
         return extract(jax.device_put(self.params, sharding.replicated(mesh)))
 
-    def stream_features(self, split, compute, *, batch_size=None):
-        """Compute outputs for every image of a split of the run's dataset, batch by batch.
+    def stream_features(self, split, compute, *, batch_size=None, config=None):
+        """Compute outputs for every image of a split of a dataset, batch by batch.
 
         Args:
           split: "train", "val" or "test".
           compute: as in `run`.
           batch_size: as in `features`.
+          config: the config that specifies the dataset; None: that of the run.
 
         Returns:
           source: the images and labels of the split, a `data.Slice`.
@@ -343,8 +344,9 @@ class LoadedModel:
         from vit_jax.devices import sharding
 
         mesh = sharding.data_parallel_mesh()
+        config = self.config if config is None else config
         source, stream = evaluators.stream_features(
-            self.model, self.config, split, mesh, compute, batch_size=batch_size
+            self.model, config, split, mesh, compute, batch_size=batch_size
         )
         return source, stream(jax.device_put(self.params, sharding.replicated(mesh)))
 
@@ -410,11 +412,12 @@ def load(spec, name=None, *, checkpoint="best", raw=False, class_names=None):
     file = Path(spec).name
     overrides_only = "=" in (name or "").split(",")[0]
     view = {key: x for key, x in described._asdict().items() if key in VIEW}
+    unnamed = "ViT" if hasattr(module, "blocks") else described.model["variant"]
     return from_module(
         module,
         f"{file}, {name}" if name else file,
         short_name=file,
-        variant="ViT" if overrides_only else name or "ViT",
+        variant=unnamed if overrides_only else name or unnamed,
         class_names=class_names or described.class_names,
     ).replace(**view, assumed=described.assumed, notes=described.notes)
 

@@ -176,11 +176,17 @@ class ResNet(nnx.Module):
             x = maps["pool"] = nnx.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
         for stage in self.stages:
             stats[stage] = {}
-            for name, block in getattr(self, stage).items():
+            for name, block in self.blocks_of(stage).items():
                 x, stats[stage][name] = block(x, train)
             maps[stage] = x
         out = {"tokens": x.reshape(x.shape[0], -1, x.shape[-1]), **self.pool(x)}
         return out | ({"stats": stats} if train else {}) | ({"maps": maps} if blocks else {})
+
+    def blocks_of(self, stage):
+        """Return the blocks of a stage, such as "layer1", as {name: block} in execution order."""
+        blocks = getattr(self, stage)
+        # JAX sorts the keys of a dict as text, which puts block10 before block2.
+        return {name: blocks[name] for name in (f"block{j}" for j in range(len(blocks)))}
 
     def pool(self, x):
         """Pool the last feature map [b, h, w, c] into "pooled" [b, d] and "logits" [b, k]."""

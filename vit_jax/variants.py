@@ -381,7 +381,7 @@ def split_name(name):
 
 def _resnet(name):
     """Return the options of `ResNetConfig` that a name determines."""
-    block, layers = RESNETS[name]
+    block, layers = RESNETS[name.partition(".")[0]]
     return {"block": block, "layers": layers, "width": 64 if len(layers) == 4 else 16}
 
 
@@ -461,8 +461,14 @@ def _check_published(name, config):
 
 
 def is_cnn(name):
-    """Return whether a model name, with or without overrides, is that of a ResNet."""
-    return name.split(",")[0] in RESNETS
+    """Return whether a model name, with or without tag and overrides, is that of a ResNet."""
+    return name.partition(",")[0].partition(".")[0] in RESNETS
+
+
+def resnet_name(config):
+    """Return the name of a `ResNetConfig` in `RESNETS`, or None."""
+    kind = (config.block, config.layers)
+    return next((name for name, sizes in RESNETS.items() if sizes == kind), None)
 
 
 def count_layers(config):

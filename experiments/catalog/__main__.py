@@ -4,9 +4,10 @@
 
 The file has one row per architecture, the options of `ViTConfig` that differ from its defaults, and
 one row per set of weights, with its preprocessing. Architectures with parts that `ViTConfig` does
-not have are left out, as are ResNets, for which there is no layout in vit_jax/pretrained. --results
-is the file of that name in the repository of timm, which its package does not contain; without it,
-top-1 accuracy is that of the existing catalog.
+not have are left out. ResNets only have rows of weights: their architectures are in
+`variants.RESNETS`. --results is the file of that name in the repository of timm, which its package
+does not contain; without it, top-1 accuracy is that of the existing catalog. It is that at the
+image size of the row.
 """
 
 import argparse
@@ -17,12 +18,16 @@ import sys
 import types
 from pathlib import Path
 
+from vit_jax import variants
 from vit_jax.variants import ViTConfig
 
 CATALOG = Path(__file__).parents[2] / "vit_jax" / "pretrained" / "catalog.json"
-FAMILIES = (
-    *("vit_", "deit", "flexivit", "eva02_tiny", "eva02_small", "eva02_base", "eva02_large"),
-)
+FAMILIES = ("vit_", "deit", "flexivit", "eva", "beit3_")
+RESNET_BLOCKS = {"BasicBlock": "basic", "Bottleneck": "bottleneck"}
+RESNET_MODULES = {
+    *("ResNet", "Sequential", "Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d", "Identity", "Linear"),
+    *("SelectAdaptivePool2d", "AdaptiveAvgPool2d", "Flatten", *RESNET_BLOCKS),
+}
 BLOCKS = {"Block": "pre", "EvaBlock": "pre", "ResPostBlock": "res_post"}
 ATTENTION = ("Attention", "EvaAttention", "AttentionRope")
 POOLS = {"token": "cls", "avg": "gap", "map": "map", "": "cls"}
@@ -121,6 +126,26 @@ def vit_options(model):
     return options | rope_options(getattr(model, "rope", None))
 
 
+def check_resnet(name, model):
+    """Raise ValueError unless a ResNet of timm is that of this name in `variants.RESNETS`."""
+    layers = tuple(len(getattr(model, f"layer{i}")) for i in range(1, 5))
+    convolutions = sorted(
+        (*x.kernel_size, *x.stride, *x.padding, x.groups, x.in_channels, x.out_channels)
+        for x in model.modules()
+        if kind(x) == "Conv2d"
+    )
+    plan = variants.convolutions(variants.parse(name)).values()
+    parts = {
+        "modules": {kind(x) for x in model.modules()} <= RESNET_MODULES,
+        "blocks": (RESNET_BLOCKS.get(kind(model.layer1[0])), layers) == variants.RESNETS[name],
+        "convolutions": convolutions
+        == sorted((k, k, s, s, k // 2, k // 2, 1, m, n) for k, s, m, n, _ in plan),
+        "norms": {x.eps for x in model.modules() if kind(x) == "BatchNorm2d"} == {1e-5},
+    }
+    if missing := [part for part, known in parts.items() if not known]:
+        raise ValueError(f"other {', '.join(missing)}")
+
+
 def has_bias(attn):
     qkv = getattr(attn, "qkv", None)
     if qkv is None:  # separate projections
@@ -209,31 +234,37 @@ def main():
     import torch
 
     old = json.loads(CATALOG.read_text())["weights"] if CATALOG.exists() else {}
-    top1 = {name: row["top1"] for name, row in old.items() if "top1" in row}
+    top1 = {(name, row["image"]): row["top1"] for name, row in old.items() if "top1" in row}
     if args.results:
         with open(args.results) as file:
-            top1 = {row["model"]: float(row["top1"]) for row in csv.DictReader(file)}
-    names = [n for n in timm.list_pretrained() if n.startswith(FAMILIES)]
-    architectures, weights, left_out = {}, {}, {}
-    for name in sorted(names):
+            rows = list(csv.DictReader(file))
+        top1 = {(row["model"], int(row["img_size"])): float(row["top1"]) for row in rows}
+    architectures, resnets, weights, left_out = {}, set(), {}, {}
+    for name in sorted(timm.list_pretrained()):
         architecture = name.partition(".")[0]
-        if architecture not in architectures and architecture not in left_out:
+        if architecture in left_out or not (variants.is_cnn(name) or name.startswith(FAMILIES)):
+            continue
+        if architecture not in architectures and architecture not in resnets:
             try:
                 with torch.device("meta"):
                     model = timm.create_model(architecture)
-                architectures[architecture] = non_default(vit_options(model))
-            except Exception as error:  # the catalog has what ViTConfig can express
+                if variants.is_cnn(architecture):
+                    check_resnet(architecture, model)
+                    resnets.add(architecture)
+                else:
+                    architectures[architecture] = non_default(vit_options(model))
+            except Exception as error:  # the catalog has what our models can express
                 left_out[architecture] = str(error)
                 print(f"{architecture}: left out: {error}", file=sys.stderr)
-        if architecture in architectures:
-            cfg = timm.models.get_pretrained_cfg(name)
-            weights[name] = weights_row(cfg, top1.get(name), KNN.get(name))
+                continue
+        cfg = timm.models.get_pretrained_cfg(name)
+        weights[name] = weights_row(cfg, top1.get((name, cfg.input_size[1])), KNN.get(name))
     lines = [f'{{"timm": "{timm.__version__}", "architectures": {{']
     lines.append(",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in architectures.items()))
     lines.append('}, "weights": {')
     lines.append(",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in weights.items()))
     args.output.write_text("\n".join(lines) + "\n}}\n")
-    print(f"{len(architectures)} architectures, {len(weights)} sets of weights")
+    print(f"{len(architectures) + len(resnets)} architectures, {len(weights)} sets of weights")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
     python -m experiments.catalog.compare [FAMILY ...]
 
 `make bench-peer` creates the environment with timm. Of architectures that only differ in size, one
-is compared: with 2 blocks of width 96, random weights and 4 x 4 patches. Its file is loaded by
-name, without other options than the size. The numbers are the largest absolute difference of the
-tokens (timm's forward_features) and of the logits, relative to the largest value if it is above 1.
+is compared: with 2 blocks of width 96, random weights and 4 x 4 patches. ResNets have their own
+size, and random weights and running statistics. A file is loaded by name, without other options
+than the size. The numbers are the largest absolute difference of the tokens (timm's
+forward_features) and of the logits, relative to the largest value if it is above 1.
 """
 
 import json
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.catalog import peer
-from vit_jax.variants import SIZE_OPTIONS
+from vit_jax.variants import RESNETS, SIZE_OPTIONS, is_cnn
 
 ROOT = Path(__file__).parents[2]
 PEER = ROOT / ".venv-peer/bin/python"
@@ -29,6 +30,8 @@ FAMILIES = {  # the first match counts
     "DeiT III": "deit3_",
     "DeiT": "deit_",
     "EVA-02": "eva02_",
+    "EVA": "eva_",
+    "BEiT-3": "beit3_",
     "FlexiViT": "flexivit_",
     "DINOv2": "vit_.*dinov2",
     "DINOv3": "vit_.*dinov3",
@@ -41,6 +44,7 @@ FAMILIES = {  # the first match counts
     "TIPSv2": "vit_.*_tipsv2",
     "LingBot": "vit_.*_lingbot",
     "ViT (AugReg and others)": "vit_",
+    "ResNet": "resnet",
 }
 
 
@@ -59,7 +63,10 @@ def choose(families=()):
         free = (*SIZE_OPTIONS[:-1], "image")
         key = json.dumps({k: x for k, x in options.items() if k not in free}), peer.patch_of(name)
         found.setdefault(family, {}).setdefault(key, name)
-    return {family: list(names.values()) for family, names in found.items()}
+    chosen = {family: list(names.values()) for family, names in found.items()}
+    if not families or "ResNet" in families:
+        chosen["ResNet"] = [name for name, (_, layers) in RESNETS.items() if len(layers) == 4]
+    return chosen
 
 
 def difference(directory, name):
@@ -69,11 +76,13 @@ def difference(directory, name):
 
     from vit_jax import pretrained, vit
 
-    sizes = f"width={peer.WIDTH},depth={peer.DEPTH},num_heads={peer.HEADS}"
     path = Path(directory) / f"{name}.safetensors"
-    mlp_dim = pretrained.read(path)["blocks.0.mlp.fc2.weight"].shape[1]
-    image = peer.GRID * peer.patch_of(name)
-    model = pretrained.load(path, f"{name},{sizes},mlp_dim={mlp_dim},image={image}")
+    if not is_cnn(name):
+        mlp_dim = pretrained.read(path)["blocks.0.mlp.fc2.weight"].shape[1]
+        image = peer.GRID * peer.patch_of(name)
+        sizes = f"width={peer.WIDTH},depth={peer.DEPTH},num_heads={peer.HEADS},mlp_dim={mlp_dim}"
+        name = f"{name},{sizes},image={image}"
+    model = pretrained.load(path, name)
     apply, params = vit.functional(model)
     expected = dict(np.load(path.with_suffix(".npz")))
     out = jax.jit(apply)(params, jnp.asarray(expected["images"].transpose(0, 2, 3, 1)))

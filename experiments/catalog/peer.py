@@ -10,28 +10,30 @@ import sys
 from pathlib import Path
 
 from experiments.catalog.__main__ import import_timm
+from vit_jax.variants import is_cnn
 
 DEPTH = 2
 HEADS = 4
 WIDTH = 96  # a gated MLP with a ratio of 8 / 3 then has an even number of units
 GRID = 4  # patches per side
+RESNET_IMAGE = (65, 97)  # pixels: odd, so that asymmetric padding would show
 CLASSES = 10
 
 
 def build(timm, name):
-    """Create an architecture in a small size, with random weights of every kind."""
+    """Create an architecture with random weights of every kind; a ViT in a small size."""
     import torch
 
-    model = timm.create_model(
-        name,
-        embed_dim=WIDTH,
-        depth=DEPTH,
-        num_heads=HEADS,
-        img_size=GRID * patch_of(name),
-        num_classes=CLASSES,
-    )
+    size = dict(embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS, img_size=GRID * patch_of(name))
+    size = {} if is_cnn(name) else size
+    model = timm.create_model(name, num_classes=CLASSES, **size)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
+        for key, x in model.named_buffers():
+            if key.endswith("running_mean"):
+                x.copy_(0.5 * torch.randn(x.shape, generator=generator))
+            elif key.endswith("running_var"):
+                x.copy_(0.5 + torch.rand(x.shape, generator=generator))
         for key, x in model.named_parameters():
             noise = torch.randn(x.shape, generator=generator)
             if key.endswith("rope.freqs"):
@@ -59,10 +61,12 @@ def main(directory, names):
     torch.set_num_threads(1)
     for name in names:
         model = build(timm, name)
-        side = GRID * patch_of(name)
-        images = torch.randn((2, 3, side, side), generator=torch.Generator().manual_seed(1))
+        size = RESNET_IMAGE if is_cnn(name) else (GRID * patch_of(name),) * 2
+        images = torch.randn((2, 3, *size), generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             tokens, logits = model.forward_features(images), model(images)
+        if is_cnn(name):
+            tokens = tokens.flatten(2).mT
         path = Path(directory) / name
         save_file(model.state_dict(), f"{path}.safetensors")
         arrays = dict(images=images, tokens=tokens, logits=logits)

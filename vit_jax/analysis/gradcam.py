@@ -52,6 +52,6 @@ def resnet_grad_cam(model, images, classes):
 def logits_from_stage(model, stage, x):
     """Return the logits [b, k] of a `resnet.ResNet`, from the output [b, h, w, c] of a stage."""
     for name in model.stages[model.stages.index(stage) + 1 :]:
-        for block in getattr(model, name).values():
+        for block in model.blocks_of(name).values():
             x, _ = block(x, False)
     return model.pool(x)["logits"]

@@ -6,7 +6,8 @@ removed from the names of its tensors (`_names`), and its layout is recognized (
 A layout module has three functions:
 
 * `matches(tensors) -> bool`: whether the tensors have this layout.
-* `options(tensors) -> dict`: the options of `ViTConfig` that names and shapes determine.
+* `options(tensors) -> dict`: the options of `ViTConfig` or `ResNetConfig` that names and shapes
+  determine; those of a ResNet have "layers".
 * `params(tensors, template) -> params`: the tensors as parameters of our model.
 
 It may have `defaults(tensors) -> dict`: options that hold unless a config.json states others.
@@ -15,6 +16,7 @@ It may have `defaults(tensors) -> dict`: options that hold unless a config.json 
 not import JAX. `template` is our parameter tree; only its paths and shapes are used.
 """
 
+import dataclasses
 import math
 
 import numpy as np
@@ -54,11 +56,13 @@ def load(spec, name=None, **overrides):
       spec: a weight file, a directory with one and its config.json, hf-hub:ORGANIZATION/NAME, or
         the workdir of a run. FILE#student is one of several sets of weights in a file.
       name: name of the model, with overrides after commas, or only overrides: "num_heads=3". It
-        may be None if the file, or the config.json next to it, determines everything.
-      **overrides: options of `ViTConfig` that the file does not determine.
+        may be None if the file, or the config.json next to it, determines everything. With an
+        override of the patch size, such as "flexivit_base,patch=24", the patch embedding and the
+        positions are resized as in FlexiViT (arXiv:2212.08013, section 3.4).
+      **overrides: options of the model that the file does not determine.
 
     Returns:
-      A `vit.ViT`, or the model of the run.
+      A `vit.ViT` or a `resnet.ResNet`.
 
     Raises:
       UserError: if the file has no weights, weights in an unknown layout, or weights that
@@ -75,17 +79,56 @@ def load(spec, name=None, **overrides):
 
     from flax import nnx
 
-    from vit_jax import vit
+    from vit_jax import models
 
     weights = determine(spec)
     config, _ = resolve(weights, name, overrides)
     try:
-        # eval_shape skips the random initialization, which the weights would overwrite.
-        model = nnx.eval_shape(lambda: vit.ViT(config, rngs=nnx.Rngs(params=0)))
-        graph, template = nnx.split(model)
-        return nnx.merge(graph, weights.layout.params(weights.read(), nnx.to_pure_dict(template)))
+        # Abstract models: the weights would overwrite a random initialization.
+        graph, template = nnx.split(models.build(config).module)
+        source = _config_of_file(weights, config)
+        shapes = nnx.to_pure_dict(nnx.state(models.build(source).module))
+        params = weights.layout.params(weights.read(), shapes)
+        if source is not config:
+            _fit_inputs(params, nnx.to_pure_dict(template), source, config)
+        return nnx.merge(graph, params)
     except ValueError as error:
         raise UserError(f"{spec}: {error}") from error
+
+
+def _config_of_file(weights, config):
+    """Return the config of the model in a file, whose patches may have another size."""
+    patch = weights.options.get("patch")
+    if patch is None or patch == config.patch:
+        return config
+    image = weights.options.get("image", patch)  # without learned positions, it does not matter
+    return dataclasses.replace(config, patch=patch, image=image)
+
+
+def _fit_inputs(weights, template, source, config):
+    """Adapt the first kernel, and resize learned positions, to another model, in place.
+
+    Args:
+      weights: nested dict of arrays.
+      template: parameter tree of the model; only its shapes are used.
+      source: config of the model that the weights are from.
+      config: config of the model.
+    """
+    import jax.numpy as jnp
+
+    from vit_jax.layers.patch_embed import adapt_kernel, resize_positions
+
+    if "pos_embed" in weights.keys() & template.keys():
+        table = weights["pos_embed"]
+        prefix = table.shape[1] - math.prod(source.grid)  # rows of prefix tokens such as [CLS]
+        if prefix == template["pos_embed"].shape[1] - math.prod(config.grid):
+            grids = source.grid, config.grid
+            weights["pos_embed"] = resize_positions(table, *grids, prefix, config.pos_resize)
+    for name in ("patch_embed", "stem"):
+        if name in weights.keys() & template.keys():
+            *size, channels, _ = template[name]["kernel"].shape
+            kernel = adapt_kernel(np.asarray(weights[name]["kernel"]), tuple(size), channels)
+            weights[name]["kernel"] = jnp.asarray(kernel)
 
 
 def preprocessing(model, name):
@@ -94,14 +137,14 @@ def preprocessing(model, name):
     See `timm_config.preprocessing`; `describe` also reads the config.json next to the file.
 
     Args:
-      model: a `vit.ViT`.
+      model: a `vit.ViT` or a `resnet.ResNet`.
       name: name of the model, or None.
 
     Returns:
       {"mean", "std", "crop", "interpolation", "crop_mode"}, attributes of `inference.LoadedModel`.
     """
     c = model.config
-    dino = c.pos_resize == "dino"
+    dino = getattr(c, "pos_resize", None) == "dino"
     return timm_config.preprocessing(name, c.image, c.channels, dino=dino)[0]._asdict()
 
 
@@ -128,29 +171,18 @@ def init_params(spec, module, config):
     import jax
     from flax import nnx, traverse_util
 
-    from vit_jax.layers.patch_embed import adapt_kernel, resize_positions
     from vit_jax.vit import functional
 
     if is_run(spec):
         source = load(storage.resolve(spec))
     elif variants.is_cnn(config.variant):
-        source = load(spec, config.variant)
+        source = load(spec)
     else:
         source = load(spec, **undetermined(module.config))
     weights = jax.device_get(functional(source)[1])
     template = nnx.to_pure_dict(nnx.state(module))
-    if "pos_embed" in weights.keys() & template.keys():
-        old_grid = source.config.grid
-        new_grid = module.config.grid
-        table = weights["pos_embed"]
-        prefix = table.shape[1] - math.prod(old_grid)  # rows of prefix tokens such as [CLS]
-        if prefix == template["pos_embed"].shape[1] - math.prod(new_grid):
-            table = resize_positions(table, old_grid, new_grid, prefix, module.config.pos_resize)
-            weights["pos_embed"] = np.asarray(table)
-    if "patch_embed" in weights:
-        patch, channels = template["patch_embed"]["kernel"].shape[1:3]
-        stem = weights["patch_embed"]
-        stem["kernel"] = np.asarray(adapt_kernel(stem["kernel"], patch, channels))
+    _fit_inputs(weights, template, source.config, module.config)
+    weights = jax.device_get(weights)
     theirs, ours = (
         {path: leaf.shape for path, leaf in traverse_util.flatten_dict(params).items()}
         for params in (weights, template)

@@ -13,10 +13,13 @@ from vit_jax.pretrained._describe import (
 )
 from vit_jax.pretrained._match import (
     DEFAULTED,
+    RESNET_OPTIONS,
     UNDETERMINED,
     compare,
     contradictions,
+    is_resnet,
     published_size,
+    resnet_name,
     resolve,
 )
 from vit_jax.variants import SIZE_OPTIONS, ViTConfig
@@ -109,11 +112,20 @@ def _fitting_description(config, ours):
             )
         _check_architecture(config, _architecture(source), ours, description.model)
         return description
-    if not isinstance(ours, ViTConfig):
+    cnn = is_resnet(found.options)
+    if cnn == isinstance(ours, ViTConfig):
+        kind = "ResNet" if cnn else "ViT"
+        name = (resnet_name(found.options) or "resnet50") if cnn else "S/16"
         raise UserError(
-            f"config.model_init = '{spec}' has the weights of a ViT, but config.model.variant "
-            f"= '{config.model.variant}'; pass a ViT, such as --config.model.variant=S/16"
+            f"config.model_init = '{spec}' has the weights of a {kind}, but config.model.variant "
+            f"= '{config.model.variant}'; pass a {kind}, such as --config.model.variant={name}"
         )
+    if cnn:
+        resolved, _ = resolve(found, None, {})
+        theirs = {key: found.options[key] for key in (*RESNET_OPTIONS, "channels")}
+        description = describe_file(found, resolved, config.model.variant, ())
+        _check_architecture(config, theirs, ours, description.model)
+        return description
     _check_architecture(config, {"pos_embed": "sincos2d"} | found.options, ours)
     resolved, _ = resolve(found, None, undetermined(ours))
     assumed = tuple(key for key in UNDETERMINED if key not in found.options)
@@ -133,7 +145,7 @@ def _architecture(config):
     pooling other than attention pooling.
     """
     if not isinstance(config, ViTConfig):
-        return {key: getattr(config, key) for key in ("block", "layers", "width", "channels")}
+        return {key: getattr(config, key) for key in (*RESNET_OPTIONS, "channels")}
     options = {key: getattr(config, key) for key in (*SIZE_OPTIONS, *ARCHITECTURE_OPTIONS)}
     for key in MAY_DIFFER:
         del options[key]
@@ -155,8 +167,8 @@ def _check_architecture(config, theirs, ours, cnn=None):
       cnn: for a ResNet: keys of config.model for a model with these weights.
     """
     wanted = _architecture(ours)
-    if isinstance(ours, ViTConfig) and theirs["channels"] == 3:
-        wanted["channels"] = 3  # from which the patch embedding can be adapted
+    if theirs["channels"] == 3:
+        wanted["channels"] = 3  # from which the patch embedding or the stem can be adapted
     if "map" in (theirs.get("pool"), wanted.get("pool")):
         # Other kinds of pooling have no weights.
         theirs = {"pool": "cls" if theirs["class_token"] else "gap"} | theirs

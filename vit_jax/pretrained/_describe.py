@@ -22,12 +22,13 @@ from vit_jax.pretrained import (
     timm_config,
 )
 from vit_jax.pretrained._match import (
+    RESNET_OPTIONS,
     compare,
     contradictions,
     published_size,
     resolve,
 )
-from vit_jax.schema import member, members
+from vit_jax.schema import member, members, size_text
 from vit_jax.variants import SIZE_OPTIONS, ViTConfig
 
 # Options that can be changed freely, because the weights of a model do not depend on them.
@@ -84,7 +85,7 @@ class _Weights(NamedTuple):
       spec: the file.
       names: {name of a tensor in the model: name in the file}.
       layout: module of this package.
-      options: options of `ViTConfig` that are determined.
+      options: options of `ViTConfig` or `ResNetConfig` that are determined.
       card: a `_card.Card`, or None.
       notes: what the user should know about the file, as texts.
     """
@@ -141,20 +142,24 @@ def describe_run(workdir):
 
 
 def describe_file(weights, config, name, assumed):
-    """Return the `Description` of a file that is loaded as a model with this `ViTConfig`."""
+    """Return the `Description` of a file that is loaded as a model with this config."""
     card = weights.card
     name = name if name and "=" not in name.split(",")[0] else None
     label = card.name if card and card.name else name
-    dino = config.pos_resize == "dino"
-    view, unknown = timm_config.preprocessing(label, config.image, config.channels, dino=dino)
+    dino = getattr(config, "pos_resize", None) == "dino"
+    cnn = None if isinstance(config, ViTConfig) else variants.resnet_name(config)
+    channels = weights.options["channels"]
+    view, unknown = timm_config.preprocessing(label or cnn, config.image, channels, dino=dino)
+    if cnn and not label:  # published weights of the architecture; these may be others
+        unknown = ("mean", "std", "crop")
     source = "an assumption" if unknown == ("mean", "std", "crop") else f"the name {label}"
     source = "DINO's code" if view == timm_config.DINO else source
     if card and card.preprocessing:
         view = _card.View(*card.preprocessing)
-        if not len(view.mean) == len(view.std) == config.channels:
+        if not len(view.mean) == len(view.std) == channels:
             raise UserError(
-                f"{card.path}: mean and std must have {config.channels} values, one per channel; "
-                "correct or remove it"
+                f"{card.path}: mean and std must have {channels} values, one per channel; correct "
+                "or remove it"
             )
         unknown = ()
         source = str(card.path)
@@ -162,8 +167,15 @@ def describe_file(weights, config, name, assumed):
     match = re.search(r"_patch\d+\w*_(\d+)(\.|$)", (name or "").split(",")[0])
     if match and int(match[1]) != config.image:
         notes += (f"image size {config.image} as in the file, not {match[1]}",)
+    patch = weights.options.get("patch")
+    if patch is not None and patch != config.patch:
+        sizes = f"from {size_text(patch)} to {size_text(config.patch)} pixels"
+        notes += (f"patch embedding resized {sizes}, as in FlexiViT",)
+    if channels != config.channels:
+        mean, std = (_adapt_channels(values, config.channels) for values in (view.mean, view.std))
+        view = view._replace(mean=mean, std=std)
     return Description(
-        model=_model_keys(config),
+        model=_model_keys(config, cnn),
         **view._asdict(),
         image=config.image,
         num_classes=config.num_classes,
@@ -172,6 +184,13 @@ def describe_file(weights, config, name, assumed):
         assumed=(*assumed, *unknown),
         notes=notes,
     )
+
+
+def _adapt_channels(values, channels):
+    """Adapt values per channel as the patch embedding (`adapt_kernel`): averaged or repeated."""
+    if channels == 1:
+        return (sum(values) / len(values),)
+    return tuple(values[i % len(values)] for i in range(channels))
 
 
 def determine(spec):
@@ -193,7 +212,7 @@ def determine(spec):
     except KeyError as error:
         raise UserError(f"{spec}: missing tensor {error}") from error
     except (ValueError, IndexError) as error:
-        raise UserError(f"{spec}: the tensor shapes do not match a ViT") from error
+        raise UserError(f"{spec}: the tensor shapes do not match a ViT or a ResNet") from error
     card = _read_card(path)
     if card is None and hub.is_hub(spec):
         card = timm_config.catalog_card(path, hub.REPOSITORY.match(spec[len(hub.PREFIX) :])["id"])
@@ -229,13 +248,17 @@ def _read_card(path):
 
 
 def _model_keys(config, cnn=None):
-    """Return the keys of `config.model` for a model with this config; cnn: the name of a ResNet."""
+    """Return the keys of `config.model` for a model with this config; cnn: the name of a ResNet.
+
+    A ResNet without a name has the options block and layers, which are no keys of `config.model`.
+    """
     if not isinstance(config, ViTConfig):
+        cnn = cnn or "resnet18"
         base = variants.parse(cnn)
-        options = {key: getattr(config, key) for key in ("width", "channels")}
+        options = {key: getattr(config, key) for key in (*RESNET_OPTIONS, "channels")}
         return {"variant": cnn} | {k: x for k, x in options.items() if x != getattr(base, k)}
     sizes = {key: getattr(config, key) for key in SIZE_OPTIONS}
-    size = published_size(sizes)
+    size = isinstance(config.patch, int) and published_size(sizes)
     default = variants.parse("S/16", pool=config.pool)
     options = {key: getattr(config, key) for key in ARCHITECTURE_OPTIONS}
     class_token = config.has_class_token

@@ -3,7 +3,7 @@
 from vit_jax import catalog, variants
 from vit_jax.errors import UserError
 from vit_jax.pretrained import timm, timm_config
-from vit_jax.variants import SIZE_OPTIONS
+from vit_jax.variants import SIZE_OPTIONS, ResNetConfig
 
 # Options that neither names nor shapes of tensors determine. A wrong one gives wrong numbers.
 UNDETERMINED = ("num_heads", "norm", "act", "rope")
@@ -11,6 +11,8 @@ UNDETERMINED = ("num_heads", "norm", "act", "rope")
 DEFAULTED = ("norm_eps", "rope_temperature", "rope_order", "rope_grid")
 # Options that timm changes when it converts the weights of other codebases.
 CONVERTED = ("no_embed_class", "embed_reg", "patch_bias")
+CIFAR_IMAGE = 32  # pixels, of a ResNet of three stages
+RESNET_OPTIONS = ("block", "layers", "width")  # that the name of a ResNet determines
 
 
 def resolve(weights, name, overrides):
@@ -19,25 +21,34 @@ def resolve(weights, name, overrides):
     Args:
       weights: `_Weights`.
       name: name of the model, as in `load`.
-      overrides: options of `ViTConfig`, as in `load`.
+      overrides: options of the model, as in `load`.
 
     Returns:
-      The `ViTConfig`, and the names of the options in it that are assumed.
+      The `ViTConfig` or `ResNetConfig`, and the names of the options in it that are assumed.
 
     Raises:
       UserError: if they contradict each other, or the number of heads is unknown.
     """
     spec, options = weights.spec, weights.options
-    if variants.is_cnn(name or ""):
-        raise UserError(f"{spec}: {name} weights can only be loaded from a run; name a ViT")
     name = name or ""
     base, stated = variants.split_name(f",{name}" if "=" in name.split(",")[0] else name)
     stated = {key: x for key, x in (stated | overrides).items() if x is not None}
+    if base and variants.is_cnn(base) != is_resnet(options):
+        variants.parse(base)  # raises for an unknown name
+        raise UserError(
+            f"{spec}: file holds {_facts(options)}; --model says {base}; "
+            f"{_remedy(base, options, stated)}"
+        )
     if options["channels"] == 3:  # from which the patch embedding can be adapted
         options = options | {"channels": stated.get("channels", 3)}
+    if "patch" in stated and "patch" in options:  # it is resized, as in FlexiViT
+        changed = {"patch", "image"} & options.keys() & stated.keys()
+        options = options | {key: stated[key] for key in changed}
     if different := contradictions(options, stated):
         ours, theirs = compare(different, options, stated, " = ")
         raise UserError(f"{spec}: the weights have {ours}, but {theirs} was passed; leave it out")
+    if is_resnet(options):
+        return _resolve_resnet(spec, options, base, stated), ()
     named = _named(base, weights, stated)
     if "pos_embed" not in options | named | stated:
         published = _catalog_name(options)
@@ -72,6 +83,38 @@ def resolve(weights, name, overrides):
     return config, tuple(missing)
 
 
+def _resolve_resnet(spec, options, base, stated):
+    """Return the `ResNetConfig` of weights; arguments as the variables in `resolve`."""
+    if base:
+        config = variants.parse(base)
+        named = {key: getattr(config, key) for key in RESNET_OPTIONS}
+        if different := contradictions(options, named):
+            ours, theirs = compare(different, options, named)
+            raise UserError(
+                f"{spec}: file holds {resnet_name(options) or 'a ResNet'} ({ours}); --model says "
+                f"{base} ({theirs}); {_remedy(base, options, stated)}"
+            )
+    sizes = {row["image"] for row in catalog.weights(base).values()} if base else set()
+    if not sizes and len(options["layers"]) == 3:
+        sizes = {CIFAR_IMAGE}
+    image = {"image": sizes.pop()} if len(sizes) == 1 else {}
+    try:
+        return variants.parse(base or "resnet18", **image | stated | options)
+    except UserError as error:
+        raise UserError(f"{spec}: {error}") from None
+
+
+def is_resnet(options):
+    """Return whether options that weights determine are those of a `ResNetConfig`."""
+    return "layers" in options
+
+
+def resnet_name(options):
+    """Return the name of a ResNet with these options, such as "resnet50", or None."""
+    name = variants.resnet_name(ResNetConfig(**{key: options[key] for key in RESNET_OPTIONS}))
+    return name if name and variants.parse(name).width == options["width"] else None
+
+
 def _named(base, weights, stated):
     """Return the options that a name of the catalog determines, besides the sizes.
 
@@ -89,7 +132,9 @@ def _named(base, weights, stated):
 
 
 def _facts(options):
-    """Describe the size of weights, such as "ViT-S/16 (width 384, depth 12)"."""
+    """Describe the size of weights, such as "ViT-S/16 (width 384, depth 12)" or "resnet50"."""
+    if is_resnet(options):
+        return resnet_name(options) or "a ResNet"
     size = published_size(options)
     keys = ("width", "depth") if size else ("width", "depth", "patch")
     sizes = ", ".join(f"{key} {options[key]}" for key in keys)
@@ -135,7 +180,8 @@ def _remedy(base, options, stated):
         if variants.PAPER_NAME.fullmatch(base) and variants.TIMM_NAME.fullmatch(name):
             name = f"{published_size(options)}/{options['patch']}"
         return f"did you mean --model={name}?"
-    if published_heads(options["width"]) is None and "num_heads" not in options:
+    heads = is_resnet(options) or "num_heads" in options or published_heads(options["width"])
+    if not heads:
         stated = {"num_heads": "N"} | stated
     overrides = ",".join(f"{key}={x}" for key, x in stated.items())
     return f"pass --model={overrides}" if overrides else "leave out --model"
@@ -143,6 +189,8 @@ def _remedy(base, options, stated):
 
 def _similar_name(options):
     """Return a name of timm that the options of weights may be of, or None."""
+    if is_resnet(options):
+        return resnet_name(options)
     return _catalog_name(options) or _timm_name(options)
 
 

@@ -8,6 +8,7 @@ import re
 
 from vit_jax.errors import UserError, printable
 
+OTHER_MODEL = "pass other weights, or --model=NAME of the model that they are of"
 MAX_TENSORS = 20_000  # for comparison, a ViT of 48 blocks with LayerScale has 680
 MAX_LISTED = 5  # tensors in a message
 MAX_NAME_LENGTH = 256  # characters
@@ -47,12 +48,13 @@ def check(names):
             raise UserError(f"invalid name of a tensor: '{shorten(name)}'; use other weights")
 
 
-def check_tensors(tensors, expected):
+def check_tensors(tensors, expected, remedy=OTHER_MODEL):
     """Check that the tensors are those of a model.
 
     Args:
       tensors: {name: array}.
       expected: {name: shape}.
+      remedy: what to do if they are not, for the message.
 
     Raises:
       UserError: if tensors are missing, unexpected or of the wrong shape. It lists the first of
@@ -72,7 +74,6 @@ def check_tensors(tensors, expected):
         _listed("tensor", shapes),
     ]
     if problems := [problem for problem in problems if problem]:
-        remedy = "pass other weights, or --model=NAME of the model that they are of"
         raise UserError(f"{'; '.join(problems)}; {remedy}")
 
 

@@ -10,11 +10,11 @@ from vit_jax import variants
 from vit_jax.errors import UserError, printable
 from vit_jax.pretrained._card import Card, View, number, numbers, typed
 from vit_jax.pretrained.timm_config import CROP_MODES, INTERPOLATIONS
-from vit_jax.variants import ViTConfig
+from vit_jax.variants import ResNetConfig, ViTConfig
 
 KEY = "vit_jax"
 VIEW = (*View._fields, "class_names")
-# Options of `ViTConfig` that affect neither the weights nor the outputs at evaluation.
+# Options that affect neither the weights nor the outputs at evaluation.
 RUNTIME_OPTIONS = {
     *("dtype", "patch_embed", "drop_path", "drop_path_uniform", "dropout"),
     *("remat", "scan", "attn", "init"),
@@ -22,16 +22,18 @@ RUNTIME_OPTIONS = {
 
 
 def stated(config):
-    """Return the options of a `ViTConfig` that determine its weights and outputs.
+    """Return the options of a `ViTConfig` or `ResNetConfig` that determine weights and outputs.
 
     Equal models have equal options: None is replaced by what it stands for, and options that have
     no effect by their defaults.
     """
     options = {
         field.name: getattr(config, field.name)
-        for field in dataclasses.fields(ViTConfig)
+        for field in dataclasses.fields(config)
         if field.name not in RUNTIME_OPTIONS
     }
+    if isinstance(config, ResNetConfig):
+        return options
     learned = config.pos_embed == "learned"
     no_embed_class = learned and config.no_embed_class and config.prefix > 0
     return options | {
@@ -49,7 +51,7 @@ def group(config, view):
     """Return the group `vit_jax`.
 
     Args:
-      config: a `ViTConfig`.
+      config: a `ViTConfig` or a `ResNetConfig`.
       view: a dict with the keys of `VIEW`, attributes of `inference.LoadedModel`.
     """
     return {"options": stated(config)} | {key: view[key] for key in VIEW}
@@ -62,10 +64,14 @@ def card(path, group):
       UserError: if a value is of the wrong type or not allowed.
     """
     options = typed({KEY: group}, KEY, dict) and typed(group, "options", dict)
-    known = {field.name for field in dataclasses.fields(ViTConfig)} - RUNTIME_OPTIONS
+    is_cnn = "layers" in options
+    if is_cnn:
+        options = options | {"layers": tuple(typed(options, "layers", list))}
+    fields = dataclasses.fields(ResNetConfig if is_cnn else ViTConfig)
+    known = {field.name for field in fields} - RUNTIME_OPTIONS
     if unknown := sorted(options.keys() - known):
         raise UserError(f"options of {KEY} are unknown: {printable(', '.join(unknown))}")
-    variants.parse("S/16", **options)
+    variants.parse("resnet18" if is_cnn else "S/16", **options)
     view = View(
         numbers(group, "mean"),
         numbers(group, "std"),

@@ -9,9 +9,9 @@ import re
 
 import numpy as np
 
-from vit_jax import catalog
+from vit_jax import catalog, variants
 from vit_jax.errors import UserError
-from vit_jax.pretrained import _own_card, timm
+from vit_jax.pretrained import _own_card, resnet, timm
 from vit_jax.variants import ViTConfig
 
 POOLS = {"cls": "token", "gap": "avg", "map": "map"}
@@ -71,7 +71,7 @@ def files(config, params, view):
     """Return what to write.
 
     Args:
-      config: a `ViTConfig`.
+      config: a `ViTConfig` or a `ResNetConfig`.
       params: {path: numpy array}.
       view: as in `_own_card.group`.
 
@@ -81,6 +81,8 @@ def files(config, params, view):
     Raises:
       UserError: if timm has no such model.
     """
+    if not isinstance(config, ViTConfig):
+        return _resnet_files(config, params, view)
     wanted = _own_card.stated(config)
     cls = _class(wanted)
     _check(wanted, cls)
@@ -88,29 +90,63 @@ def files(config, params, view):
     args |= {"img_size": config.image, "in_chans": config.channels}
     args |= {"num_classes": config.num_classes, "global_pool": POOLS[config.pool]}
     cfg = {
-        "input_size": [config.channels, config.image, config.image],
         "fixed_input_size": True,
-        "interpolation": view["interpolation"],
-        "crop_pct": view["crop"],
-        "crop_mode": view["crop_mode"],
-        "mean": view["mean"],
-        "std": view["std"],
-        "num_classes": config.num_classes,
         "first_conv": "patch_embed.proj",
         "classifier": ["head", "head_dist"] if config.dist_token else "head",
     }
+    card = _card(architecture, args, config.width, cfg, config, view)
+    return _split(timm.tensors(params), wanted, cls), {"config.json": card}
+
+
+def _resnet_files(config, params, view):
+    """Return what to write of a ResNet; arguments and result as those of `files`."""
+    name = variants.resnet_name(config)
+    if len(config.layers) != 4 or name is None or config.width != variants.parse(name).width:
+        layers = "-".join(map(str, config.layers))
+        raise UserError(
+            f"--to=timm: timm has no ResNet of {layers} {config.block} blocks of width "
+            f"{config.width}; pass --to=vit_jax"
+        )
+    args = {"in_chans": config.channels, "num_classes": config.num_classes, "global_pool": "avg"}
+    cfg = {"fixed_input_size": False, "first_conv": "conv1", "classifier": "fc"}
+    features = list(variants.convolutions(config).values())[-1][3]
+    card = _card(name, args, features, cfg, config, view)
+    tensors = resnet.tensors(params)
+    norms = [key.removesuffix("running_var") for key in tensors if key.endswith(".running_var")]
+    tensors |= {f"{norm}{resnet.COUNTER}": np.zeros((), np.int64) for norm in norms}
+    return tensors, {"config.json": card}
+
+
+def _card(architecture, args, features, cfg, config, view):
+    """Return the contents of config.json.
+
+    Args:
+      architecture: timm's name.
+      args: `model_args`.
+      features: channels of the pooled features.
+      cfg: further keys of `pretrained_cfg`.
+      config: a `ViTConfig` or a `ResNetConfig`.
+      view: as in `_own_card.group`.
+    """
     card = {
         "architecture": architecture,
         "num_classes": config.num_classes,
-        "num_features": config.width,
+        "num_features": features,
         "global_pool": args["global_pool"],
         "model_args": args,
-        "pretrained_cfg": cfg,
+        "pretrained_cfg": {
+            "input_size": [config.channels, config.image, config.image],
+            "interpolation": view["interpolation"],
+            "crop_pct": view["crop"],
+            "crop_mode": view["crop_mode"],
+            "mean": view["mean"],
+            "std": view["std"],
+            "num_classes": config.num_classes,
+            **cfg,
+        },
         _own_card.KEY: _own_card.group(config, view),
     }
-    if view["class_names"]:
-        card["label_names"] = view["class_names"]
-    return _split(timm.tensors(params), wanted, cls), {"config.json": card}
+    return card | ({"label_names": view["class_names"]} if view["class_names"] else {})
 
 
 def _class(options):

@@ -1,11 +1,11 @@
 """Weight layout of this project: one safetensors file with the paths of our parameters.
 
-Blocks are stacked along axis 0, as in the model: blocks/attn/qkv/kernel is [l, d, 3, d]. The
-metadata of the file has the options and the preprocessing (`_own_card`).
+Blocks of a ViT are stacked along axis 0, as in the model: blocks/attn/qkv/kernel is [l, d, 3, d].
+The metadata of the file has the options and the preprocessing (`_own_card`).
 """
 
 from vit_jax.errors import UserError
-from vit_jax.pretrained import timm
+from vit_jax.pretrained import resnet, timm
 from vit_jax.pretrained._names import check_tensors
 
 MAX_DEPTH = 1000  # blocks
@@ -13,21 +13,26 @@ MAX_DEPTH = 1000  # blocks
 
 def matches(tensors):
     """Return whether the tensors have this layout."""
-    return "patch_embed/kernel" in tensors and "blocks/norm1/scale" in tensors
+    vit = {"patch_embed/kernel", "blocks/norm1/scale"}
+    cnn = {"stem/kernel", "layer1/block0/conv1/kernel"}
+    return vit <= tensors.keys() or cnn <= tensors.keys()
 
 
 def options(tensors):
-    """Return the options of `ViTConfig` that tensor names and shapes determine.
+    """Return the options that tensor names and shapes determine.
 
     Raises:
       KeyError: if a tensor is missing.
       ValueError: if a tensor has the wrong number of axes.
-      UserError: if the tensors are not those of a ViT.
+      UserError: if the tensors are not those of a model.
     """
+    flat = {tuple(name.split("/")): x for name, x in tensors.items()}
+    if ("stem", "kernel") in flat:
+        return resnet.options(resnet.tensors(flat))
     for name, x in tensors.items():
         if name.startswith("blocks/") and not (x.ndim and len(x) <= MAX_DEPTH):
             raise UserError(f"tensor '{name}' of shape {list(x.shape)} is not stacked from blocks")
-    found = timm.options(timm.tensors({tuple(name.split("/")): x for name, x in tensors.items()}))
+    found = timm.options(timm.tensors(flat))
     if found.get("rope") == "none":
         del found["rope"]  # a model with RoPE may also have positions; the metadata tells
     return found

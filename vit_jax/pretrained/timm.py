@@ -210,10 +210,10 @@ def params(tensors, template):
 
     tensors = use_timm_names(tensors)
     stem = "patch_embed.proj.weight"
-    _, patch, channels, _ = template["patch_embed"]["kernel"].shape
+    *patch, channels, _ = template["patch_embed"]["kernel"].shape
     if tensors[stem].shape[1] == 3:  # d 3 p p
         kernel = tensors[stem].transpose(2, 3, 1, 0)
-        tensors[stem] = adapt_kernel(kernel, patch, channels).transpose(3, 2, 0, 1)
+        tensors[stem] = adapt_kernel(kernel, tuple(patch), channels).transpose(3, 2, 0, 1)
 
     def layers(path, leaf):
         """Return the paths of the tensors that a parameter is stacked from, and their shape."""

@@ -62,6 +62,11 @@ IGNORED_ARGS = {
     *("pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
     *("dynamic_img_size", "strict_img_size", "qkv_fused", "swiglu_align_to"),
 }
+# The same for a ResNet.
+RESNET_ARGS = {
+    *("in_chans", "num_classes", "drop_rate", "drop_path_rate", "drop_block_rate"),
+    *("zero_init_last", "global_pool"),
+}
 # Options that a config.json does not state, because other keys do or the name cannot.
 UNSTATED = {
     *("image", "num_classes", "channels", "rep_size", "pos_resize", "dtype", "patch_embed"),
@@ -123,7 +128,7 @@ def view_of(row):
 
 
 def architecture_options(name):
-    """Return the options of `ViTConfig` that a name of timm's architectures determines.
+    """Return the options of the model that a name of timm's architectures determines.
 
     Raises:
       UserError: if the name is unknown.
@@ -134,19 +139,22 @@ def architecture_options(name):
         for field in dataclasses.fields(config)
         if field.name not in UNSTATED
     }
+    if variants.is_cnn(name):
+        return options
     return options | {"class_token": config.has_class_token, "fc_norm": config.norm_after_pool}
 
 
 def catalog_card(path, repository):
     """Return the `Card` of a repository of the Hugging Face Hub without a config.json, or None."""
     name = catalog.hub_name(repository)
-    if name is None or not catalog.architecture(name):
+    if name is None:
         return None
     options = architecture_options(name)
+    image = catalog.weights(name)[name]["image"]
     return Card(
         path=path,
         name=name,
-        options=options | _image_option(options, variants.parse(name).image),
+        options=options | _image_option(options, image),
         preprocessing=view_of(catalog.weights(name)[name]),
         class_names=None,
         notes=(),
@@ -155,7 +163,8 @@ def catalog_card(path, repository):
 
 def _image_option(options, image):
     """Return the image size as an option, if the tensors do not determine it."""
-    return {} if options.get("pos_embed", "learned") == "learned" else {"image": image}
+    learned = "layers" not in options and options.get("pos_embed", "learned") == "learned"
+    return {} if learned else {"image": image}
 
 
 def card(path, config):
@@ -164,12 +173,17 @@ def card(path, config):
     cfg = config | typed(config, "pretrained_cfg", dict, {})
     architecture = typed(config, "architecture", str)
     args = typed(config, "model_args", dict, {})
-    unknown = sorted(args.keys() - ARGS.keys() - DETERMINED_ARGS.keys() - IGNORED_ARGS)
-    if args.get("act_layer") not in (None, *ACTIVATIONS):
+    is_cnn = variants.is_cnn(architecture)
+    known = RESNET_ARGS if is_cnn else {*ARGS, *DETERMINED_ARGS, *IGNORED_ARGS}
+    unknown = sorted(args.keys() - known)
+    if not is_cnn and args.get("act_layer") not in (None, *ACTIVATIONS):
         unknown.append("act_layer")
+    pool = cfg.get("global_pool")
+    if is_cnn and pool not in (None, "avg"):
+        raise UserError(f"global_pool {shown(pool)} of a ResNet is not supported, only avg")
     try:
-        if "," in architecture or variants.is_cnn(architecture):
-            raise UserError("not a ViT")
+        if "," in architecture:
+            raise UserError("overrides")
         options = architecture_options(architecture)
     except UserError:
         raise UserError(f"architecture {architecture!r} is not supported") from None
@@ -178,7 +192,7 @@ def card(path, config):
     tag = typed(cfg, "tag", str, "")
     name = f"{architecture}.{tag}" if tag and "." not in architecture else architecture
     image = _image(cfg, args) or variants.parse(architecture).image
-    options = _changed(options, args, POOLS.get(cfg.get("global_pool")))
+    options = options if is_cnn else _changed(options, args, POOLS.get(pool))
     options |= _image_option(options, image)
     if cfg.get("num_classes") is not None:
         options["num_classes"] = cfg["num_classes"]

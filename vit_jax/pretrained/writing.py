@@ -15,6 +15,7 @@ from vit_jax.pretrained._match import resolve
 from vit_jax.variants import ViTConfig
 
 LAYOUTS = ("timm", "hf", "augreg", "vit_jax")
+RESNET_LAYOUTS = ("timm", "vit_jax")
 DIRECTORIES = ("timm", "hf")  # layouts that are written as a directory
 WEIGHTS = "model.safetensors"
 ENDINGS = {"timm": ".safetensors", "augreg": ".npz", "vit_jax": ".safetensors"}  # of a file
@@ -57,7 +58,7 @@ def write(layout, output, config, params, view, readme=None):
     Args:
       layout: one of `LAYOUTS`.
       output: as returned by `check_output`.
-      config: the `ViTConfig`.
+      config: the `ViTConfig` or `ResNetConfig`.
       params: nested dict of arrays.
       view: as in `_own_card.group`.
       readme: text of a README.md in a directory, or None.
@@ -68,10 +69,14 @@ def write(layout, output, config, params, view, readme=None):
     Raises:
       UserError: if the layout cannot express the model.
     """
-    if not isinstance(config, ViTConfig):
-        raise UserError("a ResNet cannot be converted; pass a run or a weight file of a ViT")
+    is_vit = isinstance(config, ViTConfig)
+    if not is_vit and layout not in RESNET_LAYOUTS:
+        choices = " or ".join(f"--to={name}" for name in RESNET_LAYOUTS)
+        raise UserError(f"--to={layout} cannot express a ResNet; pass {choices}")
+    if any(isinstance(getattr(config, key, 0), tuple) for key in ("image", "patch")):
+        raise UserError("a model of images or patches that are not square cannot be converted")
     flat = _flatten(params)
-    if layout in DIRECTORIES and config.pos_embed == "sincos2d":
+    if is_vit and layout in DIRECTORIES and config.pos_embed == "sincos2d":
         config, flat = _with_table(config, flat)
     if layout == "hf":
         config = dataclasses.replace(config, pos_resize=_hf_resize(config))
@@ -134,7 +139,7 @@ def _hf_resize(config):
 
 def _save(path, tensors, metadata):
     """Write a .safetensors or .npz file."""
-    tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+    tensors = {name: np.ascontiguousarray(x) if x.ndim else x for name, x in tensors.items()}
     if path.suffix == ".npz":
         np.savez(path, **tensors)
     else:
@@ -152,7 +157,7 @@ def _check(layout, path, config):
         reason = str(error).removeprefix(f"{path}: ")
         raise UserError(f"--to={layout} cannot express this model: {reason}") from None
     found = _own_card.stated(found)
-    ignored = {"layer_scale_init"} if wanted["layer_scale_init"] is not None else set()
+    ignored = {"layer_scale_init"} if wanted.get("layer_scale_init") is not None else set()
     # A .npz file has no place for them; they do not change what the weights compute at their size.
     ignored |= {"image", "pos_resize"} if layout == "augreg" else set()
     different = [key for key in wanted if found[key] != wanted[key] and key not in ignored]

@@ -55,7 +55,7 @@ def convert(model, to, output, *, readme=None):
     """Write the weights of a model.
 
     Args:
-      model: an `inference.LoadedModel` of a ViT.
+      model: an `inference.LoadedModel`.
       to: one of `writing.LAYOUTS`.
       output: file or directory that does not exist.
       readme: text of a README.md in the directory, or None.
@@ -102,7 +102,7 @@ def card(model, to, repository, args):
         "---",
         f"# {repository.partition('/')[2]}",
         "",
-        f"A Vision Transformer with {model.parameters:,} parameters for images of {config.image} x "
+        f"A {'ResNet' if model.is_cnn else 'Vision Transformer'} with {model.parameters:,} parameters for images of {config.image} x "
         f"{config.image} pixels, converted by vit_jax from {printable(model.name)}.",
         "",
         "```python",
