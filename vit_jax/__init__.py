@@ -28,9 +28,9 @@ purpose. In the order in which a run uses them:
   flops.py         parameters and FLOPs of a config
   optim.py         gradients -> updates: decay masks, layer-wise decay, clipping, freezing
   schedules.py     learning rate schedules
-  scoring.py       top-k accuracy with ties
+  scoring.py       top-k accuracy with ties, calibration, mCE
   forward.py       a forward pass over many batches: compiled once, padded, sharded
-  evaluators/      FAMILY: parameters -> metrics
+  evaluators/      FAMILY: parameters -> metrics; suites.toml: the test sets of ImageNet
   workdir/         the files of a run: checkpoints, owner, metrics, log; on disk or in a bucket
   loggers/         FAMILY: TensorBoard, Weights & Biases
   snapshots.py     images for the loggers: augmented training images, attention maps
