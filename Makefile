@@ -30,7 +30,8 @@ help:
 	@echo 'make lint                      run ruff and import-linter'
 	@echo 'make docs                      build the documentation into build/site'
 	@echo 'make notebooks                 generate experiments/notebooks/*.ipynb from the .py files'
-	@echo 'make bench-peer                create .venv-peer with timm for tools.benchmark --against'
+	@echo 'make bench-peer                create .venv-peer with timm and transformers, for tools.benchmark'
+	@echo '                               --against and the long tests of weights'
 	@echo 'make export-onnx ARGS="..."    export a model as ONNX: --workdir=RUN --output=FILE.onnx; creates .venv-onnx'
 
 install: $(STAMP)
@@ -112,6 +113,7 @@ $(PEER)/.installed: Makefile
 	@$(call make_venv,$(PEER))
 	$(PEER)/bin/python -m pip install torch==2.13.0 safetensors huggingface_hub pyyaml 'pillow<13' numpy
 	$(PEER)/bin/python -m pip install --no-deps timm==1.0.31 torchvision==0.28.0
+	$(PEER)/bin/python -m pip install 'transformers>=5.24,<6'
 	$(PEER)/bin/python -c 'import torch'
 	@touch $@
 

@@ -202,11 +202,9 @@ for name, model in models.items():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PEER.exists(), reason="needs make bench-peer and transformers")
+@pytest.mark.skipif(not PEER.exists(), reason="needs make bench-peer")
 def test_models_of_transformers(tmp_path):
     done = subprocess.run([PEER, "-c", SCRIPT, tmp_path], capture_output=True, text=True)
-    if "No module named 'transformers'" in done.stderr:
-        pytest.skip("needs transformers in .venv-peer")
     assert done.returncode == 0, done.stderr
     folders = sorted(tmp_path.iterdir())
     assert len(folders) == 13

@@ -178,7 +178,7 @@ for path in sorted(folder.glob(f"*/{kind}")):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PEER.exists(), reason="needs make bench-peer and, for hf, transformers")
+@pytest.mark.skipif(not PEER.exists(), reason="needs make bench-peer")
 @pytest.mark.parametrize("kind", ["timm", "hf"])
 def test_peers_compute_the_same(kind, tmp_path):
     x = np.random.default_rng(1).normal(size=(2, 32, 32, 3)).astype(np.float32)
@@ -197,8 +197,6 @@ def test_peers_compute_the_same(kind, tmp_path):
     done = subprocess.run(
         [PEER, "-c", SCRIPT, kind, tmp_path], capture_output=True, text=True, cwd=ROOT
     )
-    if "No module named 'transformers'" in done.stderr:
-        pytest.skip("needs transformers in .venv-peer")
     assert done.returncode == 0, done.stderr
     print(done.stdout)
     for i, (options, ours) in enumerate(zip(cases, expected, strict=True)):
