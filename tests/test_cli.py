@@ -212,6 +212,10 @@ W = "tests/golden/vit/vit_cls/state_dict.safetensors"
         ("vit_jax.tools.evaluate --workdir=docs", "docs is not the workdir of a run"),
         ("vit_jax.tools.report --weights=missing.safetensors --output=x.html", "no file at"),
         (f"vit_jax.tools.export --weights={W} --model=num_heads=3 --output=docs", "docs already"),
+        (
+            f"experiments.export_onnx --weights={W} --model=num_heads=3 --output=x.onnx",
+            "jax2onnx is not installed; run make export-onnx",
+        ),
         ("vit_jax.tools.summary --model=UNKNOWN", "unknown model 'UNKNOWN'"),
         ("vit_jax.tools.benchmark --what=startup --model=UNKNOWN", "unknown model 'UNKNOWN'"),
         (
