@@ -5,7 +5,6 @@ import functools
 
 import jax
 import numpy as np
-from jax.tree_util import Partial
 
 from vit_jax import batch, evaluators, models, objectives, optim, pretrained
 from vit_jax.devices import chips, memory, placement, sharding
@@ -97,19 +96,16 @@ class Run:
         """The further arguments of the training step as ShapeDtypeStructs with shardings."""
         if self.teacher is None:
             return ()
-        weights = sharding.abstract_state(lambda: self.teacher.weights, self.mesh)
-        return ({"teacher": Partial(self.teacher.logits, weights)},)
+        return (sharding.abstract_state(lambda: self.teacher.constants, self.mesh),)
 
     @functools.cached_property
     def _constants(self):
         """The further arguments of the training step, on the devices."""
         if self.teacher is None:
             return ()
-        (abstract,) = self._abstract_constants
-        (weights,) = abstract["teacher"].args
-        shardings = jax.tree.map(lambda x: x.sharding, weights)
-        place_teacher = jax.jit(lambda x: x, out_shardings=shardings)
-        return ({"teacher": Partial(self.teacher.logits, place_teacher(self.teacher.weights))},)
+        shardings = jax.tree.map(lambda x: x.sharding, self._abstract_constants)
+        place_teacher = jax.jit(lambda constants: (constants,), out_shardings=shardings)
+        return place_teacher(self.teacher.constants)
 
     def init(self, log=lambda _: None):
         """Initialize the sharded TrainState, at random or from config.model_init.

@@ -206,7 +206,7 @@ def test_loss_is_equal_on_every_mesh(teacher):
             losses[shape].append([metrics["loss"], metrics["distill_loss"], metrics["grad_norm"]])
         batches.close()
         (constants,) = run._constants
-        (weights,) = constants["teacher"].args
+        weights = constants["teacher"].args[0]
         kernel = weights["blocks"]["mlp"]["fc1"]["kernel"]
         assert kernel.addressable_shards[0].data.size == kernel.size / (shape[1] * shape[2])
     expected = losses.pop((1, 1, 1))

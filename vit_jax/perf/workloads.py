@@ -222,7 +222,17 @@ def count_flops(what, config, model):
         return 0
     if what in ("forward", "attention"):
         return flops.count_flops(model)
-    return make_objective(config, model).flops()
+    teacher = load_teacher(config)
+    return make_objective(config, model).flops() + (teacher.flops if teacher else 0)
+
+
+def load_teacher(config):
+    """Load the frozen teacher of a config; None if it has none."""
+    import jax
+
+    from vit_jax import pretrained
+
+    return pretrained.load_teacher(config, jax.default_backend())
 
 
 def count_params(config, model):
@@ -250,8 +260,10 @@ def build_train_step(config, model):
     import jax
 
     state, train_step = prepare(config, model)
-    rng, batch = jax.random.key(0), jax.device_put(random_batch(config))
-    compiled = train_step.lower(state, batch, rng).compile()  # cached, as in `run.Run.step`
+    teacher = load_teacher(config)
+    inputs = jax.random.key(0), *([teacher.constants] if teacher else [])
+    batch, inputs = jax.device_put((random_batch(config), inputs))
+    compiled = train_step.lower(state, batch, *inputs).compile()  # cached, as in `run.Run.step`
     memory.trim()
     exclusive = memory.exclusive(compiled, jax.default_backend())
 
@@ -259,7 +271,7 @@ def build_train_step(config, model):
         nonlocal state
         if exclusive:
             jax.block_until_ready(state.step)
-        state, metrics = train_step(state, batch, rng)
+        state, metrics = train_step(state, batch, *inputs)
         return state, metrics["loss"]
 
     return advance

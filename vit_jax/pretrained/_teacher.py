@@ -32,6 +32,13 @@ class Teacher(NamedTuple):
     flops: int
     digest: str
 
+    @property
+    def constants(self):
+        """The `constants` of `step.make_train_step`, with which the loss gets the teacher."""
+        from jax.tree_util import Partial
+
+        return {"teacher": Partial(self.logits, self.weights)}
+
 
 def find_teacher(config):
     """Return the spec and the model name of the teacher of a run; None if it has none.
