@@ -13,6 +13,7 @@ from tests import GOLDEN, command
 from vit_jax import inference, pretrained
 from vit_jax.errors import UserError
 from vit_jax.layers import kernels
+from vit_jax.layers.patch_embed import cubic_matrix, resize_positions
 from vit_jax.tools import features, model_flags, predict
 from vit_jax.workdir import storage
 
@@ -197,3 +198,44 @@ def test_class_names_of_a_run_are_checked(tmp_path, train_digits):
     path.write_text("{}")
     with pytest.raises(UserError, match="run.json has no valid value for 'data.num_classes'"):
         inference.load(str(workdir))
+
+
+def test_a_stated_patch_size_resizes_the_patch_embedding():
+    """FlexiViT, section 3.4: a patch and its upsampled copy have the same embedding."""
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    upsample = np.kron(np.eye(8), cubic_matrix(4, 8, "timm"))  # [64, 32], each patch by itself
+    large = np.einsum("Yy,Xx,byxc->bYXc", upsample, upsample, images)
+    original = inference.load(WEIGHTS, NAME)
+    resized = inference.load(WEIGHTS, f"{NAME},patch=8,image=64")
+    assert resized.notes == ("patch embedding resized from 4 to 8 pixels, as in FlexiViT",)
+    expected = original.run(images)["tokens"]
+    np.testing.assert_allclose(resized.run(large.astype(np.float32))["tokens"], expected, atol=1e-5)
+    same_image = inference.load(WEIGHTS, f"{NAME},patch=8x4")
+    assert (same_image.size, same_image.grid) == ((32, 32), (4, 8))
+    table = resize_positions(original.params["pos_embed"], (8, 8), (4, 8), 1, "timm")
+    np.testing.assert_allclose(same_image.params["pos_embed"], table, atol=1e-6)
+    with pytest.raises(UserError, match="image = 32 must be a multiple of patch = 5"):
+        inference.load(WEIGHTS, f"{NAME},patch=5")
+
+
+def test_mean_and_std_of_adapted_channels(tmp_path):
+    """Averaged for gray images, repeated for others, as the channels of the patch embedding."""
+    name = f"vit_small_patch16_224.dino,{SIZES}"
+    gray = inference.load(WEIGHTS, f"{name},channels=1")
+    np.testing.assert_allclose((gray.mean, gray.std), [[0.449], [0.226]], atol=1e-12)
+    rgba = inference.load(WEIGHTS, f"{name},channels=4")
+    assert rgba.mean == (0.485, 0.456, 0.406, 0.485) and rgba.std == (0.229, 0.224, 0.225, 0.229)
+    # With equal means, the gray model is the same function of gray images.
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 1), np.uint8)
+    sizes = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": 4}
+    card = {"architecture": "vit_small_patch16_224", "model_args": sizes, "crop_pct": 0.9}
+    card |= {"mean": [0.4] * 3, "std": [0.2] * 3}
+    (tmp_path / "config.json").write_text(json.dumps(card))
+    save_file(load_file(WEIGHTS), tmp_path / "file.safetensors")
+    models = [
+        inference.load(tmp_path / "file.safetensors", f"vit_small_patch16_224,{SIZES}{channels}")
+        for channels in ("", ",channels=1")
+    ]
+    color, gray = (model.run([model.view(image)])["logits"] for model in models)
+    assert models[1].mean == pytest.approx([0.4])
+    np.testing.assert_allclose(gray, color, atol=1e-5)

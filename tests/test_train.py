@@ -274,4 +274,4 @@ def test_rectangular_images_and_patches(tmp_path, objective):
     if objective == "supervised":
         best = predict.predict(model, [picture.image for picture in pictures], topk=1)
         assert len(best) == 3
-        assert report.report(model, pictures[:1], output=tmp_path / "report").exists()
+        assert report.report(model, pictures[:1], output=tmp_path / "report.html").exists()

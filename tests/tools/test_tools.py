@@ -163,6 +163,9 @@ def test_evaluate_scores_a_weight_file_on_a_dataset(tmp_path, capsys):
             Image.fromarray(images[-1]).save(folder / f"{i}.png")
     logits = model.module(model.normalize([model.view(x) for x in images]))["logits"]
     loss = -jax.nn.log_softmax(logits)[np.arange(12), np.array(labels)].mean()
+    tall = model.replace(image=(48, 32))
+    tall_logits = tall.module(tall.normalize([tall.view(x) for x in images]))["logits"]
+    tall_loss = -jax.nn.log_softmax(tall_logits)[np.arange(12), np.array(labels)].mean()
     args = [f"--weights={WEIGHTS}", f"--model={NAME}", "--split=test"]
     data_flags = ["--config.data.name=folder", f"--config.data.dir={tmp_path / 'data'}"]
     data_flags += ["--config.data.test=val"]
@@ -174,6 +177,14 @@ def test_evaluate_scores_a_weight_file_on_a_dataset(tmp_path, capsys):
     assert scores["weights"] == str(WEIGHTS) and scores["evaluators"] == ["accuracy"]
     assert scores["acc1"] == pytest.approx((logits.argmax(1) == np.array(labels)).mean())
     assert scores["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert command.run(evaluate, *args, *data_flags, class_names, "--image=48x32") == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(float(tall_loss), rel=1e-5)
+    assert command.run(features, *args, *data_flags, f"--output={tmp_path}/out.npz") == 0
+    assert "mean 0.5,0.5,0.5" in capsys.readouterr().out
+    arrays = np.load(tmp_path / "out.npz")
+    rows = [6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5]  # "name 2" comes before "name 7"
+    assert arrays["names"].tolist() == [f"val/{names[labels[i]]}/{i % 6}.png" for i in rows]
+    np.testing.assert_allclose(arrays["logits"], logits[np.array(rows)], atol=1e-5)
     assert command.run(evaluate, *args, *data_flags) == 2
     message = "the dataset has 2 classes, but the weights have 10 and none with the name 'name 2'"
     assert message in capsys.readouterr().err
@@ -182,7 +193,7 @@ def test_evaluate_scores_a_weight_file_on_a_dataset(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["knn1"] == 1  # the images themselves
     for flags, message in (
         ([], "pass the dataset for the weights"),
-        ([*data_flags, "--image=32x40"], "--image=32x40 must be one number"),
+        ([*data_flags, "--image=keep"], "requires images of one size"),
         ([*data_flags, "--config.data.test=tset"], "unknown split 'tset'"),
     ):
         assert command.run(evaluate, *args, *flags) == 2
@@ -249,7 +260,7 @@ def test_features_of_a_split(workdir, tmp_path, capsys):
     assert raw["pooled"].shape == (180, 16)
     assert np.abs(raw["pooled"] - arrays["pooled"]).max() > 1e-4
     for args, message in (
-        ([f"--workdir={workdir}"], "pass either --input=DIR or, with a run, --split"),
+        ([f"--workdir={workdir}"], "pass either --input=DIR or --split"),
         (["--split=val"], "pass either --workdir=DIR or --weights=FILE"),
         ([f"--weights={WEIGHTS}", "--model=num_heads=3", "--split=val"], "--split requires a run"),
         ([f"--workdir={workdir}", "--split=val", "--layer=2"], "--layer=2 must be from 1 to 1"),

@@ -53,13 +53,16 @@ def demo(model, against=None, *, lang="en", host="127.0.0.1", port=7860, auth=No
       auth: a list of (user, password); required unless the host is a loopback address.
 
     Raises:
-      UserError: if the host requires passwords, the port is in use, or gradio is not installed.
+      UserError: if the host requires passwords, the port is in use, gradio is not installed, or a
+        model has images that are not square.
     """
     port = check(host, port, auth)
 
     from vit_jax.demo import serve
 
     models = [model] if against is None else [model, against]
+    if any(isinstance(model.image, tuple) for model in models):
+        raise UserError("the page shows square images; for a model of others, run tools.attend")
     serve.serve(models, lang, host, port, auth)
 
 

@@ -7,6 +7,9 @@ python -m vit_jax.tools.features --weights=FILE.safetensors --model=vit_small_pa
 python -m vit_jax.tools.features --weights=FILE.safetensors --model=vit_small_patch16_224 \\
     --input=images.npy --output=out.npz
 python -m vit_jax.tools.features --workdir=runs/digits --split=test --output=out.npz
+python -m vit_jax.tools.features --weights=FILE.safetensors --model=vit_small_patch16_224 \\
+    --split=test --config.data.name=folder --config.data.dir=pets --config.data.test=val \\
+    --output=out.npz
 
 --input is one of
 
@@ -14,7 +17,9 @@ python -m vit_jax.tools.features --workdir=runs/digits --split=test --output=out
   expect; --mean, --std, --crop and --image override it,
 * a .npy file, a float32 array [batch, height, width, channels] that is already normalized.
 
-With --split, images are a split of the run's dataset, preprocessed as for evaluation.
+With --split, images are a split of the run's dataset, preprocessed as for evaluation; or, for a
+weight file, a split of the dataset of --config=FILE with overrides --config.data.KEY, preprocessed
+as the weights expect.
 
 The arrays are pooled and logits (with a classifier), in the order of the images; for a .npy file
 also tokens, for a split also label. --dense, --layer, --blocks and --attention add others. names,
@@ -40,7 +45,7 @@ from vit_jax import cli, progress
 from vit_jax.data import pictures
 from vit_jax.data.decode import SUFFIXES
 from vit_jax.errors import UserError, printable
-from vit_jax.tools import model_flags
+from vit_jax.tools import evaluate, model_flags
 
 LARGE_BYTES = 2**30  # of the output; from here on, the size is printed at the start
 
@@ -51,7 +56,8 @@ def define_flags():
     flags.DEFINE_string(
         "input", None, "directory, pattern or file of images; or .npy file of normalized float32"
     )
-    flags.DEFINE_enum("split", None, ["train", "val", "test"], "split of the run's dataset")
+    cli.define_config(required=False, use_defaults=True)
+    flags.DEFINE_enum("split", None, ["train", "val", "test"], "split of the dataset")
     flags.DEFINE_string("output", None, ".npz file to write", required=True)
     flags.DEFINE_bool("attention", False, "save attention weights [layer, batch, head, query, key]")
     flags.DEFINE_bool("blocks", False, "save block_00, block_01, ...: the tokens after each block")
@@ -76,12 +82,19 @@ def define_flags():
 def main(flags):
     (config,) = model_flags.check_flags(flags)
     if (flags.input is None) == (flags.split is None):
-        raise UserError("pass either --input=DIR or, with a run, --split=SPLIT; see --help")
-    if flags.split and config is None:
-        raise UserError("--split requires a run; for a weight file pass --input=DIR")
+        raise UserError("pass either --input=DIR or --split=SPLIT; see --help")
+    if flags.config is not None and (config is not None or not flags.split):
+        raise UserError("--config requires a weight file and --split=SPLIT; leave it out")
+    if flags.split and config is None and flags.config is None:
+        raise UserError(
+            "--split requires a run or, for a weight file, a dataset: --config=FILE, or "
+            "--config.data.name=folder --config.data.dir=DIR --config.data.test=SPLIT"
+        )
+    if flags.split and flags.image == "keep":
+        raise UserError("--split requires images of one size; leave out --image=keep")
     files = flags.input and list_input(flags.input)
     images = read(flags.input) if flags.input and files is None else None
-    if files is None:
+    if files is None and (images is not None or config is not None):
         given = [f"--{key}" for key in model_flags.VIEW_FLAGS if flags[key].present]
         if given:
             raise UserError(f"{' and '.join(given)} require images from files; leave them out")
@@ -101,7 +114,10 @@ def main(flags):
     errors = []
     with Writer(output) as writer:
         if flags.split:
-            names = stream_split(model, flags.split, compute, writer, flags.batch_size)
+            if config is None:
+                config = evaluate.weights_config(model, flags.config)
+                config.data.train = config.data[flags.split]  # the training split may be missing
+            names = stream_split(model, config, flags.split, compute, writer, flags.batch_size)
         else:
             names = []
             items = images if files is None else files
@@ -118,7 +134,7 @@ def main(flags):
             writer.small["names"] = names
         shapes = writer.close()
     if shapes:
-        text = model_flags.preprocessing(model, view=files is not None)
+        text = model_flags.preprocessing(model, view=images is None)
         print(printable(model.name + text))
     for name, shape in shapes.items():
         print(f"{name:10} {list(shape)}")
@@ -161,12 +177,13 @@ def name_views(model, opened, names):
         yield picture.view(model)
 
 
-def stream_split(model, split, compute, writer, batch_size):
-    """Write the outputs for a split of the run's dataset; return the names of its images."""
-    source, batches = model.stream_features(split, compute, batch_size=batch_size)
+def stream_split(model, config, split, compute, writer, batch_size):
+    """Write the outputs for a split of the dataset of a config; return the names of its images."""
+    options = dict(batch_size=batch_size, config=config)
+    source, batches = model.stream_features(split, compute, **options)
     total = len(source)
     title = f"features: running the model on {total:,} images"
-    size = batch_size or model.config.eval_batch_size or model.config.batch_size
+    size = batch_size or config.eval_batch_size or config.batch_size
     for arrays in progress.track(batches, title, math.ceil(total / size)):
         writer.append(arrays, total)
     return [source.example_name(i) for i in range(len(source))]
