@@ -64,7 +64,8 @@ def adapt(config, given, arg):
     keys = ("num_heads", "norm", "act", "rope")  # that a file and its config.json may leave open
     stated += [f"{key}={config.model[key]}" for key in keys if f"model.{key}" in given]
     weights = pretrained.describe(config.model_init, ",".join(stated) or None)
-    values = {f"model.{key}": value for key, value in weights.model.items()}
+    # check_init refuses a ResNet with blocks that config.model has no keys for.
+    values = {f"model.{key}": x for key, x in weights.model.items() if key in config.model}
     values |= {
         "model.image": weights.image,
         "data.mean": weights.mean,

@@ -86,13 +86,16 @@ def test_a_file_determines_the_model_but_not_the_preprocessing(tmp_path):
     described = pretrained.describe(path)
     assert described.model == {"variant": "resnet50"} and described.num_classes == 1000
     assert described.assumed == ("mean", "std", "crop")
+    (note,) = described.notes
+    assert note == "loaded as resnet50; a ResNet with anti-aliasing has the same tensors"
     for name, (crop, interpolation, image) in {
         "resnet50.tv_in1k": (0.875, "bilinear", 224),
         "resnet50.a1_in1k": (0.95, "bicubic", 224),
         "resnet50.tv2_in1k": (0.875, "bilinear", 176),
     }.items():
         described = pretrained.describe(path, name)
-        assert (described.mean, described.std) == IMAGENET and described.assumed == ()
+        assert (described.mean, described.std) == IMAGENET
+        assert described.assumed == described.notes == ()
         found = (described.crop, described.interpolation, described.image)
         assert found == (crop, interpolation, image), name
     for name, message in {
@@ -119,6 +122,7 @@ def test_a_file_determines_the_model_but_not_the_preprocessing(tmp_path):
         ),
         ("layer3.0.conv2.weight", "layer3.999999.conv2.weight", "numbered from 0"),
         ("layer3.0.conv2.weight", "layer7.0.conv2.weight", "of 3 or 4 stages"),
+        ("layer2.0.conv1.weight", "layer1.0.conv1.weight", "wider or grouped convolutions"),
         ("layer1.0.bn1.bias", "layer1.0.bn1.bias ", "unexpected tensor 'layer1.0.bn1.bias '"),
     ],
 )
@@ -222,6 +226,10 @@ def test_fine_tuning_starts_from_the_weights(file):
         c.model.update({"width": 4} | options)
         with pytest.raises(UserError, match=message):
             pretrained.check_init(c, 3)
+    c.model.update(variant="resnet8", width=4)
+    save_file(draw("resnet8", width=4, layers=(1, 2, 1))[0], file)
+    with pytest.raises(UserError, match="a ResNet of 1-2-1 basic blocks, which no config.model.va"):
+        pretrained.check_init(c, 3)
 
 
 def test_predictions_use_the_names_of_the_file(file):

@@ -122,6 +122,12 @@ def _fitting_description(config, ours):
         )
     if cnn:
         resolved, _ = resolve(found, None, {})
+        if variants.resnet_name(resolved) is None:
+            layers = "-".join(map(str, resolved.layers))
+            raise UserError(
+                f"config.model_init = '{spec}' is a ResNet of {layers} {resolved.block} blocks, "
+                "which no config.model.variant has; use other weights"
+            )
         theirs = {key: found.options[key] for key in (*RESNET_OPTIONS, "channels")}
         description = describe_file(found, resolved, config.model.variant, ())
         _check_architecture(config, theirs, ours, description.model)

@@ -150,8 +150,11 @@ def describe_file(weights, config, name, assumed):
     cnn = None if isinstance(config, ViTConfig) else variants.resnet_name(config)
     channels = weights.options["channels"]
     view, unknown = timm_config.preprocessing(label or cnn, config.image, channels, dino=dino)
+    notes = weights.notes + (card.notes if card else ())
     if cnn and not label:  # published weights of the architecture; these may be others
         unknown = ("mean", "std", "crop")
+    if cnn and not label and not card and len(config.layers) == 4:
+        notes += (f"loaded as {cnn}; a ResNet with anti-aliasing has the same tensors",)
     source = "an assumption" if unknown == ("mean", "std", "crop") else f"the name {label}"
     source = "DINO's code" if view == timm_config.DINO else source
     if card and card.preprocessing:
@@ -163,7 +166,6 @@ def describe_file(weights, config, name, assumed):
             )
         unknown = ()
         source = str(card.path)
-    notes = weights.notes + (card.notes if card else ())
     match = re.search(r"_patch\d+\w*_(\d+)(\.|$)", (name or "").split(",")[0])
     if match and int(match[1]) != config.image:
         notes += (f"image size {config.image} as in the file, not {match[1]}",)

@@ -52,6 +52,11 @@ def options(tensors):
     if len(blocks) not in STAGES or any(x != set(range(len(x))) or not x for x in blocks):
         raise UserError("the blocks of the ResNet are not those of 3 or 4 stages, numbered from 0")
     width, channels, _, _ = tensors["conv1.weight"].shape
+    if (hidden := len(tensors["layer1.0.conv1.weight"])) != width:
+        raise UserError(
+            "the weights have wider or grouped convolutions, which are not supported: "
+            f"'layer1.0.conv1.weight' has {hidden} outputs, expected {width}"
+        )
     found = dict(
         block="bottleneck" if "layer1.0.conv3.weight" in tensors else "basic",
         layers=tuple(map(len, blocks)),
