@@ -4,8 +4,9 @@ taskset -c 0 python -m experiments.twin_runs --data_dir=DIR
 
 The model, the data and DeiT's recipe are those of recipe.py. Each side trains with its own code:
 vit_jax in this process, and timm in .venv-peer (make bench-peer). Finished runs are skipped; an
-interrupted run starts again. Writes to OUTPUT: a row per run (runs.jsonl); the comparisons
-(comparisons.csv, .md); the mean curves (curves.csv, .md, .png). README.md describes the columns.
+interrupted run starts again. Writes to OUTPUT after every run: a row per run (runs.jsonl), the
+comparisons (comparisons.csv, .md), and the mean curves (curves.csv, .md, .png). README.md describes
+the columns.
 """
 
 import os
@@ -73,8 +74,13 @@ def main(flags):
             rows.append(row)
             results.write(rows, output)
     if not rows:
-        raise UserError("there are no runs to report; pass --settings and --seeds")
-    print((output / "comparisons.md").read_text() if len(rows) > 3 else "", end="")
+        raise UserError("no run to report; pass --settings and --seeds")
+    results.write(rows, output)
+    table = output / "comparisons.md"
+    print(
+        table.read_text() if table.exists() else "each side needs two seeds to be compared\n",
+        end="",
+    )
     print(f"wrote {output}")
 
 
