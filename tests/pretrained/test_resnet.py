@@ -13,7 +13,7 @@ from tests import ROOT
 from vit_jax import inference, models, pretrained, variants, vit
 from vit_jax.config import defaults
 from vit_jax.errors import UserError
-from vit_jax.pretrained import resnet, writing
+from vit_jax.pretrained import resnet, timm_config, writing
 
 PEER = ROOT / ".venv-peer/bin/python"
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -199,6 +199,22 @@ def test_config_json_of_timm(file):
     path.write_text(json.dumps(card))
     described = pretrained.describe(file)
     assert (described.image, described.mean, described.crop) == (288, (0.1, 0.2, 0.3), 1.0)
+
+
+def test_repositories_of_the_hub_are_known():
+    card = timm_config.catalog_card(None, "timm/resnet50.tv2_in1k")
+    options = {"block": "bottleneck", "layers": (3, 4, 6, 3), "width": 64, "image": 176}
+    assert card.options == options and card.preprocessing.interpolation == "bilinear"
+
+
+@pytest.mark.parametrize("name", ["conv1.weight", "layer1.0.conv1.weight", "fc.weight"])
+@pytest.mark.parametrize("axes", [0, 1, 5])
+def test_tensors_with_other_axes_are_refused(name, axes, file):
+    tensors = load_file(file)
+    tensors[name] = np.ones((4,) * axes, np.float32)
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=r"shapes do not match a ViT or a ResNet|has shape \["):
+        pretrained.describe(file)
 
 
 def test_fine_tuning_starts_from_the_weights(file):

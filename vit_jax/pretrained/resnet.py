@@ -39,7 +39,7 @@ def options(tensors):
     """Return the options of `ResNetConfig` that tensor names and shapes determine: all but image.
 
     Raises:
-      ValueError: if a tensor has the wrong number of axes.
+      IndexError, ValueError: if a tensor has the wrong number of axes.
       UserError: if the tensors are not those of a ResNet that is supported.
     """
     for pattern, part in UNSUPPORTED.items():
@@ -52,7 +52,7 @@ def options(tensors):
     if len(blocks) not in STAGES or any(x != set(range(len(x))) or not x for x in blocks):
         raise UserError("the blocks of the ResNet are not those of 3 or 4 stages, numbered from 0")
     width, channels, _, _ = tensors["conv1.weight"].shape
-    if (hidden := len(tensors["layer1.0.conv1.weight"])) != width:
+    if (hidden := tensors["layer1.0.conv1.weight"].shape[0]) != width:
         raise UserError(
             "the weights have wider or grouped convolutions, which are not supported: "
             f"'layer1.0.conv1.weight' has {hidden} outputs, expected {width}"
@@ -62,7 +62,7 @@ def options(tensors):
         layers=tuple(map(len, blocks)),
         width=width,
         channels=channels,
-        num_classes=len(tensors["fc.weight"]) if "fc.weight" in tensors else 0,
+        num_classes=tensors["fc.weight"].shape[0] if "fc.weight" in tensors else 0,
     )
     check_tensors(tensors, _shapes(ResNetConfig(**found)), remedy="pass other weights")
     return found
