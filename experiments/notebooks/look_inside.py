@@ -15,7 +15,13 @@ import numpy as np
 from IPython.display import Image, display
 
 from vit_jax import cli, inference
-from vit_jax.analysis import attention, attention_maps, receptive_field, weight_stats
+from vit_jax.analysis import (
+    attention,
+    attention_maps,
+    logit_lens,
+    receptive_field,
+    weight_stats,
+)
 from vit_jax.data.pictures import open_images
 from vit_jax.figures import internals
 from vit_jax.figures.attention import attention_grid, panel
@@ -159,3 +165,14 @@ colors = {
     for layer, x in zip(layers, out["blocks"], strict=True)
 }
 display(internals.tokens(views, similarity, colors))
+
+# %% [markdown]
+# ## Logit lens
+#
+# The final norm and the classifier, applied to the output of every block: how the prediction
+# develops, and how each patch alone is classified. From the command line:
+# `python -m vit_jax.tools.attend --workdir=DIR --lens=lens.png image.png`.
+
+# %%
+lens = logit_lens.extract(model, views)
+display(internals.logit_lens(views, lens, model.class_names, names))

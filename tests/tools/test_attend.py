@@ -156,6 +156,16 @@ def test_run_against_weight_file(workdir, tmp_path, figure_texts):
     assert f"state_dict.safetensors, {NAME}" in texts and "layer 2 of 2" in " ".join(texts)
 
 
+def test_logit_lens_is_drawn_alone_or_with_the_maps(workdir, tmp_path, figure_texts):
+    assert run(["test:0", "test:1"], workdir=workdir, lens=tmp_path / "lens.svg") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["lens.svg"]
+    (texts,) = figure_texts()
+    assert "class probabilities by layer" in texts and "layer 1 of 1" in texts
+    model = inference.load(workdir)
+    view = model.view(data.make(model.config, "test")[0]["image"])
+    assert model.class_names[model.run([view])["logits"][0].argmax()] in texts  # in the legend
+
+
 def test_animation_has_a_frame_per_layer_or_image(photos, tmp_path, figure_texts):
     options = dict(weights=WEIGHTS, model=NAME)
     assert run([photos / "1.png"], **options, animate=tmp_path / "layers.gif") == 0
@@ -222,7 +232,13 @@ def test_invalid_flags_exit_with_one_line(workdir, photos, tmp_path, capsys):
         (flags | dict(against=workdir, against_model=NAME), ["test:0"], "--against_model requires"),
         (flags | dict(workdir=tmp_path / "cnn"), ["test:0"], "resnet20 has no attention"),
         (flags | dict(weights=WEIGHTS), ["test:0"], "either"),
-        (file | dict(model="resnet50"), [photos], "resnet50 weights can only"),
+        (dict(workdir=workdir, lens=tmp_path / "x.txt"), ["test:0"], "--lens=.*must be a .png"),
+        (
+            dict(workdir=workdir, lens="x.png", against=WEIGHTS, against_model=NAME),
+            ["test:0"],
+            "one",
+        ),
+        (file | dict(model="resnet50"), [photos], "file holds a ViT .* --model says resnet50"),
         (file | dict(raw=True), [photos], "--raw"),
     ]
     for options, images, message in cases:

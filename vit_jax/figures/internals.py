@@ -7,14 +7,25 @@ import math
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from vit_jax.figures.catalog import ENGLISH
-from vit_jax.figures.style import BLUE, ORANGE, despine, finish, integer_ticks, show_image
+from vit_jax.figures.style import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    despine,
+    finish,
+    integer_ticks,
+    show_image,
+    truncate,
+)
 
 COLUMNS = 7  # filters per row
 MAX_POSITIONS = 14  # drawn along each side of the grid
 CELL = 1.25  # side of an image, inches
 MIN_PIXELS = 48  # smaller maps are enlarged to at least this side
+TOP_CLASSES = 3  # of the logit lens
 COLORS = "viridis"  # perceptually uniform, also in grayscale
 
 
@@ -113,6 +124,53 @@ def tokens(images, similarity, colors, pooled_name="[CLS]", *, phrases=ENGLISH):
     for ax, title in zip(axes[0], titles, strict=True):
         ax.set_title(title, fontsize=9)
     figure.colorbar(drawn, ax=axes[:, 1].tolist(), location="right", shrink=0.9, pad=0.04)
+    return finish(figure)
+
+
+def logit_lens(images, lens, class_names, titles=None, *, phrases=ENGLISH):
+    """Draw one row per image: the image, the class probabilities by layer, and those of patches.
+
+    Args:
+      images: sequence of uint8 [h, w, 1 or 3].
+      lens: as returned by `analysis.logit_lens.extract`.
+      class_names: names of all classes.
+      titles: text below each image.
+      phrases: `Catalog` of the section "figures".
+
+    Returns:
+      A matplotlib `Figure`.
+    """
+    depth = lens.probabilities.shape[1]
+    layers = sorted({1, (depth + 1) // 2, depth})
+    ratios = [1, 1.9, *[1] * len(layers)]
+    size = (1.45 * sum(ratios), 1.5 * len(images) + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(images), len(ratios), squeeze=False, width_ratios=ratios)
+    top = min(TOP_CLASSES, lens.probabilities.shape[-1])
+    for row, image in enumerate(images):
+        show_image(axes[row, 0], image)
+        axes[row, 0].set_xlabel(truncate(titles[row], 18) if titles else "", fontsize=8)
+        curves = lens.probabilities[row]
+        for k, color in zip((-curves[-1]).argsort()[:top], (BLUE, ORANGE, GREEN), strict=False):
+            name = truncate(class_names[k], 18, keep_end=False)
+            axes[row, 1].plot(np.arange(1, depth + 1), curves[:, k], color=color, label=name)
+        axes[row, 1].set(ylim=(0, 1.02), xlim=(0.5, depth + 0.5))
+        axes[row, 1].yaxis.set_major_formatter(PercentFormatter(1))
+        axes[row, 1].legend(fontsize=7, framealpha=0.8, edgecolor="none", loc="best")
+        axes[row, 1].tick_params(labelsize=8)
+        integer_ticks(axes[row, 1], nbins=6)
+        despine(axes[row, 1])
+        for ax, layer in zip(axes[row, 2:], layers, strict=True):
+            drawn = show_image(ax, lens.patches[row, layer - 1], cmap=COLORS, vmin=0, vmax=1)
+            share = phrases("maximum", share=100 * lens.patches[row, layer - 1].max())
+            ax.set_xlabel(share, fontsize=7, labelpad=2, color="0.3")
+    axes[-1, 1].set_xlabel(phrases("layer_axis"), fontsize=9)
+    names = [phrases("layer_of", layer=layer, depth=depth) for layer in layers]
+    for ax, title in zip(axes[0], (phrases("image"), phrases("lens_classes"), *names), strict=True):
+        ax.set_title(title, fontsize=9)
+    bar = figure.colorbar(drawn, ax=axes[:, 2:], location="right", shrink=0.9, pad=0.02)
+    bar.set_label(phrases("lens_patches"), fontsize=8)
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     return finish(figure)
 
 

@@ -12,6 +12,9 @@ A map shows the attention from the class token; for a model without one, the mea
 Layers are drawn side by side, or one per row if there are several heads. Figures with one row per
 image also show the patch features, their first three principal components as colors. The arrays are
 saved next to the figure as .npz: maps [images, layers, heads, rows, columns], and others.
+
+--lens draws the logit lens of a model with a classifier: the class probabilities if the blocks
+after a layer were skipped, and the probability of the predicted class for each patch alone.
 """
 
 import re
@@ -63,6 +66,7 @@ def define_flags():
         "fps", None, "frames per second of --animate (default: 2 for layers, 10 for images)"
     )
     flags.DEFINE_bool("terminal", False, "print the maps as text")
+    flags.DEFINE_string("lens", None, "figure of the logit lens to write: .png, .pdf or .svg")
 
 
 def main(flags, args):
@@ -75,15 +79,55 @@ def main(flags, args):
     for model in models:
         pick_layers(flags.layers or ["last"], model.depth)
     pick_heads(flags.heads or ["mean"], min(model.num_heads for model in models), 1)
-    check(len(names), **cli.arguments(check, flags))
+    only_lens = flags.lens and not (flags.output or flags.animate or flags.terminal)
+    if flags.lens:
+        lens_path = check_lens(flags.lens, models)
+    if not only_lens:
+        check(len(names), **cli.arguments(check, flags))
     models = model_flags.load(flags)
     opened, errors = model_flags.open_images(names, models)
     if opened:
         for model in models:
             if preprocessing := model_flags.preprocessing(model):
                 print(printable(f"{model.name}{preprocessing}"))
-        attend(models, opened, **cli.arguments(attend, flags))
+        if not only_lens:
+            attend(models, opened, **cli.arguments(attend, flags))
+        if flags.lens:
+            draw_lens(models[0], opened, lens_path)
     return 2 if errors else 0
+
+
+def check_lens(text, configs):
+    """Return the Path of --lens=text. Raises UserError if the models cannot be drawn."""
+    if len(configs) > 1:
+        raise UserError("--lens draws one model; leave out the one of --against")
+    if not configs[0].num_classes:
+        raise UserError("--lens needs a classifier, which this model does not have")
+    return cli.figure_path("lens", text)
+
+
+def draw_lens(model, pictures, path):
+    """Draw the logit lens of pictures and print the path of the figure.
+
+    Args:
+      model: `inference.LoadedModel` of a ViT with a classifier.
+      pictures: `data.pictures.Picture`s; only the first MAX_FIGURE_IMAGES are drawn.
+      path: Path of the figure.
+    """
+    from vit_jax.analysis import logit_lens
+    from vit_jax.augment.host import to_channels
+    from vit_jax.data.class_names import readable
+    from vit_jax.figures import internals
+
+    pictures = pictures[:MAX_FIGURE_IMAGES]
+    names = [picture.name for picture in pictures]
+    views = [picture.view(model) for picture in pictures]
+    check_shapes(names, views)
+    lens = logit_lens.extract(model, views, title="attend")
+    shown = [to_channels(view, min(view.shape[2], 3)) for view in views]
+    classes = readable(model.class_names)
+    internals.logit_lens(shown, lens, classes, names).savefig(path, dpi=150)
+    print(printable(path))
 
 
 def attend(
