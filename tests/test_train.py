@@ -1,9 +1,11 @@
 """Training end to end: bit-exact resume, preemption, checkpoints and divergence."""
 
+import functools
 import gzip
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,12 +18,13 @@ import numpy as np
 import pytest
 
 from configs import digits, dino_digits
-from tests import ROOT
+from tests import ROOT, command
 from tests.stop import StopAfter
 from tests.tiny import tiny
 from vit_jax import inference, train
 from vit_jax.config import check, load_config
 from vit_jax.data.pictures import Picture
+from vit_jax.devices import distributed
 from vit_jax.devices.distributed import StopSignal
 from vit_jax.errors import Diverged, Preempted, UserError
 from vit_jax.run import Run
@@ -275,3 +278,50 @@ def test_rectangular_images_and_patches(tmp_path, objective):
         best = predict.predict(model, [picture.image for picture in pictures], topk=1)
         assert len(best) == 3
         assert report.report(model, pictures[:1], output=tmp_path / "report.html").exists()
+
+
+STAGE = """
+from configs import digits
+from tests.tiny import tiny
+
+
+def get_config(image):
+    c = tiny(digits.get_config())
+    c.model.image = int(image)
+    c.model.patch = 4
+    c.total_steps = "4"
+    c.log_every = c.eval_every = c.checkpoint_every = "1"
+    c.log_images = 0
+    c.loggers = ()
+    c.compilation_cache = ""
+    return c
+"""
+
+
+def test_stages_resume_within_and_at_their_boundary(tmp_path, monkeypatch, capsys):
+    """Stopped within the first stage, at its last step, and within the second stage."""
+    (tmp_path / "stage.py").write_text(STAGE)
+    recipes = [f"{tmp_path}/stage.py:{image}" for image in (8, 16)]
+    monkeypatch.setattr(train, "train", functools.partial(train.train, devices=jax.devices()[:1]))
+
+    def run(workdir, polls=100):
+        monkeypatch.setattr(distributed, "StopSignal", lambda: StopAfter(polls))
+        arguments = [f"--config={recipes[0]}", f"--then={recipes[1]}", f"--workdir={workdir}"]
+        return command.run(train, *arguments, "--config.optim.lr=1e-2")
+
+    assert run(tmp_path / "whole") == 0
+    assert f"starting from the weights of {tmp_path}/whole/stage1" in capsys.readouterr().out
+    assert [run(tmp_path / "stopped", polls) for polls in (1, 1, 1)] == [75] * 3
+    saved = re.findall(r"saved a checkpoint at step (\d)", capsys.readouterr().err)
+    assert saved == ["2", "4", "2"]
+    assert run(tmp_path / "stopped") == 0
+    for stage in ("stage1", "stage2"):
+        whole, stopped = tmp_path / "whole" / stage, tmp_path / "stopped" / stage
+        assert rows(stopped) == rows(whole)
+        config = load_config(stopped)
+        assert config.optim.lr == 1e-2
+        states = [restore(workdir, config) for workdir in (whole, stopped)]
+        jax.tree.map(np.testing.assert_array_equal, *states)
+    assert config.model_init == f"{tmp_path}/stopped/stage1"
+    assert run(whole) == 2  # a run without --then
+    assert "pass another --workdir for the stages" in capsys.readouterr().err

@@ -80,6 +80,8 @@ def check_local(flag, text):
 def define_config(required=True, use_defaults=False):
     """Define --config. Parsing sets `FLAGS.config` to a checked, locked ConfigDict, or None.
 
+    `FLAGS["config"].overrides` are the pairs (key, text) of all --config.KEY=VALUE.
+
     Args:
       required: whether the command needs --config.
       use_defaults: whether --config.KEY=VALUE without --config changes the defaults of all keys.
@@ -195,6 +197,7 @@ def _parse(argv):
         raise UserError(f"--config.{overrides[0][0]} needs --config=FILE")
     if overrides or spec is not None:
         FLAGS.config = build_config(spec, overrides).lock()
+        FLAGS["config"].overrides = overrides
     return positional
 
 

@@ -1,6 +1,12 @@
 """Train a model. Rerunning the same command resumes from the latest checkpoint.
 
 python -m vit_jax.train --config=configs/digits.py --workdir=runs/digits
+
+With --then, training has several stages, such as pre-training at a low resolution and fine-tuning
+at a higher one. They are runs of their own, in WORKDIR/stage1, WORKDIR/stage2, ..., and each starts
+from the best weights of the one before. --config.KEY=VALUE applies to all of them.
+
+python -m vit_jax.train --config=configs/deit3.py:B --then=configs/deit3.py:B,224 --workdir=runs/b
 """
 
 import contextlib
@@ -25,6 +31,7 @@ from vit_jax.workdir.profile import Profile, parse
 def define_flags():
     cli.define_config()
     flags.DEFINE_string("workdir", None, "directory of the run, or gs://BUCKET/RUN", required=True)
+    flags.DEFINE_multi_string("then", [], "recipe of a further stage; may be repeated")
 
 
 @contextlib.contextmanager
@@ -47,18 +54,42 @@ def main(flags):
         distributed.lost_peers(stop),
         stop.react(stop.exit),  # at first, nothing is unsaved
     ):
-        plan = error = None
-        try:
-            plan = prepare(flags.config, flags.workdir)
-        except UserError as e:
-            error = e
-            if not distributed.has_peers():
-                raise
-        if distributed.initialize():
-            stop.connect()
-            # Otherwise the others would wait for a process that has ended.
-            distributed.agree(flat(flags.config), error)
-        train(flags.config, flags.workdir, stop, plan=plan)
+        for number, (config, workdir) in enumerate(stages(flags)):
+            if number and stop.multiprocess:
+                distributed.agree({})  # process 0 has written the stage before
+            plan = error = None
+            try:
+                plan = prepare(config, workdir)
+            except UserError as e:
+                error = e
+                if not distributed.has_peers():
+                    raise
+            if not number and distributed.initialize():
+                stop.connect()
+            if stop.multiprocess:
+                # Otherwise the others would wait for a process that has ended.
+                distributed.agree(flat(config), error)
+            train(config, workdir, stop, plan=plan)
+
+
+def stages(flags):
+    """Return the (config, workdir) of each stage; without --then, there is one.
+
+    Raises:
+      UserError: if the recipe of a stage is invalid, or --workdir is that of a run.
+    """
+    if not flags.then:
+        return [(flags.config, flags.workdir)]
+    if manifest.steps(storage.resolve(flags.workdir) / "checkpoints"):
+        raise UserError(
+            f"{flags.workdir} holds a run without --then; pass another --workdir for the stages"
+        )
+    planned = [(flags.config, f"{flags.workdir.rstrip('/')}/stage1")]
+    for spec in flags.then:
+        overrides = [*flags["config"].overrides, ("model_init", planned[-1][1])]
+        workdir = f"{flags.workdir.rstrip('/')}/stage{len(planned) + 1}"
+        planned.append((cli.build_config(spec, overrides).lock(), workdir))
+    return planned
 
 
 def prepare(config, workdir):
