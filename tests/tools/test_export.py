@@ -60,6 +60,7 @@ def test_program_runs_without_the_package(tmp_path, capsys):
     stated = json.loads((tmp_path / "model.stablehlo.json").read_text())
     assert stated["image_size"] == [32, 32] and stated["class_names"] == names
     assert stated["output"] == "logits" and stated["platforms"] == ["cpu", "cuda", "tpu"]
+    assert stated["jax"] == jax.__version__
     assert {key: stated[key] for key in view} == json.loads(json.dumps(view))
 
     images = images_of(model, 3)

@@ -2,8 +2,8 @@
 
 python -m vit_jax.tools.export --workdir=runs/digits --output=digits.stablehlo
 
-FILE.json beside it describes the images that the model expects, such as their size, mean and std,
-and the class names. The file needs JAX to run, but neither Flax nor this package:
+digits.stablehlo.json beside it states the size and the normalization of the images and the names of
+the classes. The program needs JAX to run, but neither Flax nor this package:
 
     import jax
     model = jax.export.deserialize(open("digits.stablehlo", "rb").read())
@@ -11,6 +11,7 @@ and the class names. The file needs JAX to run, but neither Flax nor this packag
 """
 
 import dataclasses
+from importlib import metadata
 from pathlib import Path
 
 from absl import flags
@@ -39,7 +40,8 @@ def main(flags):
             raise UserError(f"--platforms={name} must be any of {', '.join(PLATFORMS)}")
     (model,) = model_flags.load(flags)
     program = export(model, flags.platforms)
-    storage.write_json(description, describe(model) | {"platforms": flags.platforms})
+    facts = {"platforms": flags.platforms, "jax": metadata.version("jax")}
+    storage.write_json(description, describe(model) | facts)
     storage.write_bytes(output, program)
     for path in (output, description):
         print(f"{printable(path)}: {path.stat().st_size:,} bytes")
@@ -123,10 +125,13 @@ def output_name(model):
 
 
 def describe(model):
-    """Return the contents of the JSON file beside an exported model.
+    """Return the description of an exported model: its input, preprocessing and output.
 
     Args:
       model: an `inference.LoadedModel`.
+
+    Returns:
+      A dict, for JSON.
     """
     return {
         "model": model.name,
