@@ -34,14 +34,13 @@ OPTIONS = {
 }
 
 
-def outputs(arrays):
-    """Return {name in the references: the tool's array} for each input."""
+def outputs(arrays, registers=0):
+    """Return the tool's arrays by their names in the references; registers: those of DINOv2."""
     blocks = np.stack([arrays[key] for key in sorted(arrays) if key.startswith("block_")])
     tokens = arrays["tokens"]
     named = {"block_out": blocks, "x_prenorm": blocks[-1], "attn_probs": arrays["attention"]}
     named |= dict.fromkeys(("features", "encoder_norm", "encoded"), tokens)
     named |= dict.fromkeys(("prelogits", "pre_logits"), arrays["pooled"])
-    registers = 4 if tokens.shape[1] in (21, 35, 9) else 0  # of DINOv2
     named |= {"x_norm_clstoken": tokens[:, 0], "x_norm_regtokens": tokens[:, 1 : 1 + registers]}
     named["x_norm_patchtokens"] = tokens[:, 1 + registers :]
     return named | {"logits": arrays["logits"]} if "logits" in arrays else named
@@ -54,6 +53,7 @@ def test_outputs_match_the_references(case, tmp_path):
     folder = (GOLDEN / case).parent
     meta = json.loads((folder / "meta.json").read_text())
     heads = meta["config"].get("num_heads") or meta["config"]["heads"]
+    registers = meta["config"].get("num_register_tokens", 0)
     model = f"num_heads={heads}"
     if case.endswith("/state_dict.safetensors"):
         model = ",".join(filter(None, (model, OPTIONS.get(folder.name))))
@@ -66,7 +66,7 @@ def test_outputs_match_the_references(case, tmp_path):
         flags = [f"--weights={GOLDEN / case}", f"--model={model}", "--blocks", "--attention"]
         flags += [f"--input={tmp_path / 'images.npy'}", f"--output={tmp_path / 'out.npz'}"]
         assert command.run(features, *flags) == 0
-        for name, actual in outputs(dict(np.load(tmp_path / "out.npz"))).items():
+        for name, actual in outputs(dict(np.load(tmp_path / "out.npz")), registers).items():
             if (path := folder / f"{name}{size}.npy").exists():
                 expected = np.load(path)
                 np.testing.assert_allclose(
