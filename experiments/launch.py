@@ -111,6 +111,7 @@ def define_flags():
     flags.DEFINE_integer(
         "hours", None, "time limit in hours (default: slurm 24, others unlimited)", lower_bound=1
     )
+    flags.DEFINE_multi_string("then", [], "recipe of a further stage, see vit_jax.train")
     flags.DEFINE_bool("sweep", False, "launch the runs of the sweep() in the recipe")
     sweep.define_sweep_flags()
 
@@ -121,7 +122,12 @@ def main(flags):
     jobs = None
     job = runs.make_job(spec, fixed, flags.workdir)
     args = job.command[1:]
+    for stage in flags.then:
+        args.append(f"--then={stage}")
+        cli.build_config(stage, fixed.items())  # an error is reported before anything is created
     if flags.sweep or flags.grid or flags.draw:
+        if flags.then:
+            raise UserError("the runs of a sweep have one stage; leave out --then")
         jobs = runs.plan_sweep(spec, fixed, sweep.sweep_overrides(spec, flags), flags.workdir)
         args = ["-m", "experiments.sweep", f"--config={spec}", f"--output={flags.workdir}"]
         args += [f"--config.{key}={text}" for key, text in fixed.items()]

@@ -132,6 +132,16 @@ def test_user_error_is_not_retried(run_launch):
     assert calls[-1][2:5] == ["queued-resources", "delete", "deit-s"] and "--force" in calls[-1]
 
 
+def test_stages_are_launched_as_one_command(run_launch):
+    stage = "--then=configs/deit3.py:B,224"
+    process, _ = run_launch("--target=slurm", "--dry_run", stage)
+    assert process.returncode == 0 and f"{stage}\n" in process.stdout
+    process, _ = run_launch("--target=slurm", "--dry_run", "--then=configs/deit3.py:none")
+    assert process.returncode == 2 and "unknown size 'none'" in process.stderr
+    process, _ = run_launch("--target=slurm", "--dry_run", stage, *SWEEP)
+    assert process.returncode == 2 and "leave out --then" in process.stderr
+
+
 def test_dry_run_only_prints_the_commands(run_launch):
     process, calls = run_launch(
         "--target=queued", "--dry_run", "--config.optim.lr=1e-4", "--name=n"
