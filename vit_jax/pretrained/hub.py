@@ -104,7 +104,7 @@ def push(repository, directory):
         return str(huggingface_hub.upload_folder(repo_id=repository, folder_path=directory))
     except Exception as error:  # those of HTTP libraries too
         cause = error.__cause__ if isinstance(error, RuntimeError) else None  # of a failed LFS file
-        problem = printable(" ".join(str(cause or error).split()))[:200]
+        problem = printable(" ".join(str(cause or error).split()))[:200].rstrip(".")
         raise UserError(
             f"--push={repository}: the upload failed: {problem}; log in with hf auth login, then "
             f"run hf upload {repository} {directory}"
