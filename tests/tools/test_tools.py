@@ -200,6 +200,36 @@ def test_evaluate_scores_a_weight_file_on_a_dataset(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_evaluate_reports_a_split(workdir, tmp_path, capsys):
+    """The suite "split" has calibration, the accuracy of each class, and mistakes."""
+    model = inference.load(str(workdir))
+    arrays = model.features("test", ("logits",))
+    output = tmp_path / "rows.json"
+    args = [f"--workdir={workdir}", "--suite=split", f"--output={output}"]
+    assert command.run(evaluate, *args) == 0
+    (row,) = json.loads(output.read_text())
+    predicted = arrays["logits"].argmax(1)
+    assert row["suite"] == "split:test" and row["images"] == 360 and row["step"] == 8
+    accuracy = (predicted == arrays["label"]).mean()
+    assert row["top1"] == pytest.approx(100 * accuracy, abs=1e-3)
+    for i, name in enumerate(model.class_names):
+        hits = (predicted == i)[arrays["label"] == i].mean()
+        assert row["class_top1"][name] == pytest.approx(100 * hits, abs=1e-3)
+    pair = row["confused"][0]
+    label, other = (model.class_names.index(pair[key]) for key in ("class", "predicted"))
+    assert pair["count"] == ((arrays["label"] == label) & (predicted == other)).sum()
+    assert sum(row["bins"]["count"]) == 360
+    assert row["ece_scaled"] is not None and row["loss_scaled"] <= row["loss"]
+    capsys.readouterr()
+    for flags, message in (
+        (["--config.seed=1"], "--config.seed requires a weight file; a run determines it"),
+        (["--crop=0.5"], "--crop require a weight file"),
+        (["--suite=a", f"--config.data.dir={tmp_path}"], "imagenet-a does not exist"),
+    ):
+        assert command.run(evaluate, *args, *flags) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_classes_of_a_dataset_and_of_weights_are_matched(capsys):
     match = evaluate.match_classes
     assert match(["a", "b"], ["b", "c", "a"]) == ("b", "class 1 of the weights", "a")

@@ -14,8 +14,7 @@ from importlib import resources
 from typing import NamedTuple
 
 from vit_jax import data
-from vit_jax.data import class_names, folder
-from vit_jax.data.sources import Files
+from vit_jax.data import class_names
 from vit_jax.errors import UserError, printable
 
 SPLIT = "split"  # name of the suite that is a split of the config's dataset
@@ -93,6 +92,8 @@ def read(suite, directory, channels):
     Raises:
       UserError: if there are no images, or a directory is not named as a class of the suite.
     """
+    from vit_jax.data import folder
+
     source = folder.read(directory, channels)
     if source.class_names == [folder.UNLABELED]:
         raise UserError(f"{printable(directory)} has no directories of classes")
@@ -130,6 +131,9 @@ def read_listed(suite, root, channels):
     Raises:
       UserError: if there are no images, the file cannot be read, or a file name has no number.
     """
+    from vit_jax.data import folder
+    from vit_jax.data.sources import Files
+
     directory = suite.directory(root)
     paths = folder.scan(directory).paths
     listed = read_label_lists(os.path.join(root, suite.label_file))

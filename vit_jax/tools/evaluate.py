@@ -212,12 +212,11 @@ def evaluate_suites(model, config, names, root, *, split="test", crop=None, titl
     for name in names:
         if name == suites.SPLIT:
             source = data.make(config, config.data[split])
-            options = dict(title=title and f"{title}: {source.name}")
-            arrays = suite_scores.compute_logits(source, *loaded, config, mesh, **options)
-            yield (
-                suite_scores.score(*arrays) | {"crop": config.augment.eval_crop},
-                source.class_names,
-            )
+            text = title and f"{title}: {source.name}"
+            arrays = suite_scores.compute_logits(source, *loaded, config, mesh, title=text)
+            scores = suite_scores.score(*arrays) | {"crop": config.augment.eval_crop}
+            known = source.class_names  # a run may have more outputs
+            yield scores, [*known, *model.class_names[len(known) :]]
             continue
         outputs = outputs or match_classes(suites.wordnet_ids(), model.class_names)
         suite, options = suites.table()[name], dict(crop=crop, title=title)
