@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import digits
+from configs import deit3, digits
 from tests import ROOT
 from tests.compilations import Compilations
 from tests.tiny import tiny
@@ -103,6 +103,52 @@ def test_recipe_arguments(name, arg):
     assert arg not in published or re.search(rf"\b{published[arg]}%", table_row)
     with pytest.raises(ValueError, match=f"unknown (run|size) 'none_such'; pass one of .*{arg}"):
         module.get_config("none_such")
+
+
+@pytest.mark.parametrize(
+    ("arg", "expected"),
+    [  # README_revenge.md of facebookresearch/deit; 400 epochs: README.md of naver-ai/rope-vit
+        ("S,800", ("lamb", 224, 4e-3, 0.05, 0.05, 2048, "800ep")),
+        ("B,800,pretrain", ("lamb", 192, 3e-3, 0.05, 0.2, 2048, "800ep")),
+        ("L", ("lamb", 192, 3e-3, 0.05, 0.45, 2048, "800ep")),
+        ("H", ("lamb", 154, 3e-3, 0.05, 0.6, 2048, "800ep")),
+        ("S,400", ("lamb", 224, 4e-3, 0.03, 0.0, 2048, "400ep")),
+        ("B,400", ("lamb", 192, 3e-3, 0.03, 0.1, 2048, "400ep")),
+        ("L,400", ("lamb", 192, 3e-3, 0.03, 0.4, 2048, "400ep")),
+        ("H,224", ("adamw", 224, 1e-5, 0.1, 0.55, 512, "20ep")),
+        ("B,400,224", ("adamw", 224, 1e-5, 0.1, 0.2, 512, "20ep")),
+        ("L,384", ("adamw", 384, 1e-5, 0.1, 0.4, 512, "20ep")),
+        ("H,21k", ("lamb", 126, 1e-3, 0.02, 0.5, 2048, "90ep")),
+        ("S,21k", ("lamb", 224, 1e-3, 0.02, 0.05, 2048, "240ep")),
+        ("B,21k_1k", ("lamb", 224, 3e-4, 0.02, 0.15, 2048, "50ep")),
+    ],
+)
+def test_deit3_stages(arg, expected):
+    c = deit3.get_config(arg)
+    check(c)
+    check(tiny(c))
+    o, a = c.optim, c.augment
+    optimizer = (o.name, c.model.image, o.lr, o.weight_decay, c.model.drop_path)
+    assert (*optimizer, c.batch_size, c.total_steps) == expected
+    pretraining = c.objective.loss == "binary"
+    assert pretraining == (a.repeats == 3) == (c.objective.label_smoothing == 0)
+    assert pretraining == c.total_steps.startswith(("800", "400"))
+    assert a.three_augment == (o.name == "lamb") == (not a.randaugment)
+    assert (a.crop == "simple") == (a.mixup == 0) == ("21k" in arg)
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("Ti", "unknown size 'Ti'; pass one of S, B, L, H"),
+        ("B,600", "unknown stage '600'; pass one of pretrain, 224, 384, 21k_1k, 21k"),
+        ("S,224", "S has no stage '224'; pass one of 384, 21k_1k"),
+        ("B,400,224,x", "has more than three parts"),
+    ],
+)
+def test_deit3_rejects_other_stages(arg, message):
+    with pytest.raises(ValueError, match=message):
+        deit3.get_config(arg)
 
 
 def test_every_key_is_used(used_keys):

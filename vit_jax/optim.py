@@ -83,7 +83,7 @@ def scale_by_trust_ratio(c):
 
     As in FusedLAMB of NVIDIA's apex, it applies only to tensors with weight decay.
     """
-    if not c.weight_decay:
+    if not (c.weight_decay or c.weight_decay_end):
         return optax.identity()
     mask = functools.partial(decay_mask, rule=c.decay_rule)
     return optax.masked(per_block(optax.scale_by_trust_ratio()), mask)
