@@ -50,7 +50,7 @@ def define_flags():
         "evaluator", None, "module of vit_jax/evaluators, such as knn (default: the config's)"
     )
     flags.DEFINE_enum("split", "test", ["train", "val", "test"], "split of the dataset")
-    flags.DEFINE_list("suite", [], "datasets: val, real, v2, a, r, sketch, c; or split")
+    flags.DEFINE_list("suite", [], f"datasets: {', '.join(suites.table())}; or split")
     flags.DEFINE_string("output", None, "for --suite: .csv or .json file to write")
 
 
