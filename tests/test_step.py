@@ -17,7 +17,7 @@ from vit_jax.objectives.supervised import cross_entropy, smooth
 from vit_jax.optim import add_decay
 from vit_jax.perf import hlo, topologies, workloads
 from vit_jax.run import Run
-from vit_jax.step import init_state, make_train_step, split_batch
+from vit_jax.step import TrainState, _apply, init_state, make_train_step, split_batch
 
 
 def test_cross_entropy_and_label_smoothing_match_timm():
@@ -149,7 +149,7 @@ def test_bad_steps_change_nothing_but_the_counters(accum_steps):
 
 
 def test_an_update_that_overflows_is_a_bad_step():
-    """The loss and the gradients are finite, the update is not."""
+    """The loss and the gradients are finite, the update is not where it is not 0."""
     config = small_config()
     run = Run(config, jax.devices()[:1])
     tx = optax.chain(optax.scale(1e38), optax.scale(1e38))
@@ -161,6 +161,25 @@ def test_an_update_that_overflows_is_a_bad_step():
     assert np.isfinite(float(metrics["loss"])) and np.isfinite(float(metrics["grad_norm"]))
     jax.tree.map(np.testing.assert_array_equal, new.params, state.params)
     assert tuple(map(int, new.bad)) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_update_on_accelerators_leaves_out_values_that_are_not_finite(ok):
+    objective = objectives.Objective(
+        init=None,
+        loss=None,
+        update=lambda extra, params, aux, step: extra + params,  # noqa: ARG005
+        weights=None,
+        views=None,
+        flops=None,
+    )
+    before = jnp.array([1.0, 2.0, 3.0])
+    state = TrainState(jnp.int32(0), before, before, before, bad=None)
+    updates = jnp.array([0.5, jnp.nan, jnp.inf])
+    new, norm = _apply(objective, jnp.array(ok), state, updates, 2 * before, {})
+    expected = [[1.5, 2, 3], [2.5, 4, 6], [2, 4, 6]] if ok else [[1, 2, 3]] * 3
+    np.testing.assert_array_equal(jnp.stack(new), expected)
+    assert np.isfinite(norm) == (not ok)
 
 
 def test_loss_is_equal_on_every_mesh():

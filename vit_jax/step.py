@@ -1,5 +1,6 @@
 """The training step: loss, gradients, optimizer update, and the update of the objective."""
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -47,8 +48,9 @@ def make_train_step(objective, tx, accum_steps=1):
     batch norm (ResNets, `objective.head_bn`), which uses the statistics of each micro-batch, as in
     PyTorch.
 
-    A step whose loss, gradients or updates are not finite advances `step` and `bad`, and changes
-    nothing else. A finite state therefore remains finite. The decision is made on the device.
+    A step whose loss or gradients are not finite advances `step` and `bad`, and changes nothing
+    else. Values of an update that are not finite are left out (on CPU, the whole update), and the
+    step counts as bad. A finite state therefore remains finite. The decision is made on the device.
 
     Args:
       objective: `objectives.Objective`.
@@ -80,22 +82,69 @@ def make_train_step(objective, tx, accum_steps=1):
             function = _per_device(accumulate)
         weights = (state.params, state.extra)
         (loss, aux), grads = function(weights, constants or {}, batch, rng, state.step)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        extra = objective.update(state.extra, params, aux, state.step)
-        norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
+        grad_norm = optax.tree.norm(grads)
         # `extra` may depend on the carried means even where the loss does not.
-        ok = jnp.isfinite(jnp.stack([loss, *norms.values(), *_sums(aux["carry"])])).all()
-        number = state.step + 1
-        new = jax.tree.map(
-            lambda new, old: jnp.where(ok, new, old),
-            (params, extra, opt_state),
-            (state.params, state.extra, state.opt_state),
+        ok = jnp.isfinite(jnp.stack([loss, grad_norm, *_sums(aux["carry"])])).all()
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        (params, extra, opt_state), update_norm = jax.lax.platform_dependent(
+            ok,
+            state,
+            updates,
+            opt_state,
+            aux,
+            cpu=functools.partial(_apply_on_cpu, objective),
+            default=functools.partial(_apply, objective),
         )
-        metrics = {"loss": loss, **norms, **objective.metrics(aux)}
-        return TrainState(number, *new, _count(state.bad, ok, number)), metrics
+        ok &= jnp.isfinite(update_norm)
+        number = state.step + 1
+        metrics = {"loss": loss, "grad_norm": grad_norm, "update_norm": update_norm}
+        metrics |= objective.metrics(aux)
+        state = TrainState(number, params, extra, opt_state, _count(state.bad, ok, number))
+        return state, metrics
 
     return train_step
+
+
+def _apply(objective, ok, state, updates, opt_state, aux):
+    """Apply the updates if `ok`, except for values that are not finite.
+
+    Args:
+      objective: `objectives.Objective`.
+      ok: whether loss and gradients are finite.
+      state: the `TrainState` before the step.
+      updates: from optax.
+      opt_state: from optax.
+      aux: from the loss.
+
+    Returns:
+      The parameters, `extra` and `opt_state` after the step; and the norm of the updates.
+    """
+    params = jax.tree.map(
+        lambda new, old, u: jnp.where(ok & jnp.isfinite(u), new, old),
+        optax.apply_updates(state.params, updates),
+        state.params,
+        updates,
+    )
+    extra = objective.update(state.extra, params, aux, state.step)
+    new = _select(ok, (extra, opt_state), (state.extra, state.opt_state))
+    # Without `ok`, XLA would sum this norm together with that of the gradients, and read the
+    # parameters and moments twice: 10.0 instead of 6.8 values per parameter on TPU.
+    applied = jax.tree.map(lambda u: jnp.where(ok, u, 0), updates)
+    return (params, *new), optax.tree.norm(applied)
+
+
+def _apply_on_cpu(objective, ok, state, updates, opt_state, aux):
+    """Apply the updates if `ok` and all of them are finite, with the rounding of recorded runs."""
+    params = optax.apply_updates(state.params, updates)
+    extra = objective.update(state.extra, params, aux, state.step)
+    norm = optax.tree.norm(updates)
+    old = state.params, state.extra, state.opt_state
+    return _select(ok & jnp.isfinite(norm), (params, extra, opt_state), old), norm
+
+
+def _select(condition, new, old):
+    """Return the tree `new` if the condition is True, otherwise `old`."""
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old), new, old)
 
 
 def _count(bad, ok, number):

@@ -201,7 +201,8 @@ def test_compile_for_a_tpu_slice(check):
     assert result["limit"] == 15.75 * 2**30
     all_reduce = result["collectives"]["all-reduce"]
     assert result["fits"] and all_reduce["bytes"] >= 4 * result["parameters"]
-    large = check("--nosearch", "--config.batch_size=1048576", "--topology=v5e:2x2")
+    args = "--nosearch", "--config.batch_size=1048576", "--config.model.mlp_dim=8192"
+    large = check(*args, "--topology=v5e:2x2")
     assert large.returncode == 0 and "does not fit: at least " in large.stdout
     done = check("--topology=v5e-8")
     assert done.returncode == 2 and "such as v5e:2x4" in done.stderr
