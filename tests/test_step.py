@@ -345,3 +345,36 @@ def test_linear_probe_trains_only_the_head_without_a_backward_pass():
         backbone = jax.tree.leaves(changed)
         assert all(backbone) != bool(trainable) and any(backbone) != bool(trainable)
     assert flops["head"] < 0.5 * flops[""]  # the forward pass is a third of a training step
+
+
+# Options of today's models, in groups that can be combined.
+MODERN = {
+    "dinov2": dict(
+        pool="cls", reg_tokens=2, layer_scale_init=0.1, mlp="swiglu", qk_norm=True, rope="axial"
+    ),
+    "clip": dict(
+        pool="cls", dist_token=True, embed_norm=True, patch_bias=False, k_bias=False, rope="dinov3"
+    ),
+    "rope_mixed": dict(pool="map", norm="res_post", rope="mixed", pos_embed="none", mlp_norm=True),
+}
+LAYOUTS = [(8, 1, 1, "on"), (2, 4, 1, "off"), (4, 1, 2, "on")]  # data, fsdp, tensor, scan
+
+
+@pytest.mark.parametrize("name", MODERN)
+def test_modern_blocks_train_equally_on_every_mesh(name):
+    """Losses, gradient norms and parameters after two steps, with scanned and unrolled blocks."""
+    results = {}
+    for data, fsdp, tensor, scan in [(1, 1, 1, "on"), (1, 1, 1, "off"), *LAYOUTS]:
+        config = small_config(mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor)
+        config.optim.name = "sgd"  # Adam amplifies the rounding errors of zero gradients
+        config.optim.lr = 0.05
+        config.optim.warmup = "0"
+        config.model.update(scan=scan, drop_path=0.2, **MODERN[name])
+        values, state = losses(config, jax.devices()[: data * fsdp * tensor], steps=2)
+        results[data, fsdp, tensor, scan] = values, jax.device_get(state.params)
+    expected, params = results[1, 1, 1, "on"]
+    assert np.isfinite(expected).all() and expected[1, 0] != expected[0, 0]
+    for layout, (values, trained) in results.items():
+        np.testing.assert_allclose(values, expected, rtol=1e-5, err_msg=str(layout))
+        close = partial(np.testing.assert_allclose, atol=1e-5, err_msg=str(layout))
+        jax.tree.map(close, trained, params)
