@@ -289,6 +289,7 @@ def get_config(image):
     c = tiny(digits.get_config())
     c.model.image = int(image)
     c.model.patch = 4
+    c.model.depth = 1
     c.total_steps = "4"
     c.log_every = c.eval_every = c.checkpoint_every = "1"
     c.log_images = 0

@@ -32,8 +32,10 @@ UNDECAYED = {
 EMBEDDINGS = {"cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed", "norm_pre"}
 
 
-# The first and last layers, which Muon leaves to AdamW, as its author recommends.
+# The first and last layers, which Muon leaves to AdamW (README of KellerJordan/Muon).
 OUTER_LAYERS = {"patch_embed", "stem", "head", "head_dist"}
+
+MASKED = optax.MaskedNode()
 
 
 class Optimizer(NamedTuple):
@@ -75,7 +77,7 @@ def muon(c):
         adam_b2=c.b2,
         muon_weight_dimension_numbers=muon_dimensions,
     )
-    return optax.chain(descent, optax.scale(-1))  # as the other optimizers, before the step
+    return optax.chain(descent, optax.scale(-1))  # updates are subtracted, as those of the others
 
 
 def scale_by_trust_ratio(c):
@@ -388,9 +390,6 @@ def _stacks(tree):
         (bool(name), jax.tree.map(lambda x, s, n=name: x if s == n else MASKED, tree, stacks))
         for name in sorted(set(jax.tree.leaves(stacks)))
     ]
-
-
-MASKED = optax.MaskedNode()
 
 
 def _is_masked(x):
