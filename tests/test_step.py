@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import digits
+from configs import digits, dino_digits
 from tests import GOLDEN
 from tests.tiny import tiny
 from vit_jax import objectives, optim, pretrained, vit
@@ -378,3 +378,20 @@ def test_modern_blocks_train_equally_on_every_mesh(name):
         np.testing.assert_allclose(values, expected, rtol=1e-5, err_msg=str(layout))
         close = partial(np.testing.assert_allclose, atol=1e-5, err_msg=str(layout))
         jax.tree.map(close, trained, params)
+
+
+def test_dino_trains_modern_blocks_equally_on_a_mesh():
+    results = []
+    for count, scan in ((1, "on"), (1, "off"), (8, "on")):
+        config = tiny(dino_digits.get_config())
+        config.batch_size = 8
+        config.mesh.fsdp = config.mesh.tensor = 2 if count > 1 else 1
+        config.model.update(scan=scan, drop_path=0.2, width=64, num_heads=4)
+        config.model.update(MODERN["dinov2"])
+        config.optim.name = "sgd"
+        config.optim.lr = 0.05
+        config.optim.warmup = "0"
+        results.append(losses(config, jax.devices()[:count], steps=2)[0])
+    assert np.isfinite(results).all()
+    for values in results[1:]:
+        np.testing.assert_allclose(values, results[0], rtol=1e-5)
