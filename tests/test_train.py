@@ -29,7 +29,7 @@ from vit_jax.devices.distributed import StopSignal
 from vit_jax.errors import Diverged, Preempted, UserError
 from vit_jax.run import Run
 from vit_jax.tools import attend, evaluate, predict, report
-from vit_jax.workdir import checkpoint, log
+from vit_jax.workdir import checkpoint, log, manifest
 
 
 def recipe(**overrides):
@@ -319,10 +319,12 @@ def test_stages_resume_within_and_at_their_boundary(tmp_path, monkeypatch, capsy
     for stage in ("stage1", "stage2"):
         whole, stopped = tmp_path / "whole" / stage, tmp_path / "stopped" / stage
         assert rows(stopped) == rows(whole)
+        whole_state, state = (
+            manifest.read(folder / "checkpoints/4", 4)["arrays"] for folder in (whole, stopped)
+        )
+        assert state == whole_state and state  # with the checksums of all arrays
         config = load_config(stopped)
         assert config.optim.lr == 1e-2
-        states = [restore(workdir, config) for workdir in (whole, stopped)]
-        jax.tree.map(np.testing.assert_array_equal, *states)
     assert config.model_init == f"{tmp_path}/stopped/stage1"
     assert run(whole) == 2  # a run without --then
     assert "pass another --workdir for the stages" in capsys.readouterr().err
