@@ -44,12 +44,13 @@ class Optimizer(NamedTuple):
     Attributes:
       scale: config.optim -> optax.GradientTransformation from the gradients to the update.
       coupled: whether weight decay is added to the gradients rather than to the update.
-      rescale: config.optim -> optax.GradientTransformation of the update with weight decay.
+      rescale: config.optim -> optax.GradientTransformation of the update with weight decay; None:
+        it is not changed.
     """
 
     scale: Callable
     coupled: bool = False
-    rescale: Callable = lambda _: optax.identity()
+    rescale: Callable | None = None
 
 
 def adam(c):
@@ -147,7 +148,8 @@ def make(config, steps_per_epoch):
     transforms = [freeze_moments(optimizer.scale(c), c.freeze, freeze_for)]
     coupled = optimizer.coupled and c.decay_by == "lr"
     transforms.insert(0 if coupled else 1, add_decay(weight_decay, c.decay_rule))
-    transforms.append(optimizer.rescale(c))
+    if optimizer.rescale:
+        transforms.append(optimizer.rescale(c))
     if c.clip:
         clip = {"global": optax.clip_by_global_norm, "tensor": clip_by_tensor_norm}[c.clip_by]
         transforms.insert(0, clip(c.clip))
