@@ -289,7 +289,8 @@ def test_supervised_training_applies_color_augmentation():
         return {"logits": jnp.zeros((len(images), 10))}
 
     module = SimpleNamespace(config=SimpleNamespace(num_classes=10))
-    objective = supervised.make(SimpleNamespace(apply=apply, module=module), c, 1)
+    model = SimpleNamespace(apply=apply, module=module, stats=dict)
+    objective = supervised.make(model, c, 1)
     batch = {"image": images, "label": jnp.zeros(len(images), jnp.int32)}
     batch["row"] = jnp.arange(len(images))
     objective.loss({}, {}, batch, jax.random.key(0), 0)
