@@ -315,6 +315,15 @@ VARIANTS = {
     "g": (1408, 40, 16, 6144),
     "G": (1664, 48, 16, 8192),
 }
+# name: (top-1 accuracy on ImageNet in %, its source), at 224 pixels, trained on ImageNet-1k alone:
+# Ti, S and B of DeiT; L and H trained from scratch by the authors of MAE (appendix A.2).
+PUBLISHED = {
+    "Ti/16": (72.2, "arXiv:2012.12877"),
+    "S/16": (79.9, "arXiv:2012.12877"),
+    "B/16": (81.8, "arXiv:2012.12877"),
+    "L/16": (82.6, "arXiv:2111.06377"),
+    "H/14": (83.1, "arXiv:2111.06377"),
+}
 # name: (type of residual block, blocks per stage). Four stages: Table 1 of arXiv:1512.03385. Three
 # stages: its CIFAR-10 models with 6 n + 2 layers (section 4.2).
 RESNETS = {f"resnet{6 * n + 2}": ("basic", (n,) * 3) for n in (1, 2, 3, 5, 7, 9, 18)} | {

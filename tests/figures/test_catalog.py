@@ -15,6 +15,7 @@ from configs import dino_digits
 from tests import ROOT
 from vit_jax import schema, variants
 from vit_jax.analysis import stages, weight_stats
+from vit_jax.analysis.attention import SHADES
 from vit_jax.figures import (
     attention,
     catalog,
@@ -25,6 +26,7 @@ from vit_jax.figures import (
     receptive_field,
     sizes,
     terminal,
+    walkthrough,
 )
 from vit_jax.figures.catalog import LANGUAGES, Catalog
 
@@ -32,11 +34,22 @@ HANGUL = re.compile("[가-힣]")
 # Untranslated: terms, units, formulas, and the names in the test data.
 UNTRANSLATED = re.compile(
     r"softmax|LayerNorm|Grad-CAM|ViT|ResNet|MLP|CLS|KL|log k|nats?\b|px\b|top-1|FLOPs|sin-cos|arXiv"
-    r"|MAP|mathdefault|Ti/|DINO|local_views|\d(x\d)+|layer1|stem|conv|acc5|NAME|→|W_[qkvo]"
+    r"|ImageNet|MAP|mathdefault|Ti/|DINO|local_views|\d(x\d)+|layer1|stem|conv|acc5|NAME|→|W_[qkvo]"
 )
 # Prefixes of phrase names that are composed at run time.
-PREFIXES = ("stage_", "health_", "healthy_", "drawing_", "view_", "by_", "explain_")
+PREFIXES = (
+    "caption_",
+    "drawn_",
+    "stage_",
+    "health_",
+    "healthy_",
+    "drawing_",
+    "view_",
+    "by_",
+    "explain_",
+)
 MODULES = (attention, curves, diagrams, internals, predictions, receptive_field, sizes, terminal)
+MODULES += (walkthrough,)
 
 
 def placeholders(text):
@@ -122,6 +135,8 @@ def drawings():
     size_rows = weight_stats.compare_with_published("NAME", vit, 50.0)
     accuracy_rows = [row | {"flops": 1e9, "published": 75.0} for row in size_rows]
     heads = ["mean", "max", 1, "rollout"]
+    lens = SimpleNamespace(probabilities=rand(1, 2, 3), patches=rand(1, 2, 2, 2))
+    stage = dict(title="NAME", grid=(4, 4), channels=8, field=3)
     return {
         "curves": lambda phrases: curves.curves(rows, restarts=[2], phrases=phrases),
         "filters": lambda phrases: internals.filters(rand(4, 2, 2, 1), rand(4), phrases=phrases),
@@ -164,6 +179,23 @@ def drawings():
         "patch_embedding": lambda phrases: diagrams.patch_embedding(vit, phrases=phrases),
         "positions": lambda phrases: diagrams.positions(vit, phrases=phrases),
         "dino": lambda phrases: diagrams.dino(vit, dino, phrases=phrases),
+        "logit_lens": lambda phrases: internals.logit_lens(
+            [image], lens, ["NAME"] * 3, ["NAME"], phrases=phrases
+        ),
+        "patches": lambda phrases: walkthrough.patches(vit, np.zeros((32, 32, 3)), phrases=phrases),
+        "head_maps": lambda phrases: walkthrough.head_maps(image, rand(3, 2, 2), phrases=phrases),
+        "position_maps": lambda phrases: walkthrough.position_maps(
+            rand(2, 2, 2, 2), phrases=phrases
+        ),
+        "shades": lambda phrases: walkthrough.shades(
+            1, image, [phrases("layer", layer=1)], rand(1, 2, 2), SHADES, phrases=phrases
+        ),
+        "networks": lambda phrases: walkthrough.networks(
+            [stage], [stage | {"field": None}], ["NAME", "NAME"], phrases=phrases
+        ),
+        "prediction": lambda phrases: walkthrough.prediction(
+            image, [(phrases("way_tokens"), (4, 8))], [("NAME", 0.5)], phrases=phrases
+        ),
     }
 
 

@@ -425,17 +425,19 @@ def parse_table(text):
     return rows
 
 
-def test_summary_writes_drawings(tmp_path, capsys):
-    args = ["--model=mu/4,image=20,depth=2", "--num_classes=7"]
-    assert command.run(summary, *args, f"--drawings={tmp_path / 'new'}") == 0
-    written = {path.stem: path.read_text() for path in (tmp_path / "new").glob("*.svg")}
-    parts = {"whole", "self_attention", "multi_head", "patch_embedding", "positions", "sizes"}
-    assert set(written) == parts
-    assert "[26 × 26]" in written["self_attention"] and "[7]" in written["whole"]
-    assert set(capsys.readouterr().out.split()) >= {f"{tmp_path}/new/{x}.svg" for x in parts}
-    (tmp_path / "file").write_text("")
-    assert command.run(summary, *args, f"--drawings={tmp_path / 'file'}") == 2
-    assert "cannot be written" in capsys.readouterr().err
+def test_summary_prints_the_published_sizes(capsys):
+    assert command.run(summary, "--table=markdown") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| model | layers | width | heads | parameters | GFLOPs |")
+    assert lines[4] == "| B/16 | 12 | 768 | 12 | 86.6 M | 35.1 | 81.8 | arXiv:2012.12877 |"
+    assert [line.split()[1] for line in lines[2:]] == ["Ti/16", "S/16", "B/16", "L/16", "H/14"]
+    assert command.run(summary, "--table=latex") == 0
+    latex = capsys.readouterr().out.splitlines()
+    assert latex[0] == r"\begin{tabular}{lrrrrrrl}" and latex[4].startswith(
+        "Ti/16 & 12 & 192 & 3 &"
+    )
+    assert command.run(summary, "--table=text", "--model=B/16") == 2
+    assert "leave out --model and --config" in capsys.readouterr().err
 
 
 def test_summary_of_vit_b16():

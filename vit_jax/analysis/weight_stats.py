@@ -12,10 +12,6 @@ from vit_jax.analysis.attention import fix_signs, on_grid
 from vit_jax.flops import count_params
 
 TINY = 1e-12  # avoids division by zero
-# Top-1 accuracy on ImageNet at 224 pixels, trained on ImageNet-1k alone: Ti, S and B of DeiT
-# (arXiv:2012.12877); L and H trained from scratch by the authors of MAE (arXiv:2111.06377,
-# appendix A.2).
-PUBLISHED = {"Ti/16": 72.2, "S/16": 79.9, "B/16": 81.8, "L/16": 82.6, "H/14": 83.1}
 
 
 def filters(kernel, count=28):
@@ -130,16 +126,17 @@ def pooled_similarity(tokens, grid, prefix=1, class_token=True):
     return on_grid(cosines(pooled, tokens)[:, 0], grid, prefix)
 
 
-def compare_with_published(name, config, top1=None):
+def compare_with_published(name, config, top1=None, dataset=None):
     """Compare a model's size to those of published ViTs.
 
     The published models have 1000 classes, images of 224 pixels, and the top-1 accuracy on ImageNet
-    in `PUBLISHED`.
+    in `variants.PUBLISHED`.
 
     Args:
       name: name of the model.
       config: `ViTConfig` or `ResNetConfig` of the model.
       top1: its accuracy as a percentage, or None.
+      dataset: name of the dataset of this accuracy, or None.
 
     Returns:
       Rows for `figures.sizes.bars`, by ascending number of parameters.
@@ -156,6 +153,10 @@ def compare_with_published(name, config, top1=None):
             "parameters": count_params(config),
         }
 
-    rows = [row(other, variants.parse(other), (), best) for other, best in PUBLISHED.items()]
-    rows.append(row(f"this: {name}", config, () if top1 is None else (top1,)) | {"this": name})
+    rows = [
+        row(other, variants.parse(other), (), best)
+        for other, (best, _) in variants.PUBLISHED.items()
+    ]
+    this = row(f"this: {name}", config, () if top1 is None else (top1,))
+    rows.append(this | {"this": name, "dataset": dataset})
     return sorted(rows, key=lambda row: row["parameters"])

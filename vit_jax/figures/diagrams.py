@@ -16,6 +16,8 @@ from vit_jax.schema import pair
 # Longer sequences are abbreviated to the first three elements, an ellipsis and the last one.
 MAX_HEADS = 4
 MAX_TOKENS = 5
+STAGE_SPACING = 44  # px
+SKIP_GAP = 9  # px, between a box and the start of the residual connection around it
 STAGE_COLORS = {"heads": ORANGE, "joined": ORANGE, "mlp": GREEN, "blocks": GREEN, "cnn": GREEN}
 STAGE_COLORS |= {"norm": PURPLE, "map": ORANGE}
 
@@ -45,31 +47,35 @@ def whole(rows, title, *, phrases=ENGLISH):
     d = Drawing(title)
     names = [stage_title(stage, phrases).strip().replace("->", "→") for stage, _, _ in rows]
     width = max(map(box_width, names))
-    left = 40
+    left = 48
+    center = left + width / 2
     y = 20
     block_edges = []  # top and bottom of the boxes inside the encoder blocks
     skip_start = None  # y at which the next residual connection starts
     last_bottom = None
+    depth = next((s.values["depth"] for s, _, _ in rows if s.key == "blocks"), 1)
     for name, (stage, shape, count) in zip(names, rows, strict=True):
         color = STAGE_COLORS.get(stage.key, None if stage.inside else BLUE)
         _, _, _, top, bottom = d.box(left, y, name, color=color, width=width)
         if last_bottom is not None:
-            d.arrow((left + width / 2, last_bottom), (left + width / 2, top))
+            d.arrow((center, last_bottom), (center, top))
         if stage.inside:
-            skip_start = last_bottom + 5 if skip_start is None else skip_start
+            skip_start = top - SKIP_GAP if skip_start is None else skip_start
             block_edges += [top, bottom]
         if stage.key == "residual":
-            x = left - 14
-            d.arrow((left + width / 2, skip_start), (x, skip_start), (x, y), (left, y))
-            skip_start = bottom + 5
-        d.text(left + width + 14, y, shape.replace("x", " × "), "start")
-        d.note(left + width + 175, y, phrases("parameter_count", count=count) if count else "")
+            x = left - 16
+            d.arrow((center, skip_start), (x, skip_start), (x, y), (left, y))
+            skip_start = bottom + SKIP_GAP
+        d.text(left + width + 22, y, shape.replace("x", " × "), "start")
+        if count:
+            key = "parameter_count_blocks" if stage.inside and depth > 1 else "parameter_count"
+            d.note(left + width + 185, y, phrases(key, count=count, depth=depth))
         last_bottom = bottom
-        y += 38
+        y += STAGE_SPACING
     if block_edges:
-        middle = (min(block_edges) + max(block_edges)) / 2
-        height = max(block_edges) - min(block_edges) + 18
-        d.box(8, middle, "", width=left + width, height=height, dashed=True)
+        top, bottom = min(block_edges) - 1.7 * SKIP_GAP, max(block_edges) + SKIP_GAP
+        box = dict(width=width + left, height=bottom - top, dashed=True)
+        d.box(16, (top + bottom) / 2, "", **box)
     return str(d)
 
 

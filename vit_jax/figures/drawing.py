@@ -4,10 +4,13 @@ Lines and text use `currentColor`, so that an inline drawing follows the light o
 its page; boxes are filled with translucent colors.
 """
 
+import base64
+import io
 import math
 from xml.etree import ElementTree
 
 import numpy as np
+from PIL import Image
 
 from vit_jax.errors import printable
 from vit_jax.figures.style import text_width
@@ -100,6 +103,50 @@ class Drawing:
         y = end[1] if y is None else y
         x = start[2] + bend
         self.arrow((start[2], start[1]), (x, start[1]), (x, y), (end[0], y))
+
+    def image(self, x, y, pixels, width, height):
+        """Draw an image, [h, w, 1 or 3] with values from 0 to 255, centered at y."""
+        pixels = np.asarray(pixels).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "png")
+        href = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        box = dict(x=x, y=y - height / 2, width=width, height=height)
+        style = {} if min(pixels.shape[:2]) > height else {"style": "image-rendering: pixelated"}
+        self.add("image", x + width, y + height / 2, **box, href=href, **style)
+
+    def grid(self, x, y, width, height, rows, columns):
+        """Draw the lines between rows and columns, and the frame, of an area centered at y."""
+        top = y - height / 2
+        lines = [
+            f"M {x + i * width / columns:.2f} {top:.2f} v {height}" for i in range(columns + 1)
+        ]
+        lines += [f"M {x:.2f} {top + i * height / rows:.2f} h {width}" for i in range(rows + 1)]
+        # White under black, which is visible over any image.
+        for stroke, size in (("#ffffff", 1.2), ("#000000", 0.5)):
+            style = dict(stroke=stroke, stroke_width=size, stroke_opacity=0.8)
+            self.add("path", x + width, y + height / 2, d=" ".join(lines), **style)
+
+    def frame(self, x, y, width, height):
+        """Draw the outline of a cell whose top left corner is (x, y)."""
+        box = dict(x=x, y=y, width=width, height=height, stroke="#ffffff", stroke_width=1.5)
+        self.add("rect", x + width, y + height, **box)
+
+    def cell(self, x, y, width, height, *, opacity):
+        """Fill a cell whose top left corner is (x, y)."""
+        style = dict(fill="currentColor", fill_opacity=opacity, stroke="none")
+        self.add("rect", x + width, y + height, x=x, y=y, width=width, height=height, **style)
+
+    def tile(self, x, y, width, height, color):
+        """Draw a filled rectangle centered at y."""
+        style = dict(fill=color, fill_opacity=0.22, stroke_opacity=0.65)
+        box = dict(x=x, y=y - height / 2, width=width, height=height)
+        self.add("rect", x + width, y + height / 2, **box, **style)
+
+    def bar(self, x, y, width, color, height=9):
+        """Draw a horizontal bar centered at y; a width of 0 is still visible."""
+        style = dict(fill=color, fill_opacity=0.75, stroke="none", rx=1.5)
+        box = dict(x=x, y=y - height / 2, width=max(width, 1.0), height=height)
+        self.add("rect", x + width, y + height / 2, **box, **style)
 
     def note(self, x, y, text, **style):
         """Draw faint text that starts at x."""

@@ -8,6 +8,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from vit_jax.figures.catalog import ENGLISH
 from vit_jax.figures.style import BLUE, ORANGE, despine, finish
 
+THIS_GAP = 0.5  # between the bar of this model and the others
 FAMILIES = {
     False: ("ViT", BLUE, "o"),
     True: ("ResNet", ORANGE, "s"),
@@ -19,8 +20,9 @@ def bars(rows, title="", *, phrases=ENGLISH):
 
     Args:
       rows: dicts with "model", "layers", "width", "heads" (None for a CNN), "parameters" (a count)
-        and "top1" (percentages, one per seed; may be empty), optionally "published" (a percentage)
-        and "this" (name of the model to be marked as "this: NAME").
+        and "top1" (percentages, one per seed; may be empty), optionally "published" (a percentage
+        on ImageNet), "this" (name of the model to be marked as "this: NAME", which stands apart
+        above the others) and "dataset" (of "top1").
       title: title of the figure.
       phrases: `Catalog` of the section "figures".
 
@@ -31,7 +33,10 @@ def bars(rows, title="", *, phrases=ENGLISH):
     ax = figure.subplots()
     low = min(row["parameters"] for row in rows) / 4
     high = max(row["parameters"] for row in rows)
-    for y, row in enumerate(rows):
+    rows = sorted(rows, key=lambda row: "this" not in row)
+    apart = "this" in rows[0] and len(rows) > 1
+    places = [y + THIS_GAP * (apart and y > 0) for y in range(len(rows))]
+    for y, row in zip(places, rows, strict=True):
         _, color, _ = FAMILIES[row["heads"] is None]
         ax.barh(y, row["parameters"] - low, left=low, color=color, height=0.62)
         text = phrases("layers_and_width", layers=row["layers"], width=row["width"])
@@ -39,13 +44,17 @@ def bars(rows, title="", *, phrases=ENGLISH):
         text += f"  |  {count(row['parameters'])}"
         if row["top1"]:
             text += f"  |  {mean(row['top1']):.1f}%"
+            text += phrases("on_dataset", name=row["dataset"]) if row.get("dataset") else ""
         elif row.get("published") is not None:
             text += "  |  " + phrases("published", top1=row["published"])
         ax.text(row["parameters"] * 1.08, y, text, va="center", fontsize=8.5)
-    ax.set_yticks(range(len(rows)), [_name(row, phrases) for row in rows])
+    ax.set_yticks(places, [_name(row, phrases) for row in rows])
     ax.invert_yaxis()
     _set_log_axis(ax)
-    ax.set_xlim(low, high * (high / low) ** 1.1)  # room for the text
+    ax.spines["bottom"].set_bounds(low, high)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count(x) if x <= high else ""))
+    ax.tick_params(axis="x", which="both", length=0)
+    ax.set_xlim(low, high * (high / low) ** 1.6)  # room for the text
     ax.set_xlabel(phrases("parameters"))
     despine(ax, grid=False)
     return finish(figure, title)

@@ -107,12 +107,12 @@ def _share_bitmap(attributes, name, bitmaps):
     """Replace an <image> by a reference; add the image to `bitmaps` if it is new."""
     attributes = dict(re.findall(r'([\w:]+)="([^"]*)"', attributes))
     size = f'width="{attributes["width"]}" height="{attributes["height"]}"'
-    key = attributes["xlink:href"], size
+    key = attributes.get("xlink:href") or attributes["href"], size
     if key not in bitmaps:
         image = Image.open(io.BytesIO(base64.b64decode(key[0].partition(",")[2])))
         shape = f'id="{name}-bitmap-{len(bitmaps)}" {size} preserveAspectRatio="none"'
         bitmaps[key] = f'<image {shape} href="{_encode(image, MAX_BITMAP_SIDE)}"/>'
     number = list(bitmaps).index(key)
-    kept = [k for k in ("x", "y", "transform", "opacity") if k in attributes]
+    kept = [k for k in ("x", "y", "transform", "opacity", "style") if k in attributes]
     kept = "".join(f' {k}="{attributes[k]}"' for k in kept)
     return f'<use href="#{name}-bitmap-{number}"{kept}/>'

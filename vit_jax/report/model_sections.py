@@ -35,7 +35,9 @@ def architecture(phrases, model):
     tested = [
         100 * row[key] for split, key, row in run_sections.final_scores(model) if split == "test"
     ]
-    rows = weight_stats.compare_with_published(model.variant, config, tested[0] if tested else None)
+    top1 = tested[0] if tested else None
+    dataset = run_sections.dataset(model)
+    rows = weight_stats.compare_with_published(model.variant, config, top1, dataset)
     blocks.append(figure(phrases, "size-bars", partial(bars, rows), phrases("sizes", **values)))
     return section("model", *blocks, *diagram_figures(phrases, model))
 

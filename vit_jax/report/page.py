@@ -79,7 +79,7 @@ def cards(name, cards, caption):
     return {"kind": "cards", "id": name, "cards": cards, "caption": caption}
 
 
-def render(phrases, title, subtitle, facts, sections):
+def render(phrases, title, subtitle, facts, sections, foot="foot"):
     """Render the page.
 
     Args:
@@ -88,6 +88,7 @@ def render(phrases, title, subtitle, facts, sections):
       subtitle: text below the title.
       facts: (value, label) pairs for the header.
       sections: sections; None entries are skipped.
+      foot: key of the phrase at the end of the page.
 
     Returns:
       HTML, a string.
@@ -108,5 +109,6 @@ def render(phrases, title, subtitle, facts, sections):
         facts=facts,
         sections=[part for part in sections if part],
         style=Markup(style),
+        foot=phrases(foot),
     )
     return INVALID.sub(lambda match: printable(match[0]), html)

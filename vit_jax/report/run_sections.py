@@ -5,6 +5,7 @@ Arguments named `phrases` are `words.Phrases`; `model` is an `inference.LoadedMo
 
 import collections
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,14 @@ def facts(phrases, model):
     if model.record and "devices" in model.record:
         pairs.append((devices(model.record), phrases("device")))
     return pairs
+
+
+def dataset(model):
+    """Return the name of a run's dataset, or None."""
+    if model.config is None:
+        return None
+    c = model.config.data
+    return c.dataset or (Path(c.dir).name if c.dir else c.name)
 
 
 def final_scores(model):

@@ -94,6 +94,7 @@ def card(model, to, repository, args):
     """
     config = model.model.module.config
     library = LIBRARIES[to]
+    kind = "ResNet" if model.is_cnn else "Vision Transformer"
     lines = [
         "---",
         f"library_name: {library}",
@@ -102,7 +103,7 @@ def card(model, to, repository, args):
         "---",
         f"# {repository.partition('/')[2]}",
         "",
-        f"A {'ResNet' if model.is_cnn else 'Vision Transformer'} with {model.parameters:,} parameters for images of {config.image} x "
+        f"A {kind} with {model.parameters:,} parameters for images of {config.image} x "
         f"{config.image} pixels, converted by vit_jax from {printable(model.name)}.",
         "",
         "```python",

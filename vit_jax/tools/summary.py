@@ -1,22 +1,21 @@
 """Print the stages of a model with output shapes and parameters, and its FLOPs and memory.
 
 python -m vit_jax.tools.summary --model=B/16
-python -m vit_jax.tools.summary --config=configs/dino.py:s16_300 --drawings=figures
+python -m vit_jax.tools.summary --config=configs/dino.py:s16_300
+python -m vit_jax.tools.summary --table=markdown
 
-No weights are allocated. --drawings writes SVG diagrams labeled with the shapes of the model: its
-stages, self-attention, multi-head attention, patch embedding, position embedding and, with a DINO
-config, student and teacher. It also writes a chart of the model's size next to the published sizes.
+No weights are allocated. --table prints the published sizes of ViT with their accuracy on ImageNet,
+as text, Markdown or LaTeX (with booktabs). vit_jax.tools.drawings draws a model.
 """
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from absl import flags
 
 from vit_jax import cli, variants
 from vit_jax.errors import UserError
-from vit_jax.flops import count_flops
+from vit_jax.flops import count_flops, count_params
 
 DEFAULT_CLASSES = 1000  # those of ImageNet-1k
 
@@ -29,18 +28,21 @@ def define_flags():
     flags.DEFINE_integer(
         "num_classes", None, "number of classes (default: the dataset's; for --model: 1000)"
     )
-    flags.DEFINE_string("drawings", None, "directory to write SVG diagrams to")
+    flags.DEFINE_enum(
+        "table", None, ["text", "markdown", "latex"], "print the published sizes in this format"
+    )
 
 
 def main(flags):
+    if flags.table:
+        if flags.model or flags.config:
+            raise UserError("--table has all sizes; leave out --model and --config")
+        print(size_table(flags.table))
+        return
     if (flags.model is None) == (flags.config is None):
         raise UserError("pass either --model=NAME or --config=FILE; see --help")
     name, config = resolve_model(flags.model, flags.config, flags.num_classes)
-    if flags.drawings:
-        create(flags.drawings)  # reports an invalid path before JAX is imported
     print(summary(name, config))
-    if flags.drawings:
-        print("\n".join(map(str, draw(flags.drawings, name, config, flags.config))))
 
 
 def resolve_model(name, config, num_classes=None):
@@ -111,52 +113,40 @@ def summary(name, config):
     return "\n".join([f"{name}: width {config.width}, {sizes}", "", *lines])
 
 
-def create(folder):
-    """Create the directory of the drawings and return its Path. Raises UserError."""
-    folder = Path(folder).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--drawings={folder} cannot be written: {error.strerror}") from None
-    return folder
-
-
-def draw(folder, name, model, config=None):
-    """Write SVG diagrams of a model.
+def size_table(form):
+    """Format the published sizes of ViT as a table.
 
     Args:
-      folder: directory to write to; it is created if necessary.
-      name: name of the model.
-      model: its `ViTConfig` or `ResNetConfig`.
-      config: config of a run, to also draw its objective; None: model only.
+      form: "text", "markdown" or "latex".
 
     Returns:
-      The paths of the files.
-
-    Raises:
-      UserError: if the files cannot be written.
+      The table, a string: layers, width, heads, parameters, FLOPs per image, and the published
+      top-1 accuracy on ImageNet with its source.
     """
-    from vit_jax import models, objectives
-    from vit_jax.analysis import stages, weight_stats
-    from vit_jax.figures import diagrams, sizes
-
-    folder = create(folder)
-    drawings = {"whole": diagrams.whole(stages.from_config(model)[0], name)}
-    if isinstance(model, variants.ViTConfig):
-        parts = ("self_attention", "multi_head", "patch_embedding", "positions")
-        drawings |= {part: getattr(diagrams, part)(model) for part in parts}
-    if config is not None:
-        objective = objectives.make(models.build(model), config, steps_per_epoch=1)
-        if part := objective.drawing:
-            drawings[part] = getattr(diagrams, part)(model, config)
-    bars = sizes.bars(weight_stats.compare_with_published(name.partition(",")[0], model))
-    try:
-        for part, text in drawings.items():
-            (folder / f"{part}.svg").write_text(text, encoding="utf-8")
-        bars.savefig(folder / "sizes.svg")
-    except OSError as error:
-        raise UserError(f"--drawings={folder} cannot be written: {error.strerror}") from None
-    return [folder / f"{part}.svg" for part in (*drawings, "sizes")]
+    head = ["model", "layers", "width", "heads", "parameters", "GFLOPs", "ImageNet top-1", "source"]
+    rows = []
+    for name, (top1, source) in variants.PUBLISHED.items():
+        config = variants.parse(name)
+        sizes = (config.depth, f"{config.width:,}", config.num_heads)
+        amounts = (f"{count_params(config) / 1e6:.1f} M", f"{count_flops(config) / 1e9:.1f}")
+        rows.append([name, *map(str, sizes), *amounts, f"{top1:.1f}", source])
+    if form == "markdown":
+        lines = [head, ["---"] + ["---:"] * (len(head) - 2) + ["---"], *rows]
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    if form == "latex":
+        lines = [" & ".join(line) + r" \\" for line in [head, *rows]]
+        columns = "l" + "r" * (len(head) - 2) + "l"
+        body = [lines[0], r"\midrule", *lines[1:]]
+        start = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+        return "\n".join([*start, *body, r"\bottomrule", r"\end{tabular}"])
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i in (0, len(head) - 1) else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in [head, *rows]
+    )
 
 
 if __name__ == "__main__":
