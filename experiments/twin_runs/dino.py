@@ -5,8 +5,9 @@ python -m experiments.twin_runs.dino --checkout=dino --data_dir=DIR
 
 Both sides start from the same weights and see the same recorded crops of CIFAR-10, with the color
 augmentations of configs/dino.py. Drop path, which is random, is off. The reference runs in
-.venv-peer (make bench-peer), see dino_peer.py. Writes a row per step to OUTPUT (dino.csv, .md). The
-exit code is 1 if a loss differs by more than 1e-3.
+.venv-peer (make bench-peer), see dino_peer.py. vit_jax then repeats the steps with each entry of
+`CHANGES`, to show what the comparison can detect. Writes to OUTPUT a row per step (dino.csv, .md)
+and per change (dino_changes.csv, .md). The exit code is 1 if a loss differs by more than 1e-3.
 """
 
 import json
@@ -23,6 +24,13 @@ from vit_jax.config import check
 from vit_jax.errors import UserError
 
 MAX_DIFFERENCE = 1e-3
+# Deliberate mistakes of vit_jax: {key: value}.
+CHANGES = {
+    "optim.clip_by": "global",
+    "optim.freeze_for": "0",
+    "objective.momentum": 0.99,
+    "optim.weight_decay_end": 0.04,
+}
 # An epoch has 10 steps, so that 50 steps include the warmups of the learning rate and of the
 # teacher temperature and the frozen last layer, which is released after one epoch.
 SHARED = {
@@ -94,19 +102,49 @@ def main(flags):
         if code:
             raise UserError(f"{flags.peer} {script} failed with exit code {code}, see above")
         reference = dict(np.load(paths["output"]))
-    rows = []
-    for step, batch in enumerate(batches):
-        state, metrics = run.step(state, batch)
-        row = {"step": step + 1, "vit_jax": float(metrics["loss"])}
-        row["reference"] = float(reference["losses"][step])
-        rows.append(row | {"difference": f"{abs(row['vit_jax'] - row['reference']):.1e}"})
+    losses, state = train(run, state, batches)
+    columns = zip(losses, reference["losses"].tolist(), strict=True)
+    rows = [
+        {
+            "step": step,
+            "vit_jax": ours,
+            "reference": theirs,
+            "difference": f"{abs(ours - theirs):.1e}",
+        }
+        for step, (ours, theirs) in enumerate(columns, 1)
+    ]
     tables.write(rows, output / "dino.csv")
-    worst = max(abs(row["vit_jax"] - row["reference"]) for row in rows)
-    print(f"{len(rows)} steps, loss {rows[0]['reference']:.4f} to {rows[-1]['reference']:.4f}")
+    worst = largest(losses, reference["losses"])
+    print(f"{len(rows)} steps, loss {losses[0]:.4f} to {losses[-1]:.4f}")
     print(f"largest difference of the losses: {worst:.1e}")
     for name, params in (("student", state.params), ("teacher", state.extra["teacher"])):
         print(f"largest difference of the {name}'s weights: {difference(params, reference, name)}")
+    rows = [{"change": "none", "largest difference": f"{worst:.1e}", "detected": "-"}]
+    for key, value in CHANGES.items():
+        changed = without_color(config)
+        group, name = key.split(".")
+        changed[group][name] = value
+        run = Run(changed)
+        change = largest(train(run, run.init(), batches)[0], reference["losses"])
+        rows.append({"change": f"{key} = {value}", "largest difference": f"{change:.1e}"})
+        rows[-1]["detected"] = "yes" if change > MAX_DIFFERENCE else "no"
+    tables.write(rows, output / "dino_changes.csv")
+    print((output / "dino_changes.md").read_text(), end="")
     return int(worst > MAX_DIFFERENCE)
+
+
+def train(run, state, batches):
+    """Run a training step per batch. Returns the losses, a list of floats, and the last state."""
+    losses = []
+    for batch in batches:
+        state, metrics = run.step(state, batch)
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+def largest(losses, reference):
+    """Return the largest difference of two sequences of losses."""
+    return max(abs(a - b) for a, b in zip(losses, reference, strict=True))
 
 
 def make_config():
