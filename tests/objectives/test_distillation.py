@@ -110,6 +110,7 @@ def recipe(teacher="", **overrides):
     c.batch_size = c.eval_batch_size = 16
     c.total_steps = c.eval_every = c.checkpoint_every = "4"
     c.log_every = "1"
+    c.log_images = 0
     c.compilation_cache = ""
     for key, value in overrides.items():
         *groups, leaf = key.split("__")
