@@ -9,7 +9,7 @@ from configs import cifar10
 OPTIMIZERS = {
     "adamw": ((1e-3, 2e-3, 4e-3), 0.05, {}),
     "sgd": ((0.03, 0.1, 0.3), 1e-4, {}),
-    "lamb": ((3e-3, 6e-3, 1.2e-2), 0.05, {}),
+    "lamb": ((1e-2, 2e-2, 4e-2), 0.05, {}),
     "lion": ((1e-4, 3e-4, 1e-3), 0.5, {"b2": 0.99}),
     "muon": ((2e-3, 5e-3, 1e-2), 0.05, {"momentum": 0.95}),
 }
@@ -17,6 +17,7 @@ OPTIMIZERS = {
 
 def get_config():
     c = cifar10.get_config("nano")
+    c.model.init = "deit"  # not "xavier", whose classifier of zeros grows slowly with LAMB
     c.total_steps = "4ep"
     c.eval_every = "1ep"
     c.checkpoint_every = "1ep"
