@@ -5,8 +5,9 @@
 `make bench-peer` creates the environment with timm. Of architectures that only differ in size, one
 is compared: with 2 blocks of width 96, random weights and 4 x 4 patches. ResNets have their own
 size, and random weights and running statistics. A file is loaded by name, without other options
-than the size. The numbers are the largest absolute difference of the tokens (timm's
-forward_features) and of the logits, relative to the largest value if it is above 1.
+than the size, written with `convert --to=timm`, and loaded by timm with strict=True. The numbers
+are the largest absolute difference of the tokens (timm's forward_features) and of the logits, and
+that of the logits of the written model, relative to the largest value if it is above 1.
 """
 
 import json
@@ -69,12 +70,9 @@ def choose(families=()):
     return chosen
 
 
-def difference(directory, name):
-    """Return the largest difference of the tokens and the logits of a model, loaded by name."""
-    import jax
-    import jax.numpy as jnp
-
-    from vit_jax import pretrained, vit
+def load(directory, name):
+    """Load a file of `peer` by name."""
+    from vit_jax import pretrained
 
     path = Path(directory) / f"{name}.safetensors"
     if not is_cnn(name):
@@ -82,15 +80,36 @@ def difference(directory, name):
         image = peer.GRID * peer.patch_of(name)
         sizes = f"width={peer.WIDTH},depth={peer.DEPTH},num_heads={peer.HEADS},mlp_dim={mlp_dim}"
         name = f"{name},{sizes},image={image}"
-    model = pretrained.load(path, name)
+    return pretrained.load(path, name)
+
+
+def difference(directory, name, model):
+    """Return the largest difference of the tokens and the logits of a loaded model."""
+    import jax
+    import jax.numpy as jnp
+
+    from vit_jax import vit
+
     apply, params = vit.functional(model)
-    expected = dict(np.load(path.with_suffix(".npz")))
+    expected = dict(np.load(Path(directory) / f"{name}.npz"))
     out = jax.jit(apply)(params, jnp.asarray(expected["images"].transpose(0, 2, 3, 1)))
-    differences = []
-    for key in ("tokens", "logits"):
-        scale = max(1.0, np.abs(expected[key]).max())
-        differences.append(float(np.abs(np.asarray(out[key]) - expected[key]).max()) / scale)
-    return max(differences)
+    return max(relative(np.asarray(out[key]), expected[key]) for key in ("tokens", "logits"))
+
+
+def relative(found, expected):
+    """Return the largest difference, relative to the largest value if it is above 1."""
+    return float(np.abs(found - expected).max()) / max(1.0, np.abs(expected).max())
+
+
+def write(directory, name, model):
+    """Write a loaded model for timm to DIR/NAME."""
+    from vit_jax import vit
+    from vit_jax.pretrained import writing
+
+    view = dict(mean=(0.5,) * 3, std=(0.5,) * 3, crop=0.9, interpolation="bicubic")
+    view |= dict(crop_mode="center", class_names=None)
+    output = writing.check_output("timm", Path(directory) / name)
+    writing.write("timm", output, model.config, vit.functional(model)[1], view)
 
 
 def compare(families=()):
@@ -99,37 +118,65 @@ def compare(families=()):
     Args:
       families: names of families; (): all.
 
-    Yields:
-      A family, an architecture, and the difference or the message of an error.
+    Returns:
+      A list of (family, architecture, result of reading, result of writing); a result is the
+      difference, or the message of an error.
     """
     chosen = choose(families)
-    names = [name for group in chosen.values() for name in group]
+    rows = []
     with tempfile.TemporaryDirectory() as directory:
-        command = [PEER, "-m", "experiments.catalog.peer", directory, *names]
-        subprocess.run(command, cwd=ROOT, check=True)
+        command = [PEER, "-m", "experiments.catalog.peer"]
+        names = [name for group in chosen.values() for name in group]
+        subprocess.run([*command, directory, *names], cwd=ROOT, check=True)
+        written = []
         for family, group in chosen.items():
             for name in group:
+                read = back = None
                 try:
-                    yield family, name, difference(directory, name)
+                    model = load(directory, name)
+                    read = difference(directory, name, model)
+                    write(directory, name, model)
+                    written.append(name)
                 except Exception as error:
-                    yield family, name, f"{type(error).__name__}: {error}"
+                    read, back = read or message(error), message(error)
+                rows.append([family, name, read, back])
+        subprocess.run([*command, "--read", directory, *written], cwd=ROOT, check=True)
+        for row in rows:
+            folder = Path(directory) / row[1]
+            if row[1] in written:
+                expected = np.load(f"{folder}.npz")["logits"]
+                row[3] = relative(np.load(folder / "logits.npy"), expected)
+    return rows
+
+
+def message(error):
+    """Return the type and the message of an exception."""
+    return f"{type(error).__name__}: {error}"
 
 
 def main():
     rows = {}
     failed = 0
-    for family, name, result in compare(sys.argv[1:]):
-        wrong = isinstance(result, str) or result > TOLERANCE
-        failed += wrong
-        if wrong:
-            print(f"{name}: {result}", file=sys.stderr, flush=True)
-        else:
-            rows.setdefault(family, []).append(result)
-    print("| family | models compared | worst difference |\n|---|---|---|")
-    for family, values in rows.items():
-        print(f"| {family} | {len(values)} | {max(values):.1e} |")
-    print(f"| all | {sum(map(len, rows.values()))} | {max(sum(rows.values(), [])):.1e} |")
+    for family, name, *results in compare(sys.argv[1:]):
+        for what, result in zip(("read", "written"), results, strict=True):
+            wrong = isinstance(result, str) or result > TOLERANCE
+            failed += wrong
+            if wrong:
+                print(f"{name}, {what}: {result}", file=sys.stderr, flush=True)
+            else:
+                rows.setdefault(family, {"read": [], "written": []})[what].append(result)
+    print("| family | read | worst difference | written | worst difference |")
+    print("|---|---|---|---|---|")
+    for family, found in rows.items():
+        print(f"| {family} | {' | '.join(map(cells, found.values()))} |")
+    everything = [sum((found[what] for found in rows.values()), []) for what in ("read", "written")]
+    print(f"| all | {' | '.join(map(cells, everything))} |")
     return bool(failed)
+
+
+def cells(values):
+    """Format a number of models and their worst difference."""
+    return f"{len(values)} | {max(values):.1e}" if values else "0 | "
 
 
 if __name__ == "__main__":

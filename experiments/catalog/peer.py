@@ -1,10 +1,14 @@
 """Small random models of timm for `compare`, with their outputs; run with the peers' Python.
 
     .venv-peer/bin/python -m experiments.catalog.peer DIR NAME ...
+    .venv-peer/bin/python -m experiments.catalog.peer --read DIR NAME ...
 
-For each architecture, writes DIR/NAME.safetensors, and DIR/NAME.npz with images and outputs.
+For each architecture, writes DIR/NAME.safetensors, and DIR/NAME.npz with images and outputs. With
+--read, reads DIR/NAME/config.json and model.safetensors, which vit_jax wrote for timm, and writes
+the logits of the same images to DIR/NAME/logits.npy.
 """
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -73,5 +77,27 @@ def main(directory, names):
         np.savez(f"{path}.npz", **{key: x.numpy() for key, x in arrays.items()})
 
 
+def read(directory, names):
+    """Load what vit_jax wrote, strictly, and write the logits."""
+    timm = import_timm()
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(1)
+    for name in names:
+        folder = Path(directory) / name
+        config = json.loads((folder / "config.json").read_text())
+        file = str(folder / "model.safetensors")
+        args = config.get("model_args", {})
+        model = timm.create_model(config["architecture"], checkpoint_path=file, **args)
+        model.load_state_dict(timm.models.load_state_dict(file), strict=True)
+        images = torch.from_numpy(np.load(f"{folder}.npz")["images"])
+        with torch.no_grad():
+            np.save(folder / "logits.npy", model.eval()(images).numpy())
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    if sys.argv[1] == "--read":
+        read(sys.argv[2], sys.argv[3:])
+    else:
+        main(sys.argv[1], sys.argv[2:])
