@@ -8,9 +8,11 @@ import pytest
 from configs import deit
 from experiments.twin_runs import __main__ as twin_runs
 from experiments.twin_runs import dino, recipe, results, train
-from tests import command
+from tests import ROOT, command
 from tests.tiny import tiny
 from vit_jax.config import check, config_diff
+
+RESULTS = ROOT / "experiments" / "twin_runs" / "results"
 
 
 def run_row(setting, seed, test, shared=recipe.SHARED):
@@ -40,6 +42,8 @@ def test_recipe_keeps_the_list_of_deit():
 
 def test_training_reports_every_epoch():
     config = tiny(recipe.get_config())
+    config.model.depth = 1
+    config.augment.mixup = config.augment.cutmix = config.augment.erase = 0.0  # slow to compile
     config.total_steps = "2ep"
     config.objective.ema = 0.5
     check(config)
@@ -86,6 +90,14 @@ def test_finished_runs_are_skipped(tmp_path, capsys):
     (output / "runs.jsonl").write_text(json.dumps(run_row("timm", 0, 40.0, {"epochs": 1})) + "\n")
     assert command.run(twin_runs, *flags) == 2
     assert "other values of SHARED; pass another --output" in capsys.readouterr().err
+
+
+def test_committed_tables_are_those_of_the_committed_runs(tmp_path):
+    results.write(results.read(RESULTS / "runs.jsonl", recipe.SHARED), tmp_path)
+    written = sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".csv", ".md"))
+    assert written[-2:] == ["curves.csv", "curves.md"]
+    for name in written:
+        assert (tmp_path / name).read_text() == (RESULTS / name).read_text()
 
 
 def test_unknown_setting_and_missing_checkout_are_refused(tmp_path, capsys):
