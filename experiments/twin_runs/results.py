@@ -137,7 +137,7 @@ def draw(rows):
             for line in lines:
                 ax.plot(epochs, line, color=color, linewidth=0.6, alpha=0.5)
             mean = [statistics.fmean(values) for values in zip(*lines, strict=True)]
-            name = f"{setting} ({len(lines)} seeds)"
+            name = f"{setting} ({len(lines)} seed{'s' if len(lines) > 1 else ''})"
             ax.plot(epochs, mean, color=color, marker="o", markersize=4, label=name)
         ax.set_xlabel("epoch")
         ax.set_ylabel(label)
