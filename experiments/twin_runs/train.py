@@ -38,8 +38,7 @@ def run(side, change, config, peer, workdir):
         train_here(config, report)
         return rows
     images = workdir / "images.npz"
-    if not images.exists():
-        export(config, images)
+    export(config, images)  # every time: the file may have the images of another dataset
     job = workdir / "job.json"
     values = {"data": str(images), "seed": config.seed, "change": change}
     job.write_text(json.dumps(recipe.SHARED | values))
@@ -117,6 +116,4 @@ def export(config, path):
         rows = [source[i] for i in range(len(source))]
         arrays[f"{name}_images"] = np.stack([row["image"] for row in rows])
         arrays[f"{name}_labels"] = np.array([row["label"] for row in rows], np.int32)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, **arrays)
-    temporary.rename(path)
+    np.savez(path, **arrays)
