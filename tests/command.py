@@ -4,6 +4,7 @@ import inspect
 import sys
 from unittest import mock
 
+import grain  # noqa: F401  defines flags, which the first tool must not take along
 import pytest
 from absl import flags
 

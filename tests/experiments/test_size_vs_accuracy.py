@@ -105,7 +105,7 @@ def test_bar_length_is_the_number_of_parameters(rows):
     assert [p.get_x() + p.get_width() for p in axis.patches] == pytest.approx([5.7e6, 22e6, 26e6])
     labels = [text.get_text() for text in axis.texts]
     assert labels[0] == "12 layers, width 192, 3 heads  |  5.7 M  |  72.2%"
-    assert labels[1].endswith("22 M  |  published: 79.9%") and "heads" not in labels[2]
+    assert labels[1].endswith("22 M  |  published on ImageNet: 79.9%") and "heads" not in labels[2]
 
 
 def test_points_are_means_and_error_bars_are_ranges(rows):

@@ -222,7 +222,7 @@ def test_doctor_and_summary(recipe, tmp_path, capsys):
     assert command.run(doctor, f"--config={recipe}", f"--workdir={tmp_path / 'run'}") == 0
     assert "all checks passed" in capsys.readouterr().out
     assert command.run(summary, f"--config={recipe}") == 0
-    assert "mean over patches" in capsys.readouterr().out
+    assert "encoder blocks, each with" in capsys.readouterr().out
 
 
 def test_benchmark_and_compile_check(recipe, capsys):

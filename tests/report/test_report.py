@@ -39,7 +39,7 @@ UNTRANSLATED = re.compile(
     r"softmax|LayerNorm|MLP|CLS|Grad-CAM|ViT|KL|log k|k-NN|nat\b|px\b|arXiv|local_views|acc\d"
     r"|knn\d+|(nano|mu)/\d|Ti/|resnet\d+|stem|pool\b|layer\d|(class|pattern) \d|<.*>"
     r"|\S+ onerror=.*|test:\d+|mine\.png|china|flower|\S+\.safetensors|num_heads=\d|…\S+"
-    r"|(\S+/)?(run|test_\w+?|resnet)\d+"
+    r"|(\S+/)?(run|test_\w+?|resnet)\d+|ImageNet|pictures|synthetic|nowhere"
 )
 
 
@@ -351,7 +351,7 @@ def test_report_compares_run_and_weight_file(workdir, tmp_path, monkeypatch, cap
     images, _ = pictures.open_images([str(picture), "test:2"], run.config)
     rows, _ = effective_fields.fields(other, [other.view(image.image) for image in images])
     assert len(rows) <= inspection.MAX_BLOCKS
-    last = f"{rows[-1]['side95']:.1f} in the last, for an image side of 32."
+    last = f"{rows[-1]['side95']:.1f} in the last, for an image size of 32 × 32."
     assert last in caption_of(tree, "against-fields")
     assert command.run(report, *args, "/nowhere.png") == 2
     assert "nowhere.png: no such file" in capsys.readouterr().err

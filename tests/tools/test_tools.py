@@ -182,9 +182,12 @@ def test_evaluate_scores_a_weight_file_on_a_dataset(tmp_path, capsys):
     assert command.run(features, *args, *data_flags, f"--output={tmp_path}/out.npz") == 0
     assert "mean 0.5,0.5,0.5" in capsys.readouterr().out
     arrays = np.load(tmp_path / "out.npz")
-    rows = [6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5]  # "name 2" comes before "name 7"
-    assert arrays["names"].tolist() == [f"val/{names[labels[i]]}/{i % 6}.png" for i in rows]
-    np.testing.assert_allclose(arrays["logits"], logits[np.array(rows)], atol=1e-5)
+    files = [f"{names[label]}/{i % 6}.png" for i, label in enumerate(labels)]
+    assert sorted(arrays["names"]) == sorted(files)
+    rows = np.array([files.index(name) for name in arrays["names"]])
+    np.testing.assert_allclose(arrays["logits"], logits[rows], atol=1e-5)
+    found = [["name 2", "name 7"][k] for k in arrays["label"]]
+    assert found == [names[labels[row]] for row in rows]
     assert command.run(evaluate, *args, *data_flags) == 2
     message = "the dataset has 2 classes, but the weights have 10 and none with the name 'name 2'"
     assert message in capsys.readouterr().err
