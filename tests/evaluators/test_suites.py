@@ -86,7 +86,7 @@ def test_mce_is_normalized_by_alexnet():
     scores = suite_scores.score_corruptions(errors, reference)
     assert scores["mce"] == pytest.approx(golden["mce"] / 100, rel=1e-12)
     mean_error = 1 - scores["top1"]
-    assert mean_error == pytest.approx(golden["unnormalised_mean_error"] / 100, rel=1e-12)
+    assert mean_error == pytest.approx(golden["unnormalized_mean_error"] / 100, rel=1e-12)
     assert abs(mean_error - scores["mce"]) > 0.1
     alexnet = suite_scores.score_corruptions({k: [x] for k, x in reference.items()}, reference)
     assert alexnet["mce"] == pytest.approx(1, rel=1e-12)

@@ -215,18 +215,14 @@ def _networks(config):
     others = {name: variants.parse(name, **options) for name in others}
     size = count_params(config)
     name = min(others, key=lambda name: abs(np.log(count_params(others[name]) / size)))
-    vit, cnn = (others[name], config) if is_cnn else (config, others[name])
-    named = {True: variants.resnet_name(cnn), False: None}
+    networks = [config, others[name]]
 
     def draw(*, phrases):
-        this = phrases("this_model")
         titles = [
             f"{label}: {sizes.count(count_params(network))}"
-            for label, network in (
-                (name if is_cnn else this, vit),
-                (this if is_cnn else named[True], cnn),
-            )
+            for label, network in zip((phrases("this_model"), name), networks, strict=True)
         ]
+        (vit, cnn), titles = (networks[::-1], titles[::-1]) if is_cnn else (networks, titles)
         return walkthrough.networks(
             _vit_stages(vit, phrases), _cnn_stages(cnn, phrases), titles, phrases=phrases
         )
