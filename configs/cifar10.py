@@ -4,13 +4,13 @@ python -m experiments.size_vs_accuracy --config=configs/cifar10.py --sizes=pico,
 python -m vit_jax.train --config=configs/cifar10.py:nano --workdir=runs/cifar10_nano
 
 SIZE          parameters    layers    width    epochs    hours on one core    published top-1
-pico          17 k          2         24       24        0.1                  -
-mu            42 k          3         32       24        0.2                  -
-resnet8       78 k          8         16-64    24        0.5                  -
-nano          119 k         4         48       24        0.3                  -
-micro         308 k         6         64       24        0.8                  -
-mini          683 k         6         96       24        1.6                  -
-midi          1.2 M         6         128      24        2.5                  -
+pico          17 k          2         24       12        0.05                 -
+mu            42 k          3         32       12        0.1                  -
+resnet8       78 k          8         16-64    12        0.25                 -
+nano          119 k         4         48       12        0.15                 -
+micro         308 k         6         64       12        0.4                  -
+mini          683 k         6         96       12        0.8                  -
+midi          1.2 M         6         128      12        1.25                 -
 resnet20      272 k         20        16-64    167       11                   91.25%
 resnet32      467 k         32        16-64    167       19                   92.49%
 vit_lite_6    3.2 M         6         256      200       54                   90.94%
@@ -20,7 +20,7 @@ The first command trains four sizes with two seeds. Finished runs are skipped; t
 experiments/size_vs_accuracy. Hours are estimated from the FLOPs and from the throughput of nano and
 micro, 1,030 and 400 images/s.
 
-pico to midi and resnet8 share a recipe for a CPU: 24 epochs with random crops and flips. The others
+pico to midi and resnet8 share a recipe for a CPU: 12 epochs with random crops and flips. The others
 follow publications:
 * resnet20 and resnet32: section 4.2 of arXiv:1512.03385, 64,000 steps of SGD. Differences: a cosine
   schedule in place of two steps, projection shortcuts with BatchNorm, normalization per channel
@@ -109,7 +109,7 @@ def ladder(c, variant, depth):
     c.optim.clip = 1.0
 
     c.batch_size = 64
-    c.total_steps = "24ep"
+    c.total_steps = "12ep"
     c.eval_every = "4ep"
     c.checkpoint_every = "2ep"
 

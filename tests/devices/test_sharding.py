@@ -26,7 +26,7 @@ def mesh(data, fsdp, tensor):
         ("params/head/kernel", (64, 1000), P("fsdp", "tensor")),
         ("params/head/kernel", (64, 1001), P("fsdp", None)),  # 1001 classes are not divisible
         ("params/blocks/norm1/scale", (12, 64), P(None, None)),  # small: replicated
-        ("params/pos_embed", (1, 197, 64), P(None, None, "fsdp")),
+        ("params/pos_embed", (1, 197, 64), P(None, None, None)),
         ("step", (), P()),
     ],
 )

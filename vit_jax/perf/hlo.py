@@ -17,8 +17,15 @@ COLLECTIVES = (
     "collective-broadcast",
 )
 FUSIONS = ("fusion", "fusion-start")
-# Custom calls of the compilers without a matrix product.
-TARGETS_WITHOUT_FLOPS = ("AllocateBuffer", "ConcatBitcast", "TopK", "__cub$DeviceRadixSort")
+# Custom calls of the compilers without a matrix product; their time is not known and not counted.
+TARGETS_WITHOUT_FLOPS = (
+    "AllocateBuffer",
+    "ConcatBitcast",
+    "SliceId",
+    "TopK",
+    "ZeroCrop",
+    "__cub$DeviceRadixSort",
+)
 COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\n((?:.*\n)*?)\}$", re.MULTILINE)
 # Metadata of a kernel can contain line breaks.
 LINE_BREAK = re.compile(r"\n(?=  )")
