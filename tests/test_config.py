@@ -217,7 +217,7 @@ def test_load_config_of_an_older_run(tmp_path):
 def test_habits_name_existing_flags_and_keys():
     """Every replacement exists, and its key accepts the converted value."""
     values = {"epochs": "3", "dtype": "true", "jitter": "0.3", "last": "3,224,224"}
-    values["variant"] = "vit_small"
+    values |= {"variant": "vit_small", "distillation": "hard"}
     both = [objective(name) for name in ("supervised", "dino")]
     tools = "".join(path.read_text() for path in ROOT.glob("vit_jax/**/*.py"))
     names = [name for habit in habits.HABITS for name in habit.names.split()]
@@ -271,6 +271,8 @@ def test_habits_name_existing_flags_and_keys():
         ("bce-loss", "", "--config.objective.loss=binary"),
         ("image", "32", "--config.model.image=32"),
         ("freeze_last_layer", "", "--config.optim.freeze_for=...ep"),
+        ("distillation-type", "soft", "--config.objective.distill.kind=soft"),
+        ("distillation-type", "none", "--config.objective.distill.kind=..."),
     ],
 )
 def test_suggestion_for_a_flag_or_key_of_another_project(name, value, expected):

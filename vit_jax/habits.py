@@ -131,6 +131,19 @@ HABITS = (
     Habit("crop_pct", "--crop | augment.eval_crop"),
     Habit("model_ema_decay ema_decay ema_decay_rate", "objective.ema"),
     Habit("model_ema use_ema", "objective.ema=0.9999"),
+    # distillation
+    Habit("distillation_type", "objective.distill.kind:distillation"),
+    Habit("distillation_alpha", "objective.distill.alpha"),
+    Habit("distillation_tau", "objective.distill.tau"),
+    Habit("teacher_path", "objective.distill.teacher"),
+    Habit("teacher_model", "objective.distill.teacher_model"),
+    # evaluation
+    Habit("real_labels", "--suite=real", "it reads real.json of --config.data.dir"),
+    Habit(
+        "valid_labels",
+        "",
+        "leave it out: --suite=a and --suite=r score only the classes of ImageNet-A and ImageNet-R",
+    ),
     # DINO
     Habit("global_crops_scale", "augment.scale"),
     Habit("local_crops_scale", "augment.local_scale"),
@@ -230,7 +243,13 @@ def _variant(value):
     return f"{sizes[match[1]]}/{match[2] or 16}" if match else ""
 
 
+def _distillation(value):
+    """Convert DeiT's type; its "none" is the absence of a teacher."""
+    return value if value in ("hard", "soft") else ""
+
+
 CONVERSIONS = {
+    "distillation": _distillation,
     "epochs": _epochs,
     "dtype": _dtype,
     "jitter": _jitter,
