@@ -111,7 +111,7 @@ def multi_head(model, *, phrases=ENGLISH):
     h = model.num_heads
     e = width // h
     d = Drawing(phrases("multi_head", heads=h, dim=e))
-    heads = list(range(1, h + 1)) if h <= MAX_HEADS else [1, 2, 3, "⋮", h]
+    heads = list(range(h)) if h <= MAX_HEADS else [0, 1, 2, "⋮", h - 1]
     spacing = 46
     middle = 30 + (len(heads) - 1) * spacing / 2
     x = d.box(8, middle, phrases("tokens_x"), format_shape(n, width), color=BLUE)

@@ -55,7 +55,7 @@ def bars(rows, title="", *, phrases=ENGLISH):
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count(x) if x <= high else ""))
     ax.tick_params(axis="x", which="both", length=0)
     ax.set_xlim(low, high * (high / low) ** 1.6)  # room for the text
-    ax.set_xlabel(phrases("parameters"))
+    ax.set_xlabel(phrases("parameters"), loc="left")
     despine(ax, grid=False)
     return finish(figure, title)
 

@@ -65,7 +65,7 @@ def compose(model, picture, *, langs=LANGUAGES, random=False):
         for name, draws in drawn.items():
             blocks = []
             for k, draw in enumerate(draws):
-                caption = phrases(f"caption_{name}") if k + 1 == len(draws) else None
+                caption = phrases(_caption(name, model)) if k + 1 == len(draws) else None
                 blocks.append(page.figure(phrases, f"{name}-{k}", draw, caption))
                 files[f"{NUMBERS[name]:02}_{name}" + (f"_{k + 1}" if k else "")] = draw
             sections.append(page.section(f"drawn_{name}", *blocks))
@@ -76,6 +76,12 @@ def compose(model, picture, *, langs=LANGUAGES, random=False):
     facts = run_sections.facts(phrases, model)
     html = page.render(phrases, model.short_name, subtitle, facts, sections, foot="foot_drawings")
     return html, files
+
+
+def _caption(name, model):
+    """Return the phrase below a drawing."""
+    without_classes = name == "way" and not model.module.config.num_classes
+    return "caption_way_features" if without_classes else f"caption_{name}"
 
 
 def _vit(model, view, shown):
@@ -165,12 +171,13 @@ def _shades(config, shown, maps, layers, depth):
 
 
 def _sizes(model):
-    tested = [
-        100 * row[key] for split, key, row in run_sections.final_scores(model) if split == "test"
-    ]
-    top1 = tested[0] if tested else None
+    scores = run_sections.final_scores(model)
+    tested = [(key, 100 * row[key]) for split, key, row in scores if split == "test"]
+    metric, top1 = tested[0] if tested else ("", None)
     config = model.module.config
     dataset = run_sections.dataset(model)
+    if "knn" in metric:
+        dataset += " (k-NN)"
     rows = weight_stats.compare_with_published(model.variant, config, top1, dataset)
     return partial(sizes.bars, rows)
 
