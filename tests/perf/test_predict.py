@@ -133,6 +133,33 @@ ENTRY %main (x: bf16[256,192]) -> bf16[32,192] {
     assert hlo.collectives(text) == {"reduce-scatter": count}
 
 
+@pytest.mark.parametrize(("increment", "runs"), [(1, 4), (2, 2), (3, 2)])
+def test_trip_count_is_the_bound_over_the_increment(increment, runs):
+    """As libtpu writes the loop of a collective matrix product, without a known trip count."""
+    text = f"""HloModule m
+%body (state: (u32[], f32[8,8])) -> (u32[], f32[8,8]) {{
+  %state = (u32[], f32[8,8]) parameter(0)
+  %count = u32[] get-tuple-element(%state), index=0
+  %step = u32[] constant({increment})
+  %next = u32[] add(%count, %step)
+  %x = f32[8,8] get-tuple-element(%state), index=1
+  %y = f32[8,8] dot(%x, %x), lhs_contracting_dims={{1}}, rhs_contracting_dims={{0}}
+  ROOT %result = (u32[], f32[8,8]) tuple(%next, %y)
+}}
+%condition (state: (u32[], f32[8,8])) -> pred[] {{
+  %state = (u32[], f32[8,8]) parameter(0)
+  %count = u32[] get-tuple-element(%state), index=0
+  %bound = u32[] constant(4)
+  ROOT %less = pred[] compare(%count, %bound), direction=LT
+}}
+ENTRY %main (x: (u32[], f32[8,8])) -> (u32[], f32[8,8]) {{
+  %x = (u32[], f32[8,8]) parameter(0)
+  ROOT %loop = (u32[], f32[8,8]) while(%x), condition=%condition, body=%body
+}}
+"""
+    assert hlo.Program(text).executions["body"] == runs
+
+
 def test_unknown_custom_call_has_no_bound():
     text = """HloModule m
 ENTRY %main (x: f32[8]) -> f32[8] {

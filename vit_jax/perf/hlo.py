@@ -141,15 +141,33 @@ class Program:
                     pending += self.called(instruction)
 
     def _trip_count(self, loop):
-        """Return the trip count: the compiler's annotation, or the bound in the condition."""
+        """Return the trip count: the compiler's annotation, or the bound over the increment."""
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if known:
             return int(known[1])
-        condition = self.computations.get(loop.attribute("condition"), {}).values()
-        constants = [x for x in condition if x.opcode == "constant"]
+        condition = self.computations.get(loop.attribute("condition"), {})
+        constants = [x for x in condition.values() if x.opcode == "constant"]
         bounds = [x for x in constants if re.match(r"[su]\d+\[\]", x.shape)]
-        less = any("direction=LT" in x.attributes for x in condition)
-        return int(bounds[0].operands[0]) if len(bounds) == 1 and less else 1
+        less = [x for x in condition.values() if "direction=LT" in x.attributes]
+        if len(bounds) != 1 or not less:
+            return 1
+        counter = condition.get(less[0].operands[0])
+        return -(-int(bounds[0].operands[0]) // self._increment(loop, counter))
+
+    def _increment(self, loop, counter):
+        """Return the constant that the body adds to the counter; 1 if there is none.
+
+        The compiler unrolls the loops of its collective matrix products and counts by two.
+        """
+        body = self.computations.get(loop.attribute("body"), {})
+        root = next((x for x in body.values() if x.root), None)
+        index = counter.attribute("index") if counter else ""
+        if not index or root is None or root.opcode != "tuple":
+            return 1
+        added = body[root.operands[int(index)]]
+        values = [body[name] for name in added.operands if name in body]
+        constants = [int(x.operands[0]) for x in values if x.opcode == "constant"]
+        return constants[0] if added.opcode == "add" and constants else 1
 
 
 def parse_line(line):
