@@ -77,6 +77,7 @@ SIZES = {
     "H": ("H/14", 154, 3e-3, {"800": 0.6, "400": 0.5}),
 }
 PUBLISHED = {"S": 81.4, "B": 82.8, "L": 84.0, "H": 83.5}  # top-1 accuracy in %
+PUBLISHED_224 = {"S": 81.4, "B": 83.8, "L": 84.9, "H": 85.2}  # after fine-tuning at 224 pixels
 WEIGHT_DECAY = {"800": 0.05, "400": 0.03}  # by epochs
 # stage: {size: drop path}
 FINETUNING = {
