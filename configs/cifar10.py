@@ -60,20 +60,11 @@ def get_config(size="nano"):
     if size not in SIZES:
         raise ValueError(f"unknown size {size!r}; pass one of {', '.join(SIZES)}")
     c = defaults()
-
-    c.data.name = "tfds"
-    c.data.dataset = "cifar10"
-    c.data.train = "train[:49000]"
-    c.data.val = "train[49000:]"
-    c.data.test = "test"
-    c.data.cache = True  # 184 MB
-    c.data.mean = (0.4914, 0.4822, 0.4465)
-    c.data.std = (0.2470, 0.2435, 0.2616)
+    cifar10_data(c)
 
     c.augment.crop = "pad"
     c.augment.pad = 4
     c.augment.flip = 0.5
-    c.augment.eval_crop = 1.0
 
     c.model.image = 32
 
@@ -90,11 +81,28 @@ def get_config(size="nano"):
     return c
 
 
-def ladder(c, variant, depth):
-    """Set the keys of the recipe for a CPU."""
+def cifar10_data(c):
+    """Set the keys of the data, with 5,000 of the training images for validation."""
+    c.data.name = "tfds"
+    c.data.dataset = "cifar10"
     c.data.train = "train[:45000]"
     c.data.val = "train[45000:]"
+    c.data.test = "test"
+    c.data.cache = True  # 184 MB
+    c.data.mean = (0.4914, 0.4822, 0.4465)
+    c.data.std = (0.2470, 0.2435, 0.2616)
 
+    c.augment.eval_crop = 1.0
+
+
+def published_split(c):
+    """Hold out only 1,000 training images, in recipes that follow a publication."""
+    c.data.train = "train[:49000]"
+    c.data.val = "train[49000:]"
+
+
+def ladder(c, variant, depth):
+    """Set the keys of the recipe for a CPU."""
     c.model.variant = variant
     c.model.depth = depth
     if "/" in variant:  # a ViT
@@ -116,6 +124,8 @@ def ladder(c, variant, depth):
 
 def resnet(c, variant):
     """Set the keys of a ResNet of arXiv:1512.03385."""
+    published_split(c)
+
     c.model.variant = variant
 
     c.optim.name = "sgd"
@@ -132,6 +142,8 @@ def resnet(c, variant):
 
 def vit_lite(c, depth):
     """Set the keys of a ViT-Lite of arXiv:2104.05704 with patches of 4 x 4 pixels."""
+    published_split(c)
+
     c.augment.randaugment = "rand-m9-mstd0.5-inc1"
 
     c.model.variant = "midi/4"
