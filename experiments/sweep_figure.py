@@ -87,11 +87,12 @@ def plot(settings, metric):
     else:
         figure = _plot_ranking(done, axes, metric)
     width = figure.get_size_inches()[0]
-    return finish(figure, "\n".join(textwrap.wrap(title(settings), int(11 * width))))
+    lines = [textwrap.wrap(part, int(11 * width)) for part in describe(settings)]
+    return finish(figure, "\n".join(itertools.chain(*lines)))
 
 
-def title(settings):
-    """Describe the error bars, and the runs that are missing if there are any."""
+def describe(settings):
+    """Describe the error bars, and the runs that are missing if there are any, in a list."""
     counts = sorted({len(setting.scores()) for setting in settings} - {0})
     parts = []
     if counts and counts[-1] > 1:
@@ -99,7 +100,7 @@ def title(settings):
         parts.append(f"mean ± standard deviation, {seeds} seeds")
     if any(len(setting.finished()) < len(setting.results) for setting in settings):
         parts.append(summary(settings))
-    return "; ".join(parts)
+    return parts
 
 
 class Axis:
@@ -313,7 +314,7 @@ def _plot_lines(settings, axes, metric):
     for ax in grid[:, 0]:
         ax.set_ylabel(metric_name(metric))
     if second:
-        options = dict(loc="outside right upper", frameon=False, title=printable(second.name))
+        options = dict(loc="outside right center", frameon=False, title=printable(second.name))
         figure.legend(handles.values(), handles.keys(), **options)
     return figure
 

@@ -143,6 +143,10 @@ def test_trial_state_and_exit_code(search, monkeypatch, code, exit_code, state, 
     first.optimize(1)
     assert states(first) == [state] * count
     assert max(first.codes.values()) == exit_code
+    shown = [s.results[0] for s in study.make_reader(first.study, 9, first.make_job)()]
+    if state in ("FAIL", "PRUNED"):  # diverged trials are pruned for Optuna
+        assert [result.state for result in shown] == ["failed"] * count
+        assert (shown[0].reason == "diverged") == (code == 3) and shown[0].trial == 0
     search(0, 2).optimize(1)  # does not resume the trial while `first` holds its lock
     assert states(first)[0] == state
     for lock in first.locks.values():

@@ -306,15 +306,13 @@ def test_figure_of_one_key_has_error_bars_seeds_and_the_name_of_a_paper():
     seeds = ax.lines[-1].get_ydata()
     assert [round(y, 6) for y in seeds] == [90, 92]
     assert ax.get_ylim()[0] < 90 < 97 < ax.get_ylim()[1]
-    title = " ".join(figure.get_suptitle().split())
-    assert title == (
-        "mean ± standard deviation, 1 to 2 seeds; 4 of 5 runs finished; 1 missing: 1 waiting"
-    )
+    title = "mean ± standard deviation, 1 to 2 seeds\n4 of 5 runs finished; 1 missing: 1 waiting"
+    assert figure.get_suptitle() == title
 
 
 def test_figure_of_two_keys_has_a_line_each_and_a_legend_beside_the_axes():
     grid = {"optim.weight_decay": ["0", "0.01", "0.1"], "optim.lr": ["1e-3", "1e-2"]}
-    figure = draw(grid, [[0.9, 0.91]] * 6)
+    figure = draw(grid, [[0.9, 0.91, None]] * 6)
     (ax,) = figure.axes
     (legend,) = figure.legends
     assert ax.get_xlabel() == "learning rate" and len(ax.containers) == 3
@@ -324,6 +322,7 @@ def test_figure_of_two_keys_has_a_line_each_and_a_legend_beside_the_axes():
     width, height = figure.bbox.size
     box = figure._suptitle.get_window_extent()
     assert box.x0 > 0 and box.x1 < width and box.y1 <= height
+    assert not box.overlaps(legend.get_window_extent())
 
 
 def test_figures_of_three_keys_random_samples_and_more_keys():
