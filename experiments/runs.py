@@ -182,7 +182,7 @@ def print_commands(jobs):
         print(shlex.join(["python", *job.command[1:]]))
 
 
-def run_all(jobs, max_parallel, stop, ended=lambda _: None):
+def run_all(jobs, max_parallel, stop, ended=lambda _: None, poll=lambda: None):
     """Run the jobs that are not finished and print the result of each.
 
     If another process is already running a job (for example, one that survived a killed sweep),
@@ -194,6 +194,7 @@ def run_all(jobs, max_parallel, stop, ended=lambda _: None):
         stop: a function without arguments; once it returns True, the running jobs save a
             checkpoint and exit.
         ended: a function of a Job, called when it ends.
+        poll: a function without arguments, called often while jobs run.
 
     Returns:
         {name: exit code}.
@@ -206,8 +207,13 @@ def run_all(jobs, max_parallel, stop, ended=lambda _: None):
     print(f"{len(jobs)} runs, {len(codes)} already finished", flush=True)
     pending = [job for job in jobs if job.name not in codes]
     announced = set()
+
+    def poll_and_stop():
+        poll()
+        return stop()
+
     while pending and not stop():
-        with contextlib.closing(as_completed(pending, max_parallel, stop)) as completed:
+        with contextlib.closing(as_completed(pending, max_parallel, poll_and_stop)) as completed:
             for job, code in completed:
                 if code is None:
                     if job not in announced:
@@ -267,6 +273,7 @@ def as_completed(jobs, max_parallel, stop, prune=lambda job: False, poll_seconds
                         _interrupt(process)
                     continue
                 del processes[job]
+                log_exit_code(job, code)
                 attempts[job] += 1
                 preempted = code == Preempted.exit_code
                 if code < 0:  # killed by a signal
@@ -280,8 +287,8 @@ def as_completed(jobs, max_parallel, stop, prune=lambda job: False, poll_seconds
     finally:
         for process in processes.values():
             _interrupt(process)
-        for process in processes.values():
-            process.wait()
+        for job, process in processes.items():
+            log_exit_code(job, process.wait())
 
 
 def _interrupt(process):
@@ -336,17 +343,40 @@ def acquire_lock(job):
 
 def is_locked(job):
     """Return whether a process holds the lock of a job."""
-    if not job.log.exists():
+    try:
+        with open(job.log, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no log, or the file system does not support locks
         return False
-    lock = acquire_lock(job)
-    if lock:
-        lock.close()
-    return lock is None
+    return False
+
+
+def log_exit_code(job, code):
+    """Append the exit code of a job that failed or was preempted to its log; see `exit_code`."""
+    if code:
+        with contextlib.suppress(OSError), open(job.log, "a") as file:
+            file.write(f"\nexit code {code}\n")  # the last line may be incomplete
+
+
+def exit_code(job):
+    """Return the exit code of the latest training process of a job; None if it is not known.
+
+    Negative codes are signals: -9 if the process was killed, perhaps for lack of memory.
+    """
+    try:
+        lines = job.log.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    match = re.fullmatch(r"exit code (-?\d+)", lines[-1]) if lines else None
+    return int(match[1]) if match else None
 
 
 def last_error(job):
     """Return the last error message in the log of a job, or its last line if there is none."""
     lines = job.log.read_text(errors="replace").strip().splitlines()
+    lines = [line for line in lines if not re.fullmatch(r"exit code -?\d+", line)]
     errors = [line for line in lines if line.startswith("error: ")]
     return printable((errors or lines or ["no output"])[-1])
 
@@ -356,7 +386,8 @@ def format_result(job, code):
     if code and not job.pruned:
         return f"exit code {code}: {last_error(job)}"
     values = scores(job)
-    score = f"{job.config.best_metric} {max(values):.4f}" if values else "not evaluated"
+    metric = job.config.best_metric
+    score = f"{metric} {tables.format_score(max(values), metric)}" if values else "not evaluated"
     return f"pruned, {score}" if job.pruned else score
 
 
@@ -365,18 +396,3 @@ def scores(job):
     metric = job.config.best_metric
     rows = log.read_metrics(job.workdir)
     return [row[metric] for row in rows if row.get(metric) is not None]
-
-
-def table_row(job):
-    """Return a table row: swept values, best val score, test score, throughput and state."""
-    rows = log.read_metrics(job.workdir)
-    tests = [row for row in rows if "eval/test/step" in row]
-    test_metric = job.config.best_metric.replace("/val/", "/test/")
-    return job.changes | {
-        "val": max(scores(job), default=None),
-        "test": tests[-1].get(test_metric) if tests else None,
-        "step": rows[-1]["step"] if rows else 0,
-        "images_per_s": tables.median_throughput(rows),
-        "state": "done" if job.finished() else "not finished",
-        "folder": job.name,
-    }

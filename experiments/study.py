@@ -11,8 +11,8 @@ Rerunning the same command resumes the study and its interrupted trials; a large
 it. Several machines can work on one study: run the command on each of them with a shared --output
 (on a file system that supports locks) and, for many machines, with --storage=postgresql://...
 
-Writes study.csv, study.md and study.png to --output, best trial first. Requires Optuna:
-make install EXTRA=sweep.
+Writes study.md, study.csv, study_runs.csv and study.png to --output, best trial first, like
+experiments.sweep. Requires Optuna: make install EXTRA=sweep.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import runs, sweep
+from experiments import runs, sweep, sweep_results, sweep_status
 from vit_jax import cli
 from vit_jax.config import config_diff, flat, schema
 from vit_jax.devices import distributed
@@ -32,7 +32,6 @@ from vit_jax.workdir import log
 
 optuna = None  # imported by `open_study`: it takes a second
 PRUNERS = {"none": "NopPruner", "median": "MedianPruner", "hyperband": "HyperbandPruner"}
-STATES = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}  # others: not finished
 # These keys may change when a single run is resumed, but must be equal for all trials of a study.
 FIXED_KEYS = {"total_steps", "eval_every", "evaluators"}
 # Exit codes of a trial that end the study.
@@ -67,24 +66,65 @@ def main(flags):
 
     study = open_study(flags, output, space)
     print(f"{len(study.trials[: flags.trials])} of {flags.trials} trials exist", flush=True)
-    with distributed.StopSignal() as stop:
-        search = Search(study, space, make_job, flags.trials, stop)
+    settings = make_reader(study, flags.trials, make_job)
+    metric = flags.config.best_metric
+    with distributed.StopSignal() as stop, sweep_status.Display(settings, metric) as display:
+
+        def poll_and_stop():
+            display.update()
+            return stop()
+
+        search = Search(study, space, make_job, flags.trials, poll_and_stop)
         search.optimize(flags.jobs)
         if stop():
             raise Preempted("stopped; rerun the same command to resume the study")
-    rows = []
-    for trial in study.trials[: flags.trials]:
-        if "run" in trial.user_attrs:
-            row = runs.table_row(make_job(*trial.user_attrs["run"]))
-            state = STATES.get(trial.state.name, "not finished")
-            rows.append({"trial": trial.number} | row | {"state": state})
-    if rows:
-        text = sweep.write(rows, space, flags.config.best_metric, output / "study")
+    if found := settings():
+        text = sweep.write(found, metric, output / "study")
         if len(space) > 1:
-            text += format_importance(study)
-            log.write_text(output / "study.md", text)
+            importance = format_importance(study)
+            text += importance
+            path = output / "study.md"
+            log.write_text(path, path.read_text() + importance)
         print(text, end="")
     return max(search.codes.values(), default=0)
+
+
+def make_reader(study, max_trials, make_job):
+    """Return a function that reads the current results of a study.
+
+    Args:
+        study: an optuna.Study.
+        max_trials: the number of trials to read.
+        make_job: a function (values, name) -> runs.Job.
+
+    Returns:
+        A function without arguments, which returns a list of sweep_results.Setting.
+    """
+    results = {}  # {trial number: Result}
+    ended = set()  # numbers of trials that do not change
+
+    def settings():
+        for trial in study.get_trials(deepcopy=False)[:max_trials]:
+            if "run" in trial.user_attrs and trial.number not in ended:
+                results[trial.number] = read_trial(trial, make_job)
+                if trial.state.is_finished():
+                    ended.add(trial.number)
+        return sweep_results.group(results[number] for number in sorted(results))
+
+    return settings
+
+
+def read_trial(trial, make_job):
+    """Return the sweep_results.Result of an optuna.trial.FrozenTrial."""
+    result = sweep_results.read(make_job(*trial.user_attrs["run"]))
+    result.trial = trial.number
+    state = trial.state.name
+    if state == "PRUNED" and result.state != "done" and result.reason != "diverged":
+        result.state = "pruned"
+        result.reason = ""
+    elif state == "FAIL" and result.state != "done":
+        result.state = "failed"
+    return result
 
 
 def open_study(flags, output, space):

@@ -10,9 +10,13 @@ from a list of values. Without either, the recipe must define sweep(), which yie
 each run, such as {"optim.lr": 1e-3}.
 
 Each run is an ordinary training run in a subdirectory of --output, named after its values. Finished
-runs are skipped and interrupted runs are resumed. Writes sweep.csv, sweep.md and sweep.png to
---output, best validation score first; --table writes them without training. --index=I trains only
-run I, for use in a job array: python -m experiments.sweep ... --index=$SLURM_ARRAY_TASK_ID.
+runs are skipped and interrupted runs are resumed. On a terminal, a table with the progress of every
+run is updated in place. Rows are settings: scores are averaged over the values of the key "seed".
+
+Writes sweep.md, sweep.csv and sweep.png to --output, best validation score first, from the finished
+runs; sweep_runs.csv has a row per run. --table writes them without training, and prints the state
+of all runs, also while another process trains them. --index=I trains only run I, for use in a job
+array: python -m experiments.sweep ... --index=$SLURM_ARRAY_TASK_ID.
 experiments.launch --sweep submits such an array, or creates one TPU slice per run.
 """
 
@@ -25,10 +29,11 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import runs, tables
+from experiments import runs, sweep_results, sweep_status, tables
 from vit_jax import cli
 from vit_jax.devices import distributed
-from vit_jax.errors import UserError, printable
+from vit_jax.errors import UserError
+from vit_jax.workdir import log
 
 
 def define_flags():
@@ -50,6 +55,8 @@ def define_sweep_flags():
 
 def main(flags):
     spec, fixed = runs.recipe_and_overrides(sys.argv[1:])
+    if flags.index is not None and flags.table:
+        raise UserError("--table is about all runs of the sweep; leave out --index")
     cli.check_local("output", flags.output)
     output = Path(flags.output).expanduser()
     jobs = runs.plan_sweep(spec, fixed, sweep_overrides(spec, flags), output)
@@ -57,33 +64,51 @@ def main(flags):
     if flags.dry_run:
         return runs.print_commands(jobs)
     runs.output_path("output", flags.output, directory=True)
-    codes = {}
-    if not flags.table:
+    if flags.index is not None:  # the other runs of a job array write to the same directory
         with distributed.StopSignal() as stop:
-            codes = runs.run_all(jobs, flags.jobs, stop)
-    if flags.index is None:
-        rows = [runs.table_row(job) for job in jobs]
-        table = write(rows, jobs[0].changes, jobs[0].config.best_metric, output / "sweep")
-        print("\n".join(map(printable, table.splitlines())))
+            return max(runs.run_all(jobs, flags.jobs, stop).values())
+    metric = jobs[0].config.best_metric
+    settings = sweep_results.make_reader(jobs)
+    codes = {}
+
+    def ended(_):
+        write_tables(settings(), metric, output / "sweep")
+
+    if not flags.table:
+        with distributed.StopSignal() as stop, sweep_status.Display(settings, metric) as display:
+            codes = runs.run_all(jobs, flags.jobs, stop, ended, display.update)
+    print(write(settings(), metric, output / "sweep"), end="")
     return max(codes.values(), default=0)
 
 
-def write(rows, keys, metric, path):
-    """Write a table as CSV, Markdown and plot, best score first.
+def write(settings, metric, path):
+    """Write the tables of a sweep and its figure, and return the table for the terminal.
+
+    There is no figure before the first run is finished.
 
     Args:
-        rows: list of dicts, see `runs.table_row`.
-        keys: the swept config keys; each gets a plot of the score.
-        metric: the name of the score.
-        path: a Path without suffix; .csv, .md and .png are appended.
+        settings: list of sweep_results.Setting, in the order in which they were planned.
+        metric: the name of the validation score.
+        path: a Path without suffix; .csv, _runs.csv, .md and .png are appended.
 
     Returns:
-        The Markdown table.
+        The table with the state of all runs, as Markdown.
     """
-    rows = sorted(rows, key=lambda row: math.inf if row["val"] is None else -row["val"])
-    tables.write(rows, path.with_suffix(".csv"))
-    plot(rows, list(keys), metric).savefig(path.with_suffix(".png"), dpi=150)
-    return tables.markdown(rows)
+    from experiments import sweep_figure  # matplotlib
+
+    write_tables(settings, metric, path)
+    if any(setting.scores() for setting in settings):
+        sweep_figure.plot(settings, metric).savefig(path.with_suffix(".png"), dpi=150)
+    return sweep_results.format_table(sweep_results.best_first(settings), metric, live=True)
+
+
+def write_tables(settings, metric, path):
+    """Write the table of settings as CSV and Markdown, best first, and one of runs as CSV."""
+    best = sweep_results.best_first(settings)
+    tables.write_csv(sweep_results.csv_rows(best, metric), path.with_suffix(".csv"))
+    runs_path = path.with_name(f"{path.name}_runs.csv")
+    tables.write_csv(sweep_results.csv_runs(best, metric), runs_path)
+    log.write_text(path.with_suffix(".md"), sweep_results.format_table(best, metric))
 
 
 def sweep_overrides(spec, flags):
@@ -170,42 +195,6 @@ def _sample(rng, domain):
     if isinstance(domain, list):
         return rng.choice(domain)
     return format_number(math.exp(rng.uniform(*map(math.log, domain))))
-
-
-def plot(rows, keys, metric):
-    """Plot the validation score against each key, one point per run.
-
-    Args:
-        rows: list of dicts, see `runs.table_row`.
-        keys: the swept config keys, one panel each.
-        metric: the name of the score, used as the y label.
-
-    Returns:
-        A matplotlib Figure.
-    """
-    from matplotlib.figure import Figure
-
-    from vit_jax.figures.style import finish
-
-    rows = [row for row in rows if row["val"] is not None]
-    figure = Figure(figsize=(3.4 * max(len(keys), 1), 3.2), layout="constrained")
-    axes = figure.subplots(1, max(len(keys), 1), sharey=True, squeeze=False)[0]
-    for axis, key in zip(axes, keys, strict=False):
-        values = [row[key] for row in rows]
-        try:
-            values = [float(value) for value in values]
-            if min(values) > 0 and max(values) / min(values) >= 10:
-                axis.set_xscale("log")
-        except ValueError:  # text
-            names = list(dict.fromkeys(values))
-            values = [names.index(value) for value in values]
-            axis.set_xticks(range(len(names)), names)
-        axis.plot(values, [row["val"] for row in rows], "o", color="#0072B2", alpha=0.7)
-        axis.set_xlabel(key)
-        axis.grid(color="0.9")
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel(metric)
-    return finish(figure)
 
 
 if __name__ == "__main__":

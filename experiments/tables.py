@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import statistics
 from pathlib import Path
 
@@ -15,12 +16,17 @@ def write(rows, path):
         rows: list of dicts with the same keys.
         path: the .csv file to write; the Markdown file has the same name with suffix .md.
     """
+    write_csv(rows, path)
+    log.write_text(Path(path).with_suffix(".md"), markdown(rows))
+
+
+def write_csv(rows, path):
+    """Write a table, a list of dicts with the same keys, as CSV."""
     buffer = io.StringIO()
     table = csv.DictWriter(buffer, rows[0], lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
     log.write_text(Path(path), buffer.getvalue())
-    log.write_text(Path(path).with_suffix(".md"), markdown(rows))
 
 
 def markdown(rows):
@@ -40,3 +46,18 @@ def median_throughput(rows):
     """Return the median of perf/images_per_s over metrics rows, rounded; None without values."""
     values = [row["perf/images_per_s"] for row in rows if row.get("perf/images_per_s")]
     return round(statistics.median(values)) if values else None
+
+
+def is_accuracy(metric):
+    """Return whether a metric is an accuracy as a fraction, which tables show in percent."""
+    return re.fullmatch(r".*/(\w+_)?(acc|knn)\d+", metric) is not None
+
+
+def scaled(value, metric):
+    """Return a score in the unit of tables, percent for accuracies; None stays None."""
+    return 100 * value if value is not None and is_accuracy(metric) else value
+
+
+def format_score(value, metric):
+    """Format a score: "98.3%" for accuracies, "0.1234" for other metrics."""
+    return f"{value:.1%}" if is_accuracy(metric) else f"{value:.4f}"

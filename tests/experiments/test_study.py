@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -76,8 +77,9 @@ def test_interrupted_study_resumes_its_trial(command, spec, tmp_path):
     assert [len(run) for run in starts] == [2, 1] and starts[0][1]["step"] > 0
     with open(output / "study.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["state"] for row in rows] == ["done", "done"]
-    assert float(rows[0]["val"]) >= float(rows[1]["val"]) > 0
+    assert [row["finished"] for row in rows] == ["1", "1"]
+    assert float(rows[0]["val_mean"]) >= float(rows[1]["val_mean"]) > 0
+    assert "| trial | optim.lr | val acc1 (%) |" in (output / "study.md").read_text()
     assert rows[0]["optim.lr"] != rows[1]["optim.lr"]
     assert (output / "study.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(UserError, match="another config: batch_size: 8 -> 16"):
@@ -101,7 +103,7 @@ def test_trial_worse_than_the_median_is_pruned(command, tmp_path):
     assert "trial 5  optim.lr=" in output_text, output_text
     assert "pruned, eval/val/acc1" in output_text, output_text
     assert existing.trials[-1].state == optuna.trial.TrialState.PRUNED
-    assert "| pruned | 0005 |" in (output / "study.md").read_text()
+    assert re.search(r"^\| 5 \|.*\| pruned \|$", (output / "study.md").read_text(), re.MULTILINE)
     assert list((output / "0005/checkpoints").iterdir())
 
 
@@ -141,6 +143,10 @@ def test_trial_state_and_exit_code(search, monkeypatch, code, exit_code, state, 
     first.optimize(1)
     assert states(first) == [state] * count
     assert max(first.codes.values()) == exit_code
+    shown = [s.results[0] for s in study.make_reader(first.study, 9, first.make_job)()]
+    if state in ("FAIL", "PRUNED"):  # diverged trials are pruned for Optuna
+        assert [result.state for result in shown] == ["failed"] * count
+        assert (shown[0].reason == "diverged") == (code == 3) and shown[0].trial == 0
     search(0, 2).optimize(1)  # does not resume the trial while `first` holds its lock
     assert states(first)[0] == state
     for lock in first.locks.values():

@@ -1,7 +1,9 @@
-"""Test experiments.sweep and experiments.runs: planning, resuming, locking, and the table."""
+"""Test experiments.sweep: planning, resuming, locking, the states, the table and the figure."""
 
 import csv
 import io
+import itertools
+import json
 import os
 import signal
 import subprocess
@@ -11,8 +13,10 @@ import types
 
 import pytest
 
-from experiments import runs, sweep
+from experiments import runs, sweep, sweep_figure, sweep_results, sweep_status
+from experiments.sweep_results import Result, group
 from tests import ROOT
+from vit_jax.config import schema
 from vit_jax.errors import Preempted, UserError
 
 RECIPE = """
@@ -92,14 +96,22 @@ def test_interrupted_sweep_resumes(spec, tmp_path):
     output_text = first.communicate(timeout=120)[0]
     assert first.returncode == 75 and "of 3 runs" in output_text, output_text
     table = subprocess.run([*command, "--table"], **options)
-    assert table.returncode == 0 and table.stdout.count("| not finished |") == 3, table.stdout
+    assert table.returncode == 0 and "0 of 3 runs finished; 3 missing" in table.stdout, table.stdout
+    assert "interrupted (step " in table.stdout and not (output / "sweep.png").exists()
     second = subprocess.run(command, **options)
     assert second.returncode == 3, second.stdout  # the largest exit code of the runs
     with open(output / "sweep.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["state"] for row in rows] == ["done", "done", "not finished"]
-    assert float(rows[0]["val"]) >= float(rows[1]["val"]) and rows[2]["optim.lr"] == "1e+30"
-    assert (output / "sweep.md").read_text() in second.stdout
+    assert [row["finished"] for row in rows] == ["1", "1", "0"]
+    assert float(rows[0]["val_mean"]) >= float(rows[1]["val_mean"]) > 0
+    assert rows[2]["optim.lr"] == "1e+30" and rows[2]["val_mean"] == ""
+    table = (output / "sweep.md").read_text()
+    assert "| failed (diverged) |" in table and "2 of 3 runs finished; 1 missing: 1 failed" in table
+    assert table.splitlines()[0] in second.stdout
+    with open(output / "sweep_runs.csv", newline="") as file:
+        states = {row["folder"]: row["state"] for row in csv.DictReader(file)}
+    assert list(states.values()) == ["done", "done", "failed"]
+    assert all((output / folder / "config.json").exists() for folder in states)
     assert (output / "sweep.png").read_bytes()[:4] == b"\x89PNG"
     # The third call trains only the run that diverged.
     third = subprocess.run(command, **options)
@@ -156,11 +168,190 @@ def test_job_is_run_by_one_process(tmp_path):
     assert not runs.is_locked(job) and job.log.read_text() == "off\n"
 
 
+METRIC = "eval/val/acc1"
+
+
+@pytest.mark.parametrize(
+    ("script", "state", "reason"),
+    [
+        ("exit 3", "failed", "diverged"),
+        ("echo error: no such file; exit 2", "failed", "no such file"),
+        ("kill -9 $$", "failed", "killed by SIGKILL"),
+        ("printf 'a line without an end'; exit 4", "failed", "disk full"),
+        ("exit 75", "interrupted", ""),
+        ("sleep 100", "running", ""),
+    ],
+)
+def test_state_of_a_run_is_read_from_its_workdir(tmp_path, monkeypatch, script, state, reason):
+    """Another process, such as --table, sees the same states as the sweep."""
+    monkeypatch.setattr(runs, "MAX_RETRIES", 0)
+    job = make_job(tmp_path, "run", f"exec 2>/dev/null; {script}")
+    job.config.total_steps = "2ep"
+    assert sweep_results.read(job).state == "waiting"
+    job.workdir.mkdir()
+    row = {"step": 40, METRIC: 0.5}
+    (job.workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    facts = {"steps_per_epoch": 30, "data": {"num_classes": 2, "class_names": ["a", "b"]}}
+    (job.workdir / "run.json").write_text(json.dumps(facts))
+    if state == "running":
+        process = runs.start(job)
+    else:
+        list(runs.as_completed([job], 1, lambda: False))
+    try:
+        result = sweep_results.read(job)
+    finally:
+        if state == "running":
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert (result.state, result.reason) == (state, reason)
+    assert (result.step, result.total, result.latest) == (40, 60, 0.5)
+
+
+def make_results(grid, scores, **facts):
+    """Return a done Result per combination; scores has a list of one score per seed for each."""
+    results = []
+    for values, found in zip(itertools.product(*grid.values()), scores, strict=True):
+        for seed, val in enumerate(found):
+            changes = dict(zip(grid, values, strict=True)) | {"seed": str(seed)}
+            state = "waiting" if val is None else "done"
+            results.append(Result(changes, str(changes), state, val=val, test=val, **facts))
+    return results
+
+
+def test_rows_are_settings_with_mean_and_spread_over_seeds():
+    scores = [[0.90, 0.92], [0.95], [0.97, None, 0.99]]
+    results = make_results({"optim.lr": ["1e-4", "1e-3", "1e-2"]}, scores)
+    failed = Result({"optim.lr": "1e-4", "seed": "2"}, "x", "failed", "diverged", val=0.1)
+    running = Result(
+        {"optim.lr": "1e-3", "seed": "1"}, "y", "running", step=40, total=60, latest=0.944, val=0.99
+    )
+    settings = sweep_results.best_first(group([*results, failed, running]))
+    lines = sweep_results.format_table(settings, METRIC, live=True).splitlines()
+    assert lines[0] == "| optim.lr | val acc1 (%) | test acc1 (%) | images/s | runs |"
+    assert lines[2:5] == [
+        "| 1e-2 | 98.0 ± 1.4 (2) | 98.0 ± 1.4 (2) | - | 2 of 3 done, 1 waiting |",
+        "| 1e-3 | 95.0 (1) | 95.0 (1) | - | "
+        "1 of 2 done, 1 running (seed 1, step 40/60, val 94.4%) |",
+        "| 1e-4 | 91.0 ± 1.4 (2) | 91.0 ± 1.4 (2) | - | "
+        "2 of 3 done, 1 failed (seed 2, diverged, step 0) |",
+    ]
+    text = sweep_results.format_table(settings, METRIC)
+    assert "40/60" not in text and "1 failed (diverged)" in text
+    assert "5 of 8 runs finished; 3 missing: 1 running, 1 failed, 1 waiting." in text
+    row = sweep_results.csv_rows(settings, METRIC)[1]
+    assert (row["val_mean"], row["val_std"], row["finished"], row["missing"]) == (95, None, 1, 1)
+    assert "0.1234 (1)" in sweep_results.format_mean([0.1234], "eval/val/auc")
+
+
+def test_display_prints_lines_without_a_terminal_and_a_table_on_one(monkeypatch):
+    settings = group(make_results({"optim.lr": ["1e-3", "1e-2"]}, [[0.9], [None]]))
+    monkeypatch.setattr(sweep_status, "REFRESH_SECONDS", 0)
+
+    def show(terminal):
+        stream = io.StringIO()
+        stream.isatty = lambda: terminal
+        monkeypatch.setenv("TERM", "xterm")
+        with sweep_status.Display(lambda: settings, METRIC, stream) as display:
+            display.update()
+            display.update()
+        return stream.getvalue()
+
+    assert show(False) == "1 of 2 runs finished; 1 missing: 1 waiting\n"  # not twice a minute
+    shown = show(True)
+    assert "90.0 (1)" in shown and "waiting" in shown
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [
+        ("1e-4 3e-4 1e-3 1e-2 1e-1", "log"),
+        ("64 128 256", "log"),
+        ("0 0.01 0.1", "symlog"),
+        ("0 0.1 0.2", "linear"),
+        ("0.1 0.2 0.3 0.4", "linear"),
+        ("-1 1 100", "linear"),
+        ("adamw sgd", "text"),
+        ("1 nan", "text"),
+    ],
+)
+def test_axis_scale_follows_from_the_values(values, scale):
+    settings = [sweep_results.Setting({"key": value}, []) for value in values.split()]
+    assert sweep_figure.Axis("key", settings).scale == scale
+    assert sweep_figure.choose_scale([1e-3, 2e-3], "optim.lr") == "log"
+
+
+def draw(grid, scores):
+    """Return the figure of a sweep, drawn, so that ticks and positions are final."""
+    figure = sweep_figure.plot(group(make_results(grid, scores)), METRIC)
+    figure.savefig(io.BytesIO(), format="png")
+    return figure
+
+
+def tick_labels(ax):
+    low, high = sorted(ax.get_xlim())
+    return [t.get_text() for t in ax.get_xticklabels() if low <= t.get_position()[0] <= high]
+
+
+def test_figure_of_one_key_has_error_bars_seeds_and_the_name_of_a_paper():
+    figure = draw({"optim.lr": ["1e-4", "1e-3", "1e-2"]}, [[0.9, 0.92], [0.95], [0.97, None]])
+    (ax,) = figure.axes
+    assert (ax.get_xlabel(), ax.get_xscale()) == ("learning rate", "log")
+    assert ax.get_ylabel() == "validation top-1 accuracy (%)"
+    assert tick_labels(ax) == ["1e-4", "1e-3", "1e-2"]
+    (bars,) = ax.containers
+    means = [round(y, 6) for y in bars.lines[0].get_ydata()]
+    assert means == [91, 95, 97]
+    heights = [s[1][1] - s[0][1] for s in bars.lines[2][0].get_segments() if len(s)]
+    assert [round(h, 3) for h in heights if h == h] == [2.828]  # of the setting with two seeds
+    seeds = ax.lines[-1].get_ydata()
+    assert [round(y, 6) for y in seeds] == [90, 92]
+    assert ax.get_ylim()[0] < 90 < 97 < ax.get_ylim()[1]
+    title = "mean ± standard deviation, 1 to 2 seeds\n4 of 5 runs finished; 1 missing: 1 waiting"
+    assert figure.get_suptitle() == title
+
+
+def test_figure_of_two_keys_has_a_line_each_and_a_legend_beside_the_axes():
+    grid = {"optim.weight_decay": ["0", "0.01", "0.1"], "optim.lr": ["1e-3", "1e-2"]}
+    figure = draw(grid, [[0.9, 0.91, None]] * 6)
+    (ax,) = figure.axes
+    (legend,) = figure.legends
+    assert ax.get_xlabel() == "learning rate" and len(ax.containers) == 3
+    assert legend.get_title().get_text() == "weight decay"
+    assert [text.get_text() for text in legend.get_texts()] == ["0", "0.01", "0.1"]
+    assert legend.get_window_extent().x0 >= ax.get_window_extent().x1
+    width, height = figure.bbox.size
+    box = figure._suptitle.get_window_extent()
+    assert box.x0 > 0 and box.x1 < width and box.y1 <= height
+    assert not box.overlaps(legend.get_window_extent())
+
+
+def test_figures_of_three_keys_random_samples_and_more_keys():
+    three = {"optim.lr": ["1e-3", "1e-2"], "batch_size": ["64", "128"], "optim.name": ["a", "b"]}
+    panels = [ax.get_title() for ax in draw(three, [[0.9]] * 8).axes]
+    assert panels == ["optimizer a", "optimizer b"]
+    four = three | {"model.variant": ["Ti/16", "S/16"]}
+    (ranking,) = draw(four, [[i / 100, i / 100] for i in range(16)]).axes
+    best = ranking.get_yticklabels()[0].get_text()
+    assert best == "learning rate 1e-2, batch size 128, optimizer b, model S/16"
+    samples = [
+        Result({"optim.lr": f"{i}e-3", "model.drop_path": f"0.{i % 3}"}, str(i), "done", val=0.9)
+        for i in range(1, 10)
+    ]
+    slices = sweep_figure.plot(group(samples), METRIC)
+    assert [ax.get_xlabel() for ax in slices.axes] == ["learning rate", "drop path rate"]
+    (only_seeds,) = draw({}, [[0.9, 0.8]]).axes
+    assert len(only_seeds.containers) == 1 and only_seeds.get_xlabel() == ""
+
+
+def test_names_are_those_of_config_keys():
+    assert sweep_figure.NAMES.keys() <= schema().keys()
+
+
 def test_plot_draws_hostile_values_as_they_are():
     values = ["$x$", "$unbalanced", "a\nb", "\x1b[31m", "\u202egpj"]
-    rows = [{"data.name": value, "val": i / 10} for i, value in enumerate(values)]
-    figure = sweep.plot(rows, ["data.name"], "eval/val/$acc")
+    results = make_results({"data.name": values}, [[i / 10] for i in range(5)])
+    figure = sweep_figure.plot(group(results), "eval/val/$acc")
     figure.savefig(io.BytesIO(), format="png")
     labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    assert labels == ["$x$", "$unbalanced", "a\nb", r"\x1b[31m", r"\u202egpj"]
+    assert labels == ["$x$", "$unbalanced", r"a\nb", r"\x1b[31m", r"\u202egpj"]
     assert not any(text.get_parse_math() for text in figure.axes[0].get_xticklabels()[:2])
