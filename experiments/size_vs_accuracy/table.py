@@ -208,6 +208,13 @@ def summarize(size, rows, published):
     }
 
 
+def spread(row):
+    """Format the range over the seeds of a row of the table."""
+    if row["seeds"] == 1:
+        return "1 seed"
+    return f"{row['top1_min']:.2f} to {row['top1_max']:.2f}, {row['seeds']} seeds"
+
+
 def markdown(table):
     """Format the table of sizes as Markdown, with fewer columns and rounded values."""
     rows = [
@@ -220,8 +227,7 @@ def markdown(table):
             "GFLOPs": f"{row['gflops']:.3g}",
             "epochs": f"{row['epochs']:.3g}",
             "published top-1": row["published_top1"],
-            "ours, test top-1": f"{row['top1']:.2f} ({row['top1_min']:.2f} to {row['top1_max']:.2f}"
-            f", {row['seeds']} seeds)",
+            "ours, test top-1": f"{row['top1']:.2f} ({spread(row)})",
             "images/s": row["images_per_s"] and f"{row['images_per_s']:,.0f}",
             "hours": row["hours"] and f"{row['hours']:.2g}",
         }

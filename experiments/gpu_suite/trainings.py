@@ -1,0 +1,94 @@
+"""Train whole recipes on natural images on one GPU: ViT-Lite, the CIFAR-10 ladder, and DINO.
+
+python -m experiments.gpu_suite.trainings --data_dir=DIR
+
+DIR is a TFDS directory with CIFAR-10 and Imagenette as ArrayRecord. Writes a row per run to
+results/trainings.jsonl, the most informative rows first, as runs end. Runs whose row is there are
+skipped; an interrupted run is resumed from its latest checkpoint in --output.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from experiments import runs
+from experiments.size_vs_accuracy import table
+from vit_jax import cli
+from vit_jax.devices import distributed
+
+RESULTS = Path(__file__).parent / "results"
+CIFAR10 = {"model.dtype": "bfloat16"}
+LADDER = CIFAR10 | {"total_steps": "200ep", "eval_every": "20ep"}
+IMAGENETTE = {
+    "data.name": "tfds",
+    "data.train": "train[:95%]",
+    "data.val": "train[95%:]",
+    "data.test": "validation",
+    "data.cache": "true",
+    "model.image": "128",
+    "model.dtype": "bfloat16",
+}
+# name: (recipe, overrides)
+RUNS = {
+    "vit_lite_7": ("configs/cifar10.py:vit_lite_7", CIFAR10),
+    "dino_cifar10": ("configs/dino_cifar10.py:Ti", CIFAR10),
+    "dino_imagenette": ("configs/dino_own_images.py", IMAGENETTE),
+    "micro": ("configs/cifar10.py:micro", LADDER),
+    "midi": ("configs/cifar10.py:midi", LADDER),
+    "resnet20": ("configs/cifar10.py:resnet20", CIFAR10),
+    "nano": ("configs/cifar10.py:nano", LADDER),
+    "mini": ("configs/cifar10.py:mini", LADDER),
+    "vit_lite_6": ("configs/cifar10.py:vit_lite_6", CIFAR10),
+    "resnet32": ("configs/cifar10.py:resnet32", CIFAR10),
+}
+
+
+def define_flags():
+    flags.DEFINE_string("data_dir", None, "TFDS directory with the datasets", required=True)
+    flags.DEFINE_string("cifar10", "cifar10", "name of CIFAR-10 in TFDS")
+    flags.DEFINE_string("imagenette", "imagenette/160px-v2", "name of Imagenette in TFDS")
+    flags.DEFINE_list("runs", list(RUNS), f"runs to train: {', '.join(RUNS)}")
+    flags.DEFINE_integer("seed", 0, "seed of all runs")
+    flags.DEFINE_string("output", "runs/gpu_suite", "parent directory of the workdirs")
+    flags.DEFINE_string(
+        "results", str(RESULTS / "trainings.jsonl"), ".jsonl file to write, one row per run"
+    )
+    flags.DEFINE_bool("dry_run", False, "print the training commands and exit")
+    flags.register_validator(
+        "runs", lambda names: set(names) <= set(RUNS), f"must be among {', '.join(RUNS)}"
+    )
+
+
+def main(flags):
+    path = runs.output_path("results", flags.results)
+    lines = path.read_text().splitlines() if path.exists() else []
+    finished = {(row["run"], row["seed"]) for row in map(json.loads, lines)}
+    jobs = [make_job(name, flags) for name in flags.runs if (name, flags.seed) not in finished]
+    if flags.dry_run:
+        return runs.print_commands(jobs)
+
+    def ended(job):
+        if job.finished():
+            with open(path, "a") as file:
+                file.write(json.dumps(table.result(job, timed=True)) + "\n")
+
+    with distributed.StopSignal() as stop:
+        codes = runs.run_all(jobs, 1, stop, ended=ended)
+    return max(codes.values(), default=0)
+
+
+def make_job(name, flags):
+    """Return the `runs.Job` of an entry of `RUNS`."""
+    recipe, overrides = RUNS[name]
+    dataset = flags.imagenette if name == "dino_imagenette" else flags.cifar10
+    data = {"data.dir": flags.data_dir, "data.dataset": dataset, "seed": str(flags.seed)}
+    workdir = Path(flags.output).expanduser() / f"{name}-{flags.seed}"
+    job = runs.make_job(recipe, overrides | data, workdir)
+    job.changes = {"run": name, "seed": flags.seed}
+    return job
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
