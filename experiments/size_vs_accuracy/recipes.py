@@ -36,22 +36,29 @@ H100 = "h100"
 
 def main(flags):
     del flags
-    predictions = [
-        json.loads(line) for line in (PREDICTIONS / "predictions.jsonl").read_text().splitlines()
-    ]
     finished = RESULTS / "imagenet/runs.jsonl"
-    lines = finished.read_text().splitlines() if finished.exists() else []
-    table = [row(size, predictions, list(map(json.loads, lines))) for size in SIZES]
+    ours = read(finished) if finished.exists() else []
+    table = [row(size, predictions(), ours) for size in SIZES]
     tables.write(table, RESULTS / "recipes.csv")
     print((RESULTS / "recipes.md").read_text(), end="")
 
 
-def row(size, predictions, finished):
+def predictions():
+    """Return the rows of predictions.jsonl."""
+    return read(PREDICTIONS / "predictions.jsonl")
+
+
+def read(path):
+    """Return the rows of a .jsonl file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def row(size, predicted, finished):
     """Return the row of a size.
 
     Args:
         size: a key of `SIZES`.
-        predictions: rows of predictions.jsonl.
+        predicted: rows of predictions.jsonl.
         finished: rows of runs.jsonl.
     """
     name, recipe = SIZES[size]
@@ -72,8 +79,8 @@ def row(size, predictions, finished):
         "DeiT III": deit3.get(size) and str(deit3[size]),
         "DeiT, distilled": distilled.get(size) and str(distilled[size]),
         "ours": f"{statistics.mean(ours):.1f}" if ours else "not run",
-        "hours on 8 TPU v5e": hours(predictions, f"{recipe}:{size}", V5E, images),
-        "hours on one H100": hours(predictions, f"{recipe}:{size}", H100, images),
+        "hours on 8 TPU v5e": hours(predicted, f"{recipe}:{size}", V5E, images),
+        "hours on one H100": hours(predicted, f"{recipe}:{size}", H100, images),
     }
 
 
@@ -84,9 +91,9 @@ def training_images(recipe):
     return steps(config.total_steps, per_epoch) * config.batch_size
 
 
-def hours(predictions, recipe, topology, images):
+def hours(predicted, recipe, topology, images):
     """Format the hours for a number of images; None without a prediction of a step's time."""
-    for found in predictions:
+    for found in predicted:
         if f"--config={recipe} " in found["command"] and found["topology"] == topology:
             ms = found.get("predicted_ms", found.get("bound_ms"))
             if ms is None:

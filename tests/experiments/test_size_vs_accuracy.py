@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
+from experiments import tables
+from experiments.size_vs_accuracy import recipes
 from tests import ROOT
 from vit_jax import flops, variants
 from vit_jax.figures import sizes
@@ -126,3 +129,26 @@ def test_count_has_three_digits_and_a_suffix():
         "5.72 M",
         "8.2 G",
     ]
+
+
+def test_table_of_published_recipes_is_that_of_its_sources():
+    """results/recipes.md is generated, and README.md has it."""
+    rows = [recipes.row(size, recipes.predictions(), []) for size in recipes.SIZES]
+    text = tables.markdown(rows)
+    assert (recipes.RESULTS / "recipes.md").read_text() == text
+    assert text in (ROOT / "README.md").read_text()
+    for line in text.splitlines()[2:]:
+        assert line in (ROOT / "README.ko.md").read_text().replace("미실행", "not run")
+
+
+def test_hours_are_those_of_the_images_at_the_predicted_time():
+    assert recipes.training_images("configs/deit.py:S") == 300 * 1_281_024  # 1,251 steps of 1,024
+    row = {"command": "--config=configs/deit.py:S --x", "batch_size": 1000}
+    predicted = [
+        row | {"topology": "v5e:2x4", "predicted_ms": 36.0},
+        row | {"topology": "h100", "bound_ms": 36.0},
+    ]
+    hours = partial(recipes.hours, predicted, "configs/deit.py:S")
+    assert hours("v5e:2x4", 300e6) == "3.0"
+    assert hours("h100", 3e9) == "at least 30"
+    assert hours("v6e:2x4", 3e9) is None
