@@ -132,21 +132,21 @@ def attention_map(explanation, layer, head, patch=None):
     return attention.query_maps(softmax, grid, prefix, class_token)
 
 
-def draw(view, values, opacity, patch=None):
+def draw(view, values, opacity, patch=None, **options):
     """Overlay a map on an image.
 
     Args:
       view: the image, uint8 [h, w, 1 or 3].
       values: the map [rows, columns].
-      opacity: opacity where the map is largest, 0 to 1; where the map is 0, it is opacity².
+      opacity: opacity of the last color, 0 to 1; where the map is 0, it is opacity².
       patch: (row, column) of a patch to frame.
+      **options: `top` and `interpolation` of `overlay.overlay`.
 
     Returns:
       An enlarged image, uint8 [h, w, 3].
     """
-    factor = max(1, round(DRAWING_SIDE / view.shape[0]))
-    large = view.repeat(factor, 0).repeat(factor, 1)
-    colors = overlay.overlay(large, values, strength=(opacity**2, opacity))
+    large = overlay.enlarge(view, DRAWING_SIDE)
+    colors = overlay.overlay(large, values, strength=(opacity**2, opacity), **options)
     drawing = Image.fromarray(np.round(255 * colors).astype(np.uint8))
     if patch is not None:
         height, width = np.divide(large.shape[:2], values.shape)
