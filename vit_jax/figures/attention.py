@@ -253,7 +253,7 @@ def _draw_row(axes, model, row, image, style, keep, interpolation, phrases):
         if style != "mask" and not nearly_uniform:
             line = dict(colors=OUTLINE, linewidths=np.clip(10 / rows, 0.4, 1.4), clip_on=False)
             ax.add_collection(LineCollection(outline(mask), **line))
-        ax.set_xlabel(text, fontsize=7, labelpad=2, color="0.3")
+        ax.set_xlabel(text, fontsize=6.5, labelpad=2, color="0.3")
     if "colors" in model:
         show_image(axes[-1], model["colors"][row])
     if "labels" in model:
