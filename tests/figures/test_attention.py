@@ -147,6 +147,8 @@ def test_bilinear_interpolation_has_the_values_at_patch_centers():
     np.testing.assert_allclose(smooth[3::7, 1::3], wide)  # the central pixel of each patch
     pillow = Image.fromarray(wide.astype(np.float32)).resize((15, 21), Image.Resampling.BILINEAR)
     np.testing.assert_allclose(smooth, pillow, atol=1e-6)
+    with pytest.raises(ValueError, match="'cubic' must be one of"):
+        overlay.stretch(wide, (21, 15), "cubic")
     image = np.full((7, 7, 1), 100, np.uint8)
     model = dict(name="NAME", note="", columns={"mean": wide[None]})
     for style in ("map", "overlay"):

@@ -65,7 +65,12 @@ def stretch(values, shape, interpolation="nearest"):
 
     Returns:
       [h, w].
+
+    Raises:
+      ValueError: for another interpolation.
     """
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation={interpolation!r} must be one of {INTERPOLATIONS}")
     for axis, size in enumerate(shape[:2]):
         count = values.shape[axis]
         if interpolation == "nearest":
