@@ -23,6 +23,8 @@ SHOWN_PATCHES = 4  # of the first row, drawn alone
 MAX_SHADED = 32  # rows or columns of a shaded map; larger maps are averaged
 MIN_CELL = 1.1  # px, of a grid whose lines are drawn
 BAR = 170  # px, of a probability of 1
+NOTE = 164  # px, the description of a map
+HEADS_PER_ROW = 4
 NAME_CHARS = 26
 
 
@@ -88,12 +90,12 @@ def head_maps(prefix, view, maps, *, phrases=ENGLISH):
       maps: attention of one layer [heads, rows, columns].
     """
     drawing = Drawing(phrases("head_maps", heads=len(maps)))
-    width, height = extent(view.shape, TILE * 2.4)
+    width, height = extent(view.shape, TILE * 3)
+    step = max(width, NOTE) + 12
     drawing.image(8, 30 + height / 2, view, width, height)
-    per_row = min(len(maps), 6)
     for i, values in enumerate(maps):
-        row, column = divmod(i, per_row)
-        x = 8 + (width + 12) * (column + 1)
+        row, column = divmod(i, HEADS_PER_ROW)
+        x = 20 + width + step * column
         y = 30 + height / 2 + row * (height + 54)
         drawing.image(x, y, heat(values, 0, color_scale(values)[0]), width, height)
         drawing.text(x + width / 2, y - height / 2 - 9, phrases("head", head=i), font_size=SMALL)
@@ -140,7 +142,7 @@ def shades(prefix, view, layers, maps, levels, *, phrases=ENGLISH):
     drawing.image(8, y, view, width, height)
     opacities = dict(zip(levels, (1.0, 0.55, 0.15), strict=True))
     for k, (title, values) in enumerate(zip(layers, maps, strict=True)):
-        x = 8 + (k + 1) * (width + 26)
+        x = 34 + width + k * (max(width, NOTE) + 26)
         drawing.text(x + width / 2, 14, title, font_weight="bold")
         drawn = coarse(values)
         share = drawn / (drawn.max() or 1)
