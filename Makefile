@@ -78,7 +78,7 @@ quickstart-dino: $(SEEN)
 $(SEEN): | $(VENV)/.installed
 	$(BIN) -m vit_jax.train --config=configs/dino_digits.py --workdir=runs/dino_digits
 	$(BIN) -m vit_jax.tools.attend --workdir=runs/dino_digits --output=$@ \
-	  test:0 test:1 test:2 test:3 test:4 test:5
+	  --image=64 --interpolation=bilinear test:0 test:1 test:2 test:3 test:4 test:5
 
 test: $(VENV)/.installed
 	$(BIN) -m pytest $(PARALLEL)

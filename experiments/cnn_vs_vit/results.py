@@ -124,7 +124,7 @@ def draw(output, models, num_images, layers, heads, gradients, saliency):
     panels.append(
         {"name": vit.short_name, "maps": saliency["vit"], "predicted": saliency["vit_says"]}
     )
-    panels[1]["query"] = saliency["query"]
+    panels[1] |= {"query": saliency["query"], "prefix": vit.prefix}
     drawn = {
         "distances": figures.distances(sides, title=title),
         "fields": figures.fields(

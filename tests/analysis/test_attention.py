@@ -70,6 +70,17 @@ def test_rollout_matches_known_results():
     np.testing.assert_allclose(jax.jit(attention.rollout)(x), result, atol=1e-6)
 
 
+def test_nearly_uniform_maps_have_a_wider_scale():
+    values = np.full((4, 4), 1 / 17)
+    assert attention.color_scale(values) == (pytest.approx(4 / 17), True)
+    values[0, 0] = 2 * values[1:].mean()  # 1.9 times the mean
+    assert attention.color_scale(values) == (pytest.approx(4 * values.mean()), True)
+    values[0, 0] = 0.2
+    assert attention.color_scale(values) == (0.2, False)
+    assert attention.color_scale(values / 20) == (0.01, False)  # [CLS] keeps most of the attention
+    assert attention.color_scale(np.zeros((2, 2))) == (1, False)
+
+
 def test_as_text_uses_the_documented_bounds():
     values = np.array([[0, 0.39, 0.4, 0.79], [0.8, 0.81, 1, 0.3999]])
     expected = "░░░░▓▓▓▓\n██████░░"

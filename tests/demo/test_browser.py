@@ -100,6 +100,7 @@ def test_page_explains_an_uploaded_image(workdir, digit):
         upload(page, "one.png", digit)
         page.locator("#top0 table").wait_for()
         assert page.locator("#top0 tbody tr").count() == 5
+        assert page.locator("#lens0 tbody tr").count() == 2  # layers
         page.locator("#caption0", has_text="Layer 2 of 2 · mean of 4 heads").wait_for()
         page.locator("#drawing0 img").wait_for()
 
@@ -113,6 +114,8 @@ def test_page_explains_an_uploaded_image(workdir, digit):
         row = page.locator("#row input")
         assert row.input_value() == "2" and page.locator("#query input[value=patch]").is_checked()
         wait_for_change(page, lambda: (row.fill("4"), row.press("Enter")), "row 4, column 3")
+        smooth = page.locator("#interpolation label", has_text="bilinear")
+        wait_for_change(page, smooth.click, "row 4, column 3")
         rollout = page.locator("#heads label", has_text="rollout")
         wait_for_change(page, rollout.click, "rollout up to this layer")
         larger = page.locator("#resolution label", has_text="16 × 16")
@@ -121,7 +124,7 @@ def test_page_explains_an_uploaded_image(workdir, digit):
         upload(page, "<img src=x onerror=alert(1)>.png", b"no image")
         page.locator("#status [role=alert]", has_text="not a JPEG, PNG").wait_for()
         page.locator("#drawing0 img").wait_for(state="detached")
-        assert page.locator("#top0 table").count() == 0
+        assert page.locator("#top0 table, #lens0 table").count() == 0
         assert "Traceback" not in page.content() and not page.dialogs
         upload(page, "large.png", digit + bytes(21 * 2**20))
         page.get_by_text("exceed the maximum").first.wait_for()

@@ -19,6 +19,7 @@ from PIL import Image
 
 from tests import GOLDEN, ROOT
 from vit_jax import inference, resnet, vit
+from vit_jax.analysis import logit_lens
 from vit_jax.demo import access, explain, panel
 from vit_jax.errors import UserError
 from vit_jax.figures import catalog
@@ -146,6 +147,21 @@ def test_attention_maps_match_the_models_attention(models, photo):
         )
 
 
+def test_logit_lens_of_every_layer(models, photo):
+    for model in models[:2]:
+        explanation = explain.explain(model, photo)
+        (name, probability), *_ = explanation.top
+        assert explanation.lens[-1][0] == name
+        assert explanation.lens[-1][1:] == pytest.approx((probability, probability), rel=1e-5)
+        expected = logit_lens.extract(model, [explanation.view]).probabilities[0]
+        assert len(explanation.lens) == model.depth == len(expected)
+        for row, (label, share, of_predicted) in zip(expected, explanation.lens, strict=True):
+            assert label == model.class_names[row.argmax()]
+            assert (share, of_predicted) == pytest.approx(
+                (row.max(), row[model.class_names.index(name)]), rel=1e-5
+            )
+
+
 def test_gradcam_is_of_the_top_classes(models, photo):
     from vit_jax.analysis import gradcam
 
@@ -198,6 +214,9 @@ def test_panel_captions_and_escaped_names(models, photo):
         table = panel.table(PHRASES, model, explain.explain(model, photo))
         assert "<img" not in table and "<b>" not in table and "&lt;img src=x" in table
         assert table.count('scope="row"') == min(5, len(model.class_names))
+        lens = panel.lens_table(PHRASES, model, explain.explain(model, photo))
+        assert lens.count('scope="row"') == (0 if model.is_cnn else model.depth)
+        assert "<img" not in lens and "<b>" not in lens and ("&lt;img" in lens) != model.is_cnn
     explanation = explain.explain(with_cls, photo)
     picture, caption = panel.drawing(PHRASES, with_cls, explanation, panel.Controls(2, heads=1))
     assert caption.startswith("Layer 2 of 2 · head 1 · query: [CLS] · image 16 × 16, 4 × 4")
@@ -211,7 +230,27 @@ def test_panel_captions_and_escaped_names(models, photo):
     _, caption = panel.drawing(PHRASES, cnn, explanation, panel.Controls(3, rank=1))
     assert explanation.top[1][0] in caption and caption.startswith("Stage 3 of 3")
     headless = load(vit.create("mu/4", image=16, num_classes=0))
-    assert PHRASES("unnamed") in panel.table(PHRASES, headless, explain.explain(headless, photo))
+    explanation = explain.explain(headless, photo)
+    assert PHRASES("unnamed") in panel.table(PHRASES, headless, explanation)
+    assert not panel.lens_table(PHRASES, headless, explanation)
+
+
+def test_nearly_uniform_map_is_marked_and_not_exaggerated(models, photo):
+    model = models[0]
+    explanation = explain.explain(model, photo)
+    n = explanation.maps.shape[-1]
+    for peak, uniform in ((0.09, True), (0.2, False)):
+        maps = np.full_like(explanation.maps, 1 / n)
+        maps[..., 0, 1] = peak  # from [CLS] to the first patch
+        drawn, caption = panel.drawing(
+            PHRASES, model, explanation._replace(maps=maps), panel.Controls(opacity=1)
+        )
+        assert f"maximum weight {peak:.1%}, uniform attention 5.9%" in caption
+        assert ("nearly uniform" in caption) == uniform
+        assert (drawn[0, 0] == [252, 253, 191]).all() != uniform  # last color of magma
+    controls = panel.Controls(opacity=1, interpolation="bilinear")
+    smooth, _ = panel.drawing(PHRASES, model, explanation._replace(maps=maps), controls)
+    assert (smooth[56, 56] > smooth[56, 100]).all() and (drawn[56, 56] == drawn[56, 100]).all()
 
 
 @pytest.mark.skipif(not HAS_GRADIO, reason="not installed: gradio")

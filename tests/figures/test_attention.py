@@ -108,6 +108,57 @@ def test_overlay_and_spotlight():
     assert masked[4, 0, 0] == 100 / 255 == 1 / overlay.DIMMED * masked[0, 0, 0]
 
 
+def test_nearly_uniform_attention_is_marked_and_not_exaggerated():
+    uneven, even = np.full((2, 7, 7), 1 / 50)
+    uneven[2, 3] = 0.05
+    even[2, 3] = 0.035
+    model = dict(name="NAME", note="", columns={"mean": np.stack([uneven, even])}, uniform=1 / 50)
+    images = random_images(2, 28, 28, 1)
+    figure = attention_grid(images, [model], style="map")
+    maps = [ax for ax in figure.axes if ax.images][1::2]
+    assert [ax.get_xlabel() for ax in maps] == [
+        "max 5%, uniform 2%",
+        "max 3.5%, uniform 2%\nnearly uniform",
+    ]
+    tops = [ax.images[0].get_clim()[1] for ax in maps]
+    np.testing.assert_allclose(tops, [0.05, 4 * even.mean()])
+    assert [len(ax.collections) for ax in maps] == [1, 0]  # outlines
+    figure = attention_grid(images, [model], style="overlay")
+    overlaid = [ax.images[0].get_array() for ax in figure.axes if ax.images]
+    expected = overlay.overlay(images[1], even, top=4 * even.mean())
+    np.testing.assert_array_equal(overlaid[3], expected)
+    gradcam = {name: model[name] for name in ("name", "note", "columns")}  # not attention
+    figure = attention_grid(images, [gradcam], style="map")
+    assert [ax.get_xlabel() for ax in figure.axes if ax.images][1::2] == ["max 5%", "max 3.5%"]
+    assert [ax for ax in figure.axes if ax.images][3].images[0].get_clim()[1] == 0.035
+
+
+def test_bilinear_interpolation_has_the_values_at_patch_centers():
+    values = np.array([[0.0, 4.0], [8.0, 12.0]])
+    row = [0, 0, 4 / 3, 8 / 3, 4, 4]  # patch centers at pixels 1 and 4
+    expected = np.array(row) + 2 * np.array(row)[:, None]
+    np.testing.assert_allclose(overlay.stretch(values, (6, 6, 3), "bilinear"), expected)
+    row = [0, 1, 3, 4]  # patch centers between pixels
+    expected = np.array(row) + 2 * np.array(row)[:, None]
+    np.testing.assert_allclose(overlay.stretch(values, (4, 4), "bilinear"), expected)
+    np.testing.assert_array_equal(overlay.stretch(values, (2, 2), "bilinear"), values)
+    wide = rand(3, 5)
+    smooth = overlay.stretch(wide, (21, 15), "bilinear")
+    np.testing.assert_allclose(smooth[3::7, 1::3], wide)  # the central pixel of each patch
+    pillow = Image.fromarray(wide.astype(np.float32)).resize((15, 21), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(smooth, pillow, atol=1e-6)
+    with pytest.raises(ValueError, match="'cubic' must be one of"):
+        overlay.stretch(wide, (21, 15), "cubic")
+    image = np.full((7, 7, 1), 100, np.uint8)
+    model = dict(name="NAME", note="", columns={"mean": wide[None]})
+    for style in ("map", "overlay"):
+        figure = attention_grid([image], [model], style=style, interpolation="bilinear")
+        drawn = [ax.images[0].get_array() for ax in figure.axes if ax.images][1]
+        assert drawn.shape[:2] == (224, 224)
+        np.testing.assert_allclose(drawn[0, 0], drawn[1, 1])
+        assert np.abs(np.diff(drawn[..., :1], axis=0)).max() < np.ptp(drawn[..., :1]) / 20
+
+
 def viridis(value):
     return np.array(overlay.colormaps["viridis"](value)[:3])
 
@@ -130,18 +181,23 @@ def test_animation_has_one_frame_per_figure(suffix, tmp_path):
 
 def test_terminal_text():
     model = extracted()
-    model.maps[1, 1, 0], model.maps[1, 1, 0, 2, 3] = 0.1, 0.2
-    lines = terminal.text(["a.png", "b.png"], [model], [0, "mean"], width=40).splitlines()
+    model.maps **= 3  # not nearly uniform
+    model.maps[1, 1, 0], model.maps[1, 1, 0, 2, 3] = 0.1, 0.22
+    lines = terminal.text(["a.png", "b.png"], [model], [0, "mean"], width=60).splitlines()
     assert lines[0] == "a.png: attention of [CLS] in run" and lines[1] == SIZE
     assert lines[-1] == attention.LEGEND
-    block_width = len("mean of 3 heads  ")  # two blocks fit into a line
-    assert max(len(line) for line in lines[:-1] if "█" in line) == block_width + 14
+    assert lines[3].split() == "layer 1 of 6".split() * 2  # two blocks fit into a line
     rows = [i for i, line in enumerate(lines) if line.startswith("layer 6 of 6")]
-    block = [line[:14] for line in lines[rows[1] : rows[1] + 10]]
+    block = [line[:14] for line in lines[rows[1] : rows[1] + 11]]
     dark = "▓" * 14
     with_maximum = "▓" * 6 + "██" + "▓" * 6
     titles = ["layer 6 of 6  ", "head 0        "]
-    assert block == [*titles, dark, dark, with_maximum, *[dark] * 4, "max 20%       "]
+    assert block == [*titles, dark, dark, with_maximum, *[dark] * 4, "max 22%, unifo", ""]
+    assert lines[rows[1] + 9].startswith("max 22%, uniform 2%  ")
+    model.maps[1, 1, 0, 2, 3] = 0.18
+    lines = terminal.text(["a.png", "b.png"], [model], [0], width=40).splitlines()
+    i = next(i for i, line in enumerate(lines) if line.startswith("max 18%, uniform 2%"))
+    assert lines[i + 1] == "nearly uniform" and lines[i - 5][:14] == with_maximum
 
 
 def test_outline_follows_the_mask_border():

@@ -131,7 +131,8 @@ def drawings():
     gradient = np.zeros((64, 64))
     gradient[20:40, 20:40] = 1
     cnn_panel = dict(name="NAME", maps={"stem": np.zeros((1, 2, 2))}, predicted=["NAME"])
-    vit_panel = dict(name="NAME", maps={"block 1": rand(1, 2, 2)}, predicted=None, query="[CLS]")
+    vit_panel = dict(name="NAME", maps={"block 1": rand(1, 2, 2)}, predicted=None)
+    vit_panel |= dict(query="[CLS]", prefix=1)
     size_rows = weight_stats.compare_with_published("NAME", vit, 50.0)
     accuracy_rows = [row | {"flops": 1e9, "published": 75.0} for row in size_rows]
     heads = ["mean", "max", 1, "rollout"]
@@ -183,7 +184,9 @@ def drawings():
             [image], lens, ["NAME"] * 3, ["NAME"], phrases=phrases
         ),
         "patches": lambda phrases: walkthrough.patches(vit, np.zeros((32, 32, 3)), phrases=phrases),
-        "head_maps": lambda phrases: walkthrough.head_maps(image, rand(3, 2, 2), phrases=phrases),
+        "head_maps": lambda phrases: walkthrough.head_maps(
+            1, image, rand(3, 2, 2), phrases=phrases
+        ),
         "position_maps": lambda phrases: walkthrough.position_maps(
             rand(2, 2, 2, 2), phrases=phrases
         ),
@@ -229,4 +232,5 @@ def test_every_figure_is_tested():
         if "phrases" in inspect.signature(function).parameters
     }
     helpers = {"draw", "head_title", "query_name", "describe_grid", "layer_title", "stage_title"}
+    helpers |= {"describe_map"}
     assert translated - helpers == translated & drawings().keys()

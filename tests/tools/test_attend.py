@@ -223,6 +223,7 @@ def test_invalid_flags_exit_with_one_line(workdir, photos, tmp_path, capsys):
         (flags, ["test:0"] * 17, "1 to 16"),
         (flags, [tmp_path / "empty"], "no images in"),
         (flags | dict(keep=0.0), ["test:0"], "--keep"),
+        (flags | dict(style="mask", interpolation="bilinear"), ["test:0"], "does not apply"),
         (flags | dict(heads=4), ["test:0"], "from 0 to 3"),
         (flags | dict(heads="a"), ["test:0"], "heads"),
         (flags | dict(layers=2), ["test:0"], "from 1 to 1"),

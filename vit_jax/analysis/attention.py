@@ -10,6 +10,10 @@ import numpy as np
 ROUNDING = 1e-6  # relative error of sums of float32 softmax outputs
 SHADES = {"█": 0.8, "▓": 0.4, "░": 0.0}  # character: lower bound as a share of the map's maximum
 LEGEND = "█ 0.8 to 1.0, ▓ 0.4 to 0.8, ░ 0 to 0.4 of the map's maximum"
+# A map is nearly uniform if its maximum is below MIN_CONTRAST times its mean. Its color scale ends
+# at FLAT_SCALE times the mean, so that its colors stay in the lower half.
+MIN_CONTRAST = 2
+FLAT_SCALE = 4
 
 
 def cls_maps(attention, grid, prefix=1):
@@ -101,6 +105,26 @@ def rollout(attention):
         mixed = mixed / mixed.sum(-1, keepdims=True)
         results.append(mixed @ results[-1] if results else mixed)
     return attention.__array_namespace__().stack(results)
+
+
+def color_scale(values):
+    """Decide whether a map of attention is nearly uniform, and where its color scale ends.
+
+    On a scale up to its own maximum, the rounding noise of uniform attention would look like a
+    pattern. The maximum is compared with the mean of the map rather than with 1 / tokens: [CLS]
+    may keep most of the attention, and rollout keeps a part for the query, while the rest still has
+    a pattern. Without such tokens, the mean is 1 / tokens.
+
+    Args:
+      values: [rows, columns], non-negative.
+
+    Returns:
+      A tuple `(top, nearly_uniform)`: the value of the last color, above 0, and a bool.
+    """
+    values = np.asarray(values, np.float64)
+    maximum, mean = float(values.max()), float(values.mean())
+    nearly_uniform = maximum < MIN_CONTRAST * mean
+    return (FLAT_SCALE * mean if nearly_uniform else maximum or 1.0), nearly_uniform
 
 
 def as_text(values):

@@ -52,7 +52,7 @@ def extract(model, views, title=None):
 def compute(module, images):
     """Compute `probabilities` [b, l, k] and `patches` [b, l, n] of `extract` on the device."""
     blocks = module(images, blocks=True)["blocks"]
-    probabilities = jnp.stack([jax.nn.softmax(classify(module, x)) for x in blocks], axis=1)
+    probabilities = class_probabilities(module, blocks)
     predicted = probabilities[:, -1].argmax(-1)[:, None, None]
     patches = []
     for x in blocks:
@@ -60,6 +60,11 @@ def compute(module, images):
         of_tokens = jax.nn.softmax(classify_tokens(module, x))
         patches.append(jnp.take_along_axis(of_tokens, predicted, axis=-1)[..., 0])
     return {"probabilities": probabilities, "patches": jnp.stack(patches, axis=1)}
+
+
+def class_probabilities(module, blocks):
+    """Return the class probabilities [b, l, k] after each block, from outputs [b, n, d] each."""
+    return jnp.stack([jax.nn.softmax(classify(module, x)) for x in blocks], axis=1)
 
 
 def classify(module, x):

@@ -1,4 +1,4 @@
-"""Run a model on an image once, and draw its attention or Grad-CAM maps from the result."""
+"""Run a model on an image once: classes, logit lens, and attention or Grad-CAM maps to draw."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vit_jax.analysis import attention, gradcam
+from vit_jax.analysis import attention, gradcam, logit_lens
 from vit_jax.data import class_names
 from vit_jax.errors import UserError
 from vit_jax.figures import overlay
@@ -27,6 +27,9 @@ class Explanation(NamedTuple):
       maps: for a ViT, attention float16 [l, h + 2, n, n]: the heads, their mean and attention
         rollout. For a CNN, Grad-CAM of each class in `top`: a list with one float32
         [classes, rows, columns] per stage.
+      lens: logit lens of a ViT with a classifier, one tuple per layer: the name of the most
+        probable class, its probability, and that of the class that the model predicts. Otherwise
+        empty.
       prefix: number of tokens before the patch tokens.
       class_token: whether the first of them is [CLS].
       grid: rows and columns of patches of a ViT; None for a CNN.
@@ -35,6 +38,7 @@ class Explanation(NamedTuple):
     view: np.ndarray
     top: list
     maps: np.ndarray | list
+    lens: list
     prefix: int
     class_token: bool
     grid: tuple | None
@@ -54,23 +58,43 @@ def explain(model, image, lang="en"):
     view = model.view(image)
     out = model.run([view], compute=gradcam_outputs if model.is_cnn else attention_outputs)
     out = {name: values[0] for name, values in out.items()}
-    names = [model.class_names[i] for i in out.pop("classes", [])]
-    probabilities = out.pop("probabilities", np.zeros(0)).tolist()
-    top = list(zip(class_names.translate(names, lang), probabilities, strict=True))
+    classes = out.pop("classes", [])
+
+    def named(classes):
+        return class_names.translate([model.class_names[i] for i in classes], lang)
+
+    top = list(zip(named(classes), out.pop("probabilities", np.zeros(0)).tolist(), strict=True))
     if model.is_cnn:
         maps = [out[stage] for stage in model.module.stages if stage in out]
-        return Explanation(view, top, maps, 0, False, None)
+        return Explanation(view, top, maps, [], 0, False, None)
+    lens = []
+    if top:
+        by_layer = out["by_layer"]  # [l, k]
+        columns = named(by_layer.argmax(1)), by_layer.max(1), by_layer[:, classes[0]]
+        lens = [(name, float(p), float(q)) for name, p, q in zip(*columns, strict=True)]
     tokens = model.prefix, model.has_class_token
-    return Explanation(view, top, out["maps"], *tokens, model.grid)
+    return Explanation(view, top, out["maps"], lens, *tokens, model.grid)
 
 
 def attention_outputs(module, images):
-    """Compute the top classes of a ViT and its maps [b, l, h + 2, n, n]; see `Explanation`."""
-    out = module(images, attention=True)
+    """Compute the top classes, the maps and the logit lens of a ViT; see `Explanation`.
+
+    Args:
+      module: `vit.ViT`.
+      images: normalized [b, h, w, c].
+
+    Returns:
+      A dict with "maps" [b, l, h + 2, n, n] and, with a classifier, "classes" and "probabilities"
+      [b, TOP_K], and "by_layer", the class probabilities after each layer [b, l, k].
+    """
+    out = module(images, attention=True, blocks=True)
     heads = out["attention"].astype(jnp.float32)
     rollout = attention.rollout(heads)[:, :, None]
     maps = jnp.concatenate([heads, heads.mean(2, keepdims=True), rollout], axis=2)
-    return _top(out) | {"maps": jnp.moveaxis(maps, 1, 0).astype(jnp.float16)}
+    top = _top(out)
+    if top:
+        top["by_layer"] = logit_lens.class_probabilities(module, out["blocks"])
+    return top | {"maps": jnp.moveaxis(maps, 1, 0).astype(jnp.float16)}
 
 
 def gradcam_outputs(module, images):
@@ -124,29 +148,30 @@ def attention_map(explanation, layer, head, patch=None):
       patch: (row, column) of the query, from 0. None: the class token or, without one, the mean
         over all patches.
     """
-    _, _, maps, prefix, class_token, grid = explanation
-    softmax = maps[layer][{"mean": -2, "rollout": -1}.get(head, head)].astype(np.float32)
+    prefix, grid = explanation.prefix, explanation.grid
+    index = {"mean": -2, "rollout": -1}.get(head, head)
+    softmax = explanation.maps[layer][index].astype(np.float32)
     if patch is not None:
         row = softmax[prefix + patch[0] * grid[1] + patch[1]]
         return row[prefix:].reshape(grid)
-    return attention.query_maps(softmax, grid, prefix, class_token)
+    return attention.query_maps(softmax, grid, prefix, explanation.class_token)
 
 
-def draw(view, values, opacity, patch=None):
+def draw(view, values, opacity, patch=None, **options):
     """Overlay a map on an image.
 
     Args:
       view: the image, uint8 [h, w, 1 or 3].
       values: the map [rows, columns].
-      opacity: opacity where the map is largest, 0 to 1; where the map is 0, it is opacity².
+      opacity: opacity of the last color, 0 to 1; where the map is 0, it is opacity².
       patch: (row, column) of a patch to frame.
+      **options: `top` and `interpolation` of `overlay.overlay`.
 
     Returns:
       An enlarged image, uint8 [h, w, 3].
     """
-    factor = max(1, round(DRAWING_SIDE / view.shape[0]))
-    large = view.repeat(factor, 0).repeat(factor, 1)
-    colors = overlay.overlay(large, values, strength=(opacity**2, opacity))
+    large = overlay.enlarge(view, DRAWING_SIDE)
+    colors = overlay.overlay(large, values, strength=(opacity**2, opacity), **options)
     drawing = Image.fromarray(np.round(255 * colors).astype(np.uint8))
     if patch is not None:
         height, width = np.divide(large.shape[:2], values.shape)

@@ -8,6 +8,7 @@ import numpy as np
 
 from vit_jax.data import decode, pictures
 from vit_jax.demo import access, explain, panel
+from vit_jax.figures import overlay
 
 MAX_QUEUED_REQUESTS = 16
 SESSION_SECONDS = 3600
@@ -55,7 +56,7 @@ class Page:
         return dict(label=self.phrases(name), elem_id=name)
 
     def build_input(self):
-        """Build the upload field, the table of classes and the resolution selector."""
+        """Build the upload field, the tables of classes, the resolution, and the logit lenses."""
         phrases, labeled = self.phrases, self.labeled
         sources = ["upload", "clipboard"]
         self.picture = gr.Image(
@@ -74,6 +75,7 @@ class Page:
         megapixels = pictures.MAX_PIXELS // 10**6
         limits = dict(megabytes=access.MAX_FILE_BYTES >> 20, megapixels=megapixels)
         gr.HTML(f"<small>{phrases('limits', **limits)}</small>")
+        self.lenses = [gr.HTML("", elem_id=f"lens{i}") for i in range(len(self.models))]
 
     def build_drawing(self, i):
         """Build the drawing of model i and its caption."""
@@ -109,6 +111,9 @@ class Page:
         with gr.Row():
             controls["layer"] = gr.Slider(1, depth, depth, step=1, **layers)
             controls["opacity"] = gr.Slider(0, 1, 0.65, step=0.05, **labeled("opacity"))
+            choices = [(phrases(name), name) for name in overlay.INTERPOLATIONS]
+            smooth = dict(value=choices[0][1], min_width=200, **labeled("interpolation"))
+            controls["interpolation"] = gr.Radio(choices, **smooth)
         with gr.Column(visible=bool(vits)):
             hint = phrases("rollout_hint")
             controls["heads"] = gr.Radio(heads, value="mean", info=hint, **labeled("heads"))
@@ -132,7 +137,7 @@ class Page:
             [self.picture.change, self.resolution.input],
             self.show,
             {self.picture, self.resolution},
-            {self.explanations, self.status, *self.tops},
+            {self.explanations, self.status, *self.tops, *self.lenses},
             preprocess=False,
             **options | dict(show_progress="minimal"),
         ).then(self.redraw, inputs, outputs, **options)
@@ -149,7 +154,7 @@ class Page:
 
     def show(self, values):
         """Run the models on the image at the selected resolution."""
-        empty = dict.fromkeys(self.tops, "") | {self.explanations: None}
+        empty = dict.fromkeys([*self.tops, *self.lenses], "") | {self.explanations: None}
         if not values[self.picture]:
             return empty | {self.status: panel.note("status", self.phrases("waiting"))}
         path = values[self.picture]["path"]
@@ -161,8 +166,10 @@ class Page:
         except decode.DecodeError as error:
             message = self.phrases("broken", cause=error)
             return empty | {self.status: panel.note("alert", message)}
-        rows = zip(self.tops, models, explanations, strict=True)
-        tables = {top: panel.table(self.phrases, model, x) for top, model, x in rows}
+        tables = {}
+        for i, pair in enumerate(zip(models, explanations, strict=True)):
+            tables[self.tops[i]] = panel.table(self.phrases, *pair)
+            tables[self.lenses[i]] = panel.lens_table(self.phrases, *pair)
         return tables | {self.explanations: explanations, self.status: ""}
 
     def read(self, path, channels):

@@ -1,4 +1,4 @@
-"""Contents of the page for one image: table of classes, drawing and caption.
+"""Contents of the page for one image: tables of classes and of the logit lens, drawing, caption.
 
 Does not use gradio. `phrases` is a `figures.catalog.Catalog`. Names are escaped in HTML.
 """
@@ -6,6 +6,7 @@ Does not use gradio. `phrases` is a `figures.catalog.Catalog`. Names are escaped
 from html import escape
 from typing import NamedTuple
 
+from vit_jax.analysis import attention
 from vit_jax.demo import explain
 
 
@@ -20,6 +21,7 @@ class Controls(NamedTuple):
       row: row of the query patch, from 1.
       column: column of the query patch, from 1.
       rank: rank of the target class of Grad-CAM, from 0.
+      interpolation: of the map, "nearest" or "bilinear".
     """
 
     layer: int | None = 1
@@ -29,6 +31,7 @@ class Controls(NamedTuple):
     row: int | None = 1
     column: int | None = 1
     rank: int = 0
+    interpolation: str = "nearest"
 
 
 def clip(value, high):
@@ -71,7 +74,12 @@ def drawing(phrases, model, explanation, controls, grid=None):
         source,
         phrases("scale", **size, max=float(values.max()), uniform=1 / explanation.maps.shape[-1]),
     ]
-    return explain.draw(explanation.view, values, controls.opacity, patch), " · ".join(caption)
+    top, nearly_uniform = attention.color_scale(values)
+    if nearly_uniform:
+        caption.append(phrases("nearly_uniform", scale=attention.FLAT_SCALE))
+    options = dict(top=top, interpolation=controls.interpolation)
+    picture = explain.draw(explanation.view, values, controls.opacity, patch, **options)
+    return picture, " · ".join(caption)
 
 
 def _cam(phrases, model, explanation, controls):
@@ -84,7 +92,9 @@ def _cam(phrases, model, explanation, controls):
         phrases("for_class", name=explanation.top[rank][0]),
         phrases("scale_cam", **size) if values.any() else phrases("flat"),
     ]
-    return explain.draw(explanation.view, values, controls.opacity), " · ".join(caption)
+    options = dict(interpolation=controls.interpolation)
+    picture = explain.draw(explanation.view, values, controls.opacity, **options)
+    return picture, " · ".join(caption)
 
 
 def table(phrases, model, explanation):
@@ -93,8 +103,7 @@ def table(phrases, model, explanation):
     if not explanation.top:
         return f"<p><b>{name}</b><br>{phrases('unnamed')}</p>"
     rows = "".join(
-        f'<tr><th scope="row">{escape(label)}</th>'
-        f'<td class="bar"><i style="width:{share:.1%}"></i></td><td>{share:.1%}</td></tr>'
+        f'<tr><th scope="row">{escape(label)}</th>{_bar(share)}</tr>'
         for label, share in explanation.top
     )
     head = f'<th scope="col">{phrases("class")}</th><td></td>'
@@ -103,6 +112,31 @@ def table(phrases, model, explanation):
         f"<table><caption>{phrases('top')} <small>{name}</small></caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     )
+
+
+def lens_table(phrases, model, explanation):
+    """Return the logit lens as an HTML table, one row per layer; empty without a logit lens."""
+    if not explanation.lens:
+        return ""
+    predicted = escape(explanation.top[0][0])
+    rows = "".join(
+        f'<tr><th scope="row">{layer}</th><td>{escape(label)} <small>{share:.1%}</small></td>'
+        f"{_bar(of_predicted)}</tr>"
+        for layer, (label, share, of_predicted) in enumerate(explanation.lens, 1)
+    )
+    head = f'<th scope="col">{phrases("layer")}</th><th scope="col">{phrases("lens_top")}</th>'
+    head += f'<th scope="col" colspan="2">{phrases("lens_predicted", name=predicted)}</th>'
+    pooled = phrases("cls" if model.has_class_token else "pooled")
+    return (
+        f'<table class="lens"><caption>{phrases("lens")} '
+        f"<small>{escape(title(phrases, model))}<br>{phrases('lens_hint', pooled=pooled)}</small>"
+        f"</caption><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def _bar(share):
+    """Return two cells of a table: a bar and its percentage."""
+    return f'<td class="bar"><i style="width:{share:.1%}"></i></td><td>{share:.1%}</td>'
 
 
 def title(phrases, model):

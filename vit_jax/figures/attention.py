@@ -7,9 +7,17 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from vit_jax.analysis.attention import head_map, mass_mask
+from vit_jax.analysis.attention import FLAT_SCALE, MIN_CONTRAST, color_scale, head_map, mass_mask
 from vit_jax.figures.catalog import ENGLISH
-from vit_jax.figures.overlay import COLORS, OUTLINE, outline, overlay, spotlight
+from vit_jax.figures.overlay import (
+    COLORS,
+    OUTLINE,
+    enlarge,
+    outline,
+    overlay,
+    spotlight,
+    stretch,
+)
 from vit_jax.figures.style import finish, show_image, text_width, truncate
 from vit_jax.schema import pair
 
@@ -21,18 +29,28 @@ WIDTH = 9  # preferred width of the figure; MIN_CELL and MAX_CELL take precedenc
 CELL_GAP = 0.1  # between the images of a model
 MODEL_GAP = 0.3  # between models
 MIN_MODEL_WIDTH = 4.6  # room for the name and the note of a model
-LABEL_HEIGHT = 0.2  # text below an image
+LABEL_HEIGHT = 0.32  # two lines of text below an image
 HEADER_HEIGHT = 0.6  # titles above the first row
 LINE_HEIGHT = 0.16  # each line of a note or of the legend
 CHARS_PER_INCH = 15  # Latin letters in the font size of the notes
+MIN_PIXELS = 224  # images with interpolated maps are enlarged to about this height
 METHODS = ("gradcam", "rollout")  # keys of a model that select the phrases `explain_METHOD`
 
 
-def attention_grid(images, models, *, titles=None, style="map", keep=KEEP, phrases=ENGLISH):
+def attention_grid(
+    images,
+    models,
+    *,
+    titles=None,
+    style="map",
+    keep=KEEP,
+    interpolation="nearest",
+    phrases=ENGLISH,
+):
     """Draw one row per image: the image, then the maps and the features of each model.
 
-    Each map has its own color scale, and its maximum is printed below it. Maps are drawn without
-    interpolation, one square per patch.
+    Each map has its own color scale, and its maximum is printed below it. The scale of a map of
+    attention is that of `color_scale`; a nearly uniform one is marked and has no outline.
 
     Args:
       images: sequence of uint8 [h, w, 1 or 3].
@@ -40,6 +58,8 @@ def attention_grid(images, models, *, titles=None, style="map", keep=KEEP, phras
         "name": name of the model;
         "note": text below the name, such as the layer and the resolution;
         "columns": {title: maps [b, rows, columns]};
+        "uniform" (optional): share of a patch in uniform attention; without it, the maps are not
+          attention;
         "labels" (optional): text left of each row;
         "colors" (optional): features as RGB [b, rows, columns, 3] in [0, 1];
         "views" (optional): the model's images, if they differ from `images`;
@@ -49,6 +69,8 @@ def attention_grid(images, models, *, titles=None, style="map", keep=KEEP, phras
         outside the smallest set of patches that holds the share `keep` of the map. The first two
         styles outline that set instead.
       keep: share of the map's sum inside the mask or the outline.
+      interpolation: of the maps, "nearest", one square per patch, or "bilinear". Masks and outlines
+        consist of whole patches.
       phrases: `Catalog` of the section "figures".
 
     Returns:
@@ -80,7 +102,8 @@ def attention_grid(images, models, *, titles=None, style="map", keep=KEEP, phras
         ax.set_title("" if row else phrases("image"), fontsize=9, pad=3)
         for i, model in enumerate(models):
             axes = [add_axes(lefts[i] + j * (cell + CELL_GAP), row) for j in range(counts[i])]
-            _draw_row(axes, model, row, model.get("views", images)[row], style, keep, phrases)
+            view = model.get("views", images)[row]
+            _draw_row(axes, model, row, view, style, keep, interpolation, phrases)
             if row == 0:
                 _draw_header(axes, model, notes[i], widths[i], phrases)
     _draw_legend(figure, legend, start + CELL_GAP, cell, style, phrases)
@@ -135,6 +158,7 @@ def panel(extracted, heads, images, rows=None, *, phrases=ENGLISH):
     }
     note = phrases("attention_of", query=query_name(extracted, phrases))
     model = {"name": extracted.name, "rollout": "rollout" in heads, "columns": {}}
+    model["uniform"] = uniform_share(extracted.maps.shape[-2:], extracted.prefix)
     if rows is not None:
         for title, maps in titled.items():
             model["columns"][title] = maps[:, rows].reshape(-1, *maps.shape[2:])
@@ -182,27 +206,54 @@ def describe_grid(extracted, phrases=ENGLISH):
     if extracted.trained_grid not in (None, (rows, columns)):
         old_rows, old_columns = extracted.trained_grid
         text += phrases("resized", rows=old_rows, columns=old_columns)
-    return text + phrases("even_share", share=100 / (rows * columns + extracted.prefix))
+    share = uniform_share((rows, columns), extracted.prefix)
+    return text + phrases("even_share", share=100 * share)
 
 
-def _draw_row(axes, model, row, image, style, keep, phrases):
+def uniform_share(grid, prefix):
+    """Return the share of a patch in uniform attention; prefix: tokens before the patches."""
+    rows, columns = grid
+    return 1 / (rows * columns + prefix)
+
+
+def describe_map(values, uniform, phrases=ENGLISH):
+    """Describe a map [rows, columns] of attention: maximum, uniform share, nearly uniform or not.
+
+    Returns:
+      One or two lines of text.
+    """
+    shares = dict(maximum=100 * float(values.max()), uniform=100 * uniform)
+    text = phrases("maximum_and_uniform", **shares)
+    return f"{text}\n{phrases('nearly_uniform')}" if color_scale(values)[1] else text
+
+
+def _draw_row(axes, model, row, image, style, keep, interpolation, phrases):
     """Draw the maps and features of one model for one image."""
+    if interpolation != "nearest":
+        image = enlarge(image, MIN_PIXELS)
     for ax, maps in zip(axes, model["columns"].values(), strict=False):
         values = np.asarray(maps[row], np.float64)
-        maximum = values.max()
+        top, nearly_uniform = values.max() or 1, False
+        text = phrases("maximum", share=100 * values.max())
+        if "uniform" in model:
+            top, nearly_uniform = color_scale(values)
+            text = describe_map(values, model["uniform"], phrases)
         rows, columns = values.shape
         mask = mass_mask(values, keep)
         extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
         if style == "map":
-            show_image(ax, values, cmap=COLORS, vmin=0, vmax=maximum or 1, extent=extent)
+            if interpolation != "nearest":
+                values = stretch(values, image.shape, interpolation)
+            show_image(ax, values, cmap=COLORS, vmin=0, vmax=top, extent=extent)
         elif style == "overlay":
-            show_image(ax, overlay(image, values), extent=extent)
+            colors = overlay(image, values, top=top, interpolation=interpolation)
+            show_image(ax, colors, extent=extent)
         else:
             show_image(ax, spotlight(image, mask), extent=extent)
-        if style != "mask":
+        if style != "mask" and not nearly_uniform:
             line = dict(colors=OUTLINE, linewidths=np.clip(10 / rows, 0.4, 1.4), clip_on=False)
             ax.add_collection(LineCollection(outline(mask), **line))
-        ax.set_xlabel(phrases("maximum", share=100 * maximum), fontsize=7, labelpad=2, color="0.3")
+        ax.set_xlabel(text, fontsize=6.5, labelpad=2, color="0.3")
     if "colors" in model:
         show_image(axes[-1], model["colors"][row])
     if "labels" in model:
@@ -230,6 +281,11 @@ def _legend_text(models, style, keep, phrases):
         for method in METHODS
         if any(model.get(method) for model in models)
     ]
+    if any("uniform" in model for model in models):
+        text = phrases("explain_uniform", contrast=MIN_CONTRAST)
+        if style != "mask":
+            text += phrases("explain_uniform_scale", scale=FLAT_SCALE)
+        lines.append(text)
     lines.append(phrases("explain_lit" if style == "mask" else "explain_outline", share=keep))
     if any("colors" in model for model in models):
         lines.append(phrases("explain_features"))

@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 
 from vit_jax.analysis.attention import mass_mask
 from vit_jax.analysis.receptive_field import SHARE, area
-from vit_jax.figures.attention import attention_grid
+from vit_jax.figures.attention import attention_grid, uniform_share
 from vit_jax.figures.catalog import ENGLISH
 from vit_jax.figures.overlay import COLORS, OUTLINE, outline
 from vit_jax.figures.style import (
@@ -184,6 +184,7 @@ def saliency_grid(images, titles, models, *, phrases=ENGLISH):
         "maps": {layer: [b, rows, columns]};
         "predicted": names of the predicted classes [b], or None without a classifier;
         "query": for a ViT, the query of the attention, such as "[CLS]";
+        "prefix": for a ViT, the number of tokens before the patches;
         "views" (optional): the model's images, if they differ from `images`.
       phrases: `Catalog` of the section "figures".
 
@@ -200,6 +201,7 @@ def saliency_grid(images, titles, models, *, phrases=ENGLISH):
         panel["gradcam"] = "query" not in model
         panel["note"] = phrases("gradcam")
         if "query" in model:
+            panel["uniform"] = uniform_share(maps.shape[1:], model["prefix"])
             panel["note"] = phrases("attention_mean", query=model["query"])
         if model["predicted"] is not None:
             names = [truncate(name, MAX_CHARS) for name in model["predicted"]]

@@ -1,10 +1,18 @@
 """Attention maps as text for the terminal."""
 
 import unicodedata
+from itertools import zip_longest
 
 from vit_jax.analysis import attention
 from vit_jax.errors import printable
-from vit_jax.figures.attention import describe_grid, head_title, query_name, select_maps
+from vit_jax.figures.attention import (
+    describe_grid,
+    describe_map,
+    head_title,
+    query_name,
+    select_maps,
+    uniform_share,
+)
 from vit_jax.figures.catalog import ENGLISH
 
 
@@ -26,12 +34,13 @@ def text(names, models, heads, width=100, *, phrases=ENGLISH):
         for model in models:
             title = phrases("attention_of_in", query=query_name(model, phrases), name=model.name)
             lines += [printable(f"{name}: {title}"), describe_grid(model, phrases), ""]
+            uniform = uniform_share(model.maps.shape[-2:], model.prefix)
             blocks = [
                 [
                     phrases("layer_of", layer=layer, depth=model.depth),
                     head_title(head, model, phrases),
                     *attention.as_text(values).splitlines(),
-                    phrases("maximum", share=100 * values.max()),
+                    *describe_map(values, uniform, phrases).splitlines(),
                 ]
                 for j, layer in enumerate(model.layers)
                 for head in heads
@@ -43,7 +52,7 @@ def text(names, models, heads, width=100, *, phrases=ENGLISH):
 
 
 def side_by_side(blocks, width):
-    """Arrange text blocks with the same number of lines side by side.
+    """Arrange text blocks side by side.
 
     Args:
       blocks: lists of lines.
@@ -56,7 +65,7 @@ def side_by_side(blocks, width):
     per_row = max(1, (width + 2) // block_width)
     lines = []
     for start in range(0, len(blocks), per_row):
-        for row in zip(*blocks[start : start + per_row], strict=True):
+        for row in zip_longest(*blocks[start : start + per_row], fillvalue=""):
             padded = (line + " " * (block_width - display_width(line)) for line in row)
             lines.append("".join(padded).rstrip())
         lines.append("")

@@ -11,8 +11,10 @@ import math
 import numpy as np
 from matplotlib import colormaps
 
+from vit_jax.analysis.attention import color_scale
+from vit_jax.figures.attention import describe_map, uniform_share
 from vit_jax.figures.catalog import ENGLISH
-from vit_jax.figures.drawing import SMALL, Drawing, format_shape, format_size
+from vit_jax.figures.drawing import LINE_HEIGHT, SMALL, Drawing, format_shape, format_size
 from vit_jax.figures.style import BLUE, GREEN, ORANGE, PURPLE, truncate
 
 SIDE = 168  # px, long side of the image
@@ -21,6 +23,8 @@ SHOWN_PATCHES = 4  # of the first row, drawn alone
 MAX_SHADED = 32  # rows or columns of a shaded map; larger maps are averaged
 MIN_CELL = 1.1  # px, of a grid whose lines are drawn
 BAR = 170  # px, of a probability of 1
+NOTE = 164  # px, the description of a map
+HEADS_PER_ROW = 4
 NAME_CHARS = 26
 
 
@@ -77,25 +81,25 @@ def patches(model, view, *, phrases=ENGLISH):
     return str(drawing)
 
 
-def head_maps(view, maps, *, phrases=ENGLISH):
+def head_maps(prefix, view, maps, *, phrases=ENGLISH):
     """Draw the attention of the query to the patches in every head of a layer.
 
     Args:
+      prefix: number of tokens before the patches.
       view, phrases: see the module.
       maps: attention of one layer [heads, rows, columns].
     """
     drawing = Drawing(phrases("head_maps", heads=len(maps)))
-    width, height = extent(view.shape, TILE * 2.4)
+    width, height = extent(view.shape, TILE * 3)
+    step = max(width, NOTE) + 12
     drawing.image(8, 30 + height / 2, view, width, height)
-    per_row = min(len(maps), 6)
     for i, values in enumerate(maps):
-        row, column = divmod(i, per_row)
-        x = 8 + (width + 12) * (column + 1)
-        y = 30 + height / 2 + row * (height + 40)
-        drawing.image(x, y, heat(values, 0), width, height)
+        row, column = divmod(i, HEADS_PER_ROW)
+        x = 20 + width + step * column
+        y = 30 + height / 2 + row * (height + 54)
+        drawing.image(x, y, heat(values, 0, color_scale(values)[0]), width, height)
         drawing.text(x + width / 2, y - height / 2 - 9, phrases("head", head=i), font_size=SMALL)
-        share = phrases("maximum", share=100 * float(values.max()))
-        drawing.note(x, y + height / 2 + 9, share, font_size=SMALL)
+        _note_map(drawing, x, y + height / 2 + 9, values, prefix, phrases)
     return str(drawing)
 
 
@@ -138,23 +142,28 @@ def shades(prefix, view, layers, maps, levels, *, phrases=ENGLISH):
     drawing.image(8, y, view, width, height)
     opacities = dict(zip(levels, (1.0, 0.55, 0.15), strict=True))
     for k, (title, values) in enumerate(zip(layers, maps, strict=True)):
-        x = 8 + (k + 1) * (width + 26)
+        x = 34 + width + k * (max(width, NOTE) + 26)
         drawing.text(x + width / 2, 14, title, font_weight="bold")
-        values = coarse(values)
-        share = values / (values.max() or 1)
-        rows, columns = values.shape
+        drawn = coarse(values)
+        share = drawn / (drawn.max() or 1)
+        rows, columns = drawn.shape
         cell = width / columns, height / rows
         for i, j in np.ndindex(rows, columns):
             shade = next(char for char, low in levels.items() if share[i, j] + 1e-9 >= low)
             left, top = x + j * cell[0], y - height / 2 + i * cell[1]
             drawing.cell(left, top, *cell, opacity=opacities[shade])
         if prefix is not None:
-            maximum = phrases("maximum", share=100 * float(values.max()))
-            uniform = phrases("uniform_is", share=100 / (rows * columns + prefix))
-            drawing.note(x, y + height / 2 + 12, f"{maximum}, {uniform}", font_size=SMALL)
+            _note_map(drawing, x, y + height / 2 + 12, values, prefix, phrases)
     high, middle, _ = levels.values()
-    drawing.note(8, y + height / 2 + 34, phrases("shades", high=high, middle=middle))
+    drawing.note(8, y + height / 2 + 48, phrases("shades", high=high, middle=middle))
     return str(drawing)
+
+
+def _note_map(drawing, x, y, values, prefix, phrases):
+    """Write the description of a map of attention below it."""
+    text = describe_map(values, uniform_share(values.shape, prefix), phrases)
+    for i, line in enumerate(text.splitlines()):
+        drawing.note(x, y + i * LINE_HEIGHT, line, font_size=SMALL)
 
 
 def coarse(values):

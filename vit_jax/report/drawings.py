@@ -95,7 +95,7 @@ def _vit(model, view, shown):
         "self_attention": [partial(diagrams.self_attention, config)],
         "heads": [
             partial(diagrams.multi_head, config),
-            partial(walkthrough.head_maps, shown, maps[-1]),
+            partial(walkthrough.head_maps, model.prefix, shown, maps[-1]),
         ],
         "patches": [
             partial(walkthrough.patches, config, shown),

@@ -125,6 +125,7 @@ def saliency_drawing(inspections):
             names = None if classes is None else [model.class_names[i] for i in classes]
             panel = dict(name=model.short_name, maps=maps, predicted=names, views=inspection.views)
             if not model.is_cnn:
+                panel["prefix"] = model.prefix
                 panel["query"] = "[CLS]" if model.has_class_token else phrases("average_patch")
             panels.append(panel)
         first = inspections[0]

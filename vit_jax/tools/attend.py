@@ -13,6 +13,10 @@ Layers are drawn side by side, or one per row if there are several heads. Figure
 image also show the patch features, their first three principal components as colors. The arrays are
 saved next to the figure as .npz: maps [images, layers, heads, rows, columns], and others.
 
+Each map has its own scale. Below it are its maximum and the share of a patch in uniform attention;
+a map with a maximum below twice its mean is marked as nearly uniform, on a scale up to four times
+its mean.
+
 --lens draws the logit lens of a model with a classifier: the class probabilities if the blocks
 after a layer were skipped, and the probability of the predicted class for each patch alone.
 """
@@ -33,6 +37,7 @@ MAX_FIGURE_IMAGES = 16
 MAX_ANIMATED_IMAGES = 500
 MAX_FIGURE_MAPS = 600  # a figure of 600 maps covers about one square meter
 STYLES = ("overlay", "map", "mask")
+INTERPOLATIONS = ("nearest", "bilinear")
 
 
 def define_flags():
@@ -53,6 +58,9 @@ def define_flags():
     )
     flags.DEFINE_enum(
         "style", "overlay", STYLES, "map over the image, map alone, or image masked by --keep"
+    )
+    flags.DEFINE_enum(
+        "interpolation", "nearest", INTERPOLATIONS, "of the maps: one square per patch, or smooth"
     )
     flags.DEFINE_float("keep", 0.6, "share of the attention inside the outline or mask")
     flags.DEFINE_string("output", None, "figure to write: .png, .pdf or .svg")
@@ -137,6 +145,7 @@ def attend(
     layers=None,
     heads=None,
     style="overlay",
+    interpolation="nearest",
     keep=0.6,
     output=None,
     animate=None,
@@ -153,6 +162,7 @@ def attend(
       heads: a list of numbers from 0, "all", "mean", "max" or "rollout". None: the mean; for a
         single layer also the first three heads.
       style: "overlay", "map" or "mask".
+      interpolation: of the maps, "nearest", one square per patch, or "bilinear".
       keep: share of the attention inside the outline or mask.
       output: .png, .pdf or .svg file to write.
       animate: .gif, .apng or .png file to write, with one frame per layer, or per image if there
@@ -171,7 +181,14 @@ def attend(
     from vit_jax.augment.host import to_channels
 
     output, animate = check(
-        len(pictures), output=output, animate=animate, terminal=terminal, keep=keep, fps=fps
+        len(pictures),
+        output=output,
+        animate=animate,
+        terminal=terminal,
+        style=style,
+        interpolation=interpolation,
+        keep=keep,
+        fps=fps,
     )
     if any(model.is_cnn for model in models):
         raise UserError("a ResNet has no attention maps; pass a ViT")
@@ -200,7 +217,8 @@ def attend(
         from vit_jax.figures.attention import attention_figure
 
         shown = [to_channels(view, min(view.shape[2], 3)) for view in views[0]]
-        draw = partial(attention_figure, names, shown, extracted, heads, style=style, keep=keep)
+        options = dict(style=style, interpolation=interpolation, keep=keep)
+        draw = partial(attention_figure, names, shown, extracted, heads, **options)
         rows = list(range(num_layers)) if row_per_layer else None
     if output:
         draw(range(len(names)), rows).savefig(output, dpi=150)
@@ -221,12 +239,12 @@ def natural_key(path):
     return [int(x) if x.isdigit() else x for x in re.split(r"([0-9]+)", path)]
 
 
-def check(count, *, output, animate, terminal, keep, fps):
+def check(count, *, output, animate, terminal, style, interpolation, keep, fps):
     """Check the flags and create the directories of the output files.
 
     Args:
       count: number of images.
-      output, animate, terminal, keep, fps: as in `attend`.
+      output, animate, terminal, style, interpolation, keep, fps: as in `attend`.
 
     Returns:
       The paths of the figure and of the animation, each a Path or None.
@@ -241,6 +259,11 @@ def check(count, *, output, animate, terminal, keep, fps):
         raise UserError(
             f"got {count} images; pass 1 to {max_count}: files, directories or, with a run, rows "
             "such as test:0"
+        )
+    if style == "mask" and interpolation != "nearest":
+        raise UserError(
+            f"--interpolation={interpolation} does not apply to --style=mask, which shows whole "
+            "patches; pass --style=overlay or --style=map"
         )
     if not 0 < keep <= 1:
         raise UserError(f"--keep={keep} must be above 0 and at most 1")
