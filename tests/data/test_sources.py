@@ -211,7 +211,8 @@ class Mislabeled:
 def test_labels_out_of_range_raise(label):
     with pytest.raises(UserError, match=f"train has label {label}, but there are 3 classes"):
         data.Slice(Mislabeled(label), 0, 1, "train")[0]
-    assert data.Slice(Mislabeled(2), 0, 1, "train")[0]["label"] == 2
+    for i in (0, np.int64(0)):  # nearest neighbors are NumPy integers
+        assert data.Slice(Mislabeled(2), 0, 1, "train")[i]["label"] == 2
 
 
 def test_cache_keeps_examples_and_is_not_pickled(folder):

@@ -18,6 +18,7 @@ of unreadable images are implemented here, for all sources.
 
 import collections
 import hashlib
+import operator
 import os
 import random
 import re
@@ -218,6 +219,7 @@ class Slice:
         return self.stop - self.start
 
     def __getitem__(self, i):
+        i = operator.index(i)  # the seed of random.Random must not be a NumPy integer
         if not 0 <= i < len(self):
             raise IndexError(i)
         if i in self.examples:
