@@ -4,21 +4,22 @@ python -m experiments.size_vs_accuracy --config=configs/cifar10.py --sizes=pico,
 python -m vit_jax.train --config=configs/cifar10.py:nano --workdir=runs/cifar10_nano
 
 SIZE          parameters    layers    width    epochs    hours on one core    published top-1
-pico          17 k          2         24       12        0.05                 -
-mu            42 k          3         32       12        0.1                  -
-resnet8       78 k          8         16-64    12        0.25                 -
-nano          119 k         4         48       12        0.15                 -
-micro         308 k         6         64       12        0.4                  -
-mini          683 k         6         96       12        0.8                  -
-midi          1.2 M         6         128      12        1.25                 -
+pico          17 k          2         24       12        0.2                  -
+mu            42 k          3         32       12        0.3                  -
+resnet8       78 k          8         16-64    12        0.5                  -
+nano          119 k         4         48       12        0.3                  -
+micro         308 k         6         64       12        0.8                  -
+mini          683 k         6         96       12        1.6                  -
+midi          1.2 M         6         128      12        2.5                  -
 resnet20      272 k         20        16-64    167       11                   91.25%
 resnet32      467 k         32        16-64    167       19                   92.49%
 vit_lite_6    3.2 M         6         256      200       54                   90.94%
 vit_lite_7    3.7 M         7         256      200       63                   91.38%
 
 The first command trains four sizes with two seeds. Finished runs are skipped; the results are in
-experiments/size_vs_accuracy. Hours are estimated from the FLOPs and from the throughput of nano and
-micro, 1,030 and 400 images/s.
+experiments/size_vs_accuracy. The hours of pico and mu were measured on one core of a busy machine.
+The others are estimated from the FLOPs and from the throughput of nano and micro on an idle core,
+1,030 and 400 images/s; those with 12 epochs are doubled for the data loader and a busy machine.
 
 pico to midi and resnet8 share a recipe for a CPU: 12 epochs with random crops and flips. The others
 follow publications:
