@@ -32,7 +32,7 @@ IMAGENETTE = {
 # name: (recipe, overrides)
 RUNS = {
     "vit_lite_7": ("configs/cifar10.py:vit_lite_7", CIFAR10),
-    "dino_cifar10": ("configs/dino_cifar10.py:Ti", CIFAR10),
+    "dino_cifar10": ("configs/dino_cifar10.py:Ti", {}),
     "dino_imagenette": ("configs/dino_own_images.py", IMAGENETTE),
     "micro": ("configs/cifar10.py:micro", LADDER),
     "midi": ("configs/cifar10.py:midi", LADDER),

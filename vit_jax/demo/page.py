@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_jax.data import decode, pictures
 from vit_jax.demo import access, explain, panel
-from vit_jax.figures import overlay
+from vit_jax.figures import INTERPOLATIONS
 
 MAX_QUEUED_REQUESTS = 16
 SESSION_SECONDS = 3600
@@ -111,7 +111,7 @@ class Page:
         with gr.Row():
             controls["layer"] = gr.Slider(1, depth, depth, step=1, **layers)
             controls["opacity"] = gr.Slider(0, 1, 0.65, step=0.05, **labeled("opacity"))
-            choices = [(phrases(name), name) for name in overlay.INTERPOLATIONS]
+            choices = [(phrases(name), name) for name in INTERPOLATIONS]
             smooth = dict(value=choices[0][1], min_width=200, **labeled("interpolation"))
             controls["interpolation"] = gr.Radio(choices, **smooth)
         with gr.Column(visible=bool(vits)):

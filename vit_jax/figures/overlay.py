@@ -9,11 +9,12 @@ import numpy as np
 from matplotlib import colormaps
 from PIL import Image
 
+from vit_jax.figures import INTERPOLATIONS
+
 COLORS = "magma"  # perceptually uniform, also in grayscale
 OUTLINE = "#00D5FF"  # does not occur in COLORS
 STRENGTH = (0.45, 0.85)  # opacity of the colors at 0 and at the map's maximum
 DIMMED = 0.15  # brightness outside a mask
-INTERPOLATIONS = ("nearest", "bilinear")  # of maps
 
 
 def overlay(image, values, *, top=None, strength=STRENGTH, colors=COLORS, interpolation="nearest"):

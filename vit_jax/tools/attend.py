@@ -31,13 +31,13 @@ from absl import flags
 from vit_jax import cli, progress, variants
 from vit_jax.data.pictures import list_files
 from vit_jax.errors import UserError, printable
+from vit_jax.figures import INTERPOLATIONS
 from vit_jax.tools import features, model_flags
 
 MAX_FIGURE_IMAGES = 16
 MAX_ANIMATED_IMAGES = 500
 MAX_FIGURE_MAPS = 600  # a figure of 600 maps covers about one square meter
 STYLES = ("overlay", "map", "mask")
-INTERPOLATIONS = ("nearest", "bilinear")
 
 
 def define_flags():
