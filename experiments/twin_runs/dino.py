@@ -38,6 +38,8 @@ SHARED = {
     "patch": 4,
     "local_size": 16,
     "local_views": 4,
+    "scale": (0.4, 1.0),
+    "local_scale": (0.05, 0.4),
     "width": 48,
     "depth": 3,
     "num_heads": 4,
@@ -71,9 +73,8 @@ def define_flags():
 
 
 def main(flags):
-    if not (Path(flags.checkout) / "main_dino.py").is_file():
-        raise UserError(f"--checkout={flags.checkout} has no main_dino.py")
-    config = make_config()
+    checkout = find_checkout(flags.checkout)
+    config = make_config(SHARED)
     config.data.dir = flags.data_dir
     config.data.dataset = flags.dataset
     config.seed = flags.seed
@@ -95,13 +96,8 @@ def main(flags):
         np.savez(paths["weights"], **to_reference(state.params))
         np.savez(paths["crops"], **normalized(run, batches))
         job = Path(folder) / "job.json"
-        checkout = str(Path(flags.checkout).resolve())
         job.write_text(json.dumps(SHARED | paths | {"checkout": checkout}))
-        script = str(Path(__file__).with_name("dino_peer.py"))
-        code = subprocess.run([flags.peer, script, str(job)]).returncode
-        if code:
-            raise UserError(f"{flags.peer} {script} failed with exit code {code}, see above")
-        reference = dict(np.load(paths["output"]))
+        reference = train_reference(flags.peer, job)
     losses, state = train(run, state, batches)
     columns = zip(losses, reference["losses"].tolist(), strict=True)
     rows = [
@@ -133,6 +129,29 @@ def main(flags):
     return int(worst > MAX_DIFFERENCE)
 
 
+def find_checkout(path):
+    """Return the absolute path of a checkout of facebookresearch/dino."""
+    if not (Path(path) / "main_dino.py").is_file():
+        raise UserError(f"--checkout={path} has no main_dino.py")
+    return str(Path(path).resolve())
+
+
+def train_reference(peer, job):
+    """Train the reference, and return the arrays of its output.
+
+    Args:
+        peer: the Python of the peer.
+        job: the JSON file that dino_peer.py documents, a Path.
+    """
+    import numpy as np
+
+    script = str(Path(__file__).with_name("dino_peer.py"))
+    code = subprocess.run([peer, script, str(job)]).returncode
+    if code:
+        raise UserError(f"{peer} {script} failed with exit code {code}, see above")
+    return dict(np.load(json.loads(job.read_text())["output"]))
+
+
 def train(run, state, batches):
     """Run a training step per batch. Returns the losses, a list of floats, and the last state."""
     losses = []
@@ -147,12 +166,13 @@ def largest(losses, reference):
     return max(abs(a - b) for a, b in zip(losses, reference, strict=True))
 
 
-def make_config():
-    """Return the config of the recorded run."""
-    s = SHARED
+def make_config(s):
+    """Return the config with the values of `SHARED`, or others with the same keys."""
     c = recipe.base()
     c.data.train = f"train[:{s['batch_size'] * s['steps_per_epoch']}]"
     c.data.test = "test"
+    c.augment.scale = s["scale"]
+    c.augment.local_scale = s["local_scale"]
     c.augment.local_views = s["local_views"]
     c.augment.local_size = s["local_size"]
     c.model.variant = f"nano/{s['patch']}"

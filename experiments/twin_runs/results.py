@@ -30,6 +30,11 @@ COMPARISONS = (
         ("timm", "test_raw"),
     ),
 )
+KNN_COMPARISONS = tuple(
+    (f"{name}, k = {k}", ("vit_jax", f"{name}_knn{k}"), ("reference", f"{name}_knn{k}"))
+    for name in ("trained", "untrained")
+    for k in (10, 20)
+)
 CURVES = {
     "train_loss": "training loss",
     "val_ema": "validation accuracy of the EMA, %",
@@ -63,18 +68,29 @@ def versions():
 def write(rows, folder):
     """Write runs.jsonl, comparisons.csv, curves.csv, their Markdown, and curves.png."""
     log.write_text(folder / "runs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    compared = [compare(rows, *comparison) for comparison in COMPARISONS]
-    if compared := [row for row in compared if row]:
-        tables.write(compared, folder / "comparisons.csv")
+    write_comparisons(rows, COMPARISONS, folder / "comparisons.csv")
     tables.write(curves(rows), folder / "curves.csv")
     draw(rows).savefig(folder / "curves.png", dpi=120)
 
 
+def write_knn(rows, folder):
+    """Write dino_knn.jsonl, dino_knn.csv and its Markdown."""
+    log.write_text(folder / "dino_knn.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_comparisons(rows, KNN_COMPARISONS, folder / "dino_knn.csv")
+
+
+def write_comparisons(rows, comparisons, path):
+    """Write the comparisons whose settings have two seeds, if any, as CSV and Markdown."""
+    compared = [compare(rows, *comparison) for comparison in comparisons]
+    if compared := [row for row in compared if row]:
+        tables.write(compared, path)
+
+
 def compare(rows, name, a, b):
-    """Return a row of the comparisons; None unless both sides have two seeds.
+    """Return a row of a comparison; None unless both sides have two seeds.
 
     Args:
-        rows: rows of runs.jsonl.
+        rows: rows of runs.jsonl or dino_knn.jsonl.
         name: name of the comparison.
         a: setting and metric of one side.
         b: those of the other side.

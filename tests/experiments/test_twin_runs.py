@@ -3,14 +3,17 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from configs import deit
 from experiments.twin_runs import __main__ as twin_runs
-from experiments.twin_runs import dino, recipe, results, train
+from experiments.twin_runs import dino, dino_knn, recipe, results, train
 from tests import ROOT, command
 from tests.tiny import tiny
+from vit_jax import data, evaluators
 from vit_jax.config import check, config_diff
+from vit_jax.run import Run
 
 RESULTS = ROOT / "experiments" / "twin_runs" / "results"
 
@@ -98,6 +101,50 @@ def test_committed_tables_are_those_of_the_committed_runs(tmp_path):
     assert written[-2:] == ["curves.csv", "curves.md"]
     for name in written:
         assert (tmp_path / name).read_text() == (RESULTS / name).read_text()
+
+
+def test_knn_of_both_teachers(monkeypatch):
+    """Features are in the order of the labels, and one-hot labels as features classify all."""
+    monkeypatch.setitem(dino_knn.SHARED, "steps_per_epoch", 1)
+    config = tiny(dino.make_config(dino_knn.SHARED))
+    config.data.synthetic.images = 40
+    check(config)
+    losses, features = dino_knn.train_here(config)
+    assert len(losses) == 2 and all(map(math.isfinite, losses))
+    names = ("untrained_train", "untrained_test", "trained_train", "trained_test")
+    assert sorted(features) == sorted(names)
+    assert not np.array_equal(features["untrained_test"], features["trained_test"])
+    scores = dino_knn.accuracies(config, features)
+    assert scores.keys() == {f"{a}_knn{k}" for a in ("untrained", "trained") for k in (10, 20)}
+
+    def labels(split):
+        source = data.make(config, config.data[split])
+        return np.array([source[i]["label"] for i in range(len(source))])
+
+    run = Run(config)
+    for split in ("train", "test"):
+        rows = evaluators.features(run.model, config, split, run.mesh)(run.weights(run.init()))
+        np.testing.assert_array_equal(rows["label"], labels(split))
+    one_hot = {name: np.eye(10)[labels(name.partition("_")[2])] for name in names}
+    assert set(dino_knn.accuracies(config, one_hot).values()) == {100.0}
+
+
+def test_finished_knn_runs_are_skipped(tmp_path, capsys):
+    (tmp_path / "main_dino.py").touch()
+    output = tmp_path / "results"
+    output.mkdir()
+    rows = [
+        {"setting": side, "seed": seed, "shared": dino_knn.SHARED}
+        | {f"{a}_knn{k}": 30.0 + seed for a in ("untrained", "trained") for k in (10, 20)}
+        for side in dino_knn.SIDES
+        for seed in (0, 1)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (output / "dino_knn.jsonl").write_text(text)
+    flags = [f"--checkout={tmp_path}", f"--output={output}", f"--workdir={tmp_path}/w"]
+    assert command.run(dino_knn, *flags, "--seeds=0,1") == 0
+    assert (output / "dino_knn.jsonl").read_text() == text
+    assert "trained, k = 20 | vit_jax trained_knn20 | reference" in capsys.readouterr().out
 
 
 def test_unknown_setting_and_missing_checkout_are_refused(tmp_path, capsys):
