@@ -8,7 +8,7 @@ Ti       5.4 M         200       one GPU                     not run
 
 For comparison, raw pixels reach 45.3% and an untrained micro 31.7%, on images that were re-encoded
 as JPEG, measured by
-`python -m experiments.dino_fashion_mnist.baselines --config=configs/dino_cifar10.py --output=FILE`.
+`python -m experiments.dino.baselines --config=configs/dino_cifar10.py --output=FILE`.
 
 The augmentations are those of configs/dino.py without blur, which would remove what is left of an
 object at 32 pixels, with four local crops of 16 pixels. The head has fewer prototypes, for ten

@@ -4,7 +4,7 @@ python -m vit_jax.train --config=configs/dino_fashion_mnist.py --workdir=runs/di
 
 Training takes 52 minutes on two CPU cores. Test accuracy of k-NN (k = 20): 86.0%, compared with
 73.2% for the untrained model and 85.6% for raw pixels. The learning curve and the limitations are
-in experiments/dino_fashion_mnist.
+in experiments/dino/fashion_mnist.
 """
 
 from configs import dino, fashion_mnist

@@ -14,7 +14,7 @@ import numpy as np
 from IPython.display import display
 from matplotlib.figure import Figure
 
-from experiments.dino_fashion_mnist import baselines
+from experiments.dino import baselines
 from vit_jax import cli, data, evaluators, inference
 from vit_jax.analysis import attention_maps
 from vit_jax.data.pictures import open_images

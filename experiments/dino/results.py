@@ -1,9 +1,11 @@
-"""Export the results of a DINO run on Fashion-MNIST, and update the table and the figure.
+"""Export the results of a DINO run on a CPU, and update the table and the figure of its study.
 
-python -m experiments.dino_fashion_mnist.results --workdir=runs/dino_fashion_mnist --name=run1
+python -m experiments.dino.results --study=cifar10 --workdir=runs/dino_cifar10 --name=run1
 
-Writes results/run1.json and results/run1_curve.jsonl, then updates the table in README.md and
-knn.png from all files in results/. Without --workdir, only the table and the figure are updated.
+A study is a directory of this package with a README.md, and with the scores of
+experiments.dino.baselines in results/baselines.json. Writes results/run1.json and
+results/run1_curve.jsonl, then updates the table in README.md and knn.png from all files in
+results/. Without --workdir, only the table and the figure are updated.
 """
 
 import json
@@ -20,31 +22,39 @@ from vit_jax.figures.curves import BLUE, GREEN, ORANGE, PURPLE
 from vit_jax.workdir import log
 
 FOLDER = Path(__file__).parent
-RESULTS = FOLDER / "results"
+STUDIES = ("fashion_mnist", "cifar10")
 MARKERS = ("<!-- table -->\n", "<!-- end -->")
 SCORES = ("val/knn10", "val/knn20", "test/knn10", "test/knn20", "test/linear_acc1")
 DIAGNOSTICS = ("train/teacher_entropy", "train/mean_entropy", "train/feature_std")
 
 
 def define_flags():
+    flags.DEFINE_enum("study", STUDIES[0], STUDIES, "directory of the results")
     flags.DEFINE_string("workdir", None, "workdir of the run to export")
     flags.DEFINE_string("name", "run1", "name of the exported run")
+    flags.DEFINE_string("device", "2 CPU cores", "device that the run was trained on")
 
 
 def main(flags):
+    study = FOLDER / flags.study
+    results = study / "results"
     if flags.workdir:
-        export_run(Path(flags.workdir), flags.name)
-    runs = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("run*.json"))}
-    baselines = json.loads((RESULTS / "baselines.json").read_text())["scores"]
-    readme = FOLDER / "README.md"
+        export_run(Path(flags.workdir), study, flags.name, flags.device)
+    runs = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("run*.json"))}
+    curves = {
+        name: [json.loads(line) for line in (results / f"{name}_curve.jsonl").open()]
+        for name in runs
+    }
+    baselines = json.loads((results / "baselines.json").read_text())["scores"]
+    readme = study / "README.md"
     pattern = re.compile(f"({re.escape(MARKERS[0])}).*?({re.escape(MARKERS[1])})", re.DOTALL)
     text = table(runs, baselines)
     readme.write_text(pattern.sub(lambda match: match[1] + text + match[2], readme.read_text()))
     print(text, end="")
-    draw(runs, baselines).savefig(FOLDER / "knn.png", dpi=150)
+    draw(curves, baselines).savefig(study / "knn.png", dpi=150)
 
 
-def export_run(workdir, name):
+def export_run(workdir, study, name, device):
     """Write results/NAME.json, the config and scores, and results/NAME_curve.jsonl, the metrics."""
     from vit_jax.tools import evaluate
 
@@ -55,18 +65,19 @@ def export_run(workdir, name):
     linear = evaluate.score(workdir, "test", ("linear_probe",))
     last["eval/test/linear_acc1"] = linear["linear_acc1"]
     record = {
-        "command": "python -m vit_jax.train --config=configs/dino_fashion_mnist.py --workdir=W",
+        "command": f"python -m vit_jax.train --config=configs/dino_{study.name}.py --workdir=W",
         "config": changed_keys(config),
         "versions": run["versions"],
-        "device": "2 CPU cores",
+        "device": device,
         "steps": rows[-1]["step"],
         "total_steps": config.total_steps,
         "images_per_s_median": tables.median_throughput(rows),
         "scores": {key: last.get(f"eval/{key}") for key in SCORES},
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
+    results = study / "results"
+    (results / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n")
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (RESULTS / f"{name}_curve.jsonl").write_text(lines)
+    (results / f"{name}_curve.jsonl").write_text(lines)
 
 
 def changed_keys(config):
@@ -95,8 +106,12 @@ def table(runs, baselines):
     return "\n".join(lines) + "\n"
 
 
-def draw(runs, baselines):
+def draw(curves, baselines):
     """Plot k-NN accuracy over steps with both baselines, and DINO's collapse diagnostics.
+
+    Args:
+        curves: {name of a run: rows of its metrics}.
+        baselines: {"pixels": {"val": {"knn20": accuracy}}, "untrained": ...}.
 
     Returns:
         A matplotlib Figure.
@@ -109,8 +124,8 @@ def draw(runs, baselines):
     for name, color in (("pixels", ORANGE), ("untrained", PURPLE)):
         score = baselines[name]["val"]["knn20"]
         top.axhline(score, color=color, linestyle="--", label=f"{name} {score:.1%}")
-    for name, color in zip(runs, (BLUE, GREEN, "#E69F00", "#56B4E9", "0.3"), strict=False):
-        rows = [json.loads(line) for line in (RESULTS / f"{name}_curve.jsonl").open()]
+    colors = (BLUE, GREEN, "#E69F00", "#56B4E9", "0.3")
+    for (name, rows), color in zip(curves.items(), colors, strict=False):
         curve = [(row["step"], row["eval/val/knn20"]) for row in rows if "eval/val/knn20" in row]
         top.plot(*zip(*curve, strict=True), color=color, marker="o", markersize=4, label=name)
         rows = [row for row in rows if DIAGNOSTICS[0] in row]

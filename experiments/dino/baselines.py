@@ -1,7 +1,7 @@
 """Baselines for DINO's k-NN accuracy: raw pixels and the untrained network.
 
-python -m experiments.dino_fashion_mnist.baselines --config=configs/dino_fashion_mnist.py \\
-    --output=experiments/dino_fashion_mnist/results/baselines.json
+python -m experiments.dino.baselines --config=configs/dino_fashion_mnist.py \\
+    --output=experiments/dino/fashion_mnist/results/baselines.json
 """
 
 import json
@@ -40,7 +40,7 @@ def main(flags):
             for split in ("val", "test")
         }
         print(name, scores[name])
-    command = "python -m experiments.dino_fashion_mnist.baselines --config=FILE --output=FILE"
+    command = "python -m experiments.dino.baselines --config=FILE --output=FILE"
     output = Path(flags.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps({"command": command, "scores": scores}, indent=2) + "\n")
