@@ -1,4 +1,4 @@
-"""Optimizers compared on CIFAR-10: nano of configs/cifar10.py for 4 epochs, three rates each.
+"""Optimizers compared on CIFAR-10: pico of configs/cifar10.py for 4 epochs, three rates each.
 
 python -m experiments.sweep --config=experiments/optimizers/recipe.py --output=runs/optimizers
 """
@@ -16,7 +16,7 @@ OPTIMIZERS = {
 
 
 def get_config():
-    c = cifar10.get_config("nano")
+    c = cifar10.get_config("pico")
     c.model.init = "deit"  # not "xavier", whose classifier of zeros grows slowly with LAMB
     c.total_steps = "4ep"
     c.eval_every = "1ep"

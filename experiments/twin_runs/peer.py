@@ -125,7 +125,9 @@ def train(job, report):
     updates = 0
     for epoch in range(job["epochs"]):
         start = time.perf_counter()
-        loader.sampler.set_epoch(epoch)
+        # The sampler's order depends on this number alone: without the seed, all runs would see
+        # the same images in the same order, and their spread would be too small.
+        loader.sampler.set_epoch(job["seed"] * job["epochs"] + epoch)
         model.train()
         losses = []
         for images, labels in loader:
