@@ -56,13 +56,14 @@ def main(flags):
 
 def export_run(workdir, study, name, device):
     """Write results/NAME.json, the config and scores, and results/NAME_curve.jsonl, the metrics."""
+    from vit_jax import inference
     from vit_jax.tools import evaluate
 
     config = load_config(workdir)
     run = log.read_run_json(workdir)
     rows = log.read_metrics(workdir)
     last = {key: row[key] for row in rows for key in row if key.startswith("eval/")}
-    linear = evaluate.score(workdir, "test", ("linear_probe",))
+    linear = evaluate.evaluate(inference.load(workdir), evaluator="linear_probe")
     last["eval/test/linear_acc1"] = linear["linear_acc1"]
     record = {
         "command": f"python -m vit_jax.train --config=configs/dino_{study.name}.py --workdir=W",
@@ -134,7 +135,7 @@ def draw(curves, baselines):
             values = [row[key] for row in rows]
             bottom.plot([row["step"] for row in rows], values, style, color=color, label=label)
     top.set_ylabel("k-NN accuracy on val, k = 20")
-    top.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    top.yaxis.set_major_formatter(PercentFormatter(1))
     bottom.set_ylabel("entropy / log k, feature std")
     bottom.set_ylim(0, 1.35)  # room for the legend
     bottom.set_xlabel("optimizer step")
