@@ -40,7 +40,7 @@ def main(flags):
     results = study / "results"
     if flags.workdir:
         export_run(Path(flags.workdir), study, flags.name, flags.device)
-    runs = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("run*.json"))}
+    runs = read_runs(results)
     curves = {
         name: [json.loads(line) for line in (results / f"{name}_curve.jsonl").open()]
         for name in runs
@@ -52,6 +52,11 @@ def main(flags):
     readme.write_text(pattern.sub(lambda match: match[1] + text + match[2], readme.read_text()))
     print(text, end="")
     draw(curves, baselines).savefig(study / "knn.png", dpi=150)
+
+
+def read_runs(results):
+    """Return the exported runs in a directory: {"run1": the contents of run1.json, ...}."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("run*.json"))}
 
 
 def export_run(workdir, study, name, device):
