@@ -7,8 +7,8 @@ SIZE          parameters    layers    width    epochs    hours on one core    pu
 pico          17 k          2         24       12        0.2                  -
 mu            42 k          3         32       12        0.3                  -
 resnet8       78 k          8         16-64    12        0.5                  -
-nano          119 k         4         48       12        0.3                  -
-micro         308 k         6         64       12        0.8                  -
+nano          119 k         4         48       12        0.6                  -
+micro         308 k         6         64       12        0.9                  -
 mini          683 k         6         96       12        1.6                  -
 midi          1.2 M         6         128      12        2.5                  -
 resnet20      272 k         20        16-64    167       11                   91.25%
@@ -17,9 +17,9 @@ vit_lite_6    3.2 M         6         256      200       54                   90
 vit_lite_7    3.7 M         7         256      200       63                   91.38%
 
 The first command trains four sizes with two seeds. Finished runs are skipped; the results are in
-experiments/size_vs_accuracy. The hours of pico and mu were measured on one core of a busy machine.
-The others are estimated from the FLOPs and from the throughput of nano and micro on an idle core,
-1,030 and 400 images/s; those with 12 epochs are doubled for the data loader and a busy machine.
+experiments/size_vs_accuracy. The hours of pico, mu, nano and micro were measured on one core of a
+busy machine. The others are estimated from the FLOPs and from a throughput of nano and micro of
+1,030 and 400 images/s on a faster core; those with 12 epochs are doubled.
 
 pico to midi and resnet8 share a recipe for a CPU: 12 epochs with random crops and flips. The others
 follow publications:
