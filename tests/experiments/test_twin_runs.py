@@ -16,6 +16,7 @@ from vit_jax.config import check, config_diff
 from vit_jax.run import Run
 
 RESULTS = ROOT / "experiments" / "twin_runs" / "results"
+SHARED_BY_KNN = json.loads(json.dumps(dino_knn.SHARED))  # as read from a file
 
 
 def run_row(setting, seed, test, shared=recipe.SHARED):
@@ -97,8 +98,9 @@ def test_finished_runs_are_skipped(tmp_path, capsys):
 
 def test_committed_tables_are_those_of_the_committed_runs(tmp_path):
     results.write(results.read(RESULTS / "runs.jsonl", recipe.SHARED), tmp_path)
-    written = sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".csv", ".md"))
-    assert written[-2:] == ["curves.csv", "curves.md"]
+    results.write_knn(results.read(RESULTS / "dino_knn.jsonl", SHARED_BY_KNN), tmp_path)
+    written = {path.name for path in tmp_path.iterdir() if path.suffix in (".csv", ".md")}
+    assert written >= {"comparisons.csv", "curves.csv", "curves.md", "dino_knn.csv", "dino_knn.md"}
     for name in written:
         assert (tmp_path / name).read_text() == (RESULTS / name).read_text()
 
@@ -134,7 +136,7 @@ def test_finished_knn_runs_are_skipped(tmp_path, capsys):
     output = tmp_path / "results"
     output.mkdir()
     rows = [
-        {"setting": side, "seed": seed, "shared": dino_knn.SHARED}
+        {"setting": side, "seed": seed, "shared": SHARED_BY_KNN}
         | {f"{a}_knn{k}": 30.0 + seed for a in ("untrained", "trained") for k in (10, 20)}
         for side in dino_knn.SIDES
         for seed in (0, 1)
