@@ -41,6 +41,9 @@ def get_config(size="mini"):
     c.augment.solarize = (0.0, 0.2, 0.0)
 
     c.model.image = 32
+    c.model.init = "xavier"
+
+    c.optim.freeze_for = "100"
 
     c.log_every = "100"
     if size == "mini":
@@ -58,7 +61,6 @@ def mini(c):
     c.model.depth = 4
     c.model.num_heads = 3
     c.model.pool = "cls_gap"
-    c.model.init = "xavier"
 
     c.objective.out_dim = 1024
     c.objective.hidden_dim = 256
@@ -69,7 +71,6 @@ def mini(c):
 
     c.optim.lr = 1e-3
     c.optim.warmup = "300"
-    c.optim.freeze_for = "100"
 
     c.batch_size = 64
     c.total_steps = "8ep"
@@ -82,7 +83,6 @@ def tiny(c):
     c.augment.local_scale = (0.05, 0.4)
 
     c.model.variant = "Ti/4"
-    c.model.init = "xavier"
     c.model.dtype = "bfloat16"
     c.model.drop_path = 0.1
 
@@ -94,7 +94,6 @@ def tiny(c):
     c.optim.lr = 5e-4
     c.optim.lr_batch = 256
     c.optim.warmup = "10ep"
-    c.optim.freeze_for = "100"
     c.optim.end = 1e-6
 
     c.batch_size = 512
