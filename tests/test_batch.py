@@ -181,6 +181,7 @@ def test_worker_processes_end_with_a_killed_parent(tmp_path):
 def test_worker_processes_give_the_same_batches_and_errors():
     whole = take(7, threads=0)
     assert_batches_equal(take(5, workers=2, start=2), whole[2:])  # a batch is four chunks
+    assert_batches_equal(take(5, workers=2, chunk=99, start=2), whole[2:])  # and one
     for threads in (1, 3, 5, 9):
         halves = [
             take(4, threads=threads, start=3, process_index=p, process_count=2) for p in (0, 1)
@@ -240,18 +241,18 @@ def identity(image):
     "cores, rows, view, facts, expected",
     [
         # The host of an H100; a TPU v5e host of 4 chips; 2 cores.
-        (26, 256, 224, {}, (12, 2)),
-        (112, 1024, 224, {}, (55, 2)),
-        (2, 1024, 224, {}, (0, 1)),
-        (6, 1024, 224, {}, (0, 4)),
-        (112, 16, 224, {}, (8, 2)),  # not more than one row for each thread
-        (112, 1024, 224, {"images": 10_000}, (0, 4)),  # an evaluation, faster than workers start
-        (112, 1024, 224, {"images": 50_000}, (55, 2)),
-        (112, 1024, 224, {"accelerator": False}, (0, 4)),
-        (2, 128, 224, {"accelerator": False}, (0, 2)),
-        (112, 64, 28, {"in_memory": True}, (0, 0)),
-        (112, 64, 224, {"in_memory": True}, (0, 4)),  # a cache is not shared by processes
-        (1, 1, 224, {}, (0, 1)),
+        (26, 256, 224, {}, (12, 2, 2)),
+        (112, 1024, 224, {}, (55, 2, 2)),
+        (2, 1024, 224, {}, (0, 1, 2)),
+        (6, 1024, 224, {}, (0, 4, 2)),
+        (112, 16, 224, {}, (8, 2, 2)),  # not more than one row for each thread
+        (112, 1024, 224, {"images": 10_000}, (0, 4, 2)),  # an evaluation, faster than workers start
+        (112, 1024, 224, {"images": 50_000}, (55, 2, 2)),
+        (112, 1024, 224, {"accelerator": False}, (0, 4, 2)),
+        (2, 128, 224, {"accelerator": False}, (0, 2, 2)),
+        (112, 64, 28, {"in_memory": True}, (0, 0, 84)),
+        (112, 64, 224, {"in_memory": True}, (0, 4, 2)),  # a cache is not shared by processes
+        (1, 1, 224, {}, (0, 1, 2)),
     ],
 )
 def test_parallelism_follows_the_host(cores, rows, view, facts, expected):

@@ -480,6 +480,23 @@ def test_padding_is_not_attended_to():
         assert (ours[:, 5:] == 0).all()
 
 
+def test_outputs_do_not_depend_on_padding(monkeypatch):
+    """Attention maps have no padding, and the other outputs do not change with them."""
+    monkeypatch.setattr(kernels, "padded_length", lambda attn, n: n + 3 * (attn == "xla"))
+    images = randn(2, 32, 32, 3)
+    options = dict(depth=2, width=24, num_heads=3, patch=8, image=32, num_classes=5)
+    expected, actual = (
+        vit.create("vit_tiny_patch16_224", **options, attn=attn)(
+            images, attention=True, blocks=True
+        )
+        for attn in ("matmul", "xla")
+    )
+    assert expected["attention"].shape == (2, 2, 3, 17, 17)
+    assert expected.keys() == actual.keys()
+    for name, value in expected.items():
+        assert_close(actual[name], value, atol=1e-5)
+
+
 def test_kernel_is_compared_with_matmul(monkeypatch):
     config = variants.parse("mu/8", image=32, dtype="bfloat16")
     assert prove("matmul", config) == ("matmul", None)

@@ -11,6 +11,7 @@ dispatches the steps.
 """
 
 import contextlib
+import math
 import multiprocessing
 import os
 import threading
@@ -33,6 +34,7 @@ RESERVED_CORES = 2  # for the threads that dispatch steps and copy batches, if t
 MAX_THREADS = 4  # of a process without workers: more would wait for Python's lock
 THREADS_PER_WORKER = 2
 MIN_IMAGES_FOR_WORKERS = 20_000  # worker processes start in about 10 s
+MIN_CHUNK_PIXELS = 2**16  # receiving a chunk from a worker takes 0.6 ms, whatever its size
 
 
 class Parallelism(NamedTuple):
@@ -42,14 +44,16 @@ class Parallelism(NamedTuple):
       workers: number of worker processes; 0: none.
       threads: number of threads, in each worker or, without workers, in this process; 0: the thread
         that asks for a batch loads it.
+      chunk: smallest number of rows that are loaded together, unless the batch is smaller.
     """
 
     workers: int
     threads: int
+    chunk: int = 1
 
 
 def choose_parallelism(cores, rows, view, *, in_memory, accelerator, images=None):
-    """Choose the numbers of worker processes and threads.
+    """Choose the numbers of worker processes and threads, and the size of the chunks.
 
     Args:
       cores: CPU cores that this process may use.
@@ -63,13 +67,15 @@ def choose_parallelism(cores, rows, view, *, in_memory, accelerator, images=None
     Returns:
       A `Parallelism`.
     """
+    chunk = math.ceil(MIN_CHUNK_PIXELS / view**2)
     if in_memory and view < SMALL_VIEW:
-        return Parallelism(0, 0)
+        return Parallelism(0, 0, chunk)
     available = max(1, cores - RESERVED_CORES if accelerator else cores)
     few = images is not None and images < MIN_IMAGES_FOR_WORKERS
     if in_memory or few or not accelerator or available <= MAX_THREADS:
-        return Parallelism(0, min(available, MAX_THREADS, rows))
-    return Parallelism(max(1, min(available, rows) // THREADS_PER_WORKER), THREADS_PER_WORKER)
+        return Parallelism(0, min(available, MAX_THREADS, rows), chunk)
+    workers = max(1, min(available, rows) // THREADS_PER_WORKER)
+    return Parallelism(workers, THREADS_PER_WORKER, chunk)
 
 
 def available_cores():
@@ -93,6 +99,7 @@ def train_batches(
     balance="none",
     workers=0,
     threads=4,
+    chunk=1,
     process_index=0,
     process_count=1,
 ):
@@ -113,6 +120,7 @@ def train_batches(
         spawned, so a script needs `if __name__ == "__main__":`.
       threads: number of threads per worker or, without workers, of this process; 0: batches are
         loaded when they are asked for.
+      chunk: smallest number of rows that a worker or thread loads together.
       process_index: p.
       process_count: P.
 
@@ -126,18 +134,17 @@ def train_batches(
     local = _local_batch_size(batch_size, process_count)
     # Bounded, because the length of an infinite dataset overflows in grain if batches are small.
     epochs = MAX_ROWS // len(source)
+    rows = grain.MapDataset.range(len(source)).seed(seed)
     if balance == "sample":
-        rows = grain.MapDataset.range(len(source)).seed(seed).repeat(epochs)
-        rows = rows.random_map(_DrawClass(source))
+        rows = rows.repeat(epochs).random_map(_DrawClass(source))
     else:
-        rows = grain.MapDataset.source(source).seed(seed).shuffle().repeat(epochs)
+        rows = rows.shuffle().repeat(epochs)
     if repeats > 1:
         rows = _Repeated(rows, len(source), len(source) // batch_size * batch_size, repeats)
     weights = class_weights(source) if balance == "loss" else None
-    rows = rows.random_map(_TrainRow(view, weights, reports_replaced(source)))
-    return _Batches(
-        rows, source, local, process_index, process_count, Parallelism(workers, threads), start
-    )
+    rows = rows.random_map(_TrainRow(source, view, weights, reports_replaced(source)))
+    parallelism = Parallelism(workers, threads, chunk)
+    return _Batches(rows, source, local, process_index, process_count, parallelism, start)
 
 
 def class_weights(source):
@@ -162,8 +169,7 @@ def from_config(source, config, start=0):
         start=start,
         repeats=config.augment.repeats,
         balance=config.data.balance,
-        workers=parallelism.workers,
-        threads=parallelism.threads,
+        **parallelism._asdict(),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -177,8 +183,7 @@ def eval_from_config(source, config, batch_size):
         source,
         view,
         batch_size=batch_size,
-        workers=parallelism.workers,
-        threads=parallelism.threads,
+        **parallelism._asdict(),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -206,11 +211,11 @@ def parallelism_of(source, config, batch_size, images=None):
         workers = chosen.workers if threads == AUTO else 0
     if threads == AUTO:
         threads = THREADS_PER_WORKER if workers else chosen.threads
-    return Parallelism(workers, threads)
+    return Parallelism(workers, threads, chosen.chunk)
 
 
 def eval_batches(
-    source, view, *, batch_size, workers=0, threads=4, process_index=0, process_count=1
+    source, view, *, batch_size, workers=0, threads=4, chunk=1, process_index=0, process_count=1
 ):
     """Iterate once over a split, in order: this process's rows of every global batch.
 
@@ -223,6 +228,7 @@ def eval_batches(
       batch_size: images per global batch, B.
       workers: number of worker processes, see `train_batches`.
       threads: number of threads, see `train_batches`.
+      chunk: number of rows, see `train_batches`.
       process_index: p.
       process_count: P.
 
@@ -237,7 +243,7 @@ def eval_batches(
     local = _local_batch_size(batch_size, process_count)
     padded = -(-len(source) // batch_size) * batch_size
     rows = grain.MapDataset.range(padded).map(_EvalRow(source, view, reports_replaced(source)))
-    parallelism = Parallelism(workers, threads)
+    parallelism = Parallelism(workers, threads, chunk)
     return _Batches(rows, source, local, process_index, process_count, parallelism)
 
 
@@ -272,11 +278,11 @@ class _Batches:
     """
 
     def __init__(self, rows, source, local, index, count, parallelism, start=0):
-        workers, threads = parallelism
+        workers, threads, chunk = parallelism
         self.loads_in_background = bool(workers or threads)
         self.source = source
-        # At least one chunk for each thread, all of the same size.
-        wanted = min(local, max(1, workers) * max(1, threads))
+        # One chunk or more for each thread, all of the same size, unless they would be too small.
+        wanted = max(1, min(local // chunk, max(1, workers) * max(1, threads)))
         self.chunks = next(n for n in range(wanted, local + 1) if local % n == 0)
         chunks = _Local(rows.batch(local // self.chunks), self.chunks, index, count)
         chunks = chunks[start * self.chunks :]
@@ -343,27 +349,27 @@ class _Repeated(grain.MapDataset):
 
 
 class _DrawClass:
-    """Replace an index by an image of a random class."""
+    """Replace an index by that of an image of a random class."""
 
     def __init__(self, source):
         labels = np.asarray(source.read_labels())
-        self.source = source
         self.rows = [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
     def __call__(self, _, rng):
         rows = self.rows[rng.integers(len(self.rows))]
-        return self.source[int(rows[rng.integers(len(rows))])]
+        return int(rows[rng.integers(len(rows))])
 
 
 class _TrainRow:
-    def __init__(self, view, weights, replaced):
-        self.view, self.weights, self.replaced = view, weights, replaced
+    def __init__(self, source, view, weights, replaced):
+        self.source, self.view, self.weights, self.replaced = source, view, weights, replaced
 
     def __setstate__(self, state):
         self.__dict__ = state
         end_with_parent()
 
-    def __call__(self, example, rng):
+    def __call__(self, i, rng):
+        example = self.source[i]
         view = self.view(example["image"], rng)
         row = view if isinstance(view, dict) else {"image": view}
         row["label"] = np.int32(example["label"])

@@ -4,7 +4,9 @@ python -m experiments.gpu_suite.trainings --data_dir=DIR
 
 DIR is a TFDS directory with CIFAR-10 and Imagenette as ArrayRecord. Writes a row per run to
 results/trainings.jsonl, the most informative rows first, as runs end. Runs whose row is there are
-skipped; an interrupted run is resumed from its latest checkpoint in --output.
+skipped; an interrupted run is resumed from its latest checkpoint in --output. Images of 32 pixels
+are loaded faster by worker processes (--workers) than by threads. Small models leave most of a GPU
+idle: start the command several times, with other --runs.
 """
 
 import json
@@ -18,8 +20,9 @@ from vit_jax import cli
 from vit_jax.devices import distributed
 
 RESULTS = Path(__file__).parent / "results"
-CIFAR10 = {"model.dtype": "bfloat16"}
-LADDER = CIFAR10 | {"total_steps": "200ep", "eval_every": "20ep"}
+# An epoch takes seconds, so checkpoints and evaluations are rare.
+CIFAR10 = {"model.dtype": "bfloat16", "eval_every": "20ep", "checkpoint_every": "20ep"}
+LADDER = CIFAR10 | {"total_steps": "200ep"}
 IMAGENETTE = {
     "data.name": "tfds",
     "data.train": "train[:95%]",
@@ -32,7 +35,7 @@ IMAGENETTE = {
 # name: (recipe, overrides)
 RUNS = {
     "vit_lite_7": ("configs/cifar10.py:vit_lite_7", CIFAR10),
-    "dino_cifar10": ("configs/dino_cifar10.py:Ti", {}),
+    "dino_cifar10": ("configs/dino_cifar10.py:Ti", CIFAR10),
     "dino_imagenette": ("configs/dino_own_images.py", IMAGENETTE),
     "micro": ("configs/cifar10.py:micro", LADDER),
     "midi": ("configs/cifar10.py:midi", LADDER),
@@ -50,6 +53,8 @@ def define_flags():
     flags.DEFINE_string("imagenette", "imagenette/160px-v2", "name of Imagenette in TFDS")
     flags.DEFINE_list("runs", list(RUNS), f"runs to train: {', '.join(RUNS)}")
     flags.DEFINE_integer("seed", 0, "seed of all runs")
+    flags.DEFINE_integer("epochs", None, "epochs of all runs (default: those of the recipes)")
+    flags.DEFINE_integer("workers", -1, "data.workers of all runs")
     flags.DEFINE_string("output", "runs/gpu_suite", "parent directory of the workdirs")
     flags.DEFINE_string(
         "results", str(RESULTS / "trainings.jsonl"), ".jsonl file to write, one row per run"
@@ -63,8 +68,9 @@ def define_flags():
 def main(flags):
     path = runs.output_path("results", flags.results)
     lines = path.read_text().splitlines() if path.exists() else []
-    finished = {(row["run"], row["seed"]) for row in map(json.loads, lines)}
-    jobs = [make_job(name, flags) for name in flags.runs if (name, flags.seed) not in finished]
+    rows = [json.loads(line) for line in lines]
+    jobs = [make_job(name, flags) for name in flags.runs]
+    jobs = [job for job in jobs if not has(rows, job)]
     if flags.dry_run:
         return runs.print_commands(jobs)
 
@@ -78,13 +84,21 @@ def main(flags):
     return max(codes.values(), default=0)
 
 
+def has(rows, job):
+    """Return whether there is a row of this run and seed, trained with the same config."""
+    expected = job.changes | {"config": table.changed_keys(job.config)}
+    return any(all(row[key] == value for key, value in expected.items()) for row in rows)
+
+
 def make_job(name, flags):
     """Return the `runs.Job` of an entry of `RUNS`."""
     recipe, overrides = RUNS[name]
     dataset = flags.imagenette if name == "dino_imagenette" else flags.cifar10
-    data = {"data.dir": flags.data_dir, "data.dataset": dataset, "seed": str(flags.seed)}
+    given = {"data.dir": flags.data_dir, "data.dataset": dataset, "seed": str(flags.seed)}
+    given |= {"data.workers": str(flags.workers)}
+    given |= {"total_steps": f"{flags.epochs}ep"} if flags.epochs else {}
     workdir = Path(flags.output).expanduser() / f"{name}-{flags.seed}"
-    job = runs.make_job(recipe, overrides | data, workdir)
+    job = runs.make_job(recipe, overrides | given, workdir)
     job.changes = {"run": name, "seed": flags.seed}
     return job
 

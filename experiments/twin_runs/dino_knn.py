@@ -24,12 +24,14 @@ from vit_jax.errors import UserError
 
 SIDES = ("vit_jax", "reference")
 SHARED = dino.SHARED | {
+    "patch": 8,
     "batch_size": 64,
-    "epochs": 4,
-    "steps_per_epoch": 128,
+    "epochs": 6,
+    "steps_per_epoch": 256,
     "warmup_epochs": 1,
-    "momentum": 0.99,
-    "teacher_temp": 0.05,
+    "momentum": 0.98,
+    "warmup_teacher_temp": 0.03,
+    "teacher_temp": 0.03,
     "teacher_temp_warmup_epochs": 2,
 }
 

@@ -1,5 +1,7 @@
 """The compiled resize is bit-exact with Pillow."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,20 @@ def test_box_equals_crop_with_and_without_numba(channels, monkeypatch):
         np.testing.assert_array_equal(view, expected)
         np.testing.assert_array_equal(crop, expected)
     np.testing.assert_array_equal(without_numba[2], image[3:67, 4:68])
+
+
+def test_small_images_are_compiled_once_there_are_many(monkeypatch):
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    box = (3, 2, 25, 28)
+    compiled = resize._compiled()
+    calls = []
+    monkeypatch.setattr(resize, "_compiled", lambda: lambda *a: calls.append(a) or compiled(*a))
+    monkeypatch.setattr(resize, "_small_resizes", itertools.count())
+    monkeypatch.setattr(resize, "SMALL_BEFORE_COMPILING", 3)
+    views = [resize.resize(image, 16, 16, box) for _ in range(5)]
+    assert len(calls) == 2
+    for view in views:
+        np.testing.assert_array_equal(view, views[0])
 
 
 def test_window_equals_crop_of_the_resized_image():

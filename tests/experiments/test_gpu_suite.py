@@ -5,9 +5,17 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.gpu_suite import trainings
+from experiments.size_vs_accuracy import table
 from vit_jax.errors import UserError
 
-FLAGS = dict(cifar10="cifar10", imagenette="imagenette/160px-v2", seed=1, output="runs/gpu_suite")
+FLAGS = dict(
+    cifar10="cifar10",
+    imagenette="imagenette/160px-v2",
+    seed=1,
+    output="runs/gpu_suite",
+    epochs=None,
+    workers=7,
+)
 
 
 @pytest.mark.parametrize("name", [name for name in trainings.RUNS if name != "dino_imagenette"])
@@ -16,7 +24,17 @@ def test_runs_have_valid_configs(name, tmp_path):
     recipe, _ = trainings.RUNS[name]
     assert job.command[3:5] == [f"--config={recipe}", f"--workdir=runs/gpu_suite/{name}-1"]
     assert job.config.data.dataset == "cifar10" and job.config.seed == 1
-    assert job.config.model.dtype == "bfloat16"
+    assert job.config.model.dtype == "bfloat16" and job.config.data.workers == 7
+
+
+def test_rows_of_other_lengths_do_not_count_as_finished(tmp_path):
+    def job(**flags):
+        flags = FLAGS | {"data_dir": str(tmp_path)} | flags
+        return trainings.make_job("vit_lite_7", SimpleNamespace(**flags))
+
+    rows = [job().changes | {"config": table.changed_keys(job().config)}]
+    assert trainings.has(rows, job()) and trainings.has(rows, job(workers=2))
+    assert not trainings.has(rows, job(epochs=20)) and not trainings.has(rows, job(seed=2))
 
 
 def test_images_that_are_missing_are_reported_before_training(tmp_path):

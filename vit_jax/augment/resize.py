@@ -5,6 +5,7 @@ weights with 22 fractional bits, and an 8-bit intermediate image.
 """
 
 import functools
+import itertools
 import math
 import threading
 
@@ -15,7 +16,10 @@ from PIL import Image
 BICUBIC = Image.Resampling.BICUBIC
 BILINEAR = Image.Resampling.BILINEAR
 COMPILE_LOCK = threading.Lock()
-MIN_COMPILED_PIXELS = 100 * 100  # compilation takes 1 to 2 s, which does not pay off below
+_small_resizes = itertools.count()
+# Compilation takes 1 to 2 s. It pays off for large images, or once Pillow has taken as long.
+MIN_COMPILED_PIXELS = 100 * 100
+SMALL_BEFORE_COMPILING = 20_000
 
 
 def resize(image, width, height, box=None, kernel=BICUBIC):
@@ -36,7 +40,9 @@ def resize(image, width, height, box=None, kernel=BICUBIC):
     y, x, h, w = box or (0, 0, *image.shape[:2])
     if (h, w) == (height, width):
         return image[y : y + h, x : x + w]
-    fast = kernel == BICUBIC and image.shape[2] == 3 and h * w >= MIN_COMPILED_PIXELS
+    fast = kernel == BICUBIC and image.shape[2] == 3
+    if fast and h * w < MIN_COMPILED_PIXELS:
+        fast = next(_small_resizes) >= SMALL_BEFORE_COMPILING
     if compiled := _compiled() if fast else None:
         return compiled(image, width, height, (y, x, h, w))
     return _pillow(image[y : y + h, x : x + w], width, height, kernel=kernel)

@@ -37,10 +37,11 @@ def attend(q, k, v, *, kernel, maps=False, length=None):
       q, k, v: queries, keys and values [b, n, heads, e].
       kernel: "matmul", "xla" or "cudnn".
       maps: whether to return the attention maps; they are always computed by "matmul".
-      length: number of keys that are attended to, for "cudnn"; the rest is padding. None: all.
+      length: number of tokens; the rest is padding, which is not attended to. None: all.
 
     Returns:
-      The output [b, q, heads, e]; and the softmax [b, heads, q, m], or None if not maps.
+      The output [b, q, heads, e]; and the softmax [b, heads, q, m] without padding, or None if not
+      maps.
     """
     if kernel in ("xla", "cudnn") and not maps:
         b, m = k.shape[:2]
@@ -52,6 +53,7 @@ def attend(q, k, v, *, kernel, maps=False, length=None):
         k, v = (jnp.where(real, x, 0) for x in (k, v))
         lengths = {"key_value_seq_lengths": jnp.full(b, length, jnp.int32)}
         return jax.nn.dot_product_attention(q, k, v, implementation=kernel, **lengths), None
+    k, v = k[:, :length], v[:, :length]
     # With the head axis before the tokens, both products are 1.2 to 1.4 times faster on CPU.
     q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # b h n e
     if not maps:
@@ -59,7 +61,7 @@ def attend(q, k, v, *, kernel, maps=False, length=None):
     scores = jnp.einsum("bhqe,bhme->bhqm", q, k)
     probabilities = jax.nn.softmax(scores.astype(kernels.accumulation_dtype(q.dtype)), axis=-1)
     out = jnp.einsum("bhqm,bhme->bhqe", probabilities.astype(v.dtype), v)
-    return out.swapaxes(1, 2), probabilities
+    return out.swapaxes(1, 2), probabilities[:, :, :length]
 
 
 class QkvLinear(Linear):
