@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import grain
 import jax
 import numpy as np
 import pytest
 
+from configs import digits
 from tests import GOLDEN, ROOT
 from vit_jax import batch
 from vit_jax.data.decode import DecodeError
@@ -241,20 +243,27 @@ def identity(image):
     "cores, rows, view, facts, expected",
     [
         # The host of an H100; a TPU v5e host of 4 chips; 2 cores.
-        (26, 256, 224, {}, (12, 2, 2)),
-        (112, 1024, 224, {}, (55, 2, 2)),
-        (2, 1024, 224, {}, (0, 1, 2)),
-        (6, 1024, 224, {}, (0, 4, 2)),
-        (112, 16, 224, {}, (8, 2, 2)),  # not more than one row for each thread
-        (112, 1024, 224, {"images": 10_000}, (0, 4, 2)),  # an evaluation, faster than workers start
-        (112, 1024, 224, {"images": 50_000}, (55, 2, 2)),
-        (112, 1024, 224, {"accelerator": False}, (0, 4, 2)),
-        (2, 128, 224, {"accelerator": False}, (0, 2, 2)),
-        (112, 64, 28, {"in_memory": True}, (0, 0, 84)),
-        (112, 64, 224, {"in_memory": True}, (0, 4, 2)),  # a cache is not shared by processes
-        (1, 1, 224, {}, (0, 1, 2)),
+        (26, 256, 224, {}, (12, 2)),
+        (112, 1024, 224, {}, (55, 2)),
+        (2, 1024, 224, {}, (0, 1)),
+        (6, 1024, 224, {}, (0, 4)),
+        (112, 16, 224, {}, (8, 2)),  # not more than one row for each thread
+        (112, 1024, 224, {"images": 10_000}, (0, 4)),  # an evaluation, faster than workers start
+        (112, 1024, 224, {"images": 50_000}, (55, 2)),
+        (112, 1024, 224, {"accelerator": False}, (0, 4)),
+        (2, 128, 224, {"accelerator": False}, (0, 2)),
+        (112, 64, 28, {"in_memory": True}, (0, 0)),
+        (112, 64, 224, {"in_memory": True}, (0, 4)),  # a cache is not shared by processes
+        (1, 1, 224, {}, (0, 1)),
     ],
 )
 def test_parallelism_follows_the_host(cores, rows, view, facts, expected):
     facts = {"in_memory": False, "accelerator": True} | facts
-    assert batch.choose_parallelism(cores, rows, view, **facts) == expected
+    assert batch.choose_parallelism(cores, rows, view, **facts) == (*expected, 1)
+
+
+def test_chunks_of_small_images_have_many_rows():
+    config = digits.get_config()
+    for image, rows in ((28, 84), ((24, 40), 69), (224, 2)):
+        config.model.image = image
+        assert batch.parallelism_of(SimpleNamespace(in_memory=True), config, 64).chunk == rows

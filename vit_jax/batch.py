@@ -53,7 +53,7 @@ class Parallelism(NamedTuple):
 
 
 def choose_parallelism(cores, rows, view, *, in_memory, accelerator, images=None):
-    """Choose the numbers of worker processes and threads, and the size of the chunks.
+    """Choose the numbers of worker processes and threads.
 
     Args:
       cores: CPU cores that this process may use.
@@ -67,15 +67,13 @@ def choose_parallelism(cores, rows, view, *, in_memory, accelerator, images=None
     Returns:
       A `Parallelism`.
     """
-    chunk = math.ceil(MIN_CHUNK_PIXELS / view**2)
     if in_memory and view < SMALL_VIEW:
-        return Parallelism(0, 0, chunk)
+        return Parallelism(0, 0)
     available = max(1, cores - RESERVED_CORES if accelerator else cores)
     few = images is not None and images < MIN_IMAGES_FOR_WORKERS
     if in_memory or few or not accelerator or available <= MAX_THREADS:
-        return Parallelism(0, min(available, MAX_THREADS, rows), chunk)
-    workers = max(1, min(available, rows) // THREADS_PER_WORKER)
-    return Parallelism(workers, THREADS_PER_WORKER, chunk)
+        return Parallelism(0, min(available, MAX_THREADS, rows))
+    return Parallelism(max(1, min(available, rows) // THREADS_PER_WORKER), THREADS_PER_WORKER)
 
 
 def available_cores():
@@ -199,10 +197,11 @@ def parallelism_of(source, config, batch_size, images=None):
       images: number of images to load; None: no limit.
     """
     workers, threads = config.data.workers, config.data.threads
+    height, width = pair(config.model.image)
     chosen = choose_parallelism(
         available_cores(),
         max(1, batch_size // jax.process_count()),
-        max(pair(config.model.image)),
+        max(height, width),
         in_memory=source.in_memory,
         accelerator=jax.default_backend() != "cpu",
         images=images and images // jax.process_count(),
@@ -211,7 +210,7 @@ def parallelism_of(source, config, batch_size, images=None):
         workers = chosen.workers if threads == AUTO else 0
     if threads == AUTO:
         threads = THREADS_PER_WORKER if workers else chosen.threads
-    return Parallelism(workers, threads, chosen.chunk)
+    return Parallelism(workers, threads, math.ceil(MIN_CHUNK_PIXELS / (height * width)))
 
 
 def eval_batches(

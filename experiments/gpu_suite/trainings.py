@@ -53,7 +53,9 @@ def define_flags():
     flags.DEFINE_string("imagenette", "imagenette/160px-v2", "name of Imagenette in TFDS")
     flags.DEFINE_list("runs", list(RUNS), f"runs to train: {', '.join(RUNS)}")
     flags.DEFINE_integer("seed", 0, "seed of all runs")
-    flags.DEFINE_integer("epochs", None, "epochs of all runs (default: those of the recipes)")
+    flags.DEFINE_integer(
+        "epochs", None, "epochs of all runs (default: those of the recipes)", lower_bound=1
+    )
     flags.DEFINE_integer("workers", -1, "data.workers of all runs")
     flags.DEFINE_string("output", "runs/gpu_suite", "parent directory of the workdirs")
     flags.DEFINE_string(
@@ -70,7 +72,7 @@ def main(flags):
     lines = path.read_text().splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines]
     jobs = [make_job(name, flags) for name in flags.runs]
-    jobs = [job for job in jobs if not has(rows, job)]
+    jobs = [job for job in jobs if not table.has(rows, job)]
     if flags.dry_run:
         return runs.print_commands(jobs)
 
@@ -82,12 +84,6 @@ def main(flags):
     with distributed.StopSignal() as stop:
         codes = runs.run_all(jobs, 1, stop, ended=ended)
     return max(codes.values(), default=0)
-
-
-def has(rows, job):
-    """Return whether there is a row of this run and seed, trained with the same config."""
-    expected = job.changes | {"config": table.changed_keys(job.config)}
-    return any(all(row[key] == value for key, value in expected.items()) for row in rows)
 
 
 def make_job(name, flags):

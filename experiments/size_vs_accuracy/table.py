@@ -38,11 +38,8 @@ class Results:
         self.rows = [row for row in map(json.loads, lines) if row["size"] in self.sizes]
 
     def has(self, job):
-        """Return whether there is a row of this size and seed, trained with the same config."""
-        config = changed_keys(job.config)
-        return any(
-            _key(row) == _key(job.changes) and row.get("config") == config for row in self.rows
-        )
+        """Return whether there is a row of this job."""
+        return has(self.rows, job)
 
     def update(self, jobs):
         """Add the rows of the finished jobs, or replace older ones, and write all files."""
@@ -85,6 +82,12 @@ class Results:
         if not self.rows:
             raise UserError("no run is finished, so there is nothing to report")
         return (self.folder / "sizes.md").read_text()
+
+
+def has(rows, job):
+    """Return whether rows of `result` include this job, trained with the same config."""
+    expected = job.changes | {"config": changed_keys(job.config)}
+    return any({key: row.get(key) for key in expected} == expected for row in rows)
 
 
 def _key(row):

@@ -33,8 +33,8 @@ def test_rows_of_other_lengths_do_not_count_as_finished(tmp_path):
         return trainings.make_job("vit_lite_7", SimpleNamespace(**flags))
 
     rows = [job().changes | {"config": table.changed_keys(job().config)}]
-    assert trainings.has(rows, job()) and trainings.has(rows, job(workers=2))
-    assert not trainings.has(rows, job(epochs=20)) and not trainings.has(rows, job(seed=2))
+    assert table.has(rows, job()) and table.has(rows, job(workers=2))
+    assert not table.has(rows, job(epochs=20)) and not table.has(rows, job(seed=2))
 
 
 def test_images_that_are_missing_are_reported_before_training(tmp_path):
