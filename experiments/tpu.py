@@ -58,10 +58,10 @@ finish() {{
   kill $copies 2>/dev/null || true
   copy_log > /dev/null 2>&1 || true
 }}
-trap finish EXIT
 set -e
 while sleep {log_seconds}; do copy_log > /dev/null 2>&1 || true; done &
 copies=$!
+trap finish EXIT  # after the loop started: killed at its start, it would run an inherited trap
 [ -f .unpacked ] || {{ tar xzf ../{archive} && touch .unpacked; }}
 {check}
 python=$(command -v python3.13 || command -v python3.12 || true)
