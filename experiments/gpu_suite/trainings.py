@@ -21,29 +21,20 @@ from vit_jax.devices import distributed
 
 RESULTS = Path(__file__).parent / "results"
 # An epoch takes seconds, so checkpoints and evaluations are rare.
-CIFAR10 = {"model.dtype": "bfloat16", "eval_every": "20ep", "checkpoint_every": "20ep"}
-LADDER = CIFAR10 | {"total_steps": "200ep"}
-IMAGENETTE = {
-    "data.name": "tfds",
-    "data.train": "train[:95%]",
-    "data.val": "train[95%:]",
-    "data.test": "validation",
-    "data.cache": "true",
-    "model.image": "128",
-    "model.dtype": "bfloat16",
-}
+GPU = {"model.dtype": "bfloat16", "eval_every": "20ep", "checkpoint_every": "20ep"}
+LADDER = GPU | {"total_steps": "200ep"}
 # name: (recipe, overrides)
 RUNS = {
-    "vit_lite_7": ("configs/cifar10.py:vit_lite_7", CIFAR10),
-    "dino_cifar10": ("configs/dino_cifar10.py:Ti", CIFAR10),
-    "dino_imagenette": ("configs/dino_own_images.py", IMAGENETTE),
+    "vit_lite_7": ("configs/cifar10.py:vit_lite_7", GPU),
+    "dino_cifar10": ("configs/dino_cifar10.py:Ti", GPU),
+    "dino_imagenette": ("configs/dino_imagenette.py:Ti", GPU),
     "micro": ("configs/cifar10.py:micro", LADDER),
     "midi": ("configs/cifar10.py:midi", LADDER),
-    "resnet20": ("configs/cifar10.py:resnet20", CIFAR10),
+    "resnet20": ("configs/cifar10.py:resnet20", GPU),
     "nano": ("configs/cifar10.py:nano", LADDER),
     "mini": ("configs/cifar10.py:mini", LADDER),
-    "vit_lite_6": ("configs/cifar10.py:vit_lite_6", CIFAR10),
-    "resnet32": ("configs/cifar10.py:resnet32", CIFAR10),
+    "vit_lite_6": ("configs/cifar10.py:vit_lite_6", GPU),
+    "resnet32": ("configs/cifar10.py:resnet32", GPU),
 }
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from experiments.gpu_suite import trainings
 from experiments.size_vs_accuracy import table
-from vit_jax.errors import UserError
 
 FLAGS = dict(
     cifar10="cifar10",
@@ -18,12 +17,13 @@ FLAGS = dict(
 )
 
 
-@pytest.mark.parametrize("name", [name for name in trainings.RUNS if name != "dino_imagenette"])
+@pytest.mark.parametrize("name", trainings.RUNS)
 def test_runs_have_valid_configs(name, tmp_path):
     job = trainings.make_job(name, SimpleNamespace(data_dir=str(tmp_path), **FLAGS))
     recipe, _ = trainings.RUNS[name]
     assert job.command[3:5] == [f"--config={recipe}", f"--workdir=runs/gpu_suite/{name}-1"]
-    assert job.config.data.dataset == "cifar10" and job.config.seed == 1
+    expected = "imagenette/160px-v2" if name == "dino_imagenette" else "cifar10"
+    assert job.config.data.dataset == expected and job.config.seed == 1
     assert job.config.model.dtype == "bfloat16" and job.config.data.workers == 7
 
 
@@ -35,8 +35,3 @@ def test_rows_of_other_lengths_do_not_count_as_finished(tmp_path):
     rows = [job().changes | {"config": table.changed_keys(job().config)}]
     assert table.has(rows, job()) and table.has(rows, job(workers=2))
     assert not table.has(rows, job(epochs=20)) and not table.has(rows, job(seed=2))
-
-
-def test_images_that_are_missing_are_reported_before_training(tmp_path):
-    with pytest.raises(UserError, match="imagenette"):
-        trainings.make_job("dino_imagenette", SimpleNamespace(data_dir=str(tmp_path), **FLAGS))

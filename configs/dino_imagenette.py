@@ -1,0 +1,83 @@
+"""DINO on Imagenette, ten classes of ImageNet: self-supervised ViTs for a CPU and for one GPU.
+
+python -m vit_jax.train --config=configs/dino_imagenette.py --workdir=runs/dino_imagenette
+
+SIZE    model                   image    parameters    epochs    hardware    test k-NN (20)
+mini    mini/16, 4 blocks       64       523 k         40        CPU         not run
+Ti      Ti/16                   128      5.5 M         200       one GPU     not run
+
+The learning curve, attention maps and limitations are in experiments/dino/imagenette.
+
+The augmentations are those of configs/dino_own_images.py; for mini, they are without blur and with
+four local crops, and the optimizer and the heads are those of configs/dino_cifar10.py. Ti has the
+values that configs/dino_own_images.py chooses for as many images of 128 pixels.
+
+TFDS writes Imagenette to ~/tensorflow_datasets with
+`tfds build imagenette/160px-v2 --file_format=array_record`, which needs TensorFlow.
+"""
+
+from configs import dino_cifar10, dino_own_images
+
+SIZES = ("mini", "Ti")
+
+
+def get_config(size="mini"):
+    if size not in SIZES:
+        raise ValueError(f"unknown size {size!r}; pass one of {', '.join(SIZES)}")
+    c = dino_own_images.get_config()
+    c.data.name = "tfds"
+    c.data.dataset = "imagenette/160px-v2"
+    c.data.train = "train[:95%]"
+    c.data.val = "train[95%:]"
+    c.data.test = "validation"
+    c.data.cache = True  # about 1 GB
+
+    c.augment.eval_crop = 1.0
+    if size == "mini":
+        mini(c)
+    else:
+        tiny(c)
+    return c
+
+
+def mini(c):
+    """Set the keys of the recipe for a CPU."""
+    dino_cifar10.mini(c)
+
+    c.augment.local_views = 4
+    c.augment.local_size = 32
+    c.augment.blur = (0.0, 0.0, 0.0)  # the crops are already reduced to 64 pixels
+
+    c.model.variant = "mini/16"
+    c.model.image = 64
+    c.model.drop_path = 0.0
+    c.model.init = "xavier"
+
+    c.optim.end = 0.0
+
+    c.log_every = "50"
+    c.total_steps = "40ep"
+    c.eval_every = "10ep"
+    c.checkpoint_every = "5ep"
+
+
+def tiny(c):
+    """Set the keys of the recipe for a GPU."""
+    c.augment.local_size = 48
+
+    c.model.variant = "Ti/16"
+    c.model.image = 128
+    c.model.dtype = "bfloat16"
+
+    c.objective.out_dim = 1024
+    # EMA scaling rule from batch size 512 (arXiv:2307.13813, definition 1.2).
+    c.objective.momentum = 0.996**0.5
+    c.objective.center_momentum = 0.9**0.5
+
+    c.optim.lr = 5e-4
+    c.optim.warmup = "20ep"
+
+    c.batch_size = 256
+    c.total_steps = "200ep"
+    c.eval_every = "10ep"
+    c.checkpoint_every = "10ep"
