@@ -3,7 +3,7 @@
 python -m vit_jax.train --config=configs/dino_imagenette.py --workdir=runs/dino_imagenette
 
 SIZE    model                   image    parameters    epochs    hardware    test k-NN (20)
-mini    mini/16, 4 blocks       64       523 k         40        CPU         not run
+mini    mini/16, 4 blocks       64       523 k         30        CPU         not run
 Ti      Ti/16                   128      5.5 M         200       one GPU     not run
 
 The learning curve, attention maps and limitations are in experiments/dino/imagenette.
@@ -56,8 +56,8 @@ def mini(c):
     c.optim.end = 0.0
 
     c.log_every = "50"
-    c.total_steps = "40ep"
-    c.eval_every = "10ep"
+    c.total_steps = "30ep"
+    c.eval_every = "5ep"
     c.checkpoint_every = "5ep"
 
 

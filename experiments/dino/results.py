@@ -22,7 +22,7 @@ from vit_jax.figures.curves import BLUE, GREEN, ORANGE, PURPLE
 from vit_jax.workdir import log
 
 FOLDER = Path(__file__).parent
-STUDIES = ("fashion_mnist", "cifar10")
+STUDIES = ("fashion_mnist", "cifar10", "imagenette")
 MARKERS = ("<!-- table -->\n", "<!-- end -->")
 SCORES = ("val/knn10", "val/knn20", "test/knn10", "test/knn20", "test/linear_acc1")
 DIAGNOSTICS = ("train/teacher_entropy", "train/mean_entropy", "train/feature_std")
