@@ -3,10 +3,12 @@
 python -m vit_jax.train --config=configs/dino_imagenette.py --workdir=runs/dino_imagenette
 
 SIZE    model                   image    parameters    epochs    hardware    test k-NN (20)
-mini    mini/16, 4 blocks       64       523 k         30        CPU         not run
+mini    mini/16, 4 blocks       64       523 k         30        CPU         45.3%
 Ti      Ti/16                   128      5.5 M         200       one GPU     not run
 
-The learning curve, attention maps and limitations are in experiments/dino/imagenette.
+Training mini takes half an hour on two cores. For comparison, raw pixels reach 35.5% and an
+untrained mini 30.7%. These accuracies are for images that were reduced to 128 pixels and encoded as
+JPEG. The learning curve, attention maps and limitations are in experiments/dino/imagenette.
 
 The augmentations are those of configs/dino_own_images.py; for mini, they are without blur and with
 four local crops, and the optimizer and the heads are those of configs/dino_cifar10.py. Ti has the
