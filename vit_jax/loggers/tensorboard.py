@@ -1,5 +1,6 @@
 """TensorBoard event files in workdir/tb. Show them with `tensorboard --logdir=WORKDIR/tb`."""
 
+import contextlib
 import io
 import time
 
@@ -52,7 +53,13 @@ class TensorBoard:
         self.events.flush()
 
     def close(self):
-        self.events.close()
+        try:
+            self.events.close()
+        finally:
+            # On a full disk, flushing fails and the file stays open. Python 3.13 would report that
+            # again when the file is deleted.
+            with contextlib.suppress(OSError):
+                self.events._py_recordio_writer.close()
 
     def _write(self, step, **content):
         self.events.write_event(Event(wall_time=time.time(), step=step, **content))

@@ -210,6 +210,9 @@ class Log:
                 getattr(logger, method)(*args)
             except Exception as error:  # a logger never stops training
                 del self._loggers[name]
+                if method != "close":
+                    with contextlib.suppress(Exception):
+                        logger.close()
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 self.info(
                     f"warning: the logger {name} failed and logs nothing more; metrics.jsonl is "
