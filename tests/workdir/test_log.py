@@ -205,21 +205,25 @@ import resource, sys
 from vit_jax.workdir import log
 
 with log.Log(sys.argv[1], 9, loggers=("tensorboard",)) as out:
+    columns = {f"x{i}": 1 for i in range(int(sys.argv[2]))}
     out.write(1, {"a": 1})
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     for step in range(2, 6):
-        out.write(step, {"a": step})
+        out.write(step, {"a": step} | columns)
 """
 
 
-def test_file_size_limit_is_like_a_full_disk(tmp_path):
-    command = [sys.executable, "-c", LIMITED_RUN, str(tmp_path)]
+# The event file is buffered: with one column, closing it fails; with many, writing to it.
+@pytest.mark.parametrize(("columns", "written"), [(0, [1, 2]), (2000, [1])])
+def test_file_size_limit_is_like_a_full_disk(tmp_path, columns, written):
+    command = [sys.executable, "-c", LIMITED_RUN, str(tmp_path), str(columns)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, ""), "no traceback at exit"
-    assert steps(tmp_path) == [1, 2]
+    assert steps(tmp_path) == written
     assert result.stdout.count("warning: the logger tensorboard failed") == 1
     assert result.stdout.count("rows are kept in memory") == 1
-    assert "warning: the last 3 rows of metrics are not on the disk" in result.stdout
+    lost = 5 - len(written)
+    assert f"warning: the last {lost} rows of metrics are not on the disk" in result.stdout
 
 
 ROW = {
